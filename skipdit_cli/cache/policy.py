@@ -1,0 +1,92 @@
+"""What is cached, and when: frozen data, checked when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skipdit_cli.cache.forecast import FORECASTS
+from skipdit_cli.cache.schedule import explicit, late_dense, uniform, windowed
+from skipdit_cli.errors import UsageError
+
+TARGETS = ("boundary", "residual")
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """How one generation is cached.
+
+    Args:
+        layers: N. The first N and the last N blocks stay live on a reused step.
+        interval: K. Every K-th step is full (the paper's n = K); 2 if nothing else is said.
+        window: (start, end) timesteps: a step may be reused only where t < start, and no longer once a step with
+            t <= end has passed (the official "t >= 700 is full, t <= 50 ends it" is (700, 50)).
+        full_steps: Instead of an interval: an int, that many full steps placed by the late-dense rule; or a tuple
+            of step indices, exactly those.
+        forecast: How the boundary is predicted on a reused step: ``reuse``, ``linear`` or ``taylor2``.
+        target: What is forecast: the ``boundary``, or its ``residual`` over the fresh shallow output.
+
+    Raises:
+        UsageError: A value is out of range, or two rules for the full steps are given at once.
+    """
+
+    layers: int
+    interval: int | None = None
+    window: tuple[float, float] | None = None
+    full_steps: int | tuple[int, ...] | None = None
+    forecast: str = "reuse"
+    target: str = "boundary"
+
+    def __post_init__(self):
+        if self.layers < 1:
+            raise UsageError(f"Got --cache-layers {self.layers} but expected 1 or more blocks at each end.")
+        if self.interval is not None and self.interval < 1:
+            raise UsageError(f"Got --cache-interval {self.interval} but expected 1 (no reuse) or more.")
+        if self.forecast not in FORECASTS:
+            raise UsageError(f"Got --forecast '{self.forecast}' but expected one of {', '.join(FORECASTS)}.")
+        if self.target not in TARGETS:
+            raise UsageError(f"Got --cache-target '{self.target}' but expected one of {', '.join(TARGETS)}.")
+        if self.window is not None:
+            object.__setattr__(self, "window", tuple(self.window))
+            start, end = self.window
+            if not start > end >= 0:
+                raise UsageError(
+                    f"Got --cache-window {start:g}:{end:g} but expected START:END with START > END >= 0, "
+                    "such as 700:50 (sampling runs from high timesteps to low)."
+                )
+        if self.full_steps is None:
+            return
+        if self.interval is not None or self.window is not None:
+            raise UsageError("Got --full-steps together with --cache-interval or --cache-window; give one of the two.")
+        if isinstance(self.full_steps, int):
+            if self.full_steps < 1:
+                raise UsageError(f"Got --full-steps {self.full_steps} but expected 1 or more.")
+        else:
+            object.__setattr__(self, "full_steps", tuple(sorted(set(self.full_steps))))
+            if not self.full_steps or self.full_steps[0] < 0:
+                raise UsageError(f"Got full steps {self.full_steps} but expected step indices from 0.")
+
+    def plan(self, timesteps: Sequence[float]) -> tuple[bool, ...]:
+        """Which steps are full, one bool a step; the first always is.
+
+        Args:
+            timesteps: The timesteps of the run in order (only a window looks at their values).
+        Raises:
+            UsageError: The policy was made for a run of more steps.
+        """
+        steps = len(timesteps)
+        if isinstance(self.full_steps, int):
+            return late_dense(steps, self.full_steps)
+        if self.full_steps is not None:
+            return explicit(steps, self.full_steps)
+        interval = 2 if self.interval is None else self.interval
+        return uniform(steps, interval) if self.window is None else windowed(timesteps, interval, *self.window)
+
+    def describe(self) -> str:
+        """The schedule in a few words, as tables show it."""
+        if isinstance(self.full_steps, int):
+            return f"late-dense {self.full_steps}"
+        if self.full_steps is not None:
+            return "full at " + ",".join(map(str, self.full_steps))
+        interval = f"every {2 if self.interval is None else self.interval}"
+        return interval if self.window is None else f"{interval} in {self.window[0]:g}:{self.window[1]:g}"

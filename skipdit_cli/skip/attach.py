@@ -1,0 +1,56 @@
+"""Attach skip branches to a diffusers transformer, and take them off again."""
+
+from __future__ import annotations
+
+import torch
+
+from skipdit_cli.backbones import trunk_of
+from skipdit_cli.errors import UsageError
+from skipdit_cli.skip.branches import SkipBranches
+
+
+def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBranches | None = None) -> SkipBranches:
+    """Give a transformer its skip branches, as its submodule ``skip_branches``.
+
+    With ``merge="residual"`` the outputs stay equal bit for bit until the branches are trained. A second call
+    replaces the branches of the first.
+
+    Args:
+        transformer: A diffusers transformer of a declared family.
+        merge: ``residual`` or ``replace``, see ``SkipBranches``.
+        branches: Branches to attach (loaded ones, say) instead of new ones.
+    Returns:
+        The branches, on the device and in the dtype of the transformer.
+    Raises:
+        UsageError: No trunk is known for the class, or the branches were made for another model.
+    """
+    trunk = trunk_of(transformer)
+    expected = {"dim": trunk.width, "num_layers": len(trunk), "backbone": trunk.model_class}
+    if branches is None:
+        branches = SkipBranches(**expected, merge=merge)
+    for key, value in expected.items():
+        if branches.config[key] != value:
+            raise UsageError(f"These skip branches have {key} {branches.config[key]} but the model has {value}.")
+    if any(parameter.is_meta for parameter in branches.parameters()) and not _is_meta(transformer):
+        raise UsageError("These skip branches hold no weights (meta tensors); load or make them first.")
+    remove_skip_branches(transformer)
+    reference = next(transformer.parameters())
+    torch.nn.Module.to(branches, reference.device, reference.dtype)  # ModelMixin.to warns of a list that is empty
+    transformer.skip_branches = branches.train(transformer.training)
+    trunk.branches = branches
+    trunk.update()
+    return branches
+
+
+def remove_skip_branches(transformer) -> SkipBranches | None:
+    """Take the branches off; the transformer is as before ``add_skip_branches``. Returns them, None if none."""
+    trunk = trunk_of(transformer)
+    branches, trunk.branches = trunk.branches, None
+    if branches is not None:
+        del transformer.skip_branches
+    trunk.update()
+    return branches
+
+
+def _is_meta(module: torch.nn.Module) -> bool:
+    return next(module.parameters()).is_meta
