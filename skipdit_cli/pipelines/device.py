@@ -1,0 +1,53 @@
+"""Where a model runs and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from skipdit_cli.errors import UsageError, nearest
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def place(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
+    """The device and precision that ``--device`` and ``--dtype`` name.
+
+    Args:
+        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: ``auto`` (bfloat16 on cuda, float32 elsewhere) or a key of ``DTYPES``.
+    Raises:
+        UsageError: An unknown name, a device this machine lacks, or a precision the device cannot run.
+    """
+    where = _device(device)
+    if dtype == "auto":
+        return where, torch.bfloat16 if where.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        hint = nearest(dtype, ["auto", *DTYPES])
+        raise UsageError(f"Got --dtype {dtype}, allowed are auto, {', '.join(DTYPES)}.{hint}")
+    if where.type == "cpu" and DTYPES[dtype] is torch.float16:
+        raise UsageError(f"Got --dtype {dtype} on the CPU, which runs float32 and bfloat16; use --dtype bfloat16.")
+    return where, DTYPES[dtype]
+
+
+def _device(name: str) -> torch.device:
+    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    kind, _, number = name.partition(":")
+    well_formed = kind in ("cpu", "cuda", "mps") and (number.isdigit() if ":" in name else True)
+    if not well_formed or (number and kind != "cuda"):
+        hint = nearest(name, ["auto", "cpu", "cuda", "mps"])
+        raise UsageError(f"Got --device {name}, allowed are auto, cpu, cuda, cuda:N and mps.{hint}")
+    if kind == "cuda" and int(number or 0) >= cuda:
+        found = f"{cuda} CUDA device{'s' if cuda > 1 else ''}" if cuda else "no CUDA device"
+        raise UsageError(f"Got --device {name}, but torch finds {found} here; use --device auto.")
+    if kind == "mps" and not mps:
+        raise UsageError("Got --device mps, but torch finds no mps device here; use --device auto.")
+    return torch.device(name)

@@ -1,0 +1,114 @@
+"""What the tests share: no network, no colour, one thread; the command as a function; a tiny DiT."""
+
+import json
+import os
+
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["COLUMNS"] = "80"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTEST_ADDOPTS", None)
+for _name in [name for name in os.environ if name.startswith("SKIPDIT_")]:
+    del os.environ[_name]
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the command ended. ``exception`` is None unless something escaped the app."""
+
+    code: int
+    stdout: str
+    stderr: str
+    exception: BaseException | None
+
+    @property
+    def json(self) -> dict:
+        """The one object that ``--json`` leaves on stdout."""
+        return json.loads(self.stdout)
+
+
+@pytest.fixture
+def skipdit():
+    """``skipdit("sample", "--seed", 1, env={...})``: run the real app in this process."""
+
+    def run(*arguments, env: dict | None = None) -> Outcome:
+        from skipdit_cli.app import app
+
+        result = CliRunner(env=env).invoke(app, [str(argument) for argument in arguments])
+        escaped = None if isinstance(result.exception, SystemExit) else result.exception
+        return Outcome(result.exit_code, result.stdout, result.stderr, escaped)
+
+    return run
+
+
+@pytest.fixture
+def tiny_dit():
+    """``tiny_dit(num_layers=6, **config)``: a seeded DiT of width 16 on 8x8 images, eval mode, no weight zero."""
+
+    def make(seed: int = 0, num_layers: int = 6, **config):
+        import torch
+        from diffusers import DiTTransformer2DModel
+
+        torch.manual_seed(seed)
+        own = {
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "in_channels": 1,
+            "out_channels": 2,
+            "sample_size": 8,
+            "patch_size": 2,
+            "num_embeds_ada_norm": 10,
+            "norm_eps": 1e-6,
+        }
+        model = DiTTransformer2DModel(num_layers=num_layers, **{**own, **config}).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def tiny_pipeline(tiny_dit, tmp_path):
+    """``tiny_pipeline(**config)``: the folder of a pixel-space pipeline around ``tiny_dit``, without a VAE."""
+
+    def make(name: str = "tiny", **config) -> Path:
+        from diffusers import DDIMScheduler
+
+        folder = tmp_path / name
+        tiny_dit(**config).save_pretrained(folder / "transformer")
+        DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "DiTPipeline",
+            "_diffusers_version": "0.36.0",
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "transformer": ["diffusers", "DiTTransformer2DModel"],
+            "vae": [None, None],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_model() -> Path:
+    """The pipeline folder of the pretrained digits model that the package carries."""
+    from skipdit_cli.presets import load_preset
+
+    return load_preset("digits").weights_path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
