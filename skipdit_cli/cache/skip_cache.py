@@ -38,7 +38,7 @@ class CacheReport:
 class SkipCache:
     """The cache of one transformer. Made by ``enable_skip_cache``; its state belongs to one generation.
 
-    ``trace`` holds "full" or "reused", one per forward call.
+    ``trace`` holds "full" or "reused", one per forward call; ``peak_bytes`` is the most that was remembered at once.
     """
 
     def __init__(self, transformer, policy: CachePolicy, scheduler=None):
@@ -64,6 +64,7 @@ class SkipCache:
         self.step = 0
         self.timesteps: list[float] = []
         self.plan: tuple[bool, ...] | None = None
+        self.peak_bytes = 0
         self.release()
 
     def release(self) -> None:
@@ -85,8 +86,7 @@ class SkipCache:
         total = len(self.trace) * self.num_blocks
         return CacheReport(len(steps), len(steps - full), total - left_out, total)
 
-    def cache_bytes(self) -> int:
-        """Bytes of the tensors remembered now."""
+    def _held_bytes(self) -> int:
         held = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
@@ -144,6 +144,7 @@ class SkipCache:
         self.steps.append(self.step)
         if self.capturing and self.captured is not None:
             self.slot.remember(self._time(), self.captured, self.shallow)
+            self.peak_bytes = max(self.peak_bytes, self._held_bytes())
         self.slot, self.reusing, self.capturing = None, False, False
         self.base, self.shallow, self.captured = [], None, None
         if self.scheduler is None:
