@@ -1,0 +1,1 @@
+"""What is measured: multiply-adds, time, quality, and the report of a bench."""

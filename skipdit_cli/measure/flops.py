@@ -1,0 +1,93 @@
+"""Multiply-adds of a step, counted by running the model's own forward on the meta device: exact, without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import init_empty_weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from skipdit_cli.backbones import trunk_of
+from skipdit_cli.cache.schedule import uniform
+from skipdit_cli.errors import UsageError
+from skipdit_cli.skip import SkipBranches, add_skip_branches
+
+
+class StepFlops:
+    """What one step of a model costs, in multiply-adds for one image (half of its FLOPs).
+
+    Args:
+        transformer: A model of a declared family, with or without skip branches, on any device. Only its class and
+            configuration are read; the count is made on an empty copy, in one forward.
+
+    Attributes:
+        full: A full step: every block, and every skip branch if there are any.
+        vanilla: The same without skip branches.
+        units: Share of each unit of the trunk in ``full``, with the branch that joins it.
+    """
+
+    def __init__(self, transformer):
+        transformer = getattr(transformer, "_orig_mod", transformer)
+        branches = trunk_of(transformer).branches
+        merge = None if branches is None else branches.config.merge
+        model = meta_transformer(type(transformer), transformer.config, merge)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(**example_inputs(model, device="meta"))
+        name_of = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+
+        def macs(module) -> int:
+            return sum(counter.get_flop_counts().get(name_of[module], {}).values()) // 2
+
+        self.full: int = counter.get_total_flops() // 2
+        self.vanilla: int = self.full if branches is None else self.full - macs(model.skip_branches)
+        self.units: list[int] = [sum(macs(block) for block in unit) for unit in trunk_of(model).units]
+
+    def reused(self, layers: int) -> int:
+        """A reused step with N = ``layers``: a full one without the units between the first and the last N.
+
+        Raises:
+            UsageError: Nothing lies between.
+        """
+        if not 1 <= layers <= (len(self.units) - 1) // 2:
+            raise UsageError(
+                f"--cache-layers {layers} leaves nothing to cache: the model has {len(self.units)} blocks, "
+                f"valid 1..{(len(self.units) - 1) // 2}."
+            )
+        return self.full - sum(self.units[layers : len(self.units) - layers])
+
+    def limit(self, trace: Sequence[str | bool], layers: int) -> float:
+        """FLOPs of all-full sampling over FLOPs run: the most that a schedule can speed this model up.
+
+        Args:
+            trace: One entry a step, "full" or "reused" (``SkipCache.trace``), or True where full (a plan).
+            layers: N.
+        """
+        full = sum(step in ("full", True) for step in trace)
+        return self.full * len(trace) / (self.full * full + self.reused(layers) * (len(trace) - full))
+
+    def ideal_speedup(self, layers: int, interval: int, steps: int = 50) -> float:
+        """``limit`` of a run whose every ``interval``-th step is full."""
+        return self.limit(uniform(steps, interval), layers)
+
+
+def meta_transformer(model_class, config: dict, merge: str | None = None):
+    """A transformer without weights (meta tensors), with skip branches if ``merge`` is given; in eval mode."""
+    with init_empty_weights(include_buffers=True):
+        model = model_class.from_config(config).eval()
+        if merge is not None:
+            trunk = trunk_of(model)
+            add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))
+    return model
+
+
+def example_inputs(transformer, batch: int = 1, device="cpu", dtype: torch.dtype = torch.float32) -> dict:
+    """Arguments of one forward of a class-conditional DiT: (N, C, H, W) latents, (N,) timesteps, (N,) labels."""
+    size = transformer.config.sample_size
+    shape = (batch, transformer.config.in_channels, size, size)
+    return {
+        "hidden_states": torch.zeros(shape, device=device, dtype=dtype),
+        "timestep": torch.zeros(batch, device=device, dtype=torch.long),
+        "class_labels": torch.zeros(batch, device=device, dtype=torch.long),
+    }
