@@ -1,0 +1,19 @@
+"""Reading and writing models: pipeline folders with ``skip/``, and the official layouts."""
+
+from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
+from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints.pipeline import load_branches, load_pipeline, open_model, random_pipeline
+
+__all__ = [
+    "build_transformer",
+    "check_target",
+    "default_scheduler",
+    "load_branches",
+    "load_pipeline",
+    "open_model",
+    "random_pipeline",
+    "replace_folder",
+    "save_branches",
+    "save_pipeline",
+    "set_time_embedding",
+]

@@ -1,0 +1,113 @@
+"""Writing models: pipeline folders with their ``skip/``, each written beside its place and then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
+
+SKIP = "skip"
+
+
+@contextmanager
+def replace_folder(target, overwrite: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
+    """A new folder to fill, which takes ``target``'s place once the block ends well.
+
+    The folder is ``<target>.tmp-<pid>``, beside the target. At the end it is flushed to disk and renamed; on any
+    exception it is removed and the target is as it was.
+
+    Args:
+        needed_bytes: Free disk to ask for before anything is written.
+    Raises:
+        UsageError: The target exists and ``overwrite`` is off, or cannot be made, or the disk has too little room.
+        SkipditError: Writing failed on the way.
+    """
+    target = Path(target)
+    check_target(target, overwrite, needed_bytes)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    former = target.with_name(f"{target.name}.old-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as cause:
+        raise UsageError(f"Cannot write to {target}: {cause.strerror}; give another --output.") from cause
+    try:
+        yield temporary
+        _flush(temporary)
+        if target.exists():
+            target.rename(former)
+        temporary.rename(target)
+        _sync(target.parent)
+    except (OSError, SafetensorError) as cause:
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        raise SkipditError(f"Writing {target} failed: {reason}; nothing was kept.") from cause
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if former.exists() and not target.exists():
+            former.rename(target)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def check_target(target, overwrite: bool = False, needed_bytes: int = 0) -> None:
+    """Raise ``UsageError`` unless a folder may be written at ``target``; see ``replace_folder``."""
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise UsageError(f"Output {target} exists; give another --output, or --overwrite to replace it.")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
+    parent = next(parent for parent in target.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"Cannot write to {target}: {parent} is not a writable folder; give another --output.")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise UsageError(
+            f"Output {target} needs {needed_bytes / 1e9:.2f} GB but {parent} has {free / 1e9:.2f} GB free; "
+            "give another --output."
+        )
+
+
+def _flush(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no handle to flush for a folder
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_branches(branches: SkipBranches, folder) -> None:
+    """Write ``folder/skip/``: what stage 1 of training changes, small enough to share like an adapter."""
+    branches.save_pretrained(Path(folder) / SKIP, safe_serialization=True)
+
+
+def save_pipeline(pipe, folder) -> None:
+    """Write a vanilla diffusers pipeline folder, and ``skip/`` beside it if branches are attached.
+
+    ``model_index.json`` does not list ``skip``, so that plain diffusers loads the vanilla pipeline silently.
+    """
+    folder = Path(folder)
+    transformer = pipe.transformer
+    branches = remove_skip_branches(transformer)
+    try:
+        for name, component in pipe.components.items():
+            if component is not None:
+                component.save_pretrained(folder / name)
+    finally:
+        if branches is not None:
+            add_skip_branches(transformer, branches=branches)
+    pipe.save_config(folder)
+    if branches is not None:
+        save_branches(branches, folder)

@@ -1,0 +1,201 @@
+"""Reading models: a pipeline folder or hub id, with its skip branches and its recorded time embedding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
+from skipdit_cli.checkpoints.folder import SKIP
+from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
+from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import Preset, load_preset
+from skipdit_cli.skip import SkipBranches, add_skip_branches
+
+INDEX = "model_index.json"
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+def open_model(model: str | None, preset_name: str | None = None, **arguments):
+    """The pipeline that ``--model`` or, without it, ``--preset`` names.
+
+    Args:
+        arguments: As for ``load_pipeline``.
+    Raises:
+        UsageError: Neither names a model.
+    """
+    if model is not None:
+        return load_pipeline(model, **arguments)
+    if preset_name is None:
+        raise UsageError("Got no model; give -m/--model FOLDER_OR_HUB_ID, or --preset digits for the embedded one.")
+    preset = load_preset(preset_name)
+    if preset.weights_path is None:
+        raise UsageError(f"Preset {preset.name} brings no weights; give -m/--model FOLDER_OR_HUB_ID as well.")
+    return load_pipeline(preset.weights_path, **arguments)
+
+
+def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
+    """Load a diffusers pipeline, attach the skip branches of its ``skip/`` if it has one, and set eval mode.
+
+    ``vae`` is None for a pixel-space model, whose ``model_index.json`` says ``"vae": [null, null]`` (plain
+    ``DiTPipeline.from_pretrained`` wants ``vae=None`` passed for it).
+
+    Args:
+        path: A pipeline folder, or a hub id (its cache alone is asked with ``local_files_only=True`` or
+            ``HF_HUB_OFFLINE=1``).
+        branches: False leaves the branches off. The recorded time embedding is applied either way.
+        from_pretrained_arguments: As for diffusers' ``from_pretrained``: dtype, variant, revision, token, ...
+    Raises:
+        UsageError: There is no such model, or its files are incomplete or damaged.
+    """
+    folder = find_folder(path, **from_pretrained_arguments)
+    arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
+    index = read_json(folder / INDEX)
+    arguments.update({name: None for name, value in index.items() if value == [None, None]})
+    if "mlp_ratio" in read_json(folder / "transformer" / "config.json"):
+        arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
+    if index.get("id2label"):
+        arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
+    from diffusers import DiffusionPipeline
+
+    with _quiet():
+        try:
+            pipe = DiffusionPipeline.from_pretrained(folder, **arguments)
+        except UNREADABLE as cause:
+            raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
+    if index.get("id2label"):
+        pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
+    transformer = pipe.transformer.eval()
+    empty = [name for name, p in chain(transformer.named_parameters(), transformer.named_buffers()) if p.is_meta]
+    if empty:
+        raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
+    if (folder / SKIP).is_dir():
+        _attach(transformer, load_branches(folder), branches)
+    return pipe
+
+
+def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
+    set_time_embedding(transformer, branches.config.time_embedding)
+    if wanted:
+        add_skip_branches(transformer, branches=branches)
+
+
+def load_branches(folder) -> SkipBranches:
+    """The branches of ``folder/skip/``, not attached to anything.
+
+    Raises:
+        UsageError: Its files are incomplete or damaged.
+    """
+    try:
+        return SkipBranches.from_pretrained(Path(folder) / SKIP)
+    except UNREADABLE as cause:
+        raise UsageError(f"Skip branches {Path(folder) / SKIP} cannot be read: {first_line(cause)}.") from cause
+
+
+def find_folder(path, **arguments) -> Path:
+    """The folder of a model: the one given, or the snapshot of a hub id in the local cache (fetched if need be).
+
+    Args:
+        arguments: revision, token, local_files_only, variant, ... as for ``from_pretrained``; others are ignored.
+    Raises:
+        UsageError: It is not a pipeline folder, or the hub or its cache does not have it.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder
+    if folder.is_file():
+        raise UsageError(f"Got --model {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+        raise UsageError(f"Got --model {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
+    return _fetch(str(path), {key: arguments[key] for key in (*_HUB, "variant") if key in arguments})
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / INDEX).is_file():
+        return
+    convert = f"run 'skipdit convert -m {folder} -o FOLDER' first"
+    if (folder / "config.json").is_file():
+        raise UsageError(f"Folder {folder} holds one part of a pipeline (config.json, no {INDEX}); {convert}.")
+    if (folder / SKIP).is_dir():
+        raise UsageError(f"Folder {folder} holds skip/ alone, no {INDEX}; put skip/ into the folder of its model.")
+    raise UsageError(
+        f"Folder {folder} holds no model ({INDEX} is missing); give a folder that 'skipdit convert' made."
+    )
+
+
+def _fetch(hub_id: str, arguments: dict) -> Path:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import constants, snapshot_download
+
+    local = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
+    arguments = {**arguments, "local_files_only": local}
+    with _quiet(errors_only=True):
+        try:
+            folder = Path(DiffusionPipeline.download(hub_id, **arguments))
+            if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
+                patterns = [f"{SKIP}/*"]
+                arguments.pop("variant", None)
+                snapshot_download(hub_id, allow_patterns=patterns, **arguments)
+        except UNREADABLE as cause:
+            why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
+            raise UsageError(
+                f"Model {hub_id} is no folder here and {why}; check the name"
+                + (", or go online without HF_HUB_OFFLINE and --local-files-only." if local else ".")
+            ) from cause
+    _check_folder(folder)
+    return folder
+
+
+def _load_transformer(folder: Path, dtype):
+    """A transformer that diffusers alone would build in another shape (see ``build_transformer``)."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        transformer = build_transformer(read_json(folder / "config.json"))
+    assign_weights(transformer, read_weights(folder), folder)
+    return torch.nn.Module.to(transformer, dtype if isinstance(dtype, torch.dtype) else None)
+
+
+def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: str | None = None):
+    """The model of a preset at full size with seeded random weights and no VAE, to time it without a download.
+
+    Args:
+        merge: Attach skip branches of this merge; None attaches none. Their weights are random, too.
+    Raises:
+        UsageError: The preset names no model.
+    """
+    from diffusers import DiTPipeline
+
+    if not preset.model:
+        raise UsageError(f"Preset {preset.name} names no model; see 'skipdit presets list'.")
+    config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = torch.nn.Module.to(build_transformer(config), dtype)
+        if merge is not None:
+            for linear in add_skip_branches(transformer, merge).linears:
+                torch.nn.init.normal_(linear.weight, std=0.02)
+    return DiTPipeline(transformer=transformer, vae=None, scheduler=default_scheduler())
+
+
+@contextmanager
+def _quiet(errors_only: bool = False) -> Iterator[None]:
+    """diffusers' progress bars off: several short ones per model would break our own lines."""
+    from diffusers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if errors_only:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,118 @@
+"""Tensors in files: read memory-mapped, so that nothing is held twice, and without running anyone's code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from skipdit_cli.errors import UsageError
+
+STEM = "diffusion_pytorch_model"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
+def first_line(cause: BaseException) -> str:
+    """What a library has to say, cut to one line without a full stop."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+
+
+def read_json(path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        UsageError: It is missing or is not a JSON object.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise UsageError(f"{path} cannot be read as JSON: {first_line(cause)}.") from cause
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a {type(data).__name__} but expected an object.")
+    return data
+
+
+def read_tensors(path):
+    """What a ``.safetensors`` or torch file holds, memory-mapped, on the CPU.
+
+    A torch file is read with ``weights_only``: nothing but tensors, plain containers and ``argparse.Namespace`` (the
+    DiT repository saves its arguments) is ever made from it.
+
+    Raises:
+        UsageError: The file is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"Checkpoint {path} does not exist.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as cause:
+        raise UsageError(
+            f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
+            "code; save its state dict alone."
+        ) from cause
+    except UNREADABLE as cause:
+        raise UsageError(f"Checkpoint {path} cannot be read: it is damaged or cut short; fetch it again.") from cause
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def weight_files(folder, variant: str | None = None) -> list[Path]:
+    """The files with the weights of one diffusers model folder: one, or all shards.
+
+    Raises:
+        UsageError: There are none, or a shard is missing.
+    """
+    folder, dot = Path(folder), f".{variant}" if variant else ""
+    for suffix in ("safetensors", "bin"):
+        whole, index = folder / f"{STEM}{dot}.{suffix}", folder / f"{STEM}.{suffix}.index{dot}.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing or not names:
+                raise UsageError(f"Folder {folder} lacks {(missing or ['its shards'])[0]}, which {index.name} names.")
+            return [folder / name for name in names]
+    raise UsageError(f"Folder {folder} holds no weights; expected {STEM}{dot}.safetensors.")
+
+
+def read_weights(folder, variant: str | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of one diffusers model folder, memory-mapped."""
+    return {name: tensor for file in weight_files(folder, variant) for name, tensor in read_tensors(file).items()}
+
+
+def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source) -> None:
+    """Put tensors into a model made on the meta device, without a copy.
+
+    Raises:
+        UsageError: A tensor is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or extra or wrong:
+        parts = {"missing": missing, "not expected": extra, "of another shape": wrong}
+        said = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
+        raise UsageError(f"{source} does not fit a {type(model).__name__} ({said}).")
+    model.load_state_dict(state, assign=True)
