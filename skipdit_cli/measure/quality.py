@@ -1,0 +1,73 @@
+"""How far the pictures of one run are from those of another at the same seeds: PSNR, SSIM, relative L2 of latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A run against its reference.
+
+    Args:
+        psnr: dB, mean over the pictures; None where every picture is identical (it would be infinite).
+        ssim: Mean over the pictures, at most 1.
+        latent_rel_l2: ``||a - b|| / ||b||`` over all latents.
+        identical: Whether all pictures are equal to the bit.
+    """
+
+    psnr: float | None
+    ssim: float
+    latent_rel_l2: float
+    identical: bool
+
+
+def compare(images: np.ndarray, reference: np.ndarray, latents: torch.Tensor, latents_reference) -> Quality:
+    """Measure uint8 pictures (N, H, W, 3) and their latents (N, ...) against a reference of the same shape."""
+    a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (images, reference))
+    identical = bool(torch.equal(a, b))
+    return Quality(None if identical else psnr(a, b), ssim(a, b), rel_l2(latents, latents_reference), identical)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB of images (N, C, H, W), mean over those that differ; inf where none does."""
+    errors = (a - b).square().flatten(1).mean(1)
+    errors = errors[errors > 0]
+    return float((10 * torch.log10(data_range**2 / errors)).mean()) if len(errors) else float("inf")
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
+    """Structural similarity of images (N, C, H, W), mean over pixels, channels and images.
+
+    Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, whole windows only. Smaller images use
+    the largest odd window that fits.
+    """
+    window = _gaussian(min(11, (min(a.shape[-2:]) - 1) // 2 * 2 + 1)).to(a)
+    channels = a.shape[1]
+    kernel = torch.outer(window, window).expand(channels, 1, -1, -1)
+
+    def blur(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, kernel, groups=channels)
+
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float((likeness / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
+
+
+def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
+    """``||a - b|| / ||b||`` over everything."""
+    a, b = a.double(), b.double()
+    return float((a - b).norm() / b.norm())
+
+
+def _gaussian(size: int, sigma: float = 1.5) -> torch.Tensor:
+    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = torch.exp(-(places**2) / (2 * sigma**2))
+    return weights / weights.sum()
