@@ -2,40 +2,127 @@
 
 from __future__ import annotations
 
-import sys
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from skipdit_cli import __version__, console
+from skipdit_cli.commands.env import env
+from skipdit_cli.commands.presets import presets
 from skipdit_cli.errors import SkipditError
+
+# Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
+REFUSED = typer.BadParameter.__mro__[2]
+INTERRUPTED = 130
+
+
+@contextmanager
+def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator[None]:
+    """Ends whatever goes wrong inside as one sentence on stderr and ``typer.Exit`` with its code.
+
+    Args:
+        ctx: Of the running command; its ``meta`` may hold "debug" and "output" (commands/options.py).
+        debug: Print the traceback first.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as cause:
+        console.error("interrupted.")
+        raise typer.Exit(INTERRUPTED) from cause
+    except REFUSED as cause:
+        if type(cause).__name__ == "NoArgsIsHelpError":
+            raise
+        console.error(_refusal(cause))
+        raise typer.Exit(cause.exit_code) from cause
+    except Exception as cause:
+        meta = ctx.meta if ctx else {}
+        if debug or meta.get("debug"):
+            import traceback
+
+            traceback.print_exception(cause)
+        console.error(_sentence(cause, meta.get("output")))
+        raise typer.Exit(getattr(cause, "exit_code", 1)) from cause
+
+
+def _refusal(cause) -> str:
+    where = cause.ctx.command_path if getattr(cause, "ctx", None) else "skipdit"
+    return f"{cause.format_message().rstrip('.')}. See '{where} --help'."
+
+
+def _sentence(cause: Exception, output) -> str:
+    if isinstance(cause, SkipditError):
+        return str(cause)
+    number = getattr(cause, "errno", None)
+    if number == errno.ENOSPC or "No space left on device" in str(cause):
+        at = getattr(cause, "filename", None) or output or "the output"
+        return f"the disk is full at {at}; free some space or choose another --output."
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"{cause.strerror}: {cause.filename}."
+    lines = str(cause).strip().splitlines() or ["no message"]
+    return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
+
+
+class Command(TyperCommand):
+    """Plain help in panels: Typer's own panels need Rich's Markdown, which alone takes 0.15 s to import."""
+
+    def format_options(self, ctx, formatter):
+        panels: dict[str, list] = {}
+        for parameter in self.get_params(ctx):
+            panel = "Arguments" if parameter.param_type_name == "argument" else parameter.rich_help_panel
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panels.setdefault(panel or "Options", []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+class App(typer.Typer):
+    def command(self, *arguments, cls=Command, **keywords):
+        return super().command(*arguments, cls=cls, **keywords)
 
 
 class Group(TyperGroup):
-    """Turns our errors into one sentence on stderr and an exit code, whoever calls the app."""
+    """The root command: all errors become sentences, whoever calls the app."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        for command in self.commands.values():
+            for parameter in command.params:
+                parameter.show_envvar = False  # said once, under 'skipdit --help'
+
+    def make_context(self, info_name, args, parent=None, **extra):
+        with sentences(debug="--debug" in args):
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx):
         try:
-            return super().invoke(ctx)
-        except SkipditError as cause:
-            if "--debug" in sys.argv:
-                raise
-            console.error(str(cause))
-            raise typer.Exit(cause.exit_code) from cause
+            with sentences(ctx, debug="--debug" in ctx.args):
+                return super().invoke(ctx)
         finally:
             console.use_json(False)
 
 
-app = typer.Typer(
+app = App(
     cls=Group,
     name="skipdit",
     help="Turn a DiT checkpoint into Skip-DiT, train it, sample it with a cache, and measure the speedup.",
+    epilog="A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
+    "Exit codes: 0 done, 1 the run failed, 2 bad input, 3 a stated check missed, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"auto_envvar_prefix": "SKIPDIT", "help_option_names": ["-h", "--help"]},
 )
+app.add_typer(presets, name="presets")
+app.command()(env)
 
 
 def _version(value: bool) -> None:

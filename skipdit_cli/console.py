@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
 SCHEMA = 1
 PLAIN_EVERY_SECONDS = 30.0
+PLAIN_WIDTH = 1000
 
 _json = False
 
@@ -25,32 +25,44 @@ def use_json(on: bool) -> None:
     _json = on
 
 
-def screen() -> Console:
-    """Where text for people goes: stdout, or stderr while stdout is kept for JSON."""
-    return Console(stderr=_json, highlight=False, soft_wrap=True)
+def screen(stderr: bool | None = None) -> Console:
+    """Where text for people goes: stdout, or stderr while stdout is kept for JSON.
+
+    Lines are never wrapped. Away from a terminal tables are not squeezed into 80 columns either.
+    """
+    console = Console(stderr=_json if stderr is None else stderr, highlight=False, soft_wrap=True, emoji=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def say(text: str) -> None:
     """One line for people; square brackets are shown as they are."""
-    screen().print(escape(text))
+    screen().print(Text(text))
 
 
 def warn(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print("[yellow]Warning:[/yellow] " + escape(text))
+    screen(stderr=True).print(Text.assemble(("Warning: ", "yellow"), _one_line(text)))
 
 
 def error(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]Error:[/bold red] " + escape(text))
+    screen(stderr=True).print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """A table; a column whose cells all are numbers (or "-") is set to the right."""
+    from rich.table import Table
+
     drawn = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for at, name in enumerate(columns):
         numeric = bool(rows) and all(_numeric(row[at]) for row in rows)
-        drawn.add_column(name, justify="right" if numeric else "left")
+        drawn.add_column(Text(name), justify="right" if numeric else "left")
     for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
+        drawn.add_row(*(Text(str(cell)) for cell in row))
     screen().print(drawn)
 
 
@@ -61,13 +73,23 @@ def _numeric(cell: object) -> bool:
 def emit(payload: dict) -> None:
     """The result of a command: under ``--json`` the one object on stdout, else nothing."""
     if _json:
-        sys.stdout.write(json.dumps({"schema": SCHEMA, **payload}, indent=2) + "\n")
+        text = json.dumps(_plain({"schema": SCHEMA, **payload}), indent=2, default=str, allow_nan=False)
+        sys.stdout.write(text + "\n")
+
+
+def _plain(value: object) -> object:
+    """``value`` with null for every float that JSON cannot write."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Advance:
     """Counts the work done within ``progress``; call it once per unit, with an optional note to show."""
 
-    def __init__(self, description: str, total: int, bar: Progress | None):
+    def __init__(self, description: str, total: int, bar=None):
         self.description, self.total, self.bar = description, total, bar
         self.done = self.shown = 0
         self.began = self.last = time.monotonic()
@@ -91,8 +113,10 @@ def progress(description: str, total: int) -> Iterator[Advance]:
     """Progress over ``total`` units: a bar on a terminal, elsewhere a plain line every 30 s or 10 %."""
     console = screen()
     if not console.is_terminal:
-        yield Advance(description, total, None)
+        yield Advance(description, total)
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
         yield Advance(description, total, bar)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
 
 from skipdit_cli.errors import UsageError, nearest
 
 PACKAGE = Path(__file__).parent
-TEXT_KEYS = ("about", "source")
+OWN_KEYS = ("about", "source", "weights", "model")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Preset:
         name: The file's stem.
         about, source: What it is, and where its numbers come from.
         weights: Name of a model embedded in the package, if the preset brings one.
-        model: ``{"class": diffusers class name, "config": its arguments}``, or empty.
-        flags: Command name to ``{flag without dashes: value}``.
+        model: ``{"class": diffusers class name, "config": its arguments}``, or empty; ``"scheduler"`` may hold the
+            same of a scheduler.
+        flags: Command name to ``{flag without dashes: value as it would be typed}``.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Preset:
     source: str = ""
     weights: str = ""
     model: dict = field(default_factory=dict)
-    flags: dict[str, dict[str, object]] = field(default_factory=dict)
+    flags: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def weights_path(self) -> Path | None:
@@ -47,40 +48,84 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
-def load_preset(name_or_path: str, commands: dict[str, set[str]] | None = None) -> Preset:
-    """Read a preset by name, or by path (anything with a separator or a .yaml suffix).
+def preset_path(name_or_path: str) -> Path:
+    """The file of a preset given by name, or by path (anything with a separator or a .yaml suffix).
+
+    Raises:
+        UsageError: There is none; the message names the nearest.
+    """
+    is_path = Path(name_or_path).suffix in (".yaml", ".yml") or bool(re.search(r"[/\\]", name_or_path))
+    path = Path(name_or_path) if is_path else preset_folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        hint = "" if is_path else nearest(name_or_path, preset_names())
+        raise UsageError(f"Got preset '{name_or_path}', which does not exist.{hint} See 'skipdit presets list'.")
+    return path
+
+
+def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = None) -> Preset:
+    """Read one preset.
 
     Args:
         commands: Flags each command takes; given, a preset with any other command or flag is refused.
     Raises:
         UsageError: No such preset, bad YAML, or an unknown key; the message names the nearest.
     """
-    is_path = Path(name_or_path).suffix in (".yaml", ".yml") or "/" in name_or_path
-    path = Path(name_or_path) if is_path else preset_folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
-        hint = "" if is_path else nearest(name_or_path, preset_names())
-        raise UsageError(f"Got --preset {name_or_path}, which does not exist.{hint} See 'skipdit presets list'.")
+    import yaml
+
+    path = preset_path(name_or_path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        text = path.read_text(encoding="utf-8")
+        data = yaml.load(text, _loader())
+        # Flags stay text, as typed: YAML would read 1000:20 as 60020, a number to the base 60.
+        typed = yaml.load(text, yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as cause:
         raise UsageError(f"Preset {path} is not readable YAML: {str(cause).splitlines()[0]}.") from cause
     if not isinstance(data, dict):
         raise UsageError(f"Preset {path} holds a {type(data).__name__} but expected a mapping of keys.")
-    own = (*TEXT_KEYS, "weights", "model")
-    flags = {key: value or {} for key, value in data.items() if key not in own}
-    for command, values in flags.items():
-        if commands is not None and command not in commands:
-            raise UsageError(f"Preset {path} has an unknown key '{command}'.{nearest(command, [*commands, *own])}")
-        if not isinstance(values, dict):
-            raise UsageError(f"Preset {path} has '{command}: {values}' but expected flags and their values.")
-        for flag in values:
-            if commands is not None and flag not in commands[command]:
-                hint = nearest(flag, commands[command])
-                raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")
-    return Preset(
-        path.stem,
-        *(data.get(key) or "" for key in TEXT_KEYS),
-        data.get("weights") or "",
-        data.get("model") or {},
-        flags,
-    )
+    about, source, weights = (data.get(key) or "" for key in OWN_KEYS[:3])
+    flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
+    return Preset(path.stem, about, source, weights, _model(path, data.get("model")), flags)
+
+
+def _loader():
+    """PyYAML's safe loader, with 1e-6 a number (as in YAML 1.2) and not text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    exponent = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+    return Loader
+
+
+def _model(path: Path, model: object) -> dict:
+    if model is None:
+        return {}
+    parts = [model, *([model["scheduler"]] if isinstance(model, dict) and "scheduler" in model else [])]
+    for part in parts:
+        fits = isinstance(part, dict) and set(part) - {"scheduler"} == {"class", "config"}
+        if not fits or not isinstance(part["config"], dict):
+            raise UsageError(
+                f"Preset {path} has a 'model' (or its scheduler) that is not class: NAME, config: {{...}}."
+            )
+    return model
+
+
+def _flags(path: Path, command: str, values: object, commands: Mapping[str, set[str]] | None) -> dict[str, str]:
+    if commands is not None and command not in commands:
+        hint = nearest(command, [*commands, *OWN_KEYS])
+        raise UsageError(f"Preset {path} has an unknown key '{command}'.{hint}")
+    if values != "" and not isinstance(values, dict):
+        raise UsageError(f"Preset {path} has '{command}: {values}' but expected flags and their values.")
+    given = {}
+    for flag, value in (values or {}).items():
+        if commands is not None and flag not in commands[command]:
+            hint = nearest(flag, commands[command])
+            raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")
+        if isinstance(value, dict):
+            raise UsageError(f"Preset {path} has '{command}: {flag}: {value}' but expected one value or a list.")
+        text = ",".join(map(str, value)) if isinstance(value, list) else value
+        if text not in ("", "null", "~"):
+            given[flag] = text
+    return given

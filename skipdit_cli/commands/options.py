@@ -15,20 +15,24 @@ from skipdit_cli.presets import load_preset
 def _apply_preset(ctx: typer.Context, value: str | None) -> str | None:
     if value is not None and not ctx.resilient_parsing:
         preset = load_preset(value, flags_of_commands(ctx))
-        flags = preset.flags.get(ctx.command.name, {})
-        ctx.default_map = {**(ctx.default_map or {}), **{_parameter(ctx, flag): v for flag, v in flags.items()}}
+        ctx.default_map = {**(ctx.default_map or {}), **defaults_of(ctx.command, preset)}
     return value
 
 
-def _parameter(ctx: typer.Context, flag: str) -> str:
-    return next(p.name for p in ctx.command.params if f"--{flag}" in p.opts)
+def defaults_of(command, preset) -> dict[str, object]:
+    """What a preset sets of a command: parameter name to value; lists only where the command takes several."""
+    defaults = {}
+    for flag, text in preset.flags.get(command.name, {}).items():
+        parameter = next(p for p in command.params if f"--{flag}" in p.opts)
+        defaults[parameter.name] = text.split(",") if parameter.multiple else text
+    return defaults
 
 
 def flags_of_commands(ctx: typer.Context) -> dict[str, set[str]]:
     """Every command's long flags, without dashes: what a preset may set."""
     commands = ctx.find_root().command.commands
     return {
-        name: {opt[2:] for p in command.params for opt in p.opts if opt.startswith("--")}
+        name: {opt[2:] for p in command.params if not p.is_eager for opt in p.opts if opt.startswith("--")}
         for name, command in commands.items()
     }
 
@@ -38,8 +42,20 @@ def _apply_json(value: bool) -> bool:
     return value
 
 
+def _note_debug(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta["debug"] = value
+    return value
+
+
+def _note_output(ctx: typer.Context, value: Path | None) -> Path | None:
+    ctx.meta["output"] = value
+    return value
+
+
 Model = Annotated[str | None, typer.Option("-m", "--model", help="Pipeline folder or hub id.", show_default=False)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False, callback=_note_output)
+]
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -48,7 +64,9 @@ Preset = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", callback=_apply_json, is_eager=True)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_note_debug, is_eager=True)
+]
 Seed = Annotated[int, typer.Option("--seed", help="Image i uses seed + i.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16 (fp32, bf16, fp16).")]
