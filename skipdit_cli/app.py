@@ -12,7 +12,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from skipdit_cli import __version__, console
 from skipdit_cli.commands.env import env
+from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.presets import presets
+from skipdit_cli.commands.train import train
 from skipdit_cli.errors import SkipditError
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
@@ -122,6 +124,8 @@ app = App(
     context_settings={"auto_envvar_prefix": "SKIPDIT", "help_option_names": ["-h", "--help"]},
 )
 app.add_typer(presets, name="presets")
+app.command()(finetune)
+app.command()(train)
 app.command()(env)
 
 

@@ -1,0 +1,49 @@
+"""``skipdit finetune``: continued pretraining of a converted model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from skipdit_cli.commands import options
+from skipdit_cli.commands.training_options import report, with_training_settings
+from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.training.settings import TrainingSettings
+
+PARTS = ("skip", "all")
+Part = Annotated[str, typer.Option(help="'skip': the branches alone, trunk frozen (stage 1); 'all': everything.")]
+
+
+@with_training_settings
+def finetune(
+    model: options.Model = None,
+    preset: options.Preset = None,
+    train: Part = "skip",
+    settings: TrainingSettings = None,
+    revision: options.Revision = None,
+    local_files_only: options.LocalFilesOnly = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Continue the pretraining of a converted model: its skip branches first, then everything.
+
+    skipdit finetune -m converted --data images -o stage1 --train skip
+    """
+    if train not in PARTS:
+        raise UsageError(f"Got --train {train} but expected skip or all.{nearest(train, PARTS)}")
+    settings.check()
+
+    import torch
+
+    from skipdit_cli.checkpoints import open_model
+    from skipdit_cli.training import session
+
+    folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
+    session.check_apart(settings.output, folder)
+    if train == "skip" and not (folder / "skip").is_dir():
+        raise UsageError(f"Model {folder} has no skip branches to train; run 'skipdit convert -m {folder} -o FOLDER'.")
+    begun = session.begin(settings, session.num_classes(folder))
+    pipe = open_model(str(folder), torch_dtype=torch.float32)
+    trunk = folder if train == "skip" else None
+    report("finetune", settings, begun.images, session.train(begun, pipe, train == "skip", trunk))

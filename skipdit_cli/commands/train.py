@@ -1,0 +1,42 @@
+"""``skipdit train``: a preset's model from scratch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from skipdit_cli import presets
+from skipdit_cli.commands import options
+from skipdit_cli.commands.training_options import report, with_training_settings
+from skipdit_cli.errors import UsageError
+from skipdit_cli.training.settings import TrainingSettings
+
+SkipBranches = Annotated[bool, typer.Option(help="Train the model with skip branches, or the vanilla one.")]
+Vae = Annotated[str | None, typer.Option(help="Folder or hub id of the VAE of a model of latents.")]
+
+
+@with_training_settings
+def train(
+    preset: options.Preset = None,
+    skip_branches: SkipBranches = True,
+    vae: Vae = None,
+    settings: TrainingSettings = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a preset's DiT from scratch, with or without skip branches.
+
+    skipdit train --preset digits -o runs/digits
+    """
+    if preset is None:
+        raise UsageError("Got no --preset, which names the model to train; see 'skipdit presets list'.")
+    chosen = presets.load_preset(preset)
+    settings.check()
+
+    from skipdit_cli.training import session
+    from skipdit_cli.training.initialise import load_vae, new_pipeline, num_classes
+
+    begun = session.begin(settings, num_classes(chosen))
+    pipe = new_pipeline(chosen, skip_branches, load_vae(vae), settings.seed)
+    report("train", settings, begun.images, session.train(begun, pipe))

@@ -1,0 +1,78 @@
+"""The flags of the two training commands, made from ``TrainingSettings``, and how both report."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import fields
+from typing import Annotated, get_type_hints
+
+import typer
+
+from skipdit_cli import console
+from skipdit_cli.commands import options
+from skipdit_cli.training.settings import TrainingSettings
+
+SHARED = {"output": options.Output, "overwrite": options.Overwrite}
+
+
+def with_training_settings(command):
+    """In the place of its argument ``settings``, a command gets one flag for each field of ``TrainingSettings``."""
+    types = get_type_hints(TrainingSettings)
+    flags = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=SHARED.get(field.name, Annotated[types[field.name], _option(field)]),
+        )
+        for field in fields(TrainingSettings)
+    ]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    at = next(i for i, parameter in enumerate(own) if parameter.name == "settings")
+    before, after = ([p.replace(kind=p.KEYWORD_ONLY) for p in part] for part in (own[:at], own[at + 1 :]))
+
+    @functools.wraps(command)
+    def run(**given):
+        settings = TrainingSettings(**{flag.name: given.pop(flag.name) for flag in flags})
+        return command(settings=settings, **given)
+
+    run.__signature__ = inspect.Signature([*before, *flags, *after])
+    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
+    return run
+
+
+def _option(field):
+    shown = field.default not in (None, False)
+    names = [f"--{field.name.replace('_', '-')}"] if field.default is False else []
+    return typer.Option(
+        *names, help=field.metadata["help"], rich_help_panel=field.metadata["panel"], show_default=shown
+    )
+
+
+def report(command: str, settings: TrainingSettings, images, outcome) -> None:
+    """The end of a training command: what was trained and where it is, or how to go on (exit code 130)."""
+    if not outcome.main:
+        return
+    console.emit(
+        {
+            "command": command,
+            "output": str(settings.output),
+            "interrupted": outcome.interrupted,
+            "steps": outcome.step,
+            "images": len(images.labels),
+            "images_skipped": images.skipped,
+            "trained_parameters": outcome.trained_parameters,
+            "checkpoint": outcome.checkpoint,
+            **{key: outcome.last.get(key) for key in ("loss", "mse", "vb", "lr", "grad_norm")},
+        }
+    )
+    if outcome.interrupted:
+        console.warn(
+            f"stopped at step {outcome.step} of {settings.max_train_steps}; to go on, give the same command with "
+            "--resume-from-checkpoint latest."
+        )
+        raise typer.Exit(130)
+    count = f"{outcome.trained_parameters:,} parameters"
+    loss = f", loss {outcome.last['loss']:.4f}" if outcome.last else ""
+    console.say(f"Trained {count} for {outcome.step:,} steps{loss}. The pipeline is in {settings.output}.")

@@ -1,0 +1,5 @@
+"""Training a DiT, from scratch or continued, with or without skip branches."""
+
+from skipdit_cli.training.settings import TrainingSettings
+
+__all__ = ["TrainingSettings"]

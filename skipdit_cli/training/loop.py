@@ -1,0 +1,265 @@
+"""The training loop, on accelerate: one process or many (``accelerate launch -m skipdit_cli finetune ...``)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+
+from skipdit_cli import console
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.training.data import ImageSet, Pixels
+from skipdit_cli.training.interrupt import interrupt
+from skipdit_cli.training.loss import DiffusionLoss, Losses
+from skipdit_cli.training.order import LATENT, NOISE, Order, draw, generator
+from skipdit_cli.training.prepare import make_accelerator, make_schedule, pixel_shape, set_train_mode
+from skipdit_cli.training.record import Metrics, save_grid
+from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.training.state import Checkpoints, TrainingState, load_state, random_state, set_random_state
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``checkpoint`` is the newest one, ``last`` the last line of its metrics, ``main`` whether this
+    process is the one that writes and speaks."""
+
+    main: bool
+    step: int
+    interrupted: bool
+    trained_parameters: int
+    checkpoint: str | None
+    last: dict
+
+
+class Trainer:
+    """Trains ``pipe.transformer`` in place; at the end of ``run`` it holds the averaged weights.
+
+    Args:
+        pipe: A ``DiTPipeline`` in float32; ``vae`` is None for a model of pixels.
+        only_branches: Train the skip branches alone, the trunk frozen (stage 1 of Skip-DiT).
+    Raises:
+        UsageError: The settings, the machine and the model do not go together.
+    """
+
+    def __init__(self, pipe, images: ImageSet, settings: TrainingSettings, only_branches: bool = False):
+        self.pipe, self.transformer, self.settings = pipe, pipe.transformer, settings
+        self.accelerator = make_accelerator(settings)
+        self.checkpoints = Checkpoints(settings.output)
+        set_train_mode(self.transformer, only_branches)
+        self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
+        self.checkpoints.check_room(self.trained)
+        if settings.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if pipe.vae is not None:
+            pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
+        self.recorded = {**settings.recorded(), "only_branches": only_branches, "images": len(images.labels)}
+        self.recorded["processes"] = self.accelerator.num_processes
+        self.null_label = self.transformer.config.num_embeds_ada_norm
+        self.loss = DiffusionLoss(pipe.scheduler.betas).to(self.accelerator.device)
+        self.pixels = Pixels(images, *pixel_shape(pipe))
+        optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
+        self.schedule = make_schedule(optimizer, settings)
+        self.model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
+        parameters = list(self.trained.values())
+        self.average = EMAModel(parameters, decay=settings.ema_decay, foreach=True) if settings.use_ema else None
+        self.step = 0
+
+    def run(self) -> Outcome:
+        """Train from the step reached to the last one, or until SIGINT.
+
+        Raises:
+            SkipditError: The loss is no number, or a checkpoint could not be written.
+        """
+        settings, accelerator = self.settings, self.accelerator
+        main, saved = accelerator.is_main_process, self.step
+        metrics = Metrics(settings.output / "metrics.jsonl", self.step) if main else None
+        row, stopped, batches = {}, False, iter(self.loader())
+        if self.step == 0:
+            self.validate()
+        progress = console.progress("train", settings.max_train_steps) if main else nullcontext(_silent)
+        with interrupt() as asked, progress as advance:
+            advance(self.step)
+            while self.step < settings.max_train_steps and not stopped:
+                row = self.optimize(batches)
+                if main:
+                    metrics.write(row)
+                    accelerator.log({key: value for key, value in row.items() if key != "step"}, step=self.step)
+                advance(1, f"loss {row['loss']:.4f}")
+                if settings.validation_steps and self.step % settings.validation_steps == 0:
+                    self.validate()
+                stopped = self.anyone(asked.is_set())
+                if stopped or self.step % settings.checkpointing_steps == 0 or self.step == settings.max_train_steps:
+                    self.save()
+                    saved = self.step
+        if main:
+            metrics.close()
+        accelerator.end_training()
+        self.model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.average:
+            self.average.copy_to(self.trained.values())
+        self.transformer.eval()
+        count = sum(p.numel() for p in self.trained.values())
+        return Outcome(main, self.step, stopped, count, str(self.checkpoints.folder(saved)) if saved else None, row)
+
+    def loader(self) -> DataLoader:
+        """Micro-batches of this process from the step reached, without end."""
+        settings = self.settings
+        order = Order(
+            settings.seed,
+            len(self.pixels),
+            settings.train_batch_size,
+            settings.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.step,
+            settings.random_flip,
+        )
+        # A generator of its own: without one the loader would draw a number from torch's.
+        return DataLoader(
+            self.pixels,
+            batch_sampler=order,
+            num_workers=settings.dataloader_num_workers,
+            generator=torch.Generator(),
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def optimize(self, batches: Iterator) -> dict:
+        """One optimizer step over the next micro-batches; its line of the metrics."""
+        settings, accelerator, began = self.settings, self.accelerator, time.perf_counter()
+        count = settings.gradient_accumulation_steps
+        sums = torch.zeros(3, device=accelerator.device)
+        for micro in range(count):
+            pixels, labels = next(batches)
+            with accelerator.no_sync(self.model) if micro < count - 1 else nullcontext():
+                losses = self.forward(pixels, labels, self.step * count + micro)
+                accelerator.backward(losses.total)
+            sums += torch.stack([losses.total.detach(), losses.mse, losses.vb])
+        norm = accelerator.clip_grad_norm_(self.trained.values(), settings.max_grad_norm or math.inf)
+        loss, mse, vb = accelerator.reduce(sums / count, "mean").tolist()
+        self.refuse_nan(loss, float(norm))
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:
+            self.schedule.step()
+            if self.average:
+                self.average.step(self.trained.values())
+        self.optimizer.zero_grad()
+        self.step += 1
+        images = settings.train_batch_size * count * accelerator.num_processes
+        speed = round(images / (time.perf_counter() - began), 2)
+        row = {"step": self.step, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": float(norm)}
+        return {**row, "images_per_second": speed}
+
+    def forward(self, pixels: torch.Tensor, labels: torch.Tensor, micro: int) -> Losses:
+        """The loss of micro-batch number ``micro``; pixels (B, C, H, W) in [-1, 1], labels (B,), on the CPU."""
+        device, key = self.accelerator.device, (micro, self.accelerator.process_index)
+        x0 = self.encode(pixels.to(device), generator(self.settings.seed, LATENT, *key))
+        drawn = draw(
+            (self.settings.seed, NOISE, *key),
+            labels,
+            x0.shape,
+            self.loss.num_timesteps,
+            self.settings.label_dropout,
+            self.null_label,
+        )
+        noise, t, labels = drawn.noise.to(device), drawn.t.to(device), drawn.labels.to(device)
+        output = self.model(self.loss.add_noise(x0, noise, t), timestep=t, class_labels=labels, return_dict=False)[0]
+        return self.loss(output, x0, noise, t)
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor, source: torch.Generator) -> torch.Tensor:
+        """Latents drawn from the VAE's posterior, scaled; the pixels themselves for a model of pixels."""
+        vae = self.pipe.vae
+        if vae is None:
+            return pixels
+        return vae.encode(pixels).latent_dist.sample(generator=source) * vae.config.scaling_factor
+
+    def refuse_nan(self, loss: float, norm: float) -> None:
+        """Stop before a step that would spoil the weights (under fp16 the scaler skips such steps itself)."""
+        if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler):
+            return
+        last = self.checkpoints.latest()
+        kept = f"{last} is the last good checkpoint" if last else "no checkpoint had been saved"
+        raise SkipditError(
+            f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}: {kept}; try a lower "
+            "--learning-rate or --max-grad-norm."
+        )
+
+    def validate(self) -> None:
+        """The sample grid of this step, with the averaged weights."""
+        if not self.settings.validation_steps:
+            return
+        if self.accelerator.is_main_process:
+            parameters = list(self.trained.values())
+            if self.average:
+                self.average.store(parameters)
+                self.average.copy_to(parameters)
+            self.transformer.eval()
+            save_grid(self.pipe, self.settings.output / "samples", self.step, self.settings.seed)
+            if self.average:
+                self.average.restore(parameters)
+            set_train_mode(self.transformer)
+        self.accelerator.wait_for_everyone()
+
+    def anyone(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flags, "sum") > 0)
+
+    def save(self) -> None:
+        """Write the checkpoint of this step, from the main process."""
+        by_process = gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            rest = {
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": scaler.state_dict() if scaler else None,
+                "average_step": self.average.optimization_step if self.average else 0,
+                "random": by_process,
+            }
+            weights = {name: p.detach() for name, p in self.trained.items()}
+            average = dict(zip(weights, self.average.shadow_params)) if self.average else {}
+            state = TrainingState(self.step, weights, average, rest, self.recorded)
+            self.checkpoints.save(state, self.settings.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def resume(self, folder) -> None:
+        """Go back to a checkpoint.
+
+        Raises:
+            UsageError: It is damaged, made under other settings, or of another model.
+        """
+        state = load_state(folder, self.recorded, self.settings.force_config)
+        shapes = {name: p.shape for name, p in self.trained.items()}
+        if {name: tensor.shape for name, tensor in state.weights.items()} != shapes:
+            raise UsageError(f"Checkpoint {folder} holds other weights than this run trains; give the model it is of.")
+        for name, parameter in self.trained.items():
+            parameter.copy_(state.weights[name])
+        if self.average:
+            held = state.average or state.weights
+            for name, shadow in zip(self.trained, self.average.shadow_params):
+                shadow.copy_(held[name])
+            self.average.optimization_step = state.rest["average_step"]
+        self.optimizer.load_state_dict(state.rest["optimizer"])
+        self.schedule.load_state_dict(state.rest["schedule"])
+        if self.accelerator.scaler and state.rest["scaler"]:
+            self.accelerator.scaler.load_state_dict(state.rest["scaler"])
+        by_process = state.rest["random"]
+        if self.accelerator.process_index < len(by_process):
+            set_random_state(by_process[self.accelerator.process_index])
+        self.step = state.step
+
+
+def _silent(count: int = 1, note: str = "") -> None:
+    """Progress of the processes that are not the main one."""

@@ -1,0 +1,107 @@
+"""The DiT loss: the noise's squared error, and for models that predict a variance its variational bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over a batch: ``total`` carries the gradient, ``mse`` and ``vb`` (bits; 0 without) are for the record."""
+
+    total: torch.Tensor
+    mse: torch.Tensor
+    vb: torch.Tensor
+
+
+class DiffusionLoss:
+    """Epsilon loss on a scheduler's noise levels (arXiv 2006.11239, and 2102.09672 for the learned variance).
+
+    Exactly what the DiT repository minimises (``training_losses`` in diffusion/gaussian_diffusion.py, with
+    ``LossType.MSE`` and ``ModelVarType.LEARNED_RANGE``): mse + vb, vb unscaled, its mean detached.
+
+    Args:
+        betas: (T,), the noise schedule.
+    """
+
+    def __init__(self, betas: torch.Tensor):
+        betas = betas.double()
+        alphas = torch.cumprod(1 - betas, dim=0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+        posterior = betas * (1 - before) / (1 - alphas)
+        tables = {
+            "signal": alphas.sqrt(),
+            "noise": (1 - alphas).sqrt(),
+            "from_x0": betas * before.sqrt() / (1 - alphas),
+            "from_xt": (1 - before) * (1 - betas).sqrt() / (1 - alphas),
+            # The posterior variance at t = 0 is 0; its logarithm is taken from t = 1.
+            "log_least": torch.cat([posterior[1:2], posterior[1:]]).log(),
+            "log_most": betas.log(),
+        }
+        self.tables = {name: table.float() for name, table in tables.items()}
+        self.num_timesteps = len(betas)
+
+    def to(self, device: torch.device) -> DiffusionLoss:
+        self.tables = {name: table.to(device) for name, table in self.tables.items()}
+        return self
+
+    def _at(self, name: str, t: torch.Tensor) -> torch.Tensor:
+        return self.tables[name][t].view(-1, 1, 1, 1)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t of q(x_t | x_0), shape (B, C, H, W), t (B,) int64."""
+        return self._at("signal", t) * x0 + self._at("noise", t) * noise
+
+    def __call__(self, output, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Losses:
+        """
+        Args:
+            output: (B, C or 2C, H, W): the predicted noise, and behind it the variance if the model has one.
+            x0, noise: (B, C, H, W).
+            t: (B,) int64 in 0..T-1.
+        """
+        channels = x0.shape[1]
+        epsilon, variance = output.float().split([channels, output.shape[1] - channels], dim=1)
+        mse = (noise - epsilon).square().mean()
+        if variance.shape[1] == 0:
+            return Losses(mse, mse.detach(), torch.zeros_like(mse))
+        vb = self.bound(epsilon.detach(), variance, x0, self.add_noise(x0, noise, t), t).mean()
+        return Losses(mse + vb, mse.detach(), vb.detach())
+
+    def bound(self, epsilon, variance, x0, xt, t) -> torch.Tensor:
+        """The term of the variational bound at t, in bits per dimension: (B,)."""
+        x0_predicted = (xt - self._at("noise", t) * epsilon) / self._at("signal", t)
+        mean = self._at("from_x0", t) * x0_predicted + self._at("from_xt", t) * xt
+        true_mean = self._at("from_x0", t) * x0 + self._at("from_xt", t) * xt
+        share = (variance + 1) / 2
+        log_variance = share * self._at("log_most", t) + (1 - share) * self._at("log_least", t)
+        divergence = gaussian_divergence(true_mean, self._at("log_least", t), mean, log_variance)
+        surprise = -discretised_log_likelihood(x0, mean, 0.5 * log_variance)
+        bits = torch.where((t == 0).view(-1, 1, 1, 1), surprise, divergence)
+        return bits.flatten(1).mean(dim=1) / math.log(2)
+
+
+def gaussian_divergence(mean, log_variance, other_mean, other_log_variance) -> torch.Tensor:
+    """KL(N(mean, ...) || N(other_mean, ...)), element by element, in nats."""
+    spread = (log_variance - other_log_variance).exp()
+    distance = (mean - other_mean).square() * (-other_log_variance).exp()
+    return 0.5 * (other_log_variance - log_variance + spread + distance - 1)
+
+
+def discretised_log_likelihood(x, mean, log_scale) -> torch.Tensor:
+    """Log probability, in nats, of x's 1/127.5-wide bin under a Gaussian; x is 8-bit, scaled to [-1, 1].
+
+    The normal distribution function is ADM's tanh approximation, for the numbers of the DiT repository.
+    """
+    scale = (-log_scale).exp()
+    above = _normal_cdf(scale * (x - mean + 1 / 255))
+    below = _normal_cdf(scale * (x - mean - 1 / 255))
+    inside = (above - below).clamp(min=1e-12).log()
+    at_ends = torch.where(x > 0.999, (1 - below).clamp(min=1e-12).log(), inside)
+    return torch.where(x < -0.999, above.clamp(min=1e-12).log(), at_ends)
+
+
+def _normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -1,0 +1,71 @@
+"""What must stand before the first step: accelerate, the learning rate's course, the modes of the model."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
+from diffusers.models.embeddings import LabelEmbedding
+from diffusers.optimization import get_scheduler
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.training.settings import TrainingSettings
+
+
+def make_accelerator(settings: TrainingSettings) -> Accelerator:
+    """
+    Raises:
+        UsageError: The machine cannot run the precision, or the launcher asks for what the loop cannot do.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            log_with=None if settings.report_to == "none" else settings.report_to,
+            project_dir=settings.output / "logs",
+        )
+    except ValueError as cause:
+        raise UsageError(f"Got --mixed-precision {settings.mixed_precision}, refused here: {cause}.") from cause
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(f"Launched with {accelerator.distributed_type}; expected one process, or several with DDP.")
+    set_seed(settings.seed)
+    if accelerator.is_main_process and settings.report_to != "none":
+        accelerator.init_trackers("skipdit")
+    return accelerator
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings):
+    """The learning rate by step. diffusers' ``constant`` ignores warm-up, so with one it is the other constant."""
+    warm = settings.lr_warmup_steps
+    name = "constant_with_warmup" if settings.lr_scheduler == "constant" and warm else settings.lr_scheduler
+    return get_scheduler(name, optimizer, num_warmup_steps=warm, num_training_steps=settings.max_train_steps)
+
+
+def set_train_mode(transformer, only_branches: bool | None = None) -> None:
+    """Train mode, but for the label embeddings: in train mode each block's copy would drop labels by itself.
+
+    Args:
+        only_branches: Whether the trunk is frozen; None leaves that as it is.
+    """
+    transformer.train()
+    for module in transformer.modules():
+        if isinstance(module, LabelEmbedding):
+            module.eval()
+    if only_branches is not None:
+        transformer.requires_grad_(not only_branches)
+        if only_branches:
+            transformer.skip_branches.requires_grad_(True)
+
+
+def pixel_shape(pipe) -> tuple[int, int]:
+    """(height and width, channels) of the images a pipeline is trained on.
+
+    Raises:
+        UsageError: It works on latents and has no VAE to make them.
+    """
+    config, vae = pipe.transformer.config, pipe.vae
+    if vae is not None:
+        return config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1), vae.config.in_channels
+    if config.in_channels not in (1, 3):
+        raise UsageError(f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE.")
+    return config.sample_size, config.in_channels

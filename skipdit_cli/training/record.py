@@ -1,0 +1,60 @@
+"""What a run leaves besides weights: ``metrics.jsonl``, a tracker on request, and the sample grids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from skipdit_cli import console, media
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.pipelines.class_image import generate
+
+GRID_CLASSES, GRID_STEPS, GRID_GUIDANCE = 8, 25, 1.5
+GRID_POLICY = {"layers": 1, "interval": 2}
+
+
+class Metrics:
+    """``metrics.jsonl``: one line an optimizer step, each written at once. A resumed run drops the lines after its
+    checkpoint, so that the file reads as if there had been no break."""
+
+    def __init__(self, path: Path, step: int):
+        lines = path.read_text().splitlines() if step and path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        self.file = path.open("w", encoding="utf-8")
+        self.file.writelines(line + "\n" for line in kept)
+        self.file.flush()
+
+    def write(self, row: dict) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # the half line of a killed run
+
+
+def save_grid(pipe, folder: Path, step: int, seed: int) -> None:
+    """``step-000500.png``: a row a class, left sampled in full, right with the cache, from the same noise. A failure
+    is a warning: training goes on. Global random states are as before."""
+    labels = list(range(min(GRID_CLASSES, pipe.transformer.config.num_embeds_ada_norm)))
+    run = {"num_inference_steps": GRID_STEPS, "guidance_scale": GRID_GUIDANCE, "seed": seed}
+    try:
+        with torch.random.fork_rng():
+            full = generate(pipe, labels, **run).images
+            cached = generate(pipe, labels, policy=CachePolicy(**GRID_POLICY), **run).images
+        pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])
+        folder.mkdir(exist_ok=True)
+        scale = max(1, 64 // full.shape[1])
+        made = {"step": step, "class_labels": labels, "columns": ["full", "cached"], "cache": GRID_POLICY, **run}
+        media.save_png(media.grid(pairs, columns=2, scale=scale), folder / f"step-{step:06d}.png", made)
+    except Exception as cause:
+        console.warn(f"the sample grid of step {step} failed ({type(cause).__name__}: {cause}); training goes on.")

@@ -1,0 +1,152 @@
+"""A run from its flags to its finished folder: what stands before the loop and after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from skipdit_cli import console
+from skipdit_cli.checkpoints import replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints.pipeline import find_folder
+from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import load_preset
+from skipdit_cli.training.data import ImageSet, read_images
+from skipdit_cli.training.loop import Outcome, Trainer
+from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.training.state import Checkpoints
+
+RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", "skip", ".*")
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run whose flags, data and checkpoint are known to be good; no weights are loaded yet."""
+
+    settings: TrainingSettings
+    images: ImageSet
+    checkpoint: Path | None
+
+
+def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
+    """The folder of the model that ``--model``, or without it ``--preset``, names.
+
+    Args:
+        arguments: As for ``from_pretrained``: revision, local_files_only, ...
+    Raises:
+        UsageError: There is none.
+    """
+    if model is None and preset is None:
+        raise UsageError("Got no model; give -m/--model FOLDER, made by 'skipdit convert'.")
+    embedded = load_preset(preset).weights_path if model is None else None
+    if model is None and embedded is None:
+        raise UsageError(f"Preset {preset} brings no weights; give -m/--model FOLDER_OR_HUB_ID as well.")
+    return find_folder(model or embedded, **arguments)
+
+
+def num_classes(folder: Path) -> int:
+    """
+    Raises:
+        UsageError: The transformer's config in the pipeline folder is missing or has no class count.
+    """
+    config = folder / "transformer" / "config.json"
+    count = read_json(config).get("num_embeds_ada_norm")
+    if not isinstance(count, int):
+        raise UsageError(f"{config} has no num_embeds_ada_norm; finetune needs a class-conditional DiT.")
+    return count
+
+
+def check_apart(output: Path, model: Path) -> None:
+    """
+    Raises:
+        UsageError: The run would write into the model's folder.
+    """
+    if output.resolve() == model.resolve():
+        raise UsageError(f"Got --output {output}, which is the model's own folder; give another -o.")
+
+
+def begin(settings: TrainingSettings, num_classes: int) -> Session:
+    """Check all that can be checked without weights, and read the data.
+
+    Raises:
+        UsageError: A setting, the output, the checkpoint or the data cannot be used.
+    """
+    settings.check()
+    checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
+    images = read_images(settings.data)
+    console.say(str(images))
+    images.check_labels(num_classes)
+    return Session(settings, images, checkpoint)
+
+
+def train(session: Session, pipe, only_branches: bool = False, trunk: Path | None = None) -> Outcome:
+    """Run the loop, and unless it was interrupted leave the finished pipeline in the output folder.
+
+    Args:
+        trunk: The pipeline folder whose files stay as they are when only branches are trained.
+    """
+    settings = session.settings
+    trainer = Trainer(pipe, session.images, settings, only_branches)
+    if trainer.accelerator.is_main_process:
+        if settings.overwrite:
+            clear(settings.output)
+        settings.output.mkdir(parents=True, exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    if session.checkpoint is not None:
+        trainer.resume(session.checkpoint)
+        if trainer.accelerator.is_main_process:
+            console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
+    outcome = trainer.run()
+    if outcome.main and not outcome.interrupted:
+        write_result(
+            settings.output,
+            (lambda part: copy_with_branches(pipe, trunk, part))
+            if trunk
+            else (lambda part: save_pipeline(pipe, part)),
+        )
+    return outcome
+
+
+def copy_with_branches(pipe, trunk: Path, folder: Path) -> None:
+    """The files of ``trunk`` as they are, and the branches of ``pipe``."""
+    shutil.copytree(trunk, folder, ignore=shutil.ignore_patterns(*RUN_FILES), dirs_exist_ok=True)
+    save_branches(pipe.transformer.skip_branches, folder)
+
+
+def write_result(output: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder beside, then move its parts into ``output``, ``model_index.json`` last: a folder that has it is
+    whole."""
+    with replace_folder(output / ".result", overwrite=True) as part:
+        write(part)
+    result = output / ".result"
+    (output / INDEX).unlink(missing_ok=True)
+    for path in sorted(result.iterdir(), key=lambda path: path.name == INDEX):
+        _remove(output / path.name)
+        os.replace(path, output / path.name)
+    result.rmdir()
+
+
+def clear(output: Path) -> None:
+    """Delete what a run leaves in its folder, and nothing else that may be there.
+
+    Raises:
+        UsageError: Something else is there.
+    """
+    parts = ("transformer", "scheduler", "vae", INDEX, *RUN_FILES[:-1])
+    ours = {path for name in parts for path in output.glob(name)} if output.is_dir() else set()
+    others = sorted(path.name for path in output.iterdir() if path not in ours) if output.is_dir() else []
+    if others:
+        raise UsageError(f"Output {output} holds {others[0]}, which is no part of a run; give another -o.")
+    for path in ours:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

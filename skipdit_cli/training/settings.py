@@ -1,0 +1,118 @@
+"""What a training run is told: each setting, its default and its help text, once. Two commands read them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError, nearest
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+PRECISIONS = ("no", "bf16", "fp16")
+TRACKERS = ("none", "tensorboard")
+FREE_TO_CHANGE = (
+    "data output checkpointing_steps checkpoints_total_limit resume_from_checkpoint force_config validation_steps "
+    "report_to dataloader_num_workers gradient_checkpointing overwrite"
+).split()
+
+
+def _setting(default, help: str, panel: str | None = None):
+    return field(default=default, metadata={"help": help, "panel": panel})
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The flags of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
+
+    data: str | None = _setting(None, "Folder of images (class directories or metadata.jsonl), or 'digits'.")
+    output: Path | None = _setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
+    overwrite: bool = _setting(False, "Delete an existing output first.")
+    random_flip: bool = _setting(False, "Mirror half of the images, drawn anew each time.")
+    label_dropout: float = _setting(0.1, "Share of labels replaced by the null class, for guidance.")
+    dataloader_num_workers: int = _setting(0, "Processes that read images.")
+
+    train_batch_size: int = _setting(32, "Images per process and forward.", "Optimisation")
+    gradient_accumulation_steps: int = _setting(1, "Forwards per optimizer step.", "Optimisation")
+    max_train_steps: int = _setting(1000, "Optimizer steps in all.", "Optimisation")
+    learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", "Optimisation")
+    lr_scheduler: str = _setting("constant", ", ".join(SCHEDULES) + ".", "Optimisation")
+    lr_warmup_steps: int = _setting(0, "Optimizer steps of linear warm-up.", "Optimisation")
+    max_grad_norm: float = _setting(1.0, "Clip the gradient's norm to this; 0 for never.", "Optimisation")
+    mixed_precision: str = _setting("no", "no, bf16 or fp16; weights stay float32.", "Optimisation")
+    gradient_checkpointing: bool = _setting(False, "Compute blocks again in backward to save memory.", "Optimisation")
+    use_ema: bool = _setting(True, "Average the weights; the average is what is saved in the end.", "Optimisation")
+    ema_decay: float = _setting(0.9999, "Decay of the average, reached from 0 by (1+n)/(10+n).", "Optimisation")
+    seed: int = _setting(0, "Fixes initial weights, data order, noise, timesteps, dropout.", "Optimisation")
+
+    checkpointing_steps: int = _setting(500, "Save a checkpoint every so many optimizer steps.", "Checkpoints")
+    checkpoints_total_limit: int | None = _setting(None, "Keep this many checkpoints, the newest.", "Checkpoints")
+    resume_from_checkpoint: str | None = _setting(
+        None, "'latest' (an error if there is none), 'auto' (if there is one), or a folder.", "Checkpoints"
+    )
+    force_config: bool = _setting(False, "Resume although settings differ from the checkpoint's.", "Checkpoints")
+    validation_steps: int = _setting(0, "Sample a grid at step 0 and every so many steps; 0 for never.", "Reports")
+    report_to: str = _setting("none", "none or tensorboard; metrics.jsonl is always written.", "Reports")
+
+    def check(self) -> None:
+        """Refuse what no run could use.
+
+        Raises:
+            UsageError: A value out of range, an unknown name, a missing flag or package, an output in the way.
+        """
+        if self.data is None:
+            raise UsageError("Got no --data but expected a folder of images, or --data digits.")
+        if self.output is None:
+            raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
+        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"):
+            self._at_least(name, 1)
+        for name in ("lr_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed", "validation_steps"):
+            self._at_least(name, 0)
+        if self.checkpoints_total_limit is not None:
+            self._at_least("checkpoints_total_limit", 1)
+        if not 0 < self.learning_rate < float("inf"):
+            raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
+        for name in ("label_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected 0 <= value < 1.")
+        for name, allowed in (("lr_scheduler", SCHEDULES), ("mixed_precision", PRECISIONS), ("report_to", TRACKERS)):
+            value = getattr(self, name)
+            if value not in allowed:
+                expected = f"but expected one of {', '.join(allowed)}.{nearest(value, allowed)}"
+                raise UsageError(f"Got {_flag(name)} {value} {expected}")
+        self._check_output()
+        if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+            raise UsageError(
+                "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
+            )
+
+    def _at_least(self, name: str, least: int) -> None:
+        if not getattr(self, name) >= least:
+            raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected at least {least}.")
+
+    def _check_output(self) -> None:
+        output, resumes = self.output, self.resume_from_checkpoint is not None
+        if output.exists() and not output.is_dir():
+            raise UsageError(f"Got --output {output}, which is a file; expected a folder.")
+        if resumes and self.overwrite:
+            raise UsageError("Got --resume-from-checkpoint with --overwrite, which would delete the checkpoints.")
+        if output.is_dir() and any(output.iterdir()) and not resumes and not self.overwrite:
+            raise UsageError(
+                f"Output {output} exists and is not empty: give another -o, --overwrite, or "
+                "--resume-from-checkpoint latest."
+            )
+        above = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UsageError(f"Cannot write to {output}: {above} is no writable folder; give another -o.")
+
+    def recorded(self) -> dict:
+        """The settings that a resumed run must share with its checkpoint."""
+        held = {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
+        if self.lr_scheduler.startswith("constant"):
+            del held["max_train_steps"]  # it bends no schedule: a longer run goes on as the shorter one began
+        return held
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
