@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
@@ -19,7 +19,7 @@ from skipdit_cli.training.data import ImageSet, Pixels
 from skipdit_cli.training.interrupt import interrupt
 from skipdit_cli.training.loss import DiffusionLoss, Losses
 from skipdit_cli.training.order import LATENT, NOISE, Order, draw, generator
-from skipdit_cli.training.prepare import make_accelerator, make_schedule, pixel_shape, set_train_mode
+from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_mode
 from skipdit_cli.training.record import Metrics, save_grid
 from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints, TrainingState, load_state, random_state, set_random_state
@@ -48,9 +48,9 @@ class Trainer:
         UsageError: The settings, the machine and the model do not go together.
     """
 
-    def __init__(self, pipe, images: ImageSet, settings: TrainingSettings, only_branches: bool = False):
-        self.pipe, self.transformer, self.settings = pipe, pipe.transformer, settings
-        self.accelerator = make_accelerator(settings)
+    def __init__(self, pipe, images: ImageSet, settings: TrainingSettings, accelerator, only_branches: bool = False):
+        self.pipe, self.transformer, self.settings, self.accelerator = pipe, pipe.transformer, settings, accelerator
+        set_seed(settings.seed)
         self.checkpoints = Checkpoints(settings.output)
         set_train_mode(self.transformer, only_branches)
         self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
@@ -81,6 +81,8 @@ class Trainer:
         main, saved = accelerator.is_main_process, self.step
         metrics = Metrics(settings.output / "metrics.jsonl", self.step) if main else None
         row, stopped, batches = {}, False, iter(self.loader())
+        if main and settings.report_to != "none":
+            accelerator.init_trackers("skipdit")
         if self.step == 0:
             self.validate()
         progress = console.progress("train", settings.max_train_steps) if main else nullcontext(_silent)
@@ -105,8 +107,10 @@ class Trainer:
         if self.average:
             self.average.copy_to(self.trained.values())
         self.transformer.eval()
+        interrupted = stopped and self.step < settings.max_train_steps
         count = sum(p.numel() for p in self.trained.values())
-        return Outcome(main, self.step, stopped, count, str(self.checkpoints.folder(saved)) if saved else None, row)
+        checkpoint = str(self.checkpoints.folder(saved)) if saved else None
+        return Outcome(main, self.step, interrupted, count, checkpoint, row)
 
     def loader(self) -> DataLoader:
         """Micro-batches of this process from the step reached, without end."""

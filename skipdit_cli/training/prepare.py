@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import set_seed
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
@@ -28,9 +27,6 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         raise UsageError(f"Got --mixed-precision {settings.mixed_precision}, refused here: {cause}.") from cause
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UsageError(f"Launched with {accelerator.distributed_type}; expected one process, or several with DDP.")
-    set_seed(settings.seed)
-    if accelerator.is_main_process and settings.report_to != "none":
-        accelerator.init_trackers("skipdit")
     return accelerator
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from accelerate import Accelerator
 
 from skipdit_cli import console
 from skipdit_cli.checkpoints import replace_folder, save_branches, save_pipeline
@@ -16,11 +19,13 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.training.data import ImageSet, read_images
 from skipdit_cli.training.loop import Outcome, Trainer
+from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints
 
-RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", "skip", ".*")
 INDEX = "model_index.json"
+PIPELINE_FILES = (INDEX, "transformer", "scheduler", "vae", "skip")
+RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Session:
     settings: TrainingSettings
     images: ImageSet
     checkpoint: Path | None
+    accelerator: Accelerator
 
 
 def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
@@ -76,11 +82,15 @@ def begin(settings: TrainingSettings, num_classes: int) -> Session:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
     """
     settings.check()
+    if settings.overwrite:
+        parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
+    accelerator = make_accelerator(settings)
     images = read_images(settings.data)
-    console.say(str(images))
+    if accelerator.is_main_process:
+        console.say(str(images))
     images.check_labels(num_classes)
-    return Session(settings, images, checkpoint)
+    return Session(settings, images, checkpoint, accelerator)
 
 
 def train(session: Session, pipe, only_branches: bool = False, trunk: Path | None = None) -> Outcome:
@@ -89,40 +99,43 @@ def train(session: Session, pipe, only_branches: bool = False, trunk: Path | Non
     Args:
         trunk: The pipeline folder whose files stay as they are when only branches are trained.
     """
-    settings = session.settings
-    trainer = Trainer(pipe, session.images, settings, only_branches)
-    if trainer.accelerator.is_main_process:
-        if settings.overwrite:
-            clear(settings.output)
-        settings.output.mkdir(parents=True, exist_ok=True)
-    trainer.accelerator.wait_for_everyone()
+    settings, accelerator = session.settings, session.accelerator
+    trainer = Trainer(pipe, session.images, settings, accelerator, only_branches)
     if session.checkpoint is not None:
         trainer.resume(session.checkpoint)
-        if trainer.accelerator.is_main_process:
+        if accelerator.is_main_process:
             console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
+    if accelerator.is_main_process:
+        for path in parts_of_run(settings.output) if settings.overwrite else ():
+            _remove(path)
+        try:
+            settings.output.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise UsageError(f"Cannot write to {settings.output}: {cause.strerror}; give another -o.") from cause
+    accelerator.wait_for_everyone()
     outcome = trainer.run()
     if outcome.main and not outcome.interrupted:
-        write_result(
-            settings.output,
-            (lambda part: copy_with_branches(pipe, trunk, part))
-            if trunk
-            else (lambda part: save_pipeline(pipe, part)),
-        )
+        with whole_or_nothing(settings.output) as part:
+            if trunk is None:
+                save_pipeline(pipe, part)
+            else:
+                copy_with_branches(pipe, trunk, part)
     return outcome
 
 
 def copy_with_branches(pipe, trunk: Path, folder: Path) -> None:
     """The files of ``trunk`` as they are, and the branches of ``pipe``."""
-    shutil.copytree(trunk, folder, ignore=shutil.ignore_patterns(*RUN_FILES), dirs_exist_ok=True)
+    shutil.copytree(trunk, folder, ignore=shutil.ignore_patterns(*RUN_FILES, "skip"), dirs_exist_ok=True)
     save_branches(pipe.transformer.skip_branches, folder)
 
 
-def write_result(output: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder beside, then move its parts into ``output``, ``model_index.json`` last: a folder that has it is
-    whole."""
-    with replace_folder(output / ".result", overwrite=True) as part:
-        write(part)
+@contextmanager
+def whole_or_nothing(output: Path) -> Iterator[Path]:
+    """A folder to fill with a pipeline, whose parts are then moved into ``output``, ``model_index.json`` last: an
+    output that has it is whole."""
     result = output / ".result"
+    with replace_folder(result, overwrite=True) as part:
+        yield part
     (output / INDEX).unlink(missing_ok=True)
     for path in sorted(result.iterdir(), key=lambda path: path.name == INDEX):
         _remove(output / path.name)
@@ -130,19 +143,19 @@ def write_result(output: Path, write: Callable[[Path], None]) -> None:
     result.rmdir()
 
 
-def clear(output: Path) -> None:
-    """Delete what a run leaves in its folder, and nothing else that may be there.
+def parts_of_run(output: Path) -> list[Path]:
+    """What a former run left in ``output``; this, and nothing else, is what ``--overwrite`` deletes.
 
     Raises:
         UsageError: Something else is there.
     """
-    parts = ("transformer", "scheduler", "vae", INDEX, *RUN_FILES[:-1])
-    ours = {path for name in parts for path in output.glob(name)} if output.is_dir() else set()
-    others = sorted(path.name for path in output.iterdir() if path not in ours) if output.is_dir() else []
+    if not output.is_dir():
+        return []
+    parts = [path for name in (*PIPELINE_FILES, *RUN_FILES) for path in output.glob(name)]
+    others = sorted(path.name for path in output.iterdir() if path not in parts)
     if others:
-        raise UsageError(f"Output {output} holds {others[0]}, which is no part of a run; give another -o.")
-    for path in ours:
-        _remove(path)
+        raise UsageError(f"Output {output} holds {others[0]}, which no run wrote; give another -o.")
+    return parts
 
 
 def _remove(path: Path) -> None:
