@@ -1,0 +1,139 @@
+"""Presets: every shipped file fits the real commands and classes; a wrong one is refused by name."""
+
+import pytest
+from typer.main import get_command
+
+from skipdit_cli.app import app
+from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import load_preset, preset_folder, preset_names
+
+SIZES = {"s": (12, 384), "b": (12, 768), "l": (24, 1024), "xl": (28, 1152)}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(text: str, name: str = "own.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return to
+
+
+def test_every_size_is_there():
+    expected = {f"dit-{size}-{patch}-{pixels}" for size in SIZES for patch in (2, 4, 8) for pixels in (256, 512)}
+    assert expected | {f"skip-dit-c2i-n{n}" for n in range(2, 7)} | {"digits"} <= set(preset_names())
+
+
+def test_all_presets_fit(skipdit):
+    ended = skipdit("presets", "check", "--json")
+    assert ended.code == 0, ended.stderr
+    assert ended.json["checked"] == preset_names() and ended.json["problems"] == []
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_says_what_it_is(name):
+    preset = load_preset(name)
+    assert preset.about and preset.source
+    head = (preset_folder() / f"{name}.yaml").read_text().splitlines()[0]
+    assert head.startswith("# skipdit ") and f"--preset {name}" in head
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_sizes_are_those_of_the_dit_repository(size):
+    blocks, width = SIZES[size]
+    for patch in (2, 4, 8):
+        for pixels in (256, 512):
+            config = load_preset(f"dit-{size}-{patch}-{pixels}").model["config"]
+            assert config["num_layers"] == blocks
+            assert config["num_attention_heads"] * config["attention_head_dim"] == width
+            assert (config["patch_size"], config["sample_size"]) == (patch, pixels // 8)
+            assert (config["in_channels"], config["out_channels"]) == (4, 8)
+            assert config["norm_eps"] == 1e-6
+
+
+def test_xl_2_has_the_stated_parameters_and_multiply_adds():
+    from diffusers import DiTTransformer2DModel
+
+    from skipdit_cli.measure.flops import StepFlops, meta_transformer
+
+    preset = load_preset("dit-xl-2-256")
+    model = meta_transformer(DiTTransformer2DModel, preset.model["config"])
+    embedder = sum(p.numel() for p in model.transformer_blocks[0].norm1.emb.parameters())
+    parameters = sum(p.numel() for p in model.parameters()) - 27 * embedder
+    assert f"{parameters / 1e6:.0f} M parameters" in preset.about
+    assert f"{StepFlops(model).vanilla / 1e9:.1f} GMACs" in preset.about
+
+
+def test_flags_are_read_as_typed(write):
+    path = write("sample:\n  cache-window: 1000:20\n  rate: 1e-4\n  labels: [1, 2]\n  flip: true\n  none: null\n")
+    given = {"cache-window": "1000:20", "rate": "1e-4", "labels": "1,2", "flip": "true"}
+    assert load_preset(path).flags == {"sample": given}
+
+
+def test_numbers_of_a_model_are_numbers(write):
+    config = load_preset(write("model: {class: A, config: {a: 1e-6, b: 1.5E+3, c: 7, d: .5, e: 1e}}")).model["config"]
+    assert config == {"a": 1e-6, "b": 1500.0, "c": 7, "d": 0.5, "e": "1e"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("smaple: {seed: 1}", "unknown key 'smaple'. Did you mean 'sample'"),
+        ("sample: {sede: 1}", "unknown key 'sample: sede'. Did you mean 'seed'"),
+        ("sample: {json: true}", "unknown key 'sample: json'"),
+        ("sample: 3", "expected flags and their values"),
+        ("sample: {seed: {a: 1}}", "expected one value or a list"),
+        ("- a", "holds a list"),
+        ("", "holds a NoneType"),
+        ("a: [", "is not readable YAML"),
+        ("model: DiT", "has a 'model'"),
+        ("model: {class: A}", "has a 'model'"),
+        ("model: {class: A, config: {}, scheduler: 1}", "has a 'model'"),
+    ],
+)
+def test_a_wrong_file_is_refused(write, text, says):
+    with pytest.raises(UsageError, match=says):
+        load_preset(write(text), {"sample": {"seed"}, "bench": {"steps"}})
+
+
+def test_a_missing_preset_names_the_nearest(skipdit):
+    ended = skipdit("presets", "show", "dit-xl2-256")
+    assert ended.code == 2 and "Did you mean 'dit-xl-2-256'?" in ended.stderr
+
+
+def test_list_names_all(skipdit):
+    assert [entry["name"] for entry in skipdit("presets", "list", "--json").json["presets"]] == preset_names()
+    assert "dit-xl-2-256  DiT-XL/2 at 256x256" in skipdit("presets", "list").stdout
+
+
+def test_show_tells_where_each_value_comes_from(skipdit):
+    shown = skipdit("presets", "show", "dit-xl-2-256", "--json", env={"SKIPDIT_FINETUNE_EMA_DECAY": "0.5"}).json
+    flags = shown["flags"]["finetune"]
+    assert flags["learning-rate"] == {"value": "1e-4", "from": "preset"}
+    assert flags["ema-decay"] == {"value": "0.5", "from": "environment"}
+    assert flags["lr-warmup-steps"] == {"value": 0, "from": "default"}
+    text = skipdit("presets", "show", "dit-xl-2-256").stdout
+    assert text.startswith("# skipdit bench --preset dit-xl-2-256") and "--learning-rate" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("finetune: {learning-rate: fast}", "finetune: Invalid value for '--learning-rate'"),
+        ("finetune: {learning_rate: 1}", "Did you mean 'learning-rate'"),
+        ("model: {class: DiTTransformer3DModel, config: {}}", "diffusers has no class 'DiTTransformer3DModel'"),
+        ("model: {class: DiTTransformer2DModel, config: {num_layer: 3}}", "Did you mean 'num_layers'"),
+        ("weights: nowhere", "not in the package"),
+    ],
+)
+def test_check_finds_what_would_stop_a_run(skipdit, write, text, says):
+    ended = skipdit("presets", "check", write(text), "dit-s-2-256")
+    assert ended.code == 3 and says in ended.stdout
+    assert ended.stderr == "Error: 1 of 2 presets do not fit.\n"
+
+
+def test_every_command_can_be_set_by_a_preset_except_presets_itself():
+    commands = get_command(app).commands
+    without = {name for name, command in commands.items() if not any(p.name == "preset" for p in command.params)}
+    assert without <= {"presets", "env", "info", "demo", "convert"}
