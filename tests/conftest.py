@@ -48,7 +48,7 @@ def skipdit():
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_dit():
     """``tiny_dit(num_layers=6, **config)``: a seeded DiT of width 16 on 8x8 images, eval mode, no weight zero."""
 
@@ -76,27 +76,27 @@ def tiny_dit():
     return make
 
 
+def write_pipeline(folder: Path, transformer) -> Path:
+    """The folder of a pixel-space pipeline around a transformer, without a VAE."""
+    from diffusers import DDIMScheduler
+
+    transformer.save_pretrained(folder / "transformer")
+    DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": "0.36.0",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 @pytest.fixture
 def tiny_pipeline(tiny_dit, tmp_path):
-    """``tiny_pipeline(**config)``: the folder of a pixel-space pipeline around ``tiny_dit``, without a VAE."""
-
-    def make(name: str = "tiny", **config) -> Path:
-        from diffusers import DDIMScheduler
-
-        folder = tmp_path / name
-        tiny_dit(**config).save_pretrained(folder / "transformer")
-        DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
-        index = {
-            "_class_name": "DiTPipeline",
-            "_diffusers_version": "0.36.0",
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "transformer": ["diffusers", "DiTTransformer2DModel"],
-            "vae": [None, None],
-        }
-        (folder / "model_index.json").write_text(json.dumps(index))
-        return folder
-
-    return make
+    """``tiny_pipeline(name, **config)``: ``write_pipeline`` of a ``tiny_dit`` below the test's own folder."""
+    return lambda name="tiny", **config: write_pipeline(tmp_path / name, tiny_dit(**config))
 
 
 @pytest.fixture(scope="session")
@@ -112,3 +112,32 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def converted(tiny_pipeline):
+    """``converted(name, **config)``: the folder of a ``tiny_pipeline`` with fresh residual branches in ``skip/``."""
+
+    def make(name: str = "converted", **config) -> Path:
+        from skipdit_cli.checkpoints import load_pipeline, save_branches
+        from skipdit_cli.skip import add_skip_branches
+
+        folder = tiny_pipeline(name, **config)
+        save_branches(add_skip_branches(load_pipeline(folder).transformer), folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Before and after it, accelerate has no state: in one process it would hold on to its first run's precision."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    def forget():
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()

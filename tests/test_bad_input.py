@@ -1,0 +1,270 @@
+"""Bad input, one table: every row ends with its exit code and one sentence on stderr, and leaves nothing behind."""
+
+import json
+import os
+import pickle
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pipeline
+from PIL import Image
+
+
+class Case(NamedTuple):
+    """``{w}`` in ``command`` is the folder of ``world``; the run's own folder is empty.
+
+    Args:
+        says: Part of the sentence.
+        given: A patch of the machine, by its name in ``MACHINE``.
+        keeps: The run had begun, so what it wrote before stays.
+    """
+
+    name: str
+    command: str
+    code: int
+    says: str
+    given: str = ""
+    keeps: bool = False
+
+
+def no_room(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=0))
+
+
+def full_disk(monkeypatch):
+    def refuse(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+MACHINE = {"no room": no_room, "full disk": full_disk, "no gpu": no_gpu}
+CONVERT, SAMPLE = "convert {w}/tiny -o out", "sample -m {w}/skip -o out.png --class-labels 0 --steps 4"
+BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1"
+FINETUNE = "finetune -m {w}/skip --data {w}/images -o out --train-batch-size 2 --max-train-steps 3"
+TRAIN = "train --preset {w}/tiny.yaml --data {w}/images -o out --train-batch-size 2 --max-train-steps 2"
+
+CASES = [
+    Case("unknown command", "smaple", 2, "No such command 'smaple'"),
+    Case("unknown flag", "convert --modle x", 2, "No such option: --modle"),
+    Case("flag in snake case", "sample --num_inference_steps 3", 2, "--num-inference-steps"),
+    Case("flag of another type", "sample --seed x", 2, "'--seed'"),
+    Case("unknown preset", "presets show dit-xl2-256", 2, "Did you mean 'dit-xl-2-256'"),
+    Case("preset is not YAML", "presets show {w}/broken.yaml", 2, "not readable YAML"),
+    Case("preset with an unknown key", "sample --preset {w}/typo.yaml", 2, "Did you mean 'seed'"),
+    Case("preset with an unknown command", "info --preset {w}/command.yaml", 2, "Did you mean 'sample'"),
+    Case("preset with a value of another type", "finetune --preset {w}/value.yaml", 2, "'--learning-rate'"),
+    Case("preset that does not fit", "presets check {w}/value.yaml", 3, "1 of 1 presets do not fit"),
+    Case("info without a model", "info", 2, "model"),
+    Case("info of nothing", "info {w}/missing", 2, "missing"),
+    Case("hub id without a network", "info facebook/DiT-XL-2-256", 2, "facebook/DiT-XL-2-256"),
+    Case("convert without an output", "convert {w}/tiny", 2, "--output"),
+    Case("missing checkpoint", "convert {w}/missing.pt -o out", 2, "missing.pt"),
+    Case("truncated checkpoint", "convert {w}/truncated.pt -o out", 2, "truncated.pt cannot be read"),
+    Case("empty checkpoint", "convert {w}/empty.pt -o out", 2, "empty.pt"),
+    Case("pickle that runs code", "convert {w}/pickle.pt -o out", 2, "pickle.pt is refused"),
+    Case("checkpoint of code in a zip", "convert {w}/code.pt -o out", 2, "code.pt is refused"),
+    Case("checkpoint of another model", "convert {w}/other.pt -o out", 2, "no DiT of the official layout"),
+    Case("checkpoint of no tensors", "convert {w}/list.pt -o out", 2, "holds no state dict"),
+    Case("folder of another model", "convert {w}/unet -o out", 2, "UNet2DModel"),
+    Case("empty folder", "convert {w}/nothing -o out", 2, "nothing"),
+    Case("truncated weights", "convert {w}/short -o out", 2, "cannot be read"),
+    Case("weights of another shape", "convert {w}/wide -o out", 2, "does not fit"),
+    Case("damaged configuration", "convert {w}/config -o out", 2, "cannot be read as JSON"),
+    Case("no weights", "convert {w}/hollow -o out", 2, "holds no weights"),
+    Case("converted already", "convert {w}/skip -o out", 2, "has skip branches already"),
+    Case("heads of a folder", f"{CONVERT} --num-attention-heads 3", 2, "--num-attention-heads"),
+    Case("unknown merge", f"{CONVERT} --merge residaul", 2, "Did you mean 'residual'"),
+    Case("unknown time embedding", f"{CONVERT} --time-embedding x", 2, "allowed are auto, official, diffusers"),
+    Case("existing output", "convert {w}/tiny -o {w}/skip", 2, "exists"),
+    Case("unwritable output", "convert {w}/tiny -o {w}/file/out", 2, "Cannot write to"),
+    Case("no room for the output", CONVERT, 2, "free", "no room"),
+    Case("full disk while saving", CONVERT, 1, "No space left on device", "full disk"),
+    Case("no model to sample", "sample -o out.png", 2, "model"),
+    Case("preset without weights", "sample --preset dit-s-8-256 -o out.png", 2, "dit-s-8-256"),
+    Case("truncated branches", "sample -m {w}/cut -o out.png --steps 2", 2, "cannot be read"),
+    Case("N too deep", f"{SAMPLE} --cache-layers 3", 2, "valid 1..2"),
+    Case("N of 0", f"{SAMPLE} --cache-layers 0", 2, "--cache-layers 0"),
+    Case("K of 0", f"{SAMPLE} --cache-layers 1 --cache-interval 0", 2, "--cache-interval 0"),
+    Case("K without N", f"{SAMPLE} --cache-interval 2", 2, "without --cache-layers"),
+    Case("window upside down", f"{SAMPLE} --cache-layers 1 --cache-window 50:700", 2, "START > END"),
+    Case("window of one number", f"{SAMPLE} --cache-layers 1 --cache-window 700", 2, "START:END"),
+    Case("more full steps than steps", f"{SAMPLE} --cache-layers 1 --full-steps 9", 2, "9"),
+    Case("full steps and K", f"{SAMPLE} --cache-layers 1 --full-steps 2 --cache-interval 2", 2, "give one of the two"),
+    Case("full steps in words", f"{SAMPLE} --cache-layers 1 --full-steps two", 2, "--full-steps 'two'"),
+    Case("unknown forecast", f"{SAMPLE} --cache-layers 1 --forecast cubic", 2, "cubic"),
+    Case("unknown target", f"{SAMPLE} --cache-layers 1 --cache-target inside", 2, "inside"),
+    Case("label out of range", f"{SAMPLE} --class-labels 10", 2, "0..9"),
+    Case("negative label", f"{SAMPLE} --class-labels=-1", 2, "0..9"),
+    Case("label in words", f"{SAMPLE} --class-labels cat", 2, "--class-labels"),
+    Case("no step", f"{SAMPLE} --steps 0", 2, "--num-inference-steps 0"),
+    Case("more steps than the training had", f"{SAMPLE} --steps 1001", 2, "1000"),
+    Case("no image", f"{SAMPLE} --num-images 0", 2, "--num-images 0"),
+    Case("guidance below 1", f"{SAMPLE} --guidance-scale 0.5", 2, "--guidance-scale 0.5"),
+    Case("guided channels", f"{SAMPLE} --cfg-channels 2", 2, "3 or all"),
+    Case("unknown scheduler", f"{SAMPLE} --scheduler dmp++", 2, "Did you mean 'dpm++'"),
+    Case("float16 on the CPU", f"{SAMPLE} --device cpu --dtype float16", 2, "--dtype bfloat16"),
+    Case("unknown dtype", f"{SAMPLE} --dtype float61", 2, "Did you mean 'float16'"),
+    Case("no such device", f"{SAMPLE} --device cuda", 2, "no CUDA device", "no gpu"),
+    Case("picture that exists", "sample -m {w}/skip -o {w}/plain.png", 2, "exists"),
+    Case("picture below a file", "sample -m {w}/skip -o {w}/file/a.png", 2, "file"),
+    Case("picture of another kind", "sample -m {w}/skip -o out.jpg", 2, ".png"),
+    Case("picture without a history", "sample --from {w}/plain.png -o out.png", 2, "plain.png"),
+    Case("replay of no picture", "sample --from {w}/file -o out.png", 2, "file"),
+    Case("bench N too deep", f"{BENCH} --cache-layers 3", 2, "valid 1..2"),
+    Case("bench K of 0", f"{BENCH} --cache-interval 0", 2, "--cache-interval 0"),
+    Case("bench list in words", f"{BENCH} --cache-interval two", 2, "--cache-interval 'two'"),
+    Case("bench unknown forecast", f"{BENCH} --forecast cubic", 2, "cubic"),
+    Case("bench label out of range", f"{BENCH} --class-labels 99", 2, "0..9"),
+    Case("bench random weights of nothing", "bench --random-weights", 2, "--preset"),
+    Case("bench existing output", f"{BENCH} -o {{w}}/skip", 2, "exists"),
+    Case("bench too slow", f"{BENCH} --cache-interval 2 --min-speedup 1000", 3, "1000"),
+    Case("missing data", "finetune -m {w}/skip --data {w}/missing -o out", 2, "is not a folder"),
+    Case("data without an image", "finetune -m {w}/skip --data {w}/nothing -o out", 2, "there is no image"),
+    Case("unreadable images", "finetune -m {w}/skip --data {w}/bad-images -o out", 2, "above 1 %"),
+    Case("data of more classes", "finetune -m {w}/skip --data {w}/classes -o out", 2, "classes 0..9"),
+    Case("damaged list of images", "finetune -m {w}/skip --data {w}/listed -o out", 2, "metadata.jsonl"),
+    Case("no data", "finetune -m {w}/skip -o out", 2, "--data"),
+    Case("no run folder", "finetune -m {w}/skip --data {w}/images", 2, "--output"),
+    Case("run folder in use", "finetune -m {w}/skip --data {w}/images -o {w}/tiny", 2, "not empty"),
+    Case("run folder below a file", "finetune -m {w}/skip --data {w}/images -o {w}/file/out", 2, "no writable folder"),
+    Case("nothing to resume", f"{FINETUNE} --resume-from-checkpoint latest", 1, "no checkpoint"),
+    Case("resume from no checkpoint", f"{FINETUNE} --resume-from-checkpoint {{w}}/tiny", 2, "is no checkpoint"),
+    Case("learning rate of 0", f"{FINETUNE} --learning-rate 0", 2, "--learning-rate 0"),
+    Case("label dropout of 1", f"{FINETUNE} --label-dropout 1", 2, "--label-dropout 1"),
+    Case("batch of 0", f"{FINETUNE} --train-batch-size 0", 2, "--train-batch-size 0"),
+    Case("unknown schedule", f"{FINETUNE} --lr-scheduler cosin", 2, "cosine"),
+    Case("unknown stage", f"{FINETUNE} --train trunk", 2, "--train trunk"),
+    Case(
+        "loss that is not a number", f"{FINETUNE} --learning-rate 1e30 --train all", 1, "loss became nan", keeps=True
+    ),
+    Case("full disk at a checkpoint", FINETUNE, 1, "No space left on device", "full disk", keeps=True),
+    Case("train without a preset", "train --data {w}/images -o out", 2, "--preset"),
+    Case("train a preset without a model", "train --preset {w}/empty.yaml --data digits -o out", 2, "empty"),
+    Case("train on data of another kind", f"{TRAIN} --data {{w}}/file", 2, "is not a folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_dit):
+    """Models, checkpoints, pictures and presets, good and bad."""
+    folder = tmp_path_factory.mktemp("world")
+    model = write_pipeline(folder / "tiny", tiny_dit())
+    _models(folder, model, tiny_dit)
+    _checkpoints(folder)
+    _images(folder)
+    presets = {
+        "broken": "a: [",
+        "typo": "sample: {sede: 1}",
+        "command": "smaple: {seed: 1}",
+        "value": "finetune: {learning-rate: fast}",
+        "empty": "about: nothing",
+    }
+    config = {**json.loads((model / "transformer" / "config.json").read_text())}
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    presets["tiny"] = json.dumps({"model": {"class": "DiTTransformer2DModel", "config": config}})
+    for name, text in presets.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "file").write_text("a file")
+    (folder / "nothing").mkdir()
+    return folder
+
+
+def _models(folder: Path, model: Path, tiny_dit) -> None:
+    from skipdit_cli import add_skip_branches
+    from skipdit_cli.checkpoints import save_branches
+
+    transformer = tiny_dit()
+    shutil.copytree(model, folder / "skip")
+    save_branches(add_skip_branches(transformer), folder / "skip")
+    for name, source in {
+        "short": model,
+        "config": model,
+        "hollow": model,
+        "wide": model,
+        "cut": folder / "skip",
+    }.items():
+        shutil.copytree(source, folder / name)
+    weights = "diffusion_pytorch_model.safetensors"
+    for path in (folder / "short" / "transformer" / weights, folder / "cut" / "skip" / weights):
+        path.write_bytes(path.read_bytes()[:-100])
+    (folder / "config" / "transformer" / "config.json").write_text("{")
+    (folder / "hollow" / "transformer" / weights).unlink()
+    tiny_dit(attention_head_dim=16).save_pretrained(folder / "other-width")
+    shutil.copy(folder / "other-width" / weights, folder / "wide" / "transformer" / weights)
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+
+
+class Runs:
+    """Unpickled, it would leave a file named "ran" in the folder of the run."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def _checkpoints(folder: Path) -> None:
+    torch.save({"model": {"a.weight": torch.ones(3, 3)}}, folder / "other.pt")
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({"model": Runs()}, folder / "code.pt")
+    (folder / "pickle.pt").write_bytes(pickle.dumps(Runs()))
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "truncated.pt").write_bytes((folder / "other.pt").read_bytes()[:-200])
+
+
+def _images(folder: Path) -> None:
+    def picture(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 128, np.uint8)).save(path)
+
+    picture(folder / "plain.png")
+    for label in range(2):
+        for at in range(3):
+            picture(folder / "images" / str(label) / f"{at}.png")
+            picture(folder / "bad-images" / str(label) / f"{at}.png")
+    (folder / "bad-images" / "0" / "broken.png").write_bytes(b"no picture")
+    for label in range(12):
+        picture(folder / "classes" / f"{label:02d}" / "0.png")
+    picture(folder / "listed" / "0.png")
+    (folder / "listed" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 0}\n{"file\n')
+
+
+def _tree(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_table_is_long_enough_and_covers_every_command():
+    from typer.main import get_command
+
+    from skipdit_cli.app import app
+
+    assert len(CASES) >= 40 and len({case.name for case in CASES}) == len(CASES)
+    first = {case.command.split()[0] for case in CASES}
+    assert set(get_command(app).commands) - {"env"} <= first
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_bad_input(case, world, skipdit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = _tree(world)
+    if case.given:
+        MACHINE[case.given](monkeypatch)
+    ended = skipdit(*shlex.split(case.command.format(w=world)))
+    sentences = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    assert ended.exception is None and ended.code == case.code, ended.stderr
+    assert len(sentences) == 1 and case.says in sentences[0], ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert sentences[0].endswith((".", "?"))
+    assert _tree(world) == before
+    if not case.keeps:
+        assert _tree(tmp_path) == {}
