@@ -25,6 +25,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         )
     except ValueError as cause:
         raise UsageError(f"Got --mixed-precision {settings.mixed_precision}, refused here: {cause}.") from cause
+    if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UsageError("Got --mixed-precision fp16 without a GPU; the CPU trains in no (float32) and bf16.")
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UsageError(f"Launched with {accelerator.distributed_type}; expected one process, or several with DDP.")
     return accelerator
