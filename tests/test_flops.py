@@ -77,6 +77,12 @@ def test_attention_is_counted():
     assert StepFlops(tiny(num_layers=7)).units[3] == linear_only + 2 * 16 * 16 * 16
 
 
+def test_a_width_of_the_mlp_that_diffusers_does_not_know_is_counted():
+    config = {**tiny().config, "mlp_ratio": 2.0}
+    flops = StepFlops(meta_transformer(DiTTransformer2DModel, config))
+    assert StepFlops(tiny()).full - flops.full == 7 * 2 * 16 * (2 * 16 * 16)
+
+
 def test_limit_is_all_full_over_what_ran():
     flops = StepFlops(tiny("residual"))
     full, reused = flops.full, flops.reused(2)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skipdit_cli.backbones import trunk_of
 from skipdit_cli.cache.schedule import uniform
+from skipdit_cli.checkpoints import build_transformer
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SkipBranches, add_skip_branches
 
@@ -75,7 +76,7 @@ class StepFlops:
 def meta_transformer(model_class, config: dict, merge: str | None = None):
     """A transformer without weights (meta tensors), with skip branches if ``merge`` is given; in eval mode."""
     with init_empty_weights(include_buffers=True):
-        model = model_class.from_config(config).eval()
+        model = build_transformer({**config, "_class_name": model_class.__name__})
         if merge is not None:
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))

@@ -14,23 +14,28 @@ class Quality:
     """A run against its reference.
 
     Args:
-        psnr: dB, mean over the pictures; None where every picture is identical (it would be infinite).
-        ssim: Mean over the pictures, at most 1.
+        psnr: dB, mean over the pictures that differ; None where none does (it would be infinite), or without pictures.
+        ssim: Mean over the pictures, at most 1; None without pictures.
         latent_rel_l2: ``||a - b|| / ||b||`` over all latents.
-        identical: Whether all pictures are equal to the bit.
+        identical: Whether all latents and pictures are equal to the bit.
     """
 
     psnr: float | None
-    ssim: float
+    ssim: float | None
     latent_rel_l2: float
     identical: bool
 
 
-def compare(images: np.ndarray, reference: np.ndarray, latents: torch.Tensor, latents_reference) -> Quality:
-    """Measure uint8 pictures (N, H, W, 3) and their latents (N, ...) against a reference of the same shape."""
+def compare(
+    images: np.ndarray | None, reference: np.ndarray | None, latents: torch.Tensor, latents_reference: torch.Tensor
+) -> Quality:
+    """Measure pictures, uint8 (N, H, W, 3) or None, and their latents (N, ...) against a reference of equal shape."""
+    distance, same = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
+    if images is None or reference is None:
+        return Quality(None, None, distance, same)
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (images, reference))
-    identical = bool(torch.equal(a, b))
-    return Quality(None if identical else psnr(a, b), ssim(a, b), rel_l2(latents, latents_reference), identical)
+    same_pictures = torch.equal(a, b)
+    return Quality(None if same_pictures else psnr(a, b), ssim(a, b), distance, same and same_pictures)
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:

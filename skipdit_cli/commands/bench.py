@@ -1,0 +1,174 @@
+"""``skipdit bench``: what the cache gains, what it costs, and what else could be had for the same time."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from skipdit_cli import console
+from skipdit_cli.commands.options import (
+    CACHE,
+    Debug,
+    Device,
+    Dtype,
+    Json,
+    LocalFilesOnly,
+    Model,
+    Output,
+    Overwrite,
+    Preset,
+    Revision,
+    Seed,
+    parse_integers,
+)
+from skipdit_cli.errors import CheckError, UsageError
+
+RUN = "Measuring"
+
+
+def bench(
+    model: Model = None,
+    preset: Preset = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Build the preset's model at full size; speed alone, no download.")
+    ] = False,
+    merge: Annotated[
+        str, typer.Option(help="Skip branches for --random-weights: residual, replace or none.")
+    ] = "residual",
+    vanilla: Annotated[
+        str | None,
+        typer.Option(help="Model of the rows without branches; else this model's own trunk, its branches taken off."),
+    ] = None,
+    cache_layers: Annotated[str, typer.Option(help="List of N.", rich_help_panel=CACHE)] = "1",
+    cache_interval: Annotated[
+        str | None,
+        typer.Option(help="List of K (the paper's n). 2,3,5 if no --full-steps either.", rich_help_panel=CACHE),
+    ] = None,
+    full_steps: Annotated[
+        str | None, typer.Option(help="List of M: as many full steps, late-dense.", rich_help_panel=CACHE)
+    ] = None,
+    forecast: Annotated[str, typer.Option(help="List of reuse, linear, taylor2.", rich_help_panel=CACHE)] = "reuse",
+    cache_target: Annotated[str, typer.Option(help="List of boundary, residual.", rich_help_panel=CACHE)] = "boundary",
+    num_inference_steps: Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1)] = 50,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="4.0; 1.0, so none, with --random-weights.", show_default=False)
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="ddim, ddpm, dpm++, ...; the model's own if not given.")
+    ] = None,
+    class_labels: Annotated[
+        str | None, typer.Option(help="One class a picture; evenly spread if not given.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at once. 4; 1 with --random-weights.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every case runs.", rich_help_panel=RUN)] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Uncounted short runs before.", rich_help_panel=RUN)] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.", rich_help_panel=RUN)] = False,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(help="Exit 3 unless a cached row is this much faster than vanilla.", rich_help_panel=RUN),
+    ] = None,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="Exit 3 unless that row has this PSNR as well.", rich_help_panel=RUN)
+    ] = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    local_files_only: LocalFilesOnly = False,
+    revision: Revision = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time and compare vanilla, Skip-DiT, both with the cache, and vanilla with fewer steps, in one run."""
+    from skipdit_cli.checkpoints import replace_folder
+    from skipdit_cli.measure.bench import Bench, compiled
+    from skipdit_cli.measure.cases import make_policies
+    from skipdit_cli.measure.report import READING, save_report, table
+    from skipdit_cli.pipelines.device import place
+
+    intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
+    policies = make_policies(
+        parse_integers(cache_layers, "--cache-layers"),
+        parse_integers(intervals or "", "--cache-interval"),
+        parse_integers(full_steps or "", "--full-steps"),
+        _words(forecast),
+        _words(cache_target),
+    )
+    labels = None if class_labels is None else parse_integers(class_labels, "--class-labels")
+    where, precision = place(device, dtype)
+    with ExitStack() as stack:
+        folder = stack.enter_context(replace_folder(output, overwrite)) if output else None
+        loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
+        pipe, other = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
+        labels = labels or _spread(batch_size or (1 if random_weights else 4), pipe)
+        sampling = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": (1.0 if random_weights else 4.0) if guidance_scale is None else guidance_scale,
+            "scheduler": scheduler,
+            "seed": seed,
+            "batch_size": batch_size or len(labels),
+        }
+        run = Bench(pipe.to(where), policies, labels, vanilla=other and other.to(where), **sampling)
+        if min_psnr is not None and not run.has_pictures:
+            raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
+        for transformer in dict.fromkeys([pipe.transformer, run.vanilla.transformer] if compile else []):
+            stack.enter_context(compiled(transformer))
+        with console.progress("Bench", run.steps(rounds)) as advance:
+            rows = run.run(rounds, warmup, advance)
+        settings = {**sampling, "class_labels": labels, "rounds": rounds, "warmup": warmup, "compile": compile}
+        report = run.report(rows, model or preset, {**settings, "random_weights": random_weights})
+        if folder:
+            save_report(report, folder)
+    console.table(*table(rows))
+    for line in (READING, *report["notes"], *([f"Wrote {output}/bench.json, bench.md and bench.png."] * bool(output))):
+        console.say(line)
+    console.emit(report)
+    _check(rows, min_speedup, min_psnr)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _spread(count: int, pipe) -> list[int]:
+    """Labels evenly over the model's classes."""
+    classes = pipe.transformer.config.num_embeds_ada_norm
+    return [at * classes // count % classes for at in range(count)]
+
+
+def _open(model, preset, random_merge, seed, vanilla, loading):
+    """The pipeline to bench, and the one for the rows without branches (None: the same)."""
+    from skipdit_cli.checkpoints import open_model, random_pipeline
+    from skipdit_cli.presets import load_preset
+    from skipdit_cli.skip import MERGES
+
+    if random_merge is None:
+        pipe = open_model(model, preset, **loading)
+    elif random_merge not in (*MERGES, "none"):
+        raise UsageError(f"Got --merge '{random_merge}' but expected one of {', '.join(MERGES)}, none.")
+    elif preset is None or model is not None:
+        raise UsageError("Got --random-weights, which needs --preset NAME and no --model; see 'skipdit presets list'.")
+    else:
+        merge = None if random_merge == "none" else random_merge
+        pipe = random_pipeline(load_preset(preset), loading["dtype"], seed, merge)
+    return pipe, None if vanilla is None else open_model(vanilla, None, branches=False, **loading)
+
+
+def _check(rows: list[dict], min_speedup: float | None, min_psnr: float | None) -> None:
+    """Raise ``CheckError`` unless one cached row reaches every given minimum."""
+    name = "skip-cache" if any(row["case"] == "skip-cache" for row in rows) else "vanilla-cache"
+    cached = [row for row in rows if row["case"] == name]
+    good = [row for row in cached if min_psnr is None or row["identical"] or (row["psnr"] or 0) >= min_psnr]
+    if any(row["speedup_vs_vanilla"] >= (min_speedup or 0) for row in good):
+        return
+    if not good:
+        best = max(row["psnr"] or 0 for row in cached)
+        raise CheckError(f"No {name} row reaches --min-psnr {min_psnr:g}; the best has {best:.1f} dB.")
+    best = max(row["speedup_vs_vanilla"] for row in good)
+    within = "" if min_psnr is None else f" with --min-psnr {min_psnr:g}"
+    raise CheckError(f"No {name} row reaches --min-speedup {min_speedup:g}{within}; the best has {best:.2f}.")

@@ -1,0 +1,213 @@
+"""One bench: every case timed in turn on one model, and its pictures compared at the same seeds."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from skipdit_cli.backbones import trunk_of
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.measure.cases import Case, make_cases
+from skipdit_cli.measure.flops import StepFlops
+from skipdit_cli.measure.quality import compare
+from skipdit_cli.measure.report import environment
+from skipdit_cli.measure.timing import Measured, interleave, median, ratios, spread
+from skipdit_cli.pipelines.class_image import Generated, check_labels, generate, is_pixel_space
+from skipdit_cli.pipelines.schedulers import make_scheduler
+from skipdit_cli.skip import add_skip_branches, remove_skip_branches
+
+WARM_UP_STEPS = 4
+
+
+class Bench:
+    """Every case that some policies give (see ``make_cases``), on one pipeline.
+
+    Args:
+        pipe: The pipeline; the cases with skip branches are left out if it has none.
+        class_labels: One per picture.
+        vanilla: A pipeline for the cases without branches; ``pipe`` with its branches taken off if not given.
+        sampling: guidance_scale, cfg_channels, seed, batch_size, as for ``generate``.
+    Raises:
+        UsageError: A policy or a setting does not fit.
+
+    Attributes:
+        cases: In the order of the rows.
+        has_branches: Whether ``pipe`` has skip branches.
+        has_pictures: Whether its latents can be made pictures, so that PSNR and SSIM exist.
+        macs: Multiply-adds of one forward for one image: "vanilla", and "skip" if it has branches.
+        generated: What each case's first round made; after ``run``.
+        warm_up_seconds: Time of the runs that were not counted; mostly compilation if the forward is compiled.
+    """
+
+    def __init__(
+        self,
+        pipe,
+        policies: Sequence[CachePolicy],
+        class_labels: Sequence[int],
+        *,
+        vanilla=None,
+        num_inference_steps: int = 50,
+        scheduler: str | None = None,
+        batch_size: int | None = None,
+        **sampling,
+    ):
+        self.pipe, self.vanilla, self.class_labels = pipe, vanilla or pipe, class_labels
+        check_labels(class_labels, pipe.transformer.config.num_embeds_ada_norm)
+        sampler = make_scheduler(scheduler, pipe)
+        sampler.set_timesteps(num_inference_steps)
+        self.has_branches = trunk_of(pipe.transformer).branches is not None
+        self.has_pictures = pipe.vae is not None or is_pixel_space(pipe)
+        with _without_branches(self.vanilla.transformer):
+            self.flops = {"vanilla": StepFlops(self.vanilla.transformer)}
+        if self.has_branches:
+            self.flops["skip"] = StepFlops(pipe.transformer)
+        self.macs = {name: flops.full for name, flops in self.flops.items()}
+        self.cases = make_cases(policies, num_inference_steps, sampler.timesteps.tolist(), **self.flops)
+        self.sampling = {**sampling, "scheduler": scheduler, "batch_size": batch_size, "decode": self.has_pictures}
+        self.batches = -(-len(class_labels) // (batch_size or len(class_labels)))
+        self.generated: list[Generated] = []
+        self.warm_up_seconds = 0.0
+
+    def steps(self, rounds: int) -> int:
+        """How often ``run`` will call ``advance``, about."""
+        return rounds * self.batches * sum(case.steps for case in self.cases)
+
+    def run(self, rounds: int = 3, warmup: int = 1, advance: Callable[[], None] | None = None) -> list[dict]:
+        """Time and compare all cases; one row each, with the keys of ``bench --json``.
+
+        Args:
+            rounds: How often each case runs; the pictures of the first round are compared.
+            warmup: Short runs of each model and each depth of cache before that.
+            advance: Called after each denoising step that counts.
+        """
+        began = time.perf_counter()
+        for case in self._warm_ups() * warmup:
+            self._generate(case)
+        self.warm_up_seconds = time.perf_counter() - began
+        runs = [lambda case=case: self._generate(case, advance) for case in self.cases]
+        measured = dict(zip(self.cases, interleave(runs, rounds, self.pipe.transformer.device)))
+        self.generated = [measured[case].first for case in self.cases]
+        return [row(case, measured, self.flops[case.reference]) for case in self.cases]
+
+    def report(self, rows: list[dict], model: str, settings: dict) -> dict:
+        """The object that ``bench --json`` prints: the rows, and all that they depend on."""
+        transformer = self.pipe.transformer
+        sampler = make_scheduler(self.sampling["scheduler"], self.pipe)
+        seconds = {"compile_seconds" if settings.get("compile") else "warmup_seconds": self.warm_up_seconds}
+        return {
+            "model": model,
+            "command": shlex.join(["skipdit", *sys.argv[1:]]),
+            **environment(transformer.device, transformer.dtype),
+            **settings,
+            "scheduler": type(sampler).__name__,
+            **seconds,
+            "macs": self.macs,
+            "notes": self._notes(settings.get("random_weights", False)),
+            "rows": rows,
+        }
+
+    def _notes(self, random_weights: bool) -> list[str]:
+        notes = []
+        if not self.has_branches:
+            notes.append("No skip rows: this model has no skip branches; 'skipdit convert' adds them.")
+        elif self.vanilla is self.pipe:
+            notes.append("vanilla is this model's own trunk with its skip branches taken off.")
+        if not self.has_pictures:
+            notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
+        if random_weights:
+            notes.append("Random weights: the times are real, the quality columns say nothing about a trained model.")
+        return notes
+
+    def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
+        settings = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.sampling}
+        if case.has_branches:
+            return generate(self.pipe, self.class_labels, **settings)
+        with _without_branches(self.vanilla.transformer):
+            return generate(self.vanilla, self.class_labels, **settings)
+
+    def _warm_ups(self) -> list[Case]:
+        """A short run for each model alone, and for each depth of its cache and way to forecast."""
+        steps = min(WARM_UP_STEPS, self.cases[0].steps)
+        policies = [case.policy and replace(case.policy, interval=2, full_steps=None) for case in self.cases]
+        return list(dict.fromkeys(Case(case.reference, steps, p) for case, p in zip(self.cases, policies)))
+
+
+def row(case: Case, measured: dict[Case, Measured], flops: StepFlops) -> dict:
+    """One row of ``bench --json``; None where a key does not apply.
+
+    Args:
+        measured: Every case of the bench.
+        flops: Cost of a step of the case's own model.
+    """
+    own, policy = measured[case], case.policy
+    uncached = {other.name: result for other, result in measured.items() if other.name == other.reference}
+    made, reference = own.first, uncached[case.reference].first
+    speedup = {name: ratios(result.seconds, own.seconds) for name, result in uncached.items()}
+    full_steps, limit, quality = case.steps, None, None
+    if policy is not None:
+        full_steps = made.report.steps - made.report.reused_steps
+        limit = flops.limit([True] * full_steps + [False] * made.report.reused_steps, policy.layers)
+    elif case.name == "fewer-steps":
+        limit = next(other.steps for other in measured if other.name == "vanilla") / case.steps
+    if limit is not None:
+        quality = compare(made.images, reference.images, made.latents, reference.latents)
+    return {
+        "case": case.name,
+        "cache_layers": policy and policy.layers,
+        "cache_interval": _interval(policy),
+        "schedule": policy and policy.describe(),
+        "forecast": policy and policy.forecast,
+        "cache_target": policy and policy.target,
+        "steps": case.steps,
+        "full_steps": full_steps,
+        "seconds": median(own.seconds),
+        "seconds_iqr": spread(own.seconds),
+        "seconds_end_to_end": median(own.seconds_end_to_end),
+        "speedup_vs_vanilla": median(speedup["vanilla"]),
+        "speedup_vs_vanilla_iqr": spread(speedup["vanilla"]),
+        "speedup_vs_skip": median(speedup["skip"]) if "skip" in speedup else None,
+        "limit": limit,
+        "measured_over_limit": limit and median(speedup[case.reference]) / limit,
+        "psnr": quality and quality.psnr,
+        "ssim": quality and quality.ssim,
+        "latent_rel_l2": quality and quality.latent_rel_l2,
+        "identical": quality and quality.identical,
+        "peak_memory_mb": own.peak_bytes and own.peak_bytes / 1e6,
+        "cache_mb": policy and made.cache_bytes / 1e6,
+    }
+
+
+def _interval(policy: CachePolicy | None) -> int | None:
+    if policy is None or policy.full_steps is not None:
+        return None
+    return 2 if policy.interval is None else policy.interval
+
+
+@contextmanager
+def _without_branches(transformer) -> Iterator[None]:
+    branches = remove_skip_branches(transformer)
+    try:
+        yield
+    finally:
+        if branches is not None:
+            add_skip_branches(transformer, branches=branches)
+
+
+@contextmanager
+def compiled(transformer, backend="inductor") -> Iterator[None]:
+    """``torch.compile`` the forward while this lasts: for each model and depth of cache one graph of a full step and
+    one of a reused step."""
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = 64
+    transformer.forward = torch.compile(transformer.forward, backend=backend)
+    try:
+        yield
+    finally:
+        del transformer.forward
+        torch._dynamo.config.recompile_limit = limit
