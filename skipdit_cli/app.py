@@ -11,9 +11,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from skipdit_cli import __version__, console
+from skipdit_cli.commands.bench import bench
+from skipdit_cli.commands.convert import convert
+from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
+from skipdit_cli.commands.info import info
 from skipdit_cli.commands.presets import presets
+from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
 from skipdit_cli.errors import SkipditError
 
@@ -73,6 +78,13 @@ def _sentence(cause: Exception, output) -> str:
 class Command(TyperCommand):
     """Plain help in panels: Typer's own panels need Rich's Markdown, which alone takes 0.15 s to import."""
 
+    def parse_args(self, ctx, args):
+        try:
+            return super().parse_args(ctx, args)
+        except REFUSED as cause:
+            cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
+            raise
+
     def format_options(self, ctx, formatter):
         panels: dict[str, list] = {}
         for parameter in self.get_params(ctx):
@@ -124,8 +136,13 @@ app = App(
     context_settings={"auto_envvar_prefix": "SKIPDIT", "help_option_names": ["-h", "--help"]},
 )
 app.add_typer(presets, name="presets")
+app.command()(demo)
+app.command()(convert)
 app.command()(finetune)
 app.command()(train)
+app.command()(sample)
+app.command()(bench)
+app.command()(info)
 app.command()(env)
 
 

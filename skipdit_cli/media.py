@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 METADATA_KEY = "skipdit"
 
 
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """Whether a file or folder may be written here; nothing is.
+
+    Raises:
+        UsageError: It exists and ``overwrite`` is off, or no folder above it can be written to.
+    """
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"Output {path} exists; give another one, or --overwrite to replace it.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"Cannot write to {path}: {parent} is not a writable folder; give another --output.")
+
+
 def to_uint8(images) -> np.ndarray:
     """Tensor (N, C, H, W) in [-1, 1], C 1 or 3, to uint8 (N, H, W, 3), as the DiT repository rounds it
     (clamp(127.5 x + 128), sample_ddp.py)."""

@@ -53,6 +53,17 @@ SCHEDULERS: dict[str, tuple[type, dict]] = {
 }
 
 
+def check_name(name: str | None) -> None:
+    """
+    Raises:
+        UsageError: Not one of ``SCHEDULERS``, and not None.
+    """
+    if name is not None and name not in SCHEDULERS:
+        raise UsageError(
+            f"Got --scheduler '{name}' but expected one of {', '.join(SCHEDULERS)}.{nearest(name, SCHEDULERS)}"
+        )
+
+
 def make_scheduler(name: str | None, pipe):
     """A fresh scheduler for one run.
 
@@ -61,13 +72,10 @@ def make_scheduler(name: str | None, pipe):
     Raises:
         UsageError: An unknown name.
     """
+    check_name(name)
     own = pipe.scheduler
-    if name is None:
-        name = "ddim" if type(own) is diffusers.DDIMScheduler else None
-    elif name not in SCHEDULERS:
-        raise UsageError(
-            f"Got --scheduler '{name}' but expected one of {', '.join(SCHEDULERS)}.{nearest(name, SCHEDULERS)}"
-        )
+    if name is None and type(own) is diffusers.DDIMScheduler:
+        name = "ddim"
     kind, settings = SCHEDULERS[name] if name else (type(own), {})
     if kind is diffusers.DDPMScheduler and "variance_type" not in own.config:
         settings = {"variance_type": "learned_range" if predicts_sigma(pipe.transformer) else "fixed_small"}
