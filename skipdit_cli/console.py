@@ -53,6 +53,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def amount(number: float) -> str:
+    """A large number in a few digits: 118.64 G, 37.24 M, 3.48 k."""
+    scale, letter = next(((s, t) for s, t in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if number >= s), (1, ""))
+    return f"{number / scale:.2f}{letter}" if letter else f"{number:.0f}"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """A table; a column whose cells all are numbers (or "-") is set to the right."""
     from rich.table import Table

@@ -29,14 +29,23 @@ def open_model(model: str | None, preset_name: str | None = None, **arguments):
     Raises:
         UsageError: Neither names a model.
     """
+    return load_pipeline(named_model(model, preset_name), **arguments)
+
+
+def named_model(model: str | None, preset_name: str | None = None):
+    """The path or hub id that ``--model`` or, without it, the embedded weights of ``--preset`` give.
+
+    Raises:
+        UsageError: Neither names a model.
+    """
     if model is not None:
-        return load_pipeline(model, **arguments)
+        return model
     if preset_name is None:
         raise UsageError("Got no model; give -m/--model FOLDER_OR_HUB_ID, or --preset digits for the embedded one.")
     preset = load_preset(preset_name)
     if preset.weights_path is None:
         raise UsageError(f"Preset {preset.name} brings no weights; give -m/--model FOLDER_OR_HUB_ID as well.")
-    return load_pipeline(preset.weights_path, **arguments)
+    return preset.weights_path
 
 
 def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
 
@@ -102,17 +102,37 @@ def read_weights(folder, variant: str | None = None) -> dict[str, torch.Tensor]:
     return {name: tensor for file in weight_files(folder, variant) for name, tensor in read_tensors(file).items()}
 
 
-def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source) -> None:
+def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source, extra: bool = False) -> None:
     """Put tensors into a model made on the meta device, without a copy.
 
+    Args:
+        source: Where they come from, for the error.
+        extra: Tensors that the model has no place for are left aside, as diffusers does.
     Raises:
-        UsageError: A tensor is missing, left over or of another shape.
+        UsageError: A tensor is missing, of another shape, or (without ``extra``) left over.
     """
     own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if extra:
+        state = {name: tensor for name, tensor in state.items() if name in own}
+    missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or extra or wrong:
-        parts = {"missing": missing, "not expected": extra, "of another shape": wrong}
+    if missing or left or wrong:
+        parts = {"missing": missing, "not expected": left, "of another shape": wrong}
         said = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
         raise UsageError(f"{source} does not fit a {type(model).__name__} ({said}).")
     model.load_state_dict(state, assign=True)
+
+
+def write_tensors(state: dict[str, torch.Tensor], path, dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file straight from (memory-mapped) tensors.
+
+    Args:
+        dtype: For floating-point tensors; None keeps theirs. A tensor under several names is written once for each.
+    """
+    written, seen = {}, set()
+    for name, tensor in state.items():
+        kept = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        repeated = (kept.data_ptr(), kept.shape) in seen  # safetensors refuses names that share memory
+        seen.add((kept.data_ptr(), kept.shape))
+        written[name] = kept.clone() if repeated else kept.contiguous()
+    save_file(written, path, metadata={"format": "pt"})

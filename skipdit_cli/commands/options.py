@@ -53,6 +53,9 @@ def _note_output(ctx: typer.Context, value: Path | None) -> Path | None:
 
 
 Model = Annotated[str | None, typer.Option("-m", "--model", help="Pipeline folder or hub id.", show_default=False)]
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="The model, as -m/--model.", show_default=False)
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False, callback=_note_output)
 ]
@@ -72,6 +75,18 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16 (fp32, bf16, fp16).")]
 LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub; use its cache.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
+
+
+def one_model(argument: str | None, option: str | None) -> str | None:
+    """The model of a command that takes it as an argument or as ``-m``.
+
+    Raises:
+        UsageError: It was given twice.
+    """
+    if argument is not None and option is not None:
+        raise UsageError(f"Got a model twice, {argument} and --model {option}; give one of the two.")
+    return argument or option
+
 
 CACHE = "Cache"
 CacheLayers = Annotated[

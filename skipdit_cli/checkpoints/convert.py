@@ -1,0 +1,255 @@
+"""From any source to a pipeline folder with ``skip/``, and the proof that nothing else changed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+
+from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler
+from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches
+from skipdit_cli.checkpoints.pipeline import INDEX, load_branches, load_pipeline
+from skipdit_cli.checkpoints.source import Source
+from skipdit_cli.checkpoints.weights import (
+    STEM,
+    UNREADABLE,
+    first_line,
+    read_json,
+    read_weights,
+    weight_files,
+    write_tensors,
+)
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
+
+WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion does, decided before anything is written.
+
+    Args:
+        source: What is converted.
+        branches: The skip branches it gets, with merge and time embedding in their config.
+        time_embedding_why: Why that time embedding.
+        dtype: Of the transformer and branches that are written; None keeps the source's.
+        vae: A decoder to put into a pipeline that has none.
+    """
+
+    source: Source
+    branches: SkipBranches
+    time_embedding_why: str
+    dtype: torch.dtype | None = None
+    vae: object = None
+
+    @property
+    def provable(self) -> bool:
+        """Whether outputs with and without the branches must be the same bit for bit."""
+        return self.branches.config.merge == "residual"
+
+    def model(self):
+        """The converted transformer without weights, to count on."""
+        with init_empty_weights():
+            transformer = build_transformer(self.source.config)
+            settings = self.branches.config.items()
+            branches = SkipBranches(**{name: value for name, value in settings if not name.startswith("_")})
+        add_skip_branches(transformer, branches=branches)
+        return transformer
+
+    def needed_bytes(self) -> int:
+        """Disk that the output takes."""
+        tensors = [*self.source.weights().values(), *self.branches.state_dict().values()]
+        size = sum(t.numel() * (self.dtype.itemsize if self.dtype else t.element_size()) for t in tensors)
+        folder = self.source.pipeline
+        others = [file for part in _parts(folder) if part != "transformer" for file in (folder / part).rglob("*")]
+        return size + sum(file.stat().st_size for file in others if file.is_file())
+
+
+def plan_conversion(
+    source: Source, merge: str | None = None, time_embedding: str = "auto", dtype: torch.dtype | None = None, vae=None
+) -> Conversion:
+    """Decide the merge and the time embedding, and make the branches.
+
+    Raises:
+        UsageError: A choice contradicts the source.
+    """
+    config = source.config
+    if source.branches is None:
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        branches = SkipBranches(dim=width, num_layers=config["num_layers"], merge=merge or "residual")
+    elif merge in (None, source.branches.config.merge):
+        branches = source.branches
+    else:
+        raise UsageError(f"Got --merge {merge}, but {source.name} brings trained branches of the 'replace' merge.")
+    if not branches.num_pairs:
+        raise UsageError(f"Model {source.name} has {config['num_layers']} block, too few for a skip branch.")
+    if time_embedding != "auto":
+        kind, why = time_embedding, "as --time-embedding says"
+    elif source.official:
+        kind, why = "official", source.official
+    else:
+        kind, why = (
+            "diffusers",
+            "nothing says that the weights are the DiT repository's; --time-embedding official if so",
+        )
+    branches.register_to_config(time_embedding=kind)
+    if vae is not None and source.pipeline is not None:
+        raise UsageError(f"Got --vae, but {source.name} is a whole pipeline; leave it out.")
+    return Conversion(source, branches, why, dtype, vae)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found out after writing; None where it was not tried.
+
+    Args:
+        weights: The transformer's (and the source's own branches') tensors are the source's bit for bit.
+        outputs: A seeded forward with the branches equals the one without them, bit for bit.
+    """
+
+    weights: bool | None = None
+    outputs: bool | None = None
+
+
+def convert(plan: Conversion, output, overwrite: bool = False, verify: bool = True) -> Proof:
+    """Write the converted pipeline folder and prove, from what is on disk, that nothing else changed.
+
+    Raises:
+        UsageError: The output cannot be written there, or the source is damaged.
+        SkipditError: Writing failed, or the proof did; nothing is kept.
+    """
+    source = plan.source
+    check_target(output, overwrite)
+    if source.pipeline is not None and Path(output).resolve() == source.pipeline.resolve():
+        raise UsageError(f"Output {output} is the model itself; give another --output.")
+    source.build()  # whether weights and config fit, before anything is written
+    with replace_folder(output, overwrite, plan.needed_bytes()) as folder:
+        if source.pipeline is None:
+            _write_new_pipeline(plan, folder)
+        else:
+            _copy_pipeline(plan, folder)
+        reference = next(iter(source.weights().values())).dtype
+        save_branches(torch.nn.Module.to(plan.branches, dtype=plan.dtype or reference), folder)
+        if not verify:
+            return Proof()
+        changed = _changed_weights(plan, folder)
+        if changed:
+            raise SkipditError(f"What was written of {source.name} differs from it in {changed[0]}; nothing was kept.")
+        difference = _branch_effect(folder)
+        if not plan.provable:
+            return Proof(weights=True)
+        if difference != 0:
+            raise SkipditError(f"Skip branches change the outputs by {difference:.3g}; nothing was kept.")
+    return Proof(weights=True, outputs=True)
+
+
+def _changed_weights(plan: Conversion, folder: Path) -> list[str]:
+    """Names of tensors that differ from the source's. The output is mapped one tensor at a time, to hold little."""
+    changed, expected = [], plan.source.weights()
+    for file in weight_files(folder / "transformer"):
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+        for name in names:
+            with safe_open(file, "pt") as opened:
+                if not torch.equal(opened.get_tensor(name), expected[name].to(plan.dtype or expected[name].dtype)):
+                    changed.append(name)
+    written = load_branches(folder).state_dict()
+    return changed + [name for name, own in plan.branches.state_dict().items() if not torch.equal(own, written[name])]
+
+
+def _branch_effect(folder: Path) -> float:
+    """The largest change that the branches make to a seeded forward of the model on disk.
+
+    Both forwards run on the same tensors: where a tensor lies in memory can change the last bit of a matrix product.
+    """
+    transformer = load_pipeline(folder).transformer
+    after = _seeded_forward(transformer)
+    remove_skip_branches(transformer)
+    return (after - _seeded_forward(transformer)).abs().max().item()
+
+
+@torch.no_grad()
+def _seeded_forward(transformer) -> torch.Tensor:
+    """One image through a DiT: (1, C, H, W) seeded noise at t = 500, label 0."""
+    config = transformer.config
+    shape = (1, config.in_channels, config.sample_size, config.sample_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(transformer.dtype)
+    return transformer(noise, timestep=torch.tensor([500]), class_labels=torch.tensor([0])).sample
+
+
+def _parts(pipeline: Path | None) -> list[str]:
+    """The component folders that a pipeline's index lists."""
+    if pipeline is None:
+        return []
+    index = read_json(pipeline / INDEX)
+    return [name for name, value in index.items() if isinstance(value, list) and value != [None, None]]
+
+
+def _copy_pipeline(plan: Conversion, folder: Path) -> None:
+    """Copy the source as it is; only ``.bin`` weights, and those of another dtype, are written anew."""
+    source = plan.source.pipeline
+    for file in source.iterdir():
+        if file.name == INDEX or file.name.lower().startswith(("readme", "license")):
+            shutil.copyfile(file, folder / file.name)
+    for part in _parts(source):
+        _copy_part(source / part, folder / part, plan.dtype if part == "transformer" else None)
+
+
+def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
+    if not any(source.glob(f"{STEM}*")):
+        shutil.copytree(source, target)  # a scheduler, say
+        return
+    target.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, target / file.name)
+    files = weight_files(source)
+    if dtype is not None or files[0].suffix == ".bin":
+        write_tensors(read_weights(source), target / f"{STEM}.safetensors", dtype)
+        return
+    for file in [*files, *source.glob(f"{STEM}.safetensors.index.json")]:
+        shutil.copyfile(file, target / file.name)
+
+
+def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
+    """A pipeline around a lone transformer: the DiT repository's noise schedule, and a decoder if one was given."""
+    from diffusers import DiTPipeline
+
+    transformer, target = plan.model(), folder / "transformer"
+    if plan.source.transformer is not None:
+        _copy_part(plan.source.transformer, target, plan.dtype)
+    else:
+        transformer.save_config(target)
+        write_tensors(plan.source.weights(), target / f"{STEM}.safetensors", plan.dtype)
+    scheduler = default_scheduler()
+    scheduler.save_pretrained(folder / "scheduler")
+    if plan.vae is not None:
+        plan.vae.save_pretrained(folder / "vae")
+    DiTPipeline(transformer=transformer, vae=plan.vae, scheduler=scheduler).save_config(folder)
+
+
+def load_vae(name, in_channels: int, **hub_arguments):
+    """The decoder of a latent-space model: an ``AutoencoderKL`` folder, a pipeline folder's ``vae/``, or a hub id.
+
+    Args:
+        in_channels: Of the transformer that it is for.
+    Raises:
+        UsageError: There is none, or its latents have another number of channels.
+    """
+    from diffusers import AutoencoderKL
+
+    inner = Path(name) / "vae"
+    try:
+        vae = AutoencoderKL.from_pretrained(inner if inner.is_dir() else name, **hub_arguments)
+    except UNREADABLE as cause:
+        raise UsageError(f"Got --vae {name}, which cannot be read: {first_line(cause)}.") from cause
+    if vae.config.latent_channels != in_channels:
+        raise UsageError(
+            f"Got --vae {name} with {vae.config.latent_channels} latent channels, but the model has {in_channels}."
+        )
+    return vae

@@ -1,0 +1,58 @@
+"""A model as its configs describe it: blocks and branches without weights, to count on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import init_empty_weights
+
+from skipdit_cli.checkpoints.architecture import build_transformer, set_time_embedding
+from skipdit_cli.checkpoints.folder import SKIP
+from skipdit_cli.checkpoints.pipeline import find_folder, named_model
+from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import load_preset
+from skipdit_cli.skip import SkipBranches, add_skip_branches
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Args: name as given, the transformer on the meta device with branches on it, whether they are its own."""
+
+    name: str
+    transformer: object
+    attached: bool
+
+
+def read_outline(model: str | None, preset_name: str | None = None, **hub_arguments) -> Outline:
+    """The outline of a pipeline folder, hub id, or the model a preset names; no weights are read.
+
+    A model without skip branches gets those of the ``residual`` merge, to see what they would cost.
+
+    Raises:
+        UsageError: There is no such model, or its configs are damaged.
+    """
+    preset = load_preset(preset_name) if model is None and preset_name else None
+    if preset is not None and preset.model and preset.weights_path is None:
+        config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
+        return _outline(preset.name, config, None)
+    folder = find_folder(named_model(model, preset_name), **hub_arguments)
+    config = read_json(folder / "transformer" / "config.json")
+    skip = read_json(folder / SKIP / "config.json") if (folder / SKIP).is_dir() else None
+    return _outline(str(model or preset_name), config, skip)
+
+
+def _outline(name: str, config: dict, skip: dict | None) -> Outline:
+    with init_empty_weights():
+        transformer = build_transformer(config)
+        branches = None if skip is None else _branches(name, skip)
+        branches = add_skip_branches(transformer, branches=branches)
+    set_time_embedding(transformer, branches.config.time_embedding)
+    return Outline(name, transformer, skip is not None)
+
+
+def _branches(name: str, config: dict) -> SkipBranches:
+    try:
+        return SkipBranches.from_config(config)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise UsageError(f"The {SKIP}/config.json of {name} does not describe skip branches: {cause}") from cause

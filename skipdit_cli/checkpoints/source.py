@@ -1,0 +1,108 @@
+"""What ``convert`` accepts, and how it tells which it got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+
+from skipdit_cli.checkpoints.architecture import build_transformer
+from skipdit_cli.checkpoints.folder import SKIP
+from skipdit_cli.checkpoints.official import read_official
+from skipdit_cli.checkpoints.pipeline import INDEX, find_folder
+from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weights
+from skipdit_cli.errors import UsageError
+from skipdit_cli.skip import SkipBranches
+
+OFFICIAL_ON_HUB = ("facebook/DiT-XL-2-256", "facebook/DiT-XL-2-512")
+
+
+@dataclass
+class Source:
+    """A model to convert. Its weights are memory-mapped when they are asked for.
+
+    Args:
+        name: As the user gave it.
+        layout: What it is, in words.
+        config: Of the diffusers transformer.
+        pipeline: Its folder, if it is a whole pipeline.
+        transformer: The folder of its transformer, if diffusers wrote that.
+        file: An official file with its number of attention heads.
+        branches: The ones that came with it.
+        official: Why the weights are known to be the DiT repository's; empty if nothing says so.
+    """
+
+    name: str
+    layout: str
+    config: dict
+    pipeline: Path | None = None
+    transformer: Path | None = None
+    file: tuple[Path, int] | None = None
+    branches: SkipBranches | None = None
+    official: str = ""
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The vanilla state dict, mapped anew; memory it took is given back when the last tensor goes."""
+        return read_weights(self.transformer) if self.file is None else read_official(*self.file).state
+
+    def build(self):
+        """The vanilla transformer on its memory-mapped weights, in eval mode.
+
+        Raises:
+            UsageError: The weights do not fit the config.
+        """
+        with init_empty_weights():
+            model = build_transformer(self.config)
+        assign_weights(model, self.weights(), f"Model {self.name}", extra=self.transformer is not None)
+        return model
+
+
+def open_source(name, num_attention_heads: int | None = None, **hub_arguments) -> Source:
+    """Find out what ``name`` is: a pipeline folder or hub id, a transformer folder, or an official file.
+
+    Args:
+        num_attention_heads: For official files of a non-standard width.
+        hub_arguments: revision, token, local_files_only.
+    Raises:
+        UsageError: It is none of these, is damaged, or is converted already.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        read = read_official(path, num_attention_heads)
+        file, why = (path, read.config["num_attention_heads"]), "the file has the DiT repository's layout"
+        return Source(str(name), read.layout, read.config, file=file, branches=read.branches, official=why)
+    if num_attention_heads is not None:
+        raise UsageError("Got --num-attention-heads with a folder or hub id, whose config.json says it; leave it out.")
+    if (path / "config.json").is_file() and not (path / INDEX).is_file():
+        config = _transformer_config(path)
+        return Source(str(name), "transformer folder", config, transformer=path, official=_on_hub(name, config))
+    folder = find_folder(name, **hub_arguments)
+    if (folder / SKIP).exists():
+        raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
+    index = read_json(folder / INDEX)
+    if not isinstance(index.get("transformer"), list):
+        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer to convert.")
+    config = _transformer_config(folder / "transformer")
+    layout = "pipeline folder" if path.is_dir() else "hub pipeline"
+    official = _on_hub(name, index, config, folder)
+    return Source(str(name), layout, config, folder, folder / "transformer", official=official)
+
+
+def _transformer_config(folder: Path) -> dict:
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
+    if name != "DiTTransformer2DModel" and not legacy:
+        raise UsageError(f"Folder {folder} holds a {name}, but a DiTTransformer2DModel is what can be converted.")
+    return config
+
+
+def _on_hub(name, *traces) -> str:
+    """Why these weights are known to come from an official hub repository, by id, record or cache path."""
+    said = [trace.get("_name_or_path", "") if isinstance(trace, dict) else str(trace) for trace in (name, *traces)]
+    for known in OFFICIAL_ON_HUB:
+        if any(known in text or f"models--{known.replace('/', '--')}" in text for text in said):
+            return f"{known} holds the DiT repository's weights"
+    return ""

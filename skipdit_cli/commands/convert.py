@@ -1,0 +1,145 @@
+"""``skipdit convert``: any DiT checkpoint to a pipeline folder with skip branches."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from skipdit_cli import console
+from skipdit_cli.commands.options import (
+    Debug,
+    Json,
+    LocalFilesOnly,
+    Model,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Preset,
+    Revision,
+    one_model,
+)
+from skipdit_cli.errors import UsageError, nearest
+
+Merge = Annotated[str | None, typer.Option(help="residual (default), or replace, the official form.")]
+Heads = Annotated[int | None, typer.Option(help="For an official file of a width other than DiT-S, B, L or XL.")]
+TimeEmbedding = Annotated[
+    str, typer.Option(help="Timestep frequencies: auto, official (DiT repository) or diffusers.")
+]
+Vae = Annotated[str | None, typer.Option(help="AutoencoderKL folder or hub id to put into a new latent pipeline.")]
+Dtype = Annotated[str, typer.Option(help="Of the transformer written: auto keeps it; float32, bfloat16, float16.")]
+Verify = Annotated[bool, typer.Option(help="Prove on a seeded forward that outputs stay equal.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and write nothing.")]
+
+
+def convert(
+    model_argument: ModelArgument = None,
+    model: Model = None,
+    output: Output = None,
+    merge: Merge = None,
+    num_attention_heads: Heads = None,
+    time_embedding: TimeEmbedding = "auto",
+    vae: Vae = None,
+    dtype: Dtype = "auto",
+    verify: Verify = True,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    preset: Preset = None,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Give a DiT its skip branches: a pipeline folder or hub id, a transformer folder, or an official .pt file."""
+    _one_of("--merge", merge, (None, "residual", "replace"))
+    _one_of("--time-embedding", time_embedding, ("auto", "official", "diffusers"))
+    if output is None:
+        raise UsageError("Got no output; give -o/--output FOLDER.")
+    from skipdit_cli.checkpoints import check_target, named_model
+    from skipdit_cli.checkpoints import convert as work
+    from skipdit_cli.checkpoints.source import open_source
+    from skipdit_cli.pipelines.device import DTYPES
+
+    _one_of("--dtype", dtype, ("auto", *DTYPES))
+    check_target(output, overwrite)
+    hub = {"revision": revision, "local_files_only": local_files_only}
+    source = open_source(named_model(one_model(model_argument, model), preset), num_attention_heads, **hub)
+    decoder = None if vae is None else work.load_vae(vae, source.config["in_channels"], **hub)
+    plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder)
+    result = _describe(plan)
+    if dry_run:
+        console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
+    else:
+        proof = work.convert(plan, output, overwrite, verify)
+        console.say(_said(proof))
+        console.say(f"Wrote {output}. Next: skipdit sample -m {output} --class-labels 0,1 --cache-layers 1")
+        result.update(weights_equal=proof.weights, bitwise_equal=proof.outputs)
+    console.emit({**result, "output": str(output), "dry_run": dry_run})
+
+
+def _one_of(flag: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        known = [choice for choice in allowed if choice is not None]
+        raise UsageError(f"Got {flag} {value}, allowed are {', '.join(known)}.{nearest(value, known)}")
+
+
+def _describe(plan) -> dict:
+    """Say what is converted, into what, and what it costs; returns the same for ``--json``."""
+    from skipdit_cli.measure.flops import StepFlops
+    from skipdit_cli.measure.parameters import count_parameters
+
+    source, settings, model = plan.source, plan.branches.config, plan.model()
+    flops, parameters = StepFlops(model), count_parameters(model)
+    added = {
+        "parameters": parameters.skip,
+        "parameters_percent": 100 * parameters.skip / parameters.model,
+        "macs": flops.full - flops.vanilla,
+        "macs_percent": 100 * (flops.full / flops.vanilla - 1),
+    }
+    size = f"{console.amount(parameters.model)} parameters, {console.amount(flops.vanilla)} multiply-adds a forward"
+    console.say(f"Source: {source.name}, {source.layout}: {settings.num_layers} blocks, {size}.")
+    console.say(f"Time embedding: {settings.time_embedding} ({plan.time_embedding_why}).")
+    if source.branches is not None:
+        console.say("Merge: replace, the form of the official branches that the file brings.")
+    for line in _new_pipeline(plan):
+        console.say(line)
+    console.say(f"Skip branches: {plan.branches.num_pairs} pairs, {settings.merge} merge, "
+                f"+{console.amount(added['parameters'])} parameters (+{added['parameters_percent']:.1f} %), "
+                f"+{console.amount(added['macs'])} multiply-adds (+{added['macs_percent']:.1f} %).")  # fmt: skip
+    return {
+        "source": source.name, "layout": source.layout, "blocks": settings.num_layers,
+        "pairs": plan.branches.num_pairs, "merge": settings.merge, "time_embedding": settings.time_embedding,
+        "time_embedding_why": plan.time_embedding_why, "parameters": parameters.model, "macs": flops.vanilla,
+        "added": added,
+    }  # fmt: skip
+
+
+def _new_pipeline(plan) -> list[str]:
+    """What was decided for a source that is no pipeline."""
+    lines, config = [], plan.source.config
+    if plan.source.pipeline is None:
+        lines.append(
+            "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (the DiT repository's)."
+        )
+        channels = config["in_channels"]
+        if plan.vae is not None:
+            lines.append("Space: latent, with the decoder of --vae.")
+        elif channels in (1, 3):
+            lines.append(f"Space: pixels ({channels} channels), no VAE.")
+        else:
+            lines.append(f"Space: latent ({channels} channels), no VAE in the source: samples stay latents unless "
+                         "--vae gives a decoder (stabilityai/sd-vae-ft-mse for official DiT).")  # fmt: skip
+    if "mlp_ratio" in config:
+        ratio = f"MLP ratio: {config['mlp_ratio']:g}, recorded in transformer/config.json"
+        lines.append(f"{ratio}; plain diffusers has 4 only and refuses these weights by their shape.")
+    return lines
+
+
+def _said(proof) -> str:
+    if proof.weights is None:
+        return "Not compared with the source (--no-verify)."
+    if proof.outputs:
+        return (
+            "Proved: weights are the source's, and outputs with the branches are bit for bit equal to those without."
+        )
+    return "Proved: the weights are the source's. Outputs cannot equal vanilla's with 'replace' branches."

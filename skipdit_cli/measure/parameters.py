@@ -1,0 +1,35 @@
+"""How many parameters a model has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters.
+
+    Args:
+        model: Of the model without skip branches, as the DiT paper counts.
+        copies: What diffusers holds beyond that: its DiT repeats the timestep and label embedders in every block.
+        skip: Of the skip branches.
+    """
+
+    model: int
+    copies: int
+    skip: int
+
+
+def count_parameters(transformer: nn.Module) -> ParameterCount:
+    """Count on any device, meta included."""
+    branches = getattr(transformer, "skip_branches", None)
+    skip = _size(branches) if branches is not None else 0
+    blocks = getattr(transformer, "transformer_blocks", ())
+    copies = sum(_size(block.norm1.emb) for block in list(blocks)[1:] if getattr(block.norm1, "emb", None) is not None)
+    return ParameterCount(_size(transformer) - skip - copies, copies, skip)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
