@@ -1,6 +1,8 @@
 """The training loop through its commands: both stages, exact resuming, and what happens when a run breaks off."""
 
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -146,10 +148,12 @@ def test_sigint_saves_and_says_how_to_go_on(skipdit, converted, tmp_path, monkey
     def write(self, row):
         written(self, row)
         if row["step"] == 3:
+            for child in multiprocessing.active_children():  # as Ctrl-C does: the readers are in our process group
+                os.kill(child.pid, signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
     model, output = converted(), tmp_path / "run"
-    run = ("finetune", "-m", model, *RUN, "-o", output, "--max-train-steps", 5)
+    run = ("finetune", "-m", model, *RUN, "--dataloader-num-workers", 2, "-o", output, "--max-train-steps", 5)
     with monkeypatch.context() as patch:
         patch.setattr(Metrics, "write", write)
         before = signal.getsignal(signal.SIGINT)

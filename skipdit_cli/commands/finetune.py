@@ -44,6 +44,6 @@ def finetune(
     if train == "skip" and not (folder / "skip").is_dir():
         raise UsageError(f"Model {folder} has no skip branches to train; run 'skipdit convert -m {folder} -o FOLDER'.")
     begun = session.begin(settings, session.num_classes(folder))
-    pipe = open_model(str(folder), torch_dtype=torch.float32)
+    pipe = open_model(str(folder), dtype=torch.float32)
     trunk = folder if train == "skip" else None
     report("finetune", settings, begun.images, session.train(begun, pipe, train == "skip", trunk))

@@ -29,3 +29,8 @@ def interrupt() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, former)
+
+
+def deaf_worker(number: int) -> None:
+    """Start of a process that reads images: Ctrl-C reaches it, too, but the step in progress still needs it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.training.data import ImageSet, Pixels
-from skipdit_cli.training.interrupt import interrupt
+from skipdit_cli.training.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.loss import DiffusionLoss, Losses
 from skipdit_cli.training.order import LATENT, NOISE, Order, draw, generator
 from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_mode
@@ -130,6 +130,7 @@ class Trainer:
             self.pixels,
             batch_sampler=order,
             num_workers=settings.dataloader_num_workers,
+            worker_init_fn=deaf_worker,
             generator=torch.Generator(),
             pin_memory=self.accelerator.device.type == "cuda",
         )

@@ -18,6 +18,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # said aloud, or several CPU processes would not join up
             mixed_precision=settings.mixed_precision,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             log_with=None if settings.report_to == "none" else settings.report_to,
@@ -65,5 +66,8 @@ def pixel_shape(pipe) -> tuple[int, int]:
     if vae is not None:
         return config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1), vae.config.in_channels
     if config.in_channels not in (1, 3):
-        raise UsageError(f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE.")
+        raise UsageError(
+            f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE to make them: "
+            "give 'train' a --vae FOLDER_OR_HUB_ID, or 'finetune' a folder that holds vae/."
+        )
     return config.sample_size, config.in_channels

@@ -12,11 +12,10 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from skipdit_cli import console
-from skipdit_cli.checkpoints import replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
-from skipdit_cli.presets import load_preset
 from skipdit_cli.training.data import ImageSet, read_images
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
@@ -46,12 +45,7 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     Raises:
         UsageError: There is none.
     """
-    if model is None and preset is None:
-        raise UsageError("Got no model; give -m/--model FOLDER, made by 'skipdit convert'.")
-    embedded = load_preset(preset).weights_path if model is None else None
-    if model is None and embedded is None:
-        raise UsageError(f"Preset {preset} brings no weights; give -m/--model FOLDER_OR_HUB_ID as well.")
-    return find_folder(model or embedded, **arguments)
+    return find_folder(named_model(model, preset), **arguments)
 
 
 def num_classes(folder: Path) -> int:
