@@ -14,7 +14,9 @@ def interface(command, path: str = "") -> list[str]:
     lines = [path] if path else []
     for parameter in command.params:
         names = [*parameter.opts, *parameter.secondary_opts]
-        spelled = " ".join(names) if parameter.param_type_name == "option" else (parameter.metavar or parameter.name).upper()
+        spelled = (
+            " ".join(names) if parameter.param_type_name == "option" else (parameter.metavar or parameter.name).upper()
+        )
         lines.append(f"{path} {spelled}".strip())
     for name, below in sorted(getattr(command, "commands", {}).items()):
         lines += interface(below, f"{path} {name}".strip())

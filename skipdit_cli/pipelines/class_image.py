@@ -61,12 +61,15 @@ def generate(
         policy: Turns the cache on for this call.
         advance: Called after each denoising step of each batch.
     Raises:
-        UsageError: A label out of range, an unknown scheduler, a policy that does not fit the run.
+        UsageError: A label out of range, too many steps, an unknown scheduler, a policy that does not fit the run.
     """
     began = time.perf_counter()
     transformer, config = pipe.transformer, pipe.transformer.config
     check_labels(class_labels, config.num_embeds_ada_norm)
     sampler = make_scheduler(scheduler, pipe)
+    trained = sampler.config.num_train_timesteps
+    if num_inference_steps > trained:
+        raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {trained} timesteps.")
     cache = enable_skip_cache(transformer, policy, sampler) if policy else None
     shape = (config.in_channels, config.sample_size, config.sample_size)
     latents, seconds, cache_bytes = [], 0.0, 0
