@@ -65,7 +65,10 @@ def bench(
         int | None, typer.Option(min=1, help="Pictures at once. 4; 1 with --random-weights.", show_default=False)
     ] = None,
     seed: Seed = 0,
-    rounds: Annotated[int, typer.Option(min=1, help="How often every case runs.", rich_help_panel=RUN)] = 3,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="How often every case runs. 3, or as many as fit 5 minutes.", rich_help_panel=RUN),
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Uncounted short runs before.", rich_help_panel=RUN)] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.", rich_help_panel=RUN)] = False,
     min_speedup: Annotated[
@@ -120,7 +123,7 @@ def bench(
             stack.enter_context(compiled(transformer))
         with console.progress("Bench", run.steps(rounds)) as advance:
             rows = run.run(rounds, warmup, advance)
-        settings = {**sampling, "class_labels": labels, "rounds": rounds, "warmup": warmup, "compile": compile}
+        settings = {**sampling, "class_labels": labels, "warmup": warmup, "compile": compile}
         report = run.report(rows, model or preset, {**settings, "random_weights": random_weights})
         if folder:
             save_report(report, folder)

@@ -17,12 +17,12 @@ from skipdit_cli.measure.cases import Case, make_cases
 from skipdit_cli.measure.flops import StepFlops
 from skipdit_cli.measure.quality import compare
 from skipdit_cli.measure.report import environment
-from skipdit_cli.measure.timing import Measured, interleave, median, ratios, spread
+from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
 from skipdit_cli.pipelines.class_image import Generated, check_labels, generate, is_pixel_space
 from skipdit_cli.pipelines.schedulers import make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 
-WARM_UP_STEPS = 4
+WARM_UP_STEPS = 2
 
 
 class Bench:
@@ -74,15 +74,15 @@ class Bench:
         self.generated: list[Generated] = []
         self.warm_up_seconds = 0.0
 
-    def steps(self, rounds: int) -> int:
+    def steps(self, rounds: int | None) -> int:
         """How often ``run`` will call ``advance``, about."""
-        return rounds * self.batches * sum(case.steps for case in self.cases)
+        return (rounds or MOST_ROUNDS) * self.batches * sum(case.steps for case in self.cases)
 
-    def run(self, rounds: int = 3, warmup: int = 1, advance: Callable[[], None] | None = None) -> list[dict]:
+    def run(self, rounds: int | None = None, warmup: int = 1, advance: Callable[[], None] | None = None) -> list[dict]:
         """Time and compare all cases; one row each, with the keys of ``bench --json``.
 
         Args:
-            rounds: How often each case runs; the pictures of the first round are compared.
+            rounds: How often each case runs (see ``interleave``); the pictures of the first round are compared.
             warmup: Short runs of each model and each depth of cache before that.
             advance: Called after each denoising step that counts.
         """
@@ -92,6 +92,7 @@ class Bench:
         self.warm_up_seconds = time.perf_counter() - began
         runs = [lambda case=case: self._generate(case, advance) for case in self.cases]
         measured = dict(zip(self.cases, interleave(runs, rounds, self.pipe.transformer.device)))
+        self.rounds = len(measured[self.cases[0]].seconds)
         self.generated = [measured[case].first for case in self.cases]
         return [row(case, measured, self.flops[case.reference]) for case in self.cases]
 
@@ -106,6 +107,7 @@ class Bench:
             **environment(transformer.device, transformer.dtype),
             **settings,
             "scheduler": type(sampler).__name__,
+            "rounds": self.rounds,
             **seconds,
             "macs": self.macs,
             "notes": self._notes(settings.get("random_weights", False)),
@@ -120,6 +122,9 @@ class Bench:
             notes.append("vanilla is this model's own trunk with its skip branches taken off.")
         if not self.has_pictures:
             notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
+        transformer = self.pipe.transformer
+        if transformer.device.type == "cpu" and transformer.dtype is torch.bfloat16 and not _computes_bfloat16():
+            notes.append("This CPU has no instructions for bfloat16; float32 is several times faster on it.")
         if random_weights:
             notes.append("Random weights: the times are real, the quality columns say nothing about a trained model.")
         return notes
@@ -181,6 +186,10 @@ def row(case: Case, measured: dict[Case, Measured], flops: StepFlops) -> dict:
         "peak_memory_mb": own.peak_bytes and own.peak_bytes / 1e6,
         "cache_mb": policy and made.cache_bytes / 1e6,
     }
+
+
+def _computes_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _interval(policy: CachePolicy | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 
 from skipdit_cli.pipelines.class_image import Generated
+
+MOST_ROUNDS = 3
+PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,19 @@ class Measured:
     first: Generated
 
 
-def interleave(runs: Sequence[Callable[[], Generated]], rounds: int, device: torch.device) -> list[Measured]:
+def interleave(runs: Sequence[Callable[[], Generated]], rounds: int | None, device: torch.device) -> list[Measured]:
     """Run every case once a round, every other round in reverse order, and gather what each took.
 
-    A run returns once its device is done, and times itself.
+    Args:
+        runs: Each returns once its device is done, and times itself.
+        rounds: None for 3, or fewer where the next would end after ``PATIENCE`` seconds.
     """
+    began = time.perf_counter()
     measured: list[Measured | None] = [None for _ in runs]
-    for number in range(rounds):
+    for number in range(rounds or MOST_ROUNDS):
+        spent = time.perf_counter() - began
+        if rounds is None and number and spent * (number + 1) / number > PATIENCE:
+            break
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
         for at in order:
             if device.type == "cuda":
