@@ -76,6 +76,57 @@ def tiny_dit():
     return make
 
 
+@dataclass(frozen=True)
+class Golden:
+    """A case of tests/golden: what the official code made of an official checkpoint. ``io`` has inputs and outputs."""
+
+    name: str
+    checkpoint: Path
+    architecture: dict
+    facts: dict
+    io: dict
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """``golden("dit")``: one case, see ``Golden``."""
+
+    def load(name: str) -> Golden:
+        from safetensors.torch import load_file
+
+        folder = Path(__file__).parent / "golden" / name
+        case = json.loads((folder / "case.json").read_text())
+        io = load_file(folder / "io.safetensors")
+        return Golden(name, folder / "checkpoint.pt", case["architecture"], case["facts"], io)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden_pipeline(golden, tmp_path_factory):
+    """``golden_pipeline("dit")``: the folder that ``skipdit convert`` makes of a case's checkpoint, once a session."""
+    made: dict[str, Path] = {}
+
+    def convert(name: str) -> Path:
+        from skipdit_cli.app import app
+
+        if name not in made:
+            case, target = golden(name), tmp_path_factory.mktemp("golden") / name
+            heads = str(case.architecture["num_heads"])
+            arguments = ["convert", "-m", str(case.checkpoint), "-o", str(target), "--num-attention-heads", heads]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.stderr
+            made[name] = target
+        return made[name]
+
+    return convert
+
+
+def relative_l2(actual, expected) -> float:
+    """||a - b|| / ||b|| over two whole tensors."""
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
 def write_pipeline(folder: Path, transformer) -> Path:
     """The folder of a pixel-space pipeline around a transformer, without a VAE."""
     from diffusers import DDIMScheduler

@@ -28,7 +28,7 @@ def build_transformer(config: dict):
     ratio = config.pop("mlp_ratio", 4.0)
     try:
         transformer = getattr(diffusers, name).from_config(config)
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as cause:
+    except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
         raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
     if ratio != 4.0:
         for block in transformer.transformer_blocks:

@@ -179,7 +179,7 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     Raises:
         UsageError: The preset names no model.
     """
-    from diffusers import DiTPipeline
+    import diffusers
 
     if not preset.model:
         raise UsageError(f"Preset {preset.name} names no model; see 'skipdit presets list'.")
@@ -190,7 +190,11 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
         if merge is not None:
             for linear in add_skip_branches(transformer, merge).linears:
                 torch.nn.init.normal_(linear.weight, std=0.02)
-    return DiTPipeline(transformer=transformer, vae=None, scheduler=default_scheduler())
+    scheduler = default_scheduler()
+    if "scheduler" in preset.model:
+        own = preset.model["scheduler"]
+        scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
+    return diffusers.DiTPipeline(transformer=transformer, vae=None, scheduler=scheduler)
 
 
 @contextmanager
