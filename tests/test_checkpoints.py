@@ -184,3 +184,9 @@ def test_replace_folder_asks_for_room_first(tmp_path):
     with pytest.raises(UsageError, match="GB free"), replace_folder(tmp_path / "out", needed_bytes=10**18):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_no_folders_above_it(tmp_path):
+    with pytest.raises(RuntimeError), replace_folder(tmp_path / "new" / "deep" / "out"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())

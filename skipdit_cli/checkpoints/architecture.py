@@ -62,12 +62,6 @@ def set_time_embedding(transformer, kind: str) -> None:
             projection.downscale_freq_shift = 0 if kind == "official" else 1
 
 
-def time_embedding_of(transformer) -> str:
-    """``official`` or ``diffusers``: what ``set_time_embedding`` has set."""
-    emb = getattr(transformer.transformer_blocks[0].norm1, "emb", None)
-    return "official" if emb is not None and emb.time_proj.downscale_freq_shift == 0 else "diffusers"
-
-
 def default_scheduler():
     """The DiT repository's noise schedule: 1000 linear betas 1e-4..0.02, timesteps spaced evenly with both ends."""
     from diffusers import DDIMScheduler

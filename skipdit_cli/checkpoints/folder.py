@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -33,6 +33,7 @@ def replace_folder(target, overwrite: bool = False, needed_bytes: int = 0) -> It
     check_target(target, overwrite, needed_bytes)
     temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     former = target.with_name(f"{target.name}.old-{os.getpid()}")
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)
     except OSError as cause:
@@ -52,6 +53,10 @@ def replace_folder(target, overwrite: bool = False, needed_bytes: int = 0) -> It
         if former.exists() and not target.exists():
             former.rename(target)
         shutil.rmtree(former, ignore_errors=True)
+        if not target.exists():
+            with suppress(OSError):  # not empty: someone else's by now
+                for parent in made:
+                    parent.rmdir()
 
 
 def check_target(target, overwrite: bool = False, needed_bytes: int = 0) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from accelerate import init_empty_weights
 
-from skipdit_cli.checkpoints.architecture import build_transformer, set_time_embedding
+from skipdit_cli.checkpoints.architecture import build_transformer
 from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.pipeline import find_folder, named_model
 from skipdit_cli.checkpoints.weights import read_json
@@ -46,8 +46,7 @@ def _outline(name: str, config: dict, skip: dict | None) -> Outline:
     with init_empty_weights():
         transformer = build_transformer(config)
         branches = None if skip is None else _branches(name, skip)
-        branches = add_skip_branches(transformer, branches=branches)
-    set_time_embedding(transformer, branches.config.time_embedding)
+        add_skip_branches(transformer, branches=branches)
     return Outline(name, transformer, skip is not None)
 
 
