@@ -25,17 +25,17 @@ def windowed(timesteps: Sequence[float], interval: int, start: float, end: float
 
 
 def late_dense(steps: int, count: int) -> tuple[bool, ...]:
-    """``count`` full steps, step 0 among them, at 1-(1-u)^1.5 of the way with u evenly spaced: dense at the end,
-    where an error in the prediction is no longer forgotten.
+    """``count`` full steps at 1-(1-u)^1.5 of the way, u evenly spaced from the first step to the last: dense at the
+    end, where the feature changes fastest and an error has no later step to be mended in.
 
     Raises:
         UsageError: More full steps than steps.
     """
     if count > steps:
         raise UsageError(f"Got --full-steps {count} but the run has {steps} steps; expected 1..{steps}.")
-    chosen = [round(steps * (1 - (1 - place / count) ** 1.5)) for place in range(count)]
-    for place in range(count - 1, -1, -1):  # rounding may put two on one step: move the earlier one forward
-        chosen[place] = min(chosen[place], steps - 1 if place == count - 1 else chosen[place + 1] - 1)
+    chosen = [round((steps - 1) * (1 - (1 - place / max(count - 1, 1)) ** 1.5)) for place in range(count)]
+    for place in range(count - 2, -1, -1):  # rounding may put two on one step: the earlier one moves forward
+        chosen[place] = min(chosen[place], chosen[place + 1] - 1)
     return explicit(steps, chosen)
 
 

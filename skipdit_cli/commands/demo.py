@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +25,8 @@ def demo(
     ctx: typer.Context,
     output: options.Output = Path("skipdit-demo"),
     num_inference_steps: Steps = 50,
-    train_steps: TrainSteps = 120,
-    samples_per_digit: PerDigit = 10,
+    train_steps: TrainSteps = 100,
+    samples_per_digit: PerDigit = 7,
     rounds: Rounds = 2,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -34,47 +35,48 @@ def demo(
     """Convert, train, sample and bench the embedded model of handwritten digits: no GPU, no network, under three
     minutes on two cores. Leaves a page with pictures.
     """
-    from skipdit_cli.checkpoints import open_model, replace_folder
+    import torch
+
+    from skipdit_cli.checkpoints import check_target, open_model
     from skipdit_cli.measure.bench import Bench
 
-    with replace_folder(output, overwrite) as folder:
-        with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-            commands = _train(ctx, folder, output, train_steps)
-        console.use_json(json)
-        labels = [digit for digit in range(10) for _ in range(samples_per_digit)]
-        sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": GUIDANCE, "seed": 0}
-        pipe, vanilla = open_model(str(folder / "model")), open_model(None, "digits")
-        bench = Bench(
-            pipe, _policies(num_inference_steps), labels, vanilla=vanilla, batch_size=len(labels), **sampling
-        )
-        with console.progress("Bench", bench.steps(rounds)) as advance:
-            rows = bench.run(rounds, advance=advance)
-        settings = {**sampling, "batch_size": len(labels), "class_labels": labels, "rounds": rounds}
-        report = bench.report(rows, "digits", settings)
-        _save(folder, report, bench.generated, labels, commands, samples_per_digit)
+    check_target(output, overwrite)
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
+    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+        commands = _train(ctx, output, train_steps)
+    console.use_json(json)
+    labels = [digit for digit in range(10) for _ in range(samples_per_digit)]
+    sampling = {"guidance_scale": GUIDANCE, "seed": 0, "batch_size": len(labels)}
+    sampling["num_inference_steps"] = num_inference_steps
+    pipe, vanilla = open_model(str(output / "model")), open_model(None, "digits")
+    bench = Bench(pipe, _policies(num_inference_steps), labels, vanilla=vanilla, **sampling)
+    with console.progress("bench", bench.steps(rounds)) as advance:
+        rows = bench.run(rounds, advance=advance)
+    report = bench.report(rows, "digits", {**sampling, "class_labels": labels, "rounds": rounds})
+    _save(output, report, bench.generated, labels, commands, samples_per_digit)
     console.table(*_table(rows))
     console.say(_summary(rows))
     console.say(f"The report, with all pictures: {output}/report.html")
     console.emit({**report, "command": "demo", "output": str(output)})
 
 
-def _train(ctx: typer.Context, folder: Path, output: Path, steps: int) -> list[str]:
+def _train(ctx: typer.Context, output: Path, steps: int) -> list[str]:
     """Convert the embedded model and train it in the paper's two stages, by the commands a user would give."""
-    run = "--preset digits --max-train-steps".split() + [str(steps)]
+    folder = shlex.quote(str(output))
+    run = f"--preset digits --train-batch-size 64 --max-train-steps {steps}"
     commands = [
-        ["convert", "--preset", "digits", "-o", "{}/converted"],
-        ["finetune", "-m", "{}/converted", *run, "--train", "skip", "-o", "{}/stage1"],
-        ["finetune", "-m", "{}/stage1", *run, "--train", "all", "--learning-rate", "2e-4", "-o", "{}/model"],
+        f"convert --preset digits -o {folder}/converted",
+        f"finetune -m {folder}/converted {run} --train skip -o {folder}/stage1",
+        f"finetune -m {folder}/stage1 {run} --train all --learning-rate 2e-4 -o {folder}/model",
     ]
-    shown = []
-    for words in commands:
-        shown.append("skipdit " + shlex.join(word.format(output) for word in words))
-        console.say(f"\n$ {shown[-1]}")
-        words = [word.format(folder) for word in words]
-        code = ctx.find_root().command.main(words, prog_name="skipdit", standalone_mode=False)
+    for command in commands:
+        console.say(f"\n$ skipdit {command}")
+        code = ctx.find_root().command.main(shlex.split(command), prog_name="skipdit", standalone_mode=False)
         if code:
             raise typer.Exit(code)
-    return shown
+    return commands
 
 
 def _policies(steps: int) -> list:
@@ -123,7 +125,7 @@ def _save(folder: Path, report: dict, generated: list, labels: list[int], comman
     parts = [
         page.paragraph(_summary(rows)),
         page.heading("What was run"),
-        *(page.command(text) for text in commands),
+        *(page.command(f"skipdit {text}") for text in commands),
         page.heading("Speed and quality"),
         page.table(*_table(rows)),
         page.paragraph(READING + " read: digits that a support vector machine trained on real ones reads right."),
