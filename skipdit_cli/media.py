@@ -85,15 +85,6 @@ def read_metadata(path: Path) -> dict:
     return json.loads(text)
 
 
-def read_image(path: Path) -> Image.Image:
-    """A picture as RGB.
-
-    Raises:
-        UsageError: It is missing or cannot be decoded.
-    """
-    return _open(path).convert("RGB")
-
-
 def _open(path: Path) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 

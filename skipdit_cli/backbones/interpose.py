@@ -43,7 +43,8 @@ def restore(owner, name: str) -> None:
         return
     ours.active = False
     if owner.__dict__[name] is ours:
-        if getattr(ours.inner, "__func__", None) is getattr(type(owner), name, None):
+        own = getattr(ours.inner, "__func__", None)
+        if own is not None and own is getattr(type(owner), name, None):
             del owner.__dict__[name]
         else:
             owner.__dict__[name] = ours.inner

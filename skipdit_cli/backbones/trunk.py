@@ -60,47 +60,44 @@ class Trunk:
                     restore(block, "forward")
         self._forget()
 
-    def enter(self, index: int, streams: list[torch.Tensor]) -> tuple[list[torch.Tensor], bool]:
-        """What happens at the input of unit ``index``, before it runs.
+    def enter(self, index: int, streams: list[torch.Tensor], opens_unit: bool) -> list[torch.Tensor] | None:
+        """What the cache makes of the streams at the input of a block of unit ``index``; None where the unit is left
+        out (the deep part of a reused step).
 
         Args:
             index: 0 to L-1.
             streams: The tensors that cross blocks, in the declared order, each (batch, tokens, width) or alike.
-        Returns:
-            The streams to go on with, and whether the unit is left out (the deep part of a reused step).
+            opens_unit: Whether the block is the unit's first; only there a boundary is crossed.
         """
         if index == 0:
             self.sources.clear()
-        x = streams[self.joined]
-        if self.cache is not None:
-            if self.cache.leaves_out(index):
-                if index == self.cache.layers:
-                    self._keep_source(index, x)
-                return streams, True
-            streams = self.cache.cross(index, streams)
-        if self.branches is not None:
-            streams = list(streams)
-            streams[self.joined] = self._merge(index, streams[self.joined])
-        return streams, False
+        if self.cache is None:
+            return streams
+        if not self.cache.leaves_out(index):
+            return self.cache.cross(index, streams) if opens_unit else streams
+        if opens_unit and index == self.cache.layers:
+            self._keep_source(index, streams[self.joined])
+        return None
 
-    def _keep_source(self, index: int, x: torch.Tensor) -> None:
-        """x is the output of unit index-1, which is a source if it lies in the first half."""
-        if self.branches is not None and 1 <= index <= self.branches.num_pairs:
-            self.sources.setdefault(index - 1, x)
-
-    def _merge(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Join the branch whose target is unit ``index``, if there is one."""
+    def source_for(self, index: int, x: torch.Tensor) -> torch.Tensor | None:
+        """The source to join to x, the input of unit ``index``, if that unit is a target; x is kept as the output of
+        the unit before, if that is a source."""
+        if self.branches is None:
+            return None
         training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if training and x in self.merged:
-            source = self.merged[x]
-        else:
-            self._keep_source(index, x)
-            source = self.sources.pop(len(self) - 1 - index, None) if 2 * index >= len(self) else None
-            if training:
-                # Gradient checkpointing runs blocks again in backward, in reverse and on the same input tensors:
-                # a source stays beside the input of its target for as long as that input lives.
-                self.merged[x] = source
-        return x if source is None else self.branches(x, source, len(self) - 1 - index)
+            return self.merged[x]
+        self._keep_source(index, x)
+        source = self.sources.pop(len(self) - 1 - index, None) if 2 * index >= len(self) else None
+        if training:
+            # Gradient checkpointing runs blocks again in backward, in reverse and on the same input tensors: a
+            # source stays beside the input of its target for as long as that input lives.
+            self.merged[x] = source
+        return source
+
+    def _keep_source(self, index: int, x: torch.Tensor) -> None:
+        if self.branches is not None and 1 <= index <= self.branches.num_pairs:
+            self.sources[index - 1] = x
 
 
 class InterposedBlock(Interposed):
@@ -116,13 +113,15 @@ class InterposedBlock(Interposed):
         if not self.active:
             return self.inner(*args, **kwargs)
         trunk, args = self.trunk, list(args)
-        streams = [kwargs[name] if name in kwargs else args[at] for name, at in self.positions]
-        if self.opens_unit:
-            streams, left_out = trunk.enter(self.index, streams)
-        else:
-            left_out = trunk.cache is not None and trunk.cache.leaves_out(self.index)
-        if left_out:
-            return streams[0] if len(streams) == 1 else tuple(streams)
+        given = [kwargs[name] if name in kwargs else args[at] for name, at in self.positions]
+        streams = trunk.enter(self.index, given, self.opens_unit)
+        if streams is None:
+            return given[0] if len(given) == 1 else tuple(given)
+        source = trunk.source_for(self.index, streams[trunk.joined]) if self.opens_unit else None
+        if source is not None:
+            streams = list(streams)
+            pair = len(trunk) - 1 - self.index
+            streams[trunk.joined] = trunk.branches(streams[trunk.joined], source, pair)
         for (name, at), stream in zip(self.positions, streams):
             if name in kwargs:
                 kwargs[name] = stream

@@ -145,11 +145,11 @@ class SkipCache:
         if self.capturing and self.captured is not None:
             self.slot.remember(self._time(), self.captured, self.shallow)
             self.peak_bytes = max(self.peak_bytes, self._held_bytes())
-        self.slot, self.reusing, self.capturing = None, False, False
-        self.base, self.shallow, self.captured = [], None, None
-        if self.scheduler is None:
+        if self.scheduler is None and self.slot is not None:
             self.step += 1
             self.called.clear()
+        self.slot, self.reusing, self.capturing = None, False, False
+        self.base, self.shallow, self.captured = [], None, None
 
     def advance(self) -> None:
         """The scheduler has made its step."""

@@ -92,7 +92,7 @@ def bench(
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
     from skipdit_cli.measure.report import READING, save_report, table
-    from skipdit_cli.pipelines.device import place
+    from skipdit_cli.pipelines.device import move, place
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -116,7 +116,7 @@ def bench(
             "seed": seed,
             "batch_size": batch_size or len(labels),
         }
-        run = Bench(pipe.to(where), policies, labels, vanilla=other and other.to(where), **sampling)
+        run = Bench(move(pipe, where), policies, labels, vanilla=other and move(other, where), **sampling)
         if min_psnr is not None and not run.has_pictures:
             raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
         for transformer in dict.fromkeys([pipe.transformer, run.vanilla.transformer] if compile else []):

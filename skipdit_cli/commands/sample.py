@@ -84,7 +84,8 @@ def sample(
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
-    pipe = open_model(model, preset, dtype=precision, revision=revision, local_files_only=local_files_only).to(where)
+    pipe = open_model(model, preset, dtype=precision, revision=revision, local_files_only=local_files_only)
+    devices.move(pipe, where)
     labels = _labels(class_labels, num_images, pipe)
     if compile:
         import torch

@@ -19,6 +19,7 @@ from skipdit_cli.measure.quality import compare
 from skipdit_cli.measure.report import environment
 from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
 from skipdit_cli.pipelines.class_image import Generated, check_labels, generate, is_pixel_space
+from skipdit_cli.pipelines.device import computes_wide
 from skipdit_cli.pipelines.schedulers import make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 
@@ -122,9 +123,8 @@ class Bench:
             notes.append("vanilla is this model's own trunk with its skip branches taken off.")
         if not self.has_pictures:
             notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
-        transformer = self.pipe.transformer
-        if transformer.device.type == "cpu" and transformer.dtype is torch.bfloat16 and not _computes_bfloat16():
-            notes.append("This CPU has no instructions for bfloat16; float32 is several times faster on it.")
+        if computes_wide(self.pipe.transformer):
+            notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, their products float32.")
         if random_weights:
             notes.append("Random weights: the times are real, the quality columns say nothing about a trained model.")
         return notes
@@ -186,10 +186,6 @@ def row(case: Case, measured: dict[Case, Measured], flops: StepFlops) -> dict:
         "peak_memory_mb": own.peak_bytes and own.peak_bytes / 1e6,
         "cache_mb": policy and made.cache_bytes / 1e6,
     }
-
-
-def _computes_bfloat16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _interval(policy: CachePolicy | None) -> int | None:

@@ -1,0 +1,40 @@
+"""Pictures in and out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from skipdit_cli import media
+from skipdit_cli.errors import UsageError
+
+
+def test_pixels_are_rounded_as_the_dit_repository_rounds():
+    x = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0]).view(1, 1, 1, 5)
+    assert media.to_uint8(x)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255]
+    assert media.to_uint8(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
+
+
+def test_a_grid_keeps_every_pixel():
+    images = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), dtype=np.uint8)
+    drawn = np.asarray(media.grid(images, columns=3, scale=2))
+    assert drawn.shape == (2 * 16 + 1, 3 * 16 + 2, 3)
+    assert (drawn[17:33:2, 17:33:2] == images[4]).all()
+
+
+def test_metadata_survives_any_script(tmp_path):
+    path, made = tmp_path / "a.png", {"prompt": "数字 «drei»", "seed": 3}
+    media.save_png(Image.new("RGB", (4, 4)), path, made)
+    assert media.read_metadata(path) == made
+
+
+def test_pictures_that_are_none(tmp_path):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (4, 4)).save(other)
+    with pytest.raises(UsageError, match="does not say how it was made"):
+        media.read_metadata(other)
+    with pytest.raises(UsageError, match="not a file"):
+        media.read_metadata(tmp_path / "missing.png")
+    other.write_bytes(other.read_bytes()[:40])
+    with pytest.raises(UsageError, match="cannot be read as a picture"):
+        media.read_metadata(other)
