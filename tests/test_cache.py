@@ -489,6 +489,19 @@ def test_enable_and_disable_leave_no_trace(tiny_dit):
     disable_skip_cache(model)
 
 
+def test_offload_hooks_taken_off_between_runs(model):
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    for module in (model, *model.transformer_blocks):
+        add_hook_to_module(module, ModelHook())
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    expected = sample(model, scheduler)
+    remove_hook_from_module(model, recurse=True)  # puts back the forwards it found, without ours
+    assert torch.equal(sample(model, scheduler), expected)
+    assert cache.trace.count("reused") == 5
+
+
 def test_two_models_on_one_scheduler(model, tiny_dit):
     other, scheduler = tiny_dit(seed=1), diffusers.DDIMScheduler()
     first = enable_skip_cache(model, CachePolicy(1), scheduler)

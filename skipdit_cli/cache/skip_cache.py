@@ -1,4 +1,4 @@
-"""Skip-Cache: the state of one generation, and how it is put on a transformer and a scheduler.
+"""Skip-Cache: the state of one generation.
 
 On a full step every block runs and the boundary (the input of block L-N, before its merge) is remembered. On a
 reused step only the N outermost blocks at each end run, and the boundary is forecast (Skip-DiT, arXiv 2411.17616,
@@ -10,11 +10,10 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from skipdit_cli.backbones import Interposed, find, interpose, restore, trunk_of
+from skipdit_cli.backbones import trunk_of
 from skipdit_cli.cache.policy import CachePolicy
 from skipdit_cli.cache.slot import Slot
 from skipdit_cli.errors import UsageError
@@ -43,7 +42,7 @@ class SkipCache:
 
     def __init__(self, transformer, policy: CachePolicy, scheduler=None):
         self.policy, self.scheduler = policy, scheduler
-        self.transformer = getattr(transformer, "_orig_mod", transformer)
+        self.outer, self.transformer = transformer, getattr(transformer, "_orig_mod", transformer)
         self.num_blocks = len(trunk_of(transformer))
         self.layers, self.boundary = policy.layers, self.num_blocks - policy.layers
         if 2 * policy.layers >= self.num_blocks:
@@ -206,115 +205,3 @@ class SkipCache:
                 f"{self.plan.count(False)}.",
                 stacklevel=2,
             )
-
-
-class CachedForward(Interposed):
-    """A transformer's forward, with the cache told when a call begins and ends.
-
-    Not traced by ``torch.compile``: the decision is made in plain Python, and what is compiled inside sees one
-    attribute, full or reused (two graphs). Compile the transformer before enabling the cache.
-    """
-
-    def __init__(self, inner, cache: SkipCache):
-        super().__init__(inner)
-        self.cache = cache
-
-    @torch.compiler.disable(recursive=False)
-    def __call__(self, *args, **kwargs):
-        if not self.active:
-            return self.inner(*args, **kwargs)
-        finished = False
-        self.cache.begin(args, kwargs)
-        try:
-            result = self.inner(*args, **kwargs)
-            finished = True
-        finally:
-            self.cache.end(finished)
-        return result
-
-
-class NamedContext(Interposed):
-    """A transformer's ``cache_context(name)``, which pipelines open around each branch of guidance."""
-
-    def __init__(self, inner, cache: SkipCache):
-        super().__init__(inner)
-        self.cache = cache
-
-    def __call__(self, name: str, *args, **kwargs):
-        return _Named(self.cache, name, self.inner(name, *args, **kwargs))
-
-
-class _Named:
-    def __init__(self, cache: SkipCache, name: str, inner):
-        self.cache, self.name, self.inner = cache, name, inner
-
-    def __enter__(self):
-        self.before, self.cache.context = self.cache.context, self.name
-        return self.inner.__enter__()
-
-    def __exit__(self, *exception):
-        self.cache.context = self.before
-        return self.inner.__exit__(*exception)
-
-
-class Watched(Interposed):
-    """A scheduler's ``set_timesteps`` or ``step``: the caches bound to it are told after each call."""
-
-    def __init__(self, inner, event: str):
-        super().__init__(inner)
-        self.event, self.caches = event, []
-
-    def __call__(self, *args, **kwargs):
-        result = self.inner(*args, **kwargs)
-        for cache in self.caches:
-            getattr(cache, self.event)()
-        return result
-
-
-def enable_skip_cache(transformer, policy: CachePolicy, scheduler=None) -> SkipCache:
-    """Cache the deep part of a transformer's forward, with or without skip branches attached.
-
-    Args:
-        transformer: A diffusers transformer of a declared family (or its ``torch.compile`` wrapper).
-        policy: What is cached, and when.
-        scheduler: The scheduler of the sampling loop: its ``set_timesteps`` begins a generation, its ``step`` ends
-            a step. Without one every forward call is a step, and ``reset()`` begins a generation.
-    Returns:
-        The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
-    Raises:
-        UsageError: The model has too few blocks for the policy, or the policy needs a scheduler.
-    """
-    cache = SkipCache(transformer, policy, scheduler)
-    disable_skip_cache(transformer)
-    trunk = trunk_of(transformer)
-    trunk.cache = cache
-    trunk.update()
-    interpose(transformer, "forward", partial(CachedForward, cache=cache))
-    if hasattr(cache.transformer, "cache_context"):
-        interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
-    if scheduler is not None:
-        for name, event in _EVENTS:
-            interpose(scheduler, name, partial(Watched, event=event)).caches.append(cache)
-    return cache
-
-
-def disable_skip_cache(transformer) -> None:
-    """Take the cache off; every step is full again. Does nothing where none is on."""
-    trunk = trunk_of(transformer)
-    cache, trunk.cache = trunk.cache, None
-    trunk.update()
-    if cache is None:
-        return
-    restore(transformer, "forward")
-    restore(cache.transformer, "forward")
-    restore(cache.transformer, "cache_context")
-    cache.release()
-    for name, _ in _EVENTS:
-        watched = None if cache.scheduler is None else find(cache.scheduler, name)
-        if watched is not None:
-            watched.caches = [other for other in watched.caches if other is not cache]
-            if not watched.caches:
-                restore(cache.scheduler, name)
-
-
-_EVENTS = (("set_timesteps", "reset"), ("step", "advance"))

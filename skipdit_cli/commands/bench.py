@@ -87,7 +87,12 @@ def bench(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Time and compare vanilla, Skip-DiT, both with the cache, and vanilla with fewer steps, in one run."""
+    """Measure speed and quality beside every alternative.
+
+    One interleaved run: vanilla, Skip-DiT, both with the cache, and vanilla with fewer steps.
+
+    skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
+    """
     from skipdit_cli.checkpoints import replace_folder
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies

@@ -50,7 +50,12 @@ def convert(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Give a DiT its skip branches: a pipeline folder or hub id, a transformer folder, or an official .pt file."""
+    """Give a DiT checkpoint its skip branches.
+
+    Takes a pipeline folder or hub id, a transformer folder, or an official .pt file.
+
+    skipdit convert -m facebook/DiT-XL-2-256 -o dit-xl
+    """
     _one_of("--merge", merge, (None, "residual", "replace"))
     _one_of("--time-embedding", time_embedding, ("auto", "official", "diffusers"))
     if output is None:

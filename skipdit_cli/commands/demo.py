@@ -32,8 +32,9 @@ def demo(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Convert, train, sample and bench the embedded model of handwritten digits: no GPU, no network, under three
-    minutes on two cores. Leaves a page with pictures.
+    """See all of it work on handwritten digits, in 3 minutes.
+
+    Converts, trains, samples and benches the embedded model: no GPU, no network. Leaves a page with pictures.
     """
     import torch
 

@@ -26,7 +26,9 @@ def finetune(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Continue the pretraining of a converted model: its skip branches first, then everything.
+    """Continue the pretraining of a converted model.
+
+    First its skip branches alone (--train skip), then everything (--train all).
 
     skipdit finetune -m converted --data images -o stage1 --train skip
     """

@@ -23,7 +23,10 @@ def info(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Blocks, pairs, parameters, multiply-adds, the cost of skip branches, ideal speedups. Reads no weights."""
+    """Count blocks, parameters, FLOPs and ideal speedups.
+
+    Reads no weights. skipdit info facebook/DiT-XL-2-256
+    """
     model = one_model(model_argument, model)
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.flops import StepFlops

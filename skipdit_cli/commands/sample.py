@@ -68,7 +68,9 @@ def sample(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Sample images. --cache-layers N turns the cache on: every second step then runs only the first and the last N
+    """Sample images, with a chosen cache depth.
+
+    --cache-layers N turns the cache on: every second step then runs only the first and the last N
     blocks, which is the paper's method with n = 2 (its n is --cache-interval).
 
     skipdit sample --preset digits --class-labels 0,1,2,3 --cache-layers 1 -o digits.png

@@ -25,7 +25,7 @@ def train(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a preset's DiT from scratch, with or without skip branches.
+    """Train the model of a preset from scratch.
 
     skipdit train --preset digits -o runs/digits
     """

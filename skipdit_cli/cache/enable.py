@@ -1,0 +1,132 @@
+"""How Skip-Cache is put on a transformer and a scheduler, and taken off again."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from skipdit_cli.backbones import Interposed, find, interpose, restore, trunk_of
+from skipdit_cli.cache.policy import CachePolicy
+from skipdit_cli.cache.skip_cache import SkipCache
+
+
+class CachedForward(Interposed):
+    """A transformer's forward, with the cache told when a call begins and ends.
+
+    Not traced by ``torch.compile``: the decision is made in plain Python, and what is compiled inside sees one
+    attribute, full or reused (two graphs). Compile the transformer before enabling the cache.
+    """
+
+    def __init__(self, inner, cache: SkipCache):
+        super().__init__(inner)
+        self.cache = cache
+
+    @torch.compiler.disable(recursive=False)
+    def __call__(self, *args, **kwargs):
+        if not self.active:
+            return self.inner(*args, **kwargs)
+        finished = False
+        self.cache.begin(args, kwargs)
+        try:
+            result = self.inner(*args, **kwargs)
+            finished = True
+        finally:
+            self.cache.end(finished)
+        return result
+
+
+class NamedContext(Interposed):
+    """A transformer's ``cache_context(name)``, which pipelines open around each branch of guidance."""
+
+    def __init__(self, inner, cache: SkipCache):
+        super().__init__(inner)
+        self.cache = cache
+
+    def __call__(self, name: str, *args, **kwargs):
+        return _Named(self.cache, name, self.inner(name, *args, **kwargs))
+
+
+class _Named:
+    def __init__(self, cache: SkipCache, name: str, inner):
+        self.cache, self.name, self.inner = cache, name, inner
+
+    def __enter__(self):
+        self.before, self.cache.context = self.cache.context, self.name
+        return self.inner.__enter__()
+
+    def __exit__(self, *exception):
+        self.cache.context = self.before
+        return self.inner.__exit__(*exception)
+
+
+class Watched(Interposed):
+    """A scheduler's ``set_timesteps`` or ``step``: ``tell`` is called for each bound cache after it."""
+
+    def __init__(self, inner, tell):
+        super().__init__(inner)
+        self.tell, self.caches = tell, []
+
+    def __call__(self, *args, **kwargs):
+        result = self.inner(*args, **kwargs)
+        for cache in self.caches:
+            self.tell(cache)
+        return result
+
+
+def enable_skip_cache(transformer, policy: CachePolicy, scheduler=None) -> SkipCache:
+    """Cache the deep part of a transformer's forward, with or without skip branches attached.
+
+    Args:
+        transformer: A diffusers transformer of a declared family (or its ``torch.compile`` wrapper).
+        policy: What is cached, and when.
+        scheduler: The scheduler of the sampling loop: its ``set_timesteps`` begins a generation, its ``step`` ends
+            a step. Without one every forward call is a step, and ``reset()`` begins a generation.
+    Returns:
+        The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
+    Raises:
+        UsageError: The model has too few blocks for the policy, or the policy needs a scheduler.
+    """
+    cache = SkipCache(transformer, policy, scheduler)
+    disable_skip_cache(transformer)
+    trunk_of(transformer).cache = cache
+    _put_on(cache)
+    if scheduler is not None:
+        for name, tell in _EVENTS.items():
+            interpose(scheduler, name, partial(Watched, tell=tell)).caches.append(cache)
+    return cache
+
+
+def disable_skip_cache(transformer) -> None:
+    """Take the cache off; every step is full again. Does nothing where none is on."""
+    trunk = trunk_of(transformer)
+    cache, trunk.cache = trunk.cache, None
+    trunk.update()
+    if cache is None:
+        return
+    restore(cache.outer, "forward")
+    restore(cache.transformer, "cache_context")
+    cache.release()
+    for name in _EVENTS:
+        watched = None if cache.scheduler is None else find(cache.scheduler, name)
+        if watched is not None:
+            watched.caches = [other for other in watched.caches if other is not cache]
+            if not watched.caches:
+                restore(cache.scheduler, name)
+
+
+def _put_on(cache: SkipCache) -> None:
+    """Stand before the blocks and around the forward. Idempotent."""
+    trunk_of(cache.transformer).update()
+    interpose(cache.outer, "forward", partial(CachedForward, cache=cache))
+    if hasattr(cache.transformer, "cache_context"):
+        interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
+
+
+def _begin(cache: SkipCache) -> None:
+    """A generation begins. Offload hooks that a pipeline took off after the last one may have taken ours along."""
+    _put_on(cache)
+    cache.reset()
+
+
+_EVENTS = {"set_timesteps": _begin, "step": SkipCache.advance}
