@@ -11,9 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from skipdit_cli.errors import SkipditError, UsageError
-from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
-
-SKIP = "skip"
+from skipdit_cli.skip import SKIP, SkipBranches
 
 
 @contextmanager
@@ -96,23 +94,3 @@ def _sync(path: Path) -> None:
 def save_branches(branches: SkipBranches, folder) -> None:
     """Write ``folder/skip/``: what stage 1 of training changes, small enough to share like an adapter."""
     branches.save_pretrained(Path(folder) / SKIP, safe_serialization=True)
-
-
-def save_pipeline(pipe, folder) -> None:
-    """Write a vanilla diffusers pipeline folder, and ``skip/`` beside it if branches are attached.
-
-    ``model_index.json`` does not list ``skip``, so that plain diffusers loads the vanilla pipeline silently.
-    """
-    folder = Path(folder)
-    transformer = pipe.transformer
-    branches = remove_skip_branches(transformer)
-    try:
-        for name, component in pipe.components.items():
-            if component is not None:
-                component.save_pretrained(folder / name)
-    finally:
-        if branches is not None:
-            add_skip_branches(transformer, branches=branches)
-    pipe.save_config(folder)
-    if branches is not None:
-        save_branches(branches, folder)

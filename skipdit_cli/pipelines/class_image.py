@@ -184,6 +184,6 @@ def check_labels(class_labels: Sequence[int], num_classes: int) -> None:
 
 def _now(device: torch.device) -> float:
     """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

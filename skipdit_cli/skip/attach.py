@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from skipdit_cli.backbones import trunk_of
+from skipdit_cli.backbones import Interposed, interpose, restore, trunk_of
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip.branches import SkipBranches
+
+SKIP = "skip"
 
 
 def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBranches | None = None) -> SkipBranches:
@@ -39,6 +43,7 @@ def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBra
     transformer.skip_branches = branches.train(transformer.training)
     trunk.branches = branches
     trunk.update()
+    interpose(transformer, "save_pretrained", SavedApart)
     return branches
 
 
@@ -47,9 +52,24 @@ def remove_skip_branches(transformer) -> SkipBranches | None:
     trunk = trunk_of(transformer)
     branches, trunk.branches = trunk.branches, None
     if branches is not None:
+        restore(transformer, "save_pretrained")
         del transformer.skip_branches
     trunk.update()
     return branches
+
+
+class SavedApart(Interposed):
+    """A transformer's ``save_pretrained``: its own files as if it had no branches, and those in ``skip/``: beside the
+    folder ``transformer`` of a pipeline, inside any other. So ``pipe.save_pretrained`` writes a Skip-DiT folder."""
+
+    def __call__(self, save_directory, *args, **kwargs):
+        transformer, folder = self.inner.__self__, Path(save_directory)
+        branches = remove_skip_branches(transformer)
+        try:
+            self.inner(save_directory, *args, **kwargs)
+        finally:
+            add_skip_branches(transformer, branches=branches)
+        branches.save_pretrained((folder.parent if folder.name == "transformer" else folder) / SKIP)
 
 
 def _is_meta(module: torch.nn.Module) -> bool:
