@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from skipdit_cli import add_skip_branches, load_pipeline
-from skipdit_cli.checkpoints import random_pipeline, replace_folder
+from skipdit_cli.checkpoints import random_pipeline, replace_folder, save_pipeline
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.presets import Preset, load_preset
 
@@ -32,7 +32,7 @@ def trained(tiny_pipeline):
 
 
 def test_a_saved_pipeline_loads_as_it_was(trained, tmp_path):
-    trained.save_pretrained(tmp_path / "out")
+    save_pipeline(trained, tmp_path / "out")
     again = load_pipeline(tmp_path / "out")
     assert torch.equal(output(trained), output(again))
     assert again.vae is None and not again.transformer.training
@@ -42,7 +42,7 @@ def test_a_saved_pipeline_loads_as_it_was(trained, tmp_path):
 
 
 def test_transformer_weights_on_disk_hold_no_branches(trained, tmp_path):
-    trained.save_pretrained(tmp_path / "out")
+    save_pipeline(trained, tmp_path / "out")
     names = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert not [name for name in names if "skip" in name]
     assert trained.transformer.skip_branches is not None
@@ -57,7 +57,7 @@ def test_branches_are_back_after_a_failed_save(trained, tmp_path, monkeypatch):
     before = output(trained)
     with pytest.raises(SkipditError, match="No space left"):
         with replace_folder(tmp_path / "out") as folder:
-            trained.save_pretrained(folder)
+            save_pipeline(trained, folder)
     assert torch.equal(before, output(trained))
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
@@ -70,7 +70,7 @@ def test_plain_diffusers_loads_the_vanilla_pipeline_silently(tiny_dit, tmp_path,
     transformer = tiny_dit(in_channels=4, out_channels=8)
     pipe = DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler())
     add_skip_branches(transformer)
-    pipe.save_pretrained(tmp_path / "latent")
+    save_pipeline(pipe, tmp_path / "latent")
     diffusers_logging.enable_propagation()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -83,14 +83,14 @@ def test_plain_diffusers_loads_the_vanilla_pipeline_silently(tiny_dit, tmp_path,
 
 def test_labels_survive_loading_and_saving(trained, tmp_path):
     trained.register_to_config(id2label={"0": "zero, null", "1": "one"})
-    trained.save_pretrained(tmp_path / "one")
+    save_pipeline(trained, tmp_path / "one")
     save_pipeline(load_pipeline(tmp_path / "one"), tmp_path / "two")
     assert load_pipeline(tmp_path / "two").labels == {"null": 0, "one": 1, "zero": 0}
 
 
 def test_the_recorded_time_embedding_is_applied_with_and_without_branches(trained, tmp_path):
     trained.transformer.skip_branches.register_to_config(time_embedding="official")
-    trained.save_pretrained(tmp_path / "out")
+    save_pipeline(trained, tmp_path / "out")
     for branches in (True, False):
         transformer = load_pipeline(tmp_path / "out", branches=branches).transformer
         shifts = {block.norm1.emb.time_proj.downscale_freq_shift for block in transformer.transformer_blocks}
@@ -98,7 +98,7 @@ def test_the_recorded_time_embedding_is_applied_with_and_without_branches(traine
 
 
 def test_dtype_reaches_transformer_and_branches(trained, tmp_path):
-    trained.save_pretrained(tmp_path / "out")
+    save_pipeline(trained, tmp_path / "out")
     transformer = load_pipeline(tmp_path / "out", dtype=torch.bfloat16).transformer
     assert transformer.dtype == transformer.skip_branches.dtype == torch.bfloat16
 
@@ -108,7 +108,7 @@ def test_an_mlp_ratio_that_diffusers_lacks(tmp_path):
     model["config"] = {**model["config"], "num_layers": 4, "mlp_ratio": 2.5}
     pipe = random_pipeline(Preset("half", model=model), merge="replace")
     assert pipe.transformer.transformer_blocks[0].ff.net[2].in_features == 160
-    pipe.save_pretrained(tmp_path / "out")
+    save_pipeline(pipe, tmp_path / "out")
     assert torch.equal(output(pipe), output(load_pipeline(tmp_path / "out")))
 
 
@@ -133,7 +133,7 @@ def test_random_pipelines_are_seeded_and_say_something():
     ],
 )
 def test_damaged_folders_are_refused_in_one_sentence(damage, said, trained, tmp_path):
-    trained.save_pretrained(tmp_path / "out")
+    save_pipeline(trained, tmp_path / "out")
     damage(tmp_path / "out")
     with pytest.raises(UsageError, match=said) as caught:
         load_pipeline(tmp_path / "out")
@@ -153,7 +153,7 @@ def test_a_model_that_is_nowhere(name):
 def test_a_hub_id_is_found_in_the_offline_cache(trained, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    trained.save_pretrained(tmp_path / "out")
+    save_pipeline(trained, tmp_path / "out")
     repository = tmp_path / "hub" / "models--someone--digits"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("a" * 40)

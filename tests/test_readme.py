@@ -40,6 +40,8 @@ def test_ci_runs_what_the_readme_says():
 
 
 def test_the_python_example_runs(tiny_dit, tmp_path, capsys):
+    from skipdit_cli.checkpoints import save_pipeline
+
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
         norm_num_groups=4,
@@ -48,7 +50,7 @@ def test_the_python_example_runs(tiny_dit, tmp_path, capsys):
     )
     transformer = tiny_dit(num_layers=28, in_channels=4, out_channels=8, num_embeds_ada_norm=1000)
     pipe = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())
-    pipe.save_pretrained(tmp_path / "model")
+    save_pipeline(pipe, tmp_path / "model")
     example = next(text for language, text in BLOCKS if language == "python")
     said = re.search(r"# (\d+ of .* run)", example).group(1)
     exec(example.replace('"dit-xl"', repr(str(tmp_path / "model"))), {})

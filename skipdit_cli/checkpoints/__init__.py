@@ -1,7 +1,7 @@
 """Reading and writing models: pipeline folders with ``skip/``, and the official layouts."""
 
 from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
-from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches
+from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import (
     load_branches,
     load_pipeline,
@@ -23,5 +23,6 @@ __all__ = [
     "random_pipeline",
     "replace_folder",
     "save_branches",
+    "save_pipeline",
     "set_time_embedding",
 ]

@@ -94,3 +94,16 @@ def _sync(path: Path) -> None:
 def save_branches(branches: SkipBranches, folder) -> None:
     """Write ``folder/skip/``: what stage 1 of training changes, small enough to share like an adapter."""
     branches.save_pretrained(Path(folder) / SKIP, safe_serialization=True)
+
+
+def save_pipeline(pipe, folder) -> None:
+    """Write a vanilla diffusers pipeline folder, and ``skip/`` beside it if branches are attached (``SavedApart``).
+
+    As ``pipe.save_pretrained`` does, which warns of a VAE that a pixel-space model has not. ``model_index.json`` does
+    not list ``skip``, so that plain diffusers loads the vanilla pipeline silently.
+    """
+    folder = Path(folder)
+    for name, component in pipe.components.items():
+        if component is not None:
+            component.save_pretrained(folder / name)
+    pipe.save_config(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from skipdit_cli import console
-from skipdit_cli.checkpoints import named_model, replace_folder, save_branches
+from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
@@ -111,7 +111,7 @@ def train(session: Session, pipe, only_branches: bool = False, trunk: Path | Non
     if outcome.main and not outcome.interrupted:
         with whole_or_nothing(settings.output) as part:
             if trunk is None:
-                pipe.save_pretrained(part)
+                save_pipeline(pipe, part)
             else:
                 copy_with_branches(pipe, trunk, part)
     return outcome
