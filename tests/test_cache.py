@@ -192,7 +192,7 @@ def test_a_reused_step_runs_the_outer_blocks_on_the_old_boundary(model, layers):
 
 def test_thirteen_late_dense_full_steps_beat_twenty_five_uniform_ones(digits_model):
     from skipdit_cli import load_pipeline
-    from skipdit_cli.pipelines.class_image import generate
+    from skipdit_cli.pipelines.generation import generate
 
     pipe = load_pipeline(digits_model)
 

@@ -81,8 +81,8 @@ def sample(
     target = _target(output, npz, overwrite)
 
     from skipdit_cli.checkpoints import open_model
-    from skipdit_cli.pipelines import class_image, schedulers
     from skipdit_cli.pipelines import device as devices
+    from skipdit_cli.pipelines import generation, schedulers
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
@@ -95,7 +95,7 @@ def sample(
         pipe.transformer.forward = torch.compile(pipe.transformer.forward)
     batches = -(-len(labels) // (batch_size or len(labels)))
     with console.progress("denoise", num_inference_steps * batches) as advance:
-        made = class_image.generate(
+        made = generation.generate(
             pipe,
             labels,
             num_inference_steps=num_inference_steps,
@@ -178,7 +178,7 @@ def _write(images, target: Path, npz: Path | None, settings: dict, labels: list[
 
 
 def _report(pipe, made, written: list[Path], settings: dict) -> None:
-    from skipdit_cli.pipelines.class_image import is_pixel_space
+    from skipdit_cli.pipelines.pixels import is_pixel_space
 
     if pipe.vae is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: the pictures show its first latent channels.")

@@ -18,8 +18,9 @@ from skipdit_cli.measure.flops import StepFlops
 from skipdit_cli.measure.quality import compare
 from skipdit_cli.measure.report import environment
 from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
-from skipdit_cli.pipelines.class_image import Generated, check_labels, generate, is_pixel_space
 from skipdit_cli.pipelines.device import computes_wide
+from skipdit_cli.pipelines.generation import Generated, check_labels, generate
+from skipdit_cli.pipelines.pixels import is_pixel_space
 from skipdit_cli.pipelines.schedulers import make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 

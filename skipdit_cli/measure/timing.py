@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from skipdit_cli.pipelines.class_image import Generated
+from skipdit_cli.pipelines.generation import Generated
 
 MOST_ROUNDS = 3
 PATIENCE = 300.0

@@ -10,7 +10,7 @@ import torch
 
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
-from skipdit_cli.pipelines.class_image import generate
+from skipdit_cli.pipelines.generation import generate
 
 GRID_CLASSES, GRID_STEPS, GRID_GUIDANCE = 8, 25, 1.5
 GRID_POLICY = {"layers": 1, "interval": 2}

@@ -1,4 +1,4 @@
-"""Class-conditional images: noise from seeds, the denoising loop with guidance, pixels."""
+"""Images and videos of a class, or of none: noise from seeds, the denoising loop with guidance, pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import UsageError
-from skipdit_cli.media import to_uint8
+from skipdit_cli.pipelines.pixels import to_pixels
 from skipdit_cli.pipelines.schedulers import make_scheduler, predicts_sigma
 
 
@@ -21,8 +21,8 @@ class Generated:
     """What a run made.
 
     Args:
-        images: uint8 (N, H, W, 3); None where decoding was not asked for.
-        latents: float32 (N, C, h, w) on the CPU, as the sampler left them.
+        images: uint8 (N, H, W, 3), of a video model (N, F, H, W, 3); None where decoding was not asked for.
+        latents: float32 (N, C, [F,] h, w) on the CPU, as the sampler left them.
         report: Counts of the last batch; None without a cache.
         denoise_seconds, total_seconds: The loop alone, and everything.
         cache_bytes: The most the cache held at once.
@@ -38,8 +38,9 @@ class Generated:
 
 def generate(
     pipe,
-    class_labels: Sequence[int],
+    class_labels: Sequence[int | None],
     *,
+    num_frames: int | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float = 4.0,
     cfg_channels: str = "all",
@@ -50,28 +51,32 @@ def generate(
     decode: bool = True,
     advance: Callable[[], None] | None = None,
 ) -> Generated:
-    """Sample one image per label from a ``DiTPipeline`` (whose ``vae`` may be None: a pixel-space model).
+    """Sample one image or video per label of a ``DiTPipeline`` or ``LatteClassPipeline``, whose ``vae`` may be None: a
+    pixel-space model.
 
-    Image i starts from noise of a CPU generator seeded ``seed + i``, whatever the batch size. Guidance runs as one
-    doubled batch, conditional half first; it is off at a scale of 1.
+    Sample i starts from noise of a CPU generator seeded ``seed + i``, whatever the batch size. Guidance runs as one
+    doubled batch, conditional half first; it is off at a scale of 1, and for a model that has no classes.
 
     Args:
+        class_labels: Class ids; of an unconditional model, None for each sample.
+        num_frames: Of a video; as many as the model was trained on if not given.
         cfg_channels: ``all`` guides every noise channel (diffusers), ``3`` the first three (the DiT repository).
         scheduler: A name of ``schedulers.SCHEDULERS``; None for the pipeline's own.
         policy: Turns the cache on for this call.
         advance: Called after each denoising step of each batch.
     Raises:
-        UsageError: A label out of range, too many steps, an unknown scheduler, a policy that does not fit the run.
+        UsageError: A label out of range, more frames than the model has positions for, too many steps, an unknown
+            scheduler, a policy that does not fit the run.
     """
     began = time.perf_counter()
     transformer, config = pipe.transformer, pipe.transformer.config
     check_labels(class_labels, config.num_embeds_ada_norm)
+    shape = _sample_shape(config, num_frames)
     sampler = make_scheduler(scheduler, pipe)
     trained = sampler.config.num_train_timesteps
     if num_inference_steps > trained:
         raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {trained} timesteps.")
     cache = enable_skip_cache(transformer, policy, sampler) if policy else None
-    shape = (config.in_channels, config.sample_size, config.sample_size)
     latents, seconds, cache_bytes = [], 0.0, 0
     try:
         for first in range(0, len(class_labels), batch_size or len(class_labels)):
@@ -84,7 +89,7 @@ def generate(
                 transformer,
                 sampler,
                 (noise * sampler.init_noise_sigma).to(transformer.device),
-                torch.tensor(labels, device=transformer.device),
+                None if labels[0] is None else torch.tensor(labels, device=transformer.device),
                 guidance_scale=guidance_scale,
                 guided_channels=3 if cfg_channels == "3" else config.in_channels,
                 generators=generators,
@@ -106,7 +111,7 @@ def denoise(
     transformer,
     scheduler,
     latents: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     *,
     guidance_scale: float = 1.0,
     guided_channels: int = 3,
@@ -116,14 +121,14 @@ def denoise(
     """The sampling loop, over the timesteps ``scheduler`` was set to.
 
     Args:
-        latents: (B, C, h, w) noise at the first timestep's scale.
-        labels: (B,) int64 class ids.
+        latents: (B, C, [F,] h, w) noise at the first timestep's scale.
+        labels: (B,) int64 class ids; None for an unconditional model, which is not guided.
         guided_channels: How many of the C noise channels guidance moves; the rest stay conditional.
         generators: One a sample, for schedulers that add noise.
     Returns:
-        (B, C, h, w), float32.
+        As ``latents``, float32.
     """
-    channels, guided = latents.shape[1], guidance_scale > 1
+    channels, guided = latents.shape[1], guidance_scale > 1 and labels is not None
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, transformer.config.num_embeds_ada_norm)])
     takes_sigma = getattr(scheduler, "variance_type", None) in ("learned", "learned_range")
@@ -148,33 +153,32 @@ def denoise(
     return latents
 
 
-@torch.no_grad()
-def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
-    """uint8 (N, H, W, 3) from latents (N, C, h, w): through the VAE, or straight out of a pixel-space model.
-
-    Latents of a model that has no VAE here are shown as they are: three channels, scaled to their spread.
-    """
-    if pipe.vae is not None:
-        scaled = latents / pipe.vae.config.scaling_factor
-        pieces = [x.to(pipe.vae.device, pipe.vae.dtype) for x in scaled.split(batch_size)]
-        return np.concatenate([to_uint8(pipe.vae.decode(x).sample) for x in pieces])
-    if is_pixel_space(pipe):
-        return to_uint8(latents)
-    preview = latents[:, :3] if latents.shape[1] > 3 else latents[:, :1]
-    return to_uint8(preview / (3 * preview.std() + 1e-8))
+def _sample_shape(config, num_frames: int | None) -> tuple[int, ...]:
+    """(C, h, w), of a video model (C, F, h, w)."""
+    size = (config.sample_size, config.sample_size)
+    if "video_length" not in config:
+        if num_frames is not None:
+            raise UsageError(f"Got --num-frames {num_frames}, but this model makes images; leave the flag out.")
+        return config.in_channels, *size
+    frames = config.video_length if num_frames is None else num_frames
+    if not 1 <= frames <= config.video_length:
+        raise UsageError(f"Got --num-frames {frames} but the model has positions for 1..{config.video_length}.")
+    return config.in_channels, frames, *size
 
 
-def is_pixel_space(pipe) -> bool:
-    """Whether the model makes pixels itself: no VAE, and one or three channels."""
-    return pipe.vae is None and pipe.transformer.config.in_channels in (1, 3)
-
-
-def check_labels(class_labels: Sequence[int], num_classes: int) -> None:
+def check_labels(class_labels: Sequence[int | None], num_classes: int | None) -> None:
     """Refuse labels the model was not trained on.
 
+    Args:
+        num_classes: None for an unconditional model, whose labels are None.
     Raises:
-        UsageError: No label at all, or one outside 0..num_classes-1.
+        UsageError: No label at all, one outside 0..num_classes-1, or one for an unconditional model.
     """
+    if num_classes is None:
+        for label in class_labels:
+            if label is not None:
+                raise UsageError(f"Got --class-labels {label}, but this model has no classes; leave the flag out.")
+        return
     if not class_labels:
         raise UsageError(f"Got no --class-labels but expected one or more of 0..{num_classes - 1}.")
     for label in class_labels:

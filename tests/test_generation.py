@@ -7,8 +7,8 @@ from conftest import relative_l2
 
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, load_pipeline
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines import class_image
-from skipdit_cli.pipelines.class_image import denoise, generate
+from skipdit_cli.pipelines import generation
+from skipdit_cli.pipelines.generation import denoise, generate
 from skipdit_cli.pipelines.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
 
 TOLERANCE = 1e-4
@@ -195,8 +195,8 @@ def test_from_command_to_kernel_in_five_frames(tiny_pipeline, skipdit, tmp_path)
     assert ran.code == 0, ran.stderr
     assert deepest[0] == [
         "commands/sample.py:sample",
-        "pipelines/class_image.py:generate",
-        "pipelines/class_image.py:denoise",
+        "pipelines/generation.py:generate",
+        "pipelines/generation.py:denoise",
         "backbones/trunk.py:__call__",
     ]  # and SkipBranches.forward, which looked
 
@@ -204,4 +204,4 @@ def test_from_command_to_kernel_in_five_frames(tiny_pipeline, skipdit, tmp_path)
 def test_labels_are_checked():
     for labels in ([], [10], [-1]):
         with pytest.raises(UsageError, match="0..9"):
-            class_image.check_labels(labels, 10)
+            generation.check_labels(labels, 10)

@@ -1,0 +1,34 @@
+"""Where a file may be written, and how: under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError
+
+
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """Whether a file or folder may be written here; nothing is.
+
+    Raises:
+        UsageError: It exists and ``overwrite`` is off, or no folder above it can be written to.
+    """
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"Output {path} exists; give another one, or --overwrite to replace it.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"Cannot write to {path}: {parent} is not a writable folder; give another --output.")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, of the same suffix, to write to; the file takes its place if the block ends well."""
+    part = path.with_name(f"{path.name}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

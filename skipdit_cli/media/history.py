@@ -1,0 +1,47 @@
+"""How a file of ours was made: JSON in a picture's text chunk, or in a file beside a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.media.files import replacing
+from skipdit_cli.media.pictures import METADATA_KEY, open_picture
+
+BESIDE = (".mp4", ".gif", ".json")
+
+
+def history_file(video: Path) -> Path:
+    """``clip.json`` of ``clip.mp4``."""
+    return video.with_suffix(".json")
+
+
+def save_history(video: Path, metadata: dict) -> None:
+    """Write ``metadata`` beside a video, under the key that pictures hold it under."""
+    with replacing(history_file(video)) as part:
+        part.write_text(json.dumps({METADATA_KEY: metadata}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_metadata(path: Path) -> dict:
+    """What ``save_png`` or ``save_video`` was given.
+
+    Args:
+        path: A PNG; or a video, or the JSON beside it.
+    Raises:
+        UsageError: The file is missing, no picture or video, or not one of ours.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in BESIDE:
+        text = open_picture(path).info.get(METADATA_KEY)
+        if text is None:
+            raise UsageError(f"Got {path}, which does not say how it was made; expected a PNG written by skipdit.")
+        return json.loads(text)
+    beside = history_file(path)
+    for needed in (path, beside):
+        if not needed.is_file():
+            raise UsageError(f"Got {path}, but {needed} is not a file; expected a video and the .json skipdit wrote.")
+    try:
+        return dict(json.loads(beside.read_text(encoding="utf-8"))[METADATA_KEY])
+    except (ValueError, KeyError, TypeError) as cause:
+        raise UsageError(f"Got {path}, but {beside} does not say how it was made; expected skipdit's.") from cause

@@ -1,0 +1,69 @@
+"""Videos out: mp4 (H.264) and gif, with a JSON file beside them; and videos as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.media.files import replacing
+from skipdit_cli.media.history import save_history
+from skipdit_cli.media.pictures import grid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+QUALITY = 9  # of 10; Latte's sample.py writes its mp4 files so
+
+
+def check_video_size(path: Path, width: int, height: int) -> None:
+    """Refuse frames that the file's format cannot hold as they are: H.264 in yuv420p, which every player reads, keeps
+    one colour for 2x2 pixels.
+
+    Raises:
+        UsageError: An mp4 of odd width or height.
+    """
+    if path.suffix.lower() == ".mp4" and (width % 2 or height % 2):
+        raise UsageError(
+            f"Got frames of {width}x{height} for {path}, but an mp4 has even sizes; give -o NAME.gif, which takes any."
+        )
+
+
+def save_video(frames: np.ndarray, path: Path, fps: float, metadata: dict) -> None:
+    """Write an mp4 or a gif, by its suffix, and ``metadata`` as JSON beside it.
+
+    Args:
+        frames: uint8 (F, H, W, 3).
+    Raises:
+        UsageError: An mp4 of odd width or height.
+        SkipditError: The encoder failed.
+    """
+    import imageio.v3 as imageio
+
+    check_video_size(path, frames.shape[2], frames.shape[1])
+    if path.suffix.lower() == ".mp4":  # a macro block of 16, imageio's default, would resize the frames
+        settings = {"plugin": "FFMPEG", "codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1}
+        settings.update(fps=fps, quality=QUALITY)
+    else:
+        settings = {"plugin": "pillow", "duration": 1000 / fps, "loop": 0}
+    with replacing(path) as part:
+        try:
+            imageio.imwrite(part, frames, **settings)
+        except (OSError, RuntimeError) as cause:
+            why = str(cause).strip().splitlines() or ["no reason given"]
+            raise SkipditError(f"The video {path} could not be encoded: {why[0].rstrip('.')}.") from cause
+    save_history(path, metadata)
+
+
+def video_grid(videos: np.ndarray, scale: int = 1) -> np.ndarray:
+    """Several videos side by side as one: uint8 (N, F, H, W, 3) to (F, H', W', 3); even sizes stay even."""
+    import numpy as np
+
+    return np.stack([np.asarray(grid(frames, scale=scale, gap=2)) for frames in videos.swapaxes(0, 1)])
+
+
+def contact_sheet(videos: np.ndarray, scale: int = 1) -> Image.Image:
+    """Every frame of uint8 (N, F, H, W, 3) in one picture: a row a video, or a square where there is only one."""
+    count, frames = videos.shape[:2]
+    return grid(videos.reshape(-1, *videos.shape[2:]), frames if count > 1 else None, scale)
