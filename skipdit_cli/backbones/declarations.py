@@ -27,8 +27,12 @@ class Backbone:
     width: tuple[str, ...] = ("num_attention_heads", "attention_head_dim")
 
 
+LATTE_LISTS = ("transformer_blocks", "temporal_transformer_blocks")  # spatial, temporal
+
 BACKBONES: dict[str, Backbone] = {
     "DiTTransformer2DModel": Backbone(block_lists=("transformer_blocks",)),
+    "LatteTransformer3DModel": Backbone(LATTE_LISTS, interleaved=True),
+    "LatteClassTransformer3DModel": Backbone(LATTE_LISTS, interleaved=True),
 }
 
 

@@ -10,10 +10,17 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
+from skipdit_cli.checkpoints.architecture import (
+    build_transformer,
+    default_scheduler,
+    has_own_mlp,
+    pipeline_around,
+    set_time_embedding,
+)
 from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SkipBranches, add_skip_branches
 
@@ -66,7 +73,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
     index = read_json(folder / INDEX)
     arguments.update({name: None for name, value in index.items() if value == [None, None]})
-    if "mlp_ratio" in read_json(folder / "transformer" / "config.json"):
+    if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
@@ -74,7 +81,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
 
     with _quiet():
         try:
-            pipe = DiffusionPipeline.from_pretrained(folder, **arguments)
+            ours = index.get("_class_name") == LatteClassPipeline.__name__
+            pipe = (LatteClassPipeline if ours else DiffusionPipeline).from_pretrained(folder, **arguments)
         except UNREADABLE as cause:
             raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
     if index.get("id2label"):
@@ -212,11 +220,11 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
         if merge is not None:
             for linear in add_skip_branches(transformer, merge).linears:
                 torch.nn.init.normal_(linear.weight, std=0.02)
-    scheduler = default_scheduler()
+    scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
         scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
-    return diffusers.DiTPipeline(transformer=transformer, vae=None, scheduler=scheduler)
+    return pipeline_around(transformer, scheduler)
 
 
 @contextmanager

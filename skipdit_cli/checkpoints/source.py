@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 
+from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints.architecture import build_transformer
 from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.official import read_official
@@ -29,9 +30,9 @@ class Source:
         config: Of the diffusers transformer.
         pipeline: Its folder, if it is a whole pipeline.
         transformer: The folder of its transformer, if diffusers wrote that.
-        file: An official file with its number of attention heads.
+        file: An official file, with what was given that it does not tell.
         branches: The ones that came with it.
-        official: Why the weights are known to be the DiT repository's; empty if nothing says so.
+        official: Why the weights are known to be the DiT repository's or Latte's; empty if nothing says so.
     """
 
     name: str
@@ -39,13 +40,16 @@ class Source:
     config: dict
     pipeline: Path | None = None
     transformer: Path | None = None
-    file: tuple[Path, int] | None = None
+    file: tuple[Path, dict[str, int]] | None = None
     branches: SkipBranches | None = None
     official: str = ""
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The vanilla state dict, mapped anew; memory it took is given back when the last tensor goes."""
-        return read_weights(self.transformer) if self.file is None else read_official(*self.file).state
+        if self.file is None:
+            return read_weights(self.transformer)
+        path, given = self.file
+        return read_official(path, **given).state
 
     def build(self):
         """The vanilla transformer on its memory-mapped weights, in eval mode.
@@ -59,25 +63,36 @@ class Source:
         return model
 
 
-def open_source(name, num_attention_heads: int | None = None, **hub_arguments) -> Source:
+def open_source(
+    name,
+    num_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    num_frames: int | None = None,
+    **hub_arguments,
+) -> Source:
     """Find out what ``name`` is: a pipeline folder or hub id, a transformer folder, or an official file.
 
     Args:
         num_attention_heads: For official files of a non-standard width.
+        sample_size, num_frames: For official text-to-video files of a non-standard width.
         hub_arguments: revision, token, local_files_only.
     Raises:
         UsageError: It is none of these, is damaged, or is converted already.
     """
     path = Path(name).expanduser()
+    given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
     if path.is_file():
-        read = read_official(path, num_attention_heads)
-        file, why = (path, read.config["num_attention_heads"]), "the file has the DiT repository's layout"
-        return Source(str(name), read.layout, read.config, file=file, branches=read.branches, official=why)
-    if num_attention_heads is not None:
-        raise UsageError("Got --num-attention-heads with a folder or hub id, whose config.json says it; leave it out.")
+        read = read_official(path, **given)
+        why = _native(read.config) or "the file has the DiT repository's layout"
+        return Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
+    for flag, value in given.items():
+        if value is not None:
+            flag = f"--{flag.replace('_', '-')}"
+            raise UsageError(f"Got {flag} with a folder or hub id, whose config.json says it; leave it out.")
     if (path / "config.json").is_file() and not (path / INDEX).is_file():
         config = _transformer_config(path)
-        return Source(str(name), "transformer folder", config, transformer=path, official=_on_hub(name, config))
+        official = _native(config) or _on_hub(name, config)
+        return Source(str(name), "transformer folder", config, transformer=path, official=official)
     folder = find_folder(name, **hub_arguments)
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
@@ -86,7 +101,7 @@ def open_source(name, num_attention_heads: int | None = None, **hub_arguments) -
         raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer to convert.")
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
-    official = _on_hub(name, index, config, folder)
+    official = _native(config) or _on_hub(name, index, config, folder)
     return Source(str(name), layout, config, folder, folder / "transformer", official=official)
 
 
@@ -94,9 +109,18 @@ def _transformer_config(folder: Path) -> dict:
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
     legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    if name != "DiTTransformer2DModel" and not legacy:
-        raise UsageError(f"Folder {folder} holds a {name}, but a DiTTransformer2DModel is what can be converted.")
+    if legacy:
+        return {**config, "_class_name": "DiTTransformer2DModel"}
+    if name not in BACKBONES:
+        known = ", ".join(sorted(BACKBONES))
+        raise UsageError(f"Folder {folder} holds a {name}, but what can be converted is one of {known}.")
     return config
+
+
+def _native(config: dict) -> str:
+    """Why a model can have no other timestep frequencies than the official ones; empty for a DiT."""
+    name = config["_class_name"]
+    return "" if name == "DiTTransformer2DModel" else f"{name} has no others"
 
 
 def _on_hub(name, *traces) -> str:

@@ -1,16 +1,14 @@
-"""``skipdit sample``: images from a class-conditional model, with a chosen cache depth."""
+"""``skipdit sample``: images or videos of a class, or of none, with a chosen cache depth."""
 
 from __future__ import annotations
 
-import time
-import uuid
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from skipdit_cli import __version__, console, media
-from skipdit_cli.commands import options
+from skipdit_cli import console, media
+from skipdit_cli.commands import options, sample_files
 from skipdit_cli.errors import UsageError
 
 
@@ -26,15 +24,24 @@ ClassLabels = Annotated[
     str | None, typer.Option(help="Class ids, or names the model knows: 207,360. Repeated up to --num-images.")
 ]
 NumImages = Annotated[int | None, typer.Option(help="How many; one per label if not given.", show_default=False)]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance; 1 turns it off.")]
+NumFrames = Annotated[int | None, typer.Option(help="Of a video; the model's own if not given.", show_default=False)]
+Fps = Annotated[float | None, typer.Option(help="Frames a second of a video; 8 if not given.", show_default=False)]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Classifier-free guidance; 1 turns it off. 4 if not given and the model has classes."),
+]
 CfgChannels = Annotated[str, typer.Option(help="Guide 'all' noise channels (diffusers), or '3' (DiT repository).")]
 Scheduler = Annotated[str | None, typer.Option(help="ddim, ddpm, dpm++, unipc, ...; the model's own if not given.")]
 Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", help="Denoising steps.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images made at once; all if not given.", show_default=False)]
-Npz = Annotated[Path | None, typer.Option(help="Also write arr_0, uint8 [N,H,W,3], for ADM's evaluator.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples made at once; all if not given.", show_default=False)]
+Npz = Annotated[
+    Path | None, typer.Option(help="Also write arr_0, uint8 [N,H,W,3], for ADM's evaluator; videos [N,F,H,W,3].")
+]
 From = Annotated[
     Path | None,
-    typer.Option("--from", help="Make a picture of ours again; flags win over it.", callback=_replay, is_eager=True),
+    typer.Option(
+        "--from", help="Make a picture or video of ours again; flags win over it.", callback=_replay, is_eager=True
+    ),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the transformer first.")]
 
@@ -46,8 +53,10 @@ def sample(
     output: options.Output = None,
     class_labels: ClassLabels = None,
     num_images: NumImages = None,
+    num_frames: NumFrames = None,
+    fps: Fps = None,
     num_inference_steps: Steps = 50,
-    guidance_scale: Guidance = 4.0,
+    guidance_scale: Guidance = None,
     cfg_channels: CfgChannels = "all",
     scheduler: Scheduler = None,
     seed: options.Seed = 0,
@@ -68,17 +77,19 @@ def sample(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Sample images, with a chosen cache depth.
+    """Sample images or videos, with a chosen cache depth.
 
     --cache-layers N turns the cache on: every second step then runs only the first and the last N
     blocks, which is the paper's method with n = 2 (its n is --cache-interval).
+
+    A video goes to clip.mp4 or clip.gif, with clip.json (how it was made) and clip.png (its frames) beside it.
 
     skipdit sample --preset digits --class-labels 0,1,2,3 --cache-layers 1 -o digits.png
     """
     settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
-    _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_size)
-    target = _target(output, npz, overwrite)
+    _check(settings)
+    target = sample_files.choose_target(output, npz, overwrite)
 
     from skipdit_cli.checkpoints import open_model
     from skipdit_cli.pipelines import device as devices
@@ -89,6 +100,8 @@ def sample(
     pipe = open_model(model, preset, dtype=precision, revision=revision, local_files_only=local_files_only)
     devices.move(pipe, where)
     labels = _labels(class_labels, num_images, pipe)
+    sample_files.check_kind(target, pipe)
+    settings = _settle(settings, labels, pipe)
     if compile:
         import torch
 
@@ -98,8 +111,9 @@ def sample(
         made = generation.generate(
             pipe,
             labels,
+            num_frames=num_frames,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=settings["guidance_scale"],
             cfg_channels=cfg_channels,
             scheduler=scheduler,
             seed=seed,
@@ -107,83 +121,72 @@ def sample(
             policy=policy,
             advance=advance,
         )
-    settings["class_labels"] = ",".join(map(str, labels))
-    written = _write(made.images, target, npz, settings, labels, seed)
-    _report(pipe, made, written, settings)
+    written = sample_files.save(made.images, target, npz, settings, labels)
+    _report(pipe, made, target, written, settings)
 
 
-_NOT_RECORDED = ("from_file", "output", "npz", "overwrite", "json", "debug", "num_images", "local_files_only")
+_NOT_RECORDED = ("from_file", "output", "npz", "overwrite", "json", "debug", "local_files_only")
 
 
-def _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_size) -> None:
-    for flag, value in {
-        "--num-images": num_images,
-        "--num-inference-steps": num_inference_steps,
-        "--batch-size": batch_size,
-    }.items():
-        if value is not None and value < 1:
-            raise UsageError(f"Got {flag} {value} but expected 1 or more.")
-    if not 1 <= guidance_scale < float("inf"):
-        raise UsageError(f"Got --guidance-scale {guidance_scale:g} but expected 1 (off) or more.")
-    if cfg_channels not in ("3", "all"):
-        raise UsageError(f"Got --cfg-channels '{cfg_channels}' but expected 3 or all.")
+def _check(settings: dict) -> None:
+    for flag in ("num_images", "num_frames", "num_inference_steps", "batch_size"):
+        if settings.get(flag, 1) < 1:
+            raise UsageError(f"Got --{flag.replace('_', '-')} {settings[flag]} but expected 1 or more.")
+    if not 1 <= settings.get("guidance_scale", 1) < float("inf"):
+        raise UsageError(f"Got --guidance-scale {settings['guidance_scale']:g} but expected 1 (off) or more.")
+    if settings["cfg_channels"] not in ("3", "all"):
+        raise UsageError(f"Got --cfg-channels '{settings['cfg_channels']}' but expected 3 or all.")
+    if not 0 < settings.get("fps", 1) <= 100:
+        raise UsageError(f"Got --fps {settings['fps']:g} but expected more than 0 and at most 100.")
 
 
-def _target(output: Path | None, npz: Path | None, overwrite: bool) -> Path:
-    """Where the pictures go: one PNG, or a folder."""
-    if output is None:
-        output = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    if output.suffix and output.suffix.lower() != ".png":
-        raise UsageError(f"Got --output {output} but expected a .png file or a folder.")
-    for path in filter(None, (output, npz)):
-        media.check_target(path, overwrite)
-    return output
-
-
-def _labels(text: str | None, num_images: int | None, pipe) -> list[int]:
-    """One label an image: the given ones in turn, or the model's classes in turn."""
+def _labels(text: str | None, num_images: int | None, pipe) -> list[int | None]:
+    """One label a sample: the given ones in turn, or the model's classes in turn; None of a model without classes."""
     classes = pipe.transformer.config.num_embeds_ada_norm
     names = getattr(pipe, "labels", None) or {}
-    if text is None:
+    if text is None and classes is None:
+        labels = [None]
+    elif text is None:
         labels = list(range(classes))[: num_images or 1]
     else:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         labels = options.parse_integers(",".join(str(names.get(part, part)) for part in parts), "--class-labels")
     if not labels:
-        raise UsageError(f"Got an empty --class-labels but expected ids of 0..{classes - 1}.")
+        raise UsageError("Got an empty --class-labels but expected one or more ids, such as 0,1.")
     count = num_images or len(labels)
     return [labels[i % len(labels)] for i in range(count)]
 
 
-def _write(images, target: Path, npz: Path | None, settings: dict, labels: list[int], seed: int) -> list[Path]:
-    """One picture to a file; to a folder, every picture (each with what makes it alone) and the grid of them."""
-    scale = max(1, 256 // images.shape[1]) if images.shape[1] < 64 else 1
-    history = {"version": __version__, "settings": settings}
-    written = []
-    if target.suffix:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        written.append((media.grid(images, scale=scale), target, history))
-    else:
-        target.mkdir(parents=True, exist_ok=True)
-        for i, label in enumerate(labels):
-            own = {**history, "settings": {**settings, "class_labels": str(label), "seed": seed + i}}
-            written.append((media.grid(images[i : i + 1]), target / f"{i:04d}.png", own))
-        written.append((media.grid(images, scale=scale), target / "grid.png", history))
-    for picture, path, metadata in written:
-        media.save_png(picture, path, metadata)
-    if npz is not None:
-        npz.parent.mkdir(parents=True, exist_ok=True)
-        media.save_npz(images, npz)
-    return [path for _, path, _ in written] + ([npz] if npz else [])
+def _settle(settings: dict, labels: list[int | None], pipe) -> dict:
+    """The settings with what depends on the model filled in, to be recorded.
+
+    Raises:
+        UsageError: One that a model of this kind has no use for.
+    """
+    from skipdit_cli.pipelines.pixels import is_video
+
+    guided = pipe.transformer.config.num_embeds_ada_norm is not None
+    scale = settings.get("guidance_scale", 4.0 if guided else 1.0)
+    if scale > 1 and not guided:
+        raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
+    own = {**sample_files.which(labels), "guidance_scale": scale}
+    if is_video(pipe):
+        own["fps"] = settings.get("fps", 8.0)  # as the sample.py of Latte
+    elif "fps" in settings:
+        raise UsageError(f"Got --fps {settings['fps']:g}, but this model makes images; leave the flag out.")
+    settings.pop("num_images", None)
+    return {**settings, **own}
 
 
-def _report(pipe, made, written: list[Path], settings: dict) -> None:
+def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> None:
     from skipdit_cli.pipelines.pixels import is_pixel_space
 
     if pipe.vae is None and not is_pixel_space(pipe):
-        console.warn("this model works on latents and has no VAE here: the pictures show its first latent channels.")
+        console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
     count = len(made.latents)
-    console.say(f"{count} image{'s' * (count > 1)} in {made.denoise_seconds:.2f} s of denoising: {written[-1]}")
+    kind = "image" if made.images.ndim == 4 else "video"
+    plural = "s" * (count > 1) + (f" of {made.images.shape[1]} frames" if kind == "video" else "")
+    console.say(f"{count} {kind}{plural} in {made.denoise_seconds:.2f} s of denoising: {target}")
     if made.report:
         console.say(str(made.report))
         if not made.report.reused_steps:

@@ -12,7 +12,7 @@ import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.pixels import to_pixels
+from skipdit_cli.pipelines.pixels import is_video, to_pixels
 from skipdit_cli.pipelines.schedulers import make_scheduler, predicts_sigma
 
 
@@ -71,7 +71,7 @@ def generate(
     began = time.perf_counter()
     transformer, config = pipe.transformer, pipe.transformer.config
     check_labels(class_labels, config.num_embeds_ada_norm)
-    shape = _sample_shape(config, num_frames)
+    shape = _sample_shape(pipe, num_frames)
     sampler = make_scheduler(scheduler, pipe)
     trained = sampler.config.num_train_timesteps
     if num_inference_steps > trained:
@@ -153,10 +153,11 @@ def denoise(
     return latents
 
 
-def _sample_shape(config, num_frames: int | None) -> tuple[int, ...]:
+def _sample_shape(pipe, num_frames: int | None) -> tuple[int, ...]:
     """(C, h, w), of a video model (C, F, h, w)."""
+    config = pipe.transformer.config
     size = (config.sample_size, config.sample_size)
-    if "video_length" not in config:
+    if not is_video(pipe):
         if num_frames is not None:
             raise UsageError(f"Got --num-frames {num_frames}, but this model makes images; leave the flag out.")
         return config.in_channels, *size

@@ -50,3 +50,8 @@ def pixel_size(pipe) -> int:
     """Height and width of what ``to_pixels`` makes."""
     enlarged = 1 if pipe.vae is None else 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     return enlarged * pipe.transformer.config.sample_size
+
+
+def is_video(pipe) -> bool:
+    """Whether the model makes frames rather than one picture."""
+    return "video_length" in pipe.transformer.config

@@ -1,0 +1,112 @@
+"""What ``skipdit sample`` leaves: pictures or videos, each with how it was made."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+
+from skipdit_cli import __version__, media
+from skipdit_cli.errors import UsageError
+
+PICTURES, VIDEOS = (".png",), (".mp4", ".gif")
+
+
+def choose_target(output: Path | None, npz: Path | None, overwrite: bool) -> Path:
+    """Where the samples go: one file, or a folder.
+
+    Raises:
+        UsageError: No kind of file that is written, or something that may not be written there.
+    """
+    if output is None:
+        output = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    if output.suffix and output.suffix.lower() not in PICTURES + VIDEOS:
+        raise UsageError(f"Got --output {output} but expected a .png, .mp4 or .gif file or a folder.")
+    beside = (media.history_file(output), _sheet(output)) if output.suffix.lower() in VIDEOS else ()
+    for path in filter(None, (output, *beside, npz)):
+        media.check_target(path, overwrite)
+    return output
+
+
+def check_kind(target: Path, pipe) -> None:
+    """Whether what the model makes can be written to the target.
+
+    Raises:
+        UsageError: Videos to a picture file or the reverse, or a video of a size its format has not.
+    """
+    from skipdit_cli.pipelines.pixels import is_video, pixel_size
+
+    allowed, kind = (VIDEOS, "videos") if is_video(pipe) else (PICTURES, "images")
+    if target.suffix and target.suffix.lower() not in allowed:
+        expected = " or ".join(allowed)
+        raise UsageError(
+            f"Got --output {target}, but this model makes {kind}; expected a {expected} file or a folder."
+        )
+    if is_video(pipe):
+        media.check_video_size(target if target.suffix else _numbered(target, 0, ".mp4"), *[pixel_size(pipe)] * 2)
+
+
+def save(images, target: Path, npz: Path | None, settings: dict, labels: list[int | None]) -> list[Path]:
+    """All samples in one file; or, in a folder, every sample (each with what makes it alone) and all of them.
+
+    Args:
+        images: uint8 (N, H, W, 3), or videos (N, F, H, W, 3).
+        settings: Flags of the command that make the same again.
+        labels: One a sample; None of an unconditional model.
+    Returns:
+        The files, in the order they were written.
+    """
+    write, single, together = (
+        (_save_videos, ".mp4", "grid.gif") if images.ndim == 5 else (_save_images, ".png", "grid.png")
+    )
+    written, folder = [], target if not target.suffix else target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if target.suffix:
+        written += write(images, target, settings)
+    else:
+        for i, label in enumerate(labels):
+            own = {**settings, **which([label]), "seed": settings["seed"] + i}
+            written += write(images[i : i + 1], _numbered(target, i, single), own)
+        written += write(images, target / together, settings)
+    if npz is not None:
+        npz.parent.mkdir(parents=True, exist_ok=True)
+        media.save_npz(images, npz)
+        written.append(npz)
+    return written
+
+
+def which(labels: list[int | None]) -> dict:
+    """The settings that ask for these samples."""
+    return {"num_images": len(labels)} if labels[0] is None else {"class_labels": ",".join(map(str, labels))}
+
+
+def _save_images(images, path: Path, settings: dict) -> list[Path]:
+    scale = 1 if path.stem.isdigit() else _scale(images)
+    media.save_png(media.grid(images, scale=scale), path, _history(settings))
+    return [path]
+
+
+def _save_videos(videos, path: Path, settings: dict) -> list[Path]:
+    """The video, how it was made, and its frames in one picture."""
+    scale = _scale(videos)
+    media.save_video(media.video_grid(videos, scale), path, settings["fps"], _history(settings))
+    media.save_png(media.contact_sheet(videos, scale), _sheet(path), _history(settings))
+    return [path, media.history_file(path), _sheet(path)]
+
+
+def _history(settings: dict) -> dict:
+    return {"version": __version__, "settings": settings}
+
+
+def _sheet(video: Path) -> Path:
+    return video.with_suffix(".png")
+
+
+def _numbered(folder: Path, index: int, suffix: str) -> Path:
+    return folder / f"{index:04d}{suffix}"
+
+
+def _scale(images) -> int:
+    """How much to enlarge what nobody could see."""
+    height = images.shape[-3]
+    return 256 // height if height < 64 else 1
