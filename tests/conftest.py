@@ -76,6 +76,36 @@ def tiny_dit():
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_latte():
+    """``tiny_latte(num_layers=3, **config)``: a seeded Latte of width 16 on 4 frames of 8x8, eval, no weight zero;
+    unconditional with ``num_embeds_ada_norm=None``."""
+
+    def make(seed: int = 0, num_layers: int = 3, **config):
+        import torch
+
+        from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+
+        torch.manual_seed(seed)
+        own = {
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "in_channels": 1,
+            "out_channels": 2,
+            "sample_size": 8,
+            "patch_size": 2,
+            "num_embeds_ada_norm": 10,
+            "video_length": 4,
+        }
+        model = LatteClassTransformer3DModel(num_layers=num_layers, **{**own, **config}).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
 @dataclass(frozen=True)
 class Golden:
     """A case of tests/golden: what the official code made of an official checkpoint. ``io`` has inputs and outputs."""
@@ -135,16 +165,10 @@ def write_pipeline(folder: Path, transformer) -> Path:
     """The folder of a pixel-space pipeline around a transformer, without a VAE."""
     from diffusers import DDIMScheduler
 
-    transformer.save_pretrained(folder / "transformer")
-    DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "DiTPipeline",
-        "_diffusers_version": "0.36.0",
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "transformer": ["diffusers", "DiTTransformer2DModel"],
-        "vae": [None, None],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    from skipdit_cli.checkpoints import save_pipeline
+    from skipdit_cli.checkpoints.architecture import pipeline_around
+
+    save_pipeline(pipeline_around(transformer, DDIMScheduler(clip_sample=False)), folder)
     return folder
 
 
@@ -152,6 +176,12 @@ def write_pipeline(folder: Path, transformer) -> Path:
 def tiny_pipeline(tiny_dit, tmp_path):
     """``tiny_pipeline(name, **config)``: ``write_pipeline`` of a ``tiny_dit`` below the test's own folder."""
     return lambda name="tiny", **config: write_pipeline(tmp_path / name, tiny_dit(**config))
+
+
+@pytest.fixture
+def latte_pipeline(tiny_latte, tmp_path):
+    """``latte_pipeline(name, **config)``: ``write_pipeline`` of a ``tiny_latte`` below the test's own folder."""
+    return lambda name="latte", **config: write_pipeline(tmp_path / name, tiny_latte(**config))
 
 
 @pytest.fixture(scope="session")
