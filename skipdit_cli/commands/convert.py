@@ -82,7 +82,8 @@ def convert(
     else:
         proof = work.convert(plan, output, overwrite, verify)
         console.say(_said(proof))
-        console.say(f"Wrote {output}. Next: skipdit sample -m {output} --class-labels 0,1 --cache-layers 1")
+        labels = " --class-labels 0,1" if source.config["_class_name"] == "DiTTransformer2DModel" else ""
+        console.say(f"Wrote {output}. Next: skipdit sample -m {output}{labels} --cache-layers 1")
         result.update(weights_equal=proof.weights, bitwise_equal=proof.outputs)
     console.emit({**result, "output": str(output), "dry_run": dry_run})
 
@@ -129,7 +130,7 @@ def _new_pipeline(plan) -> list[str]:
     lines, config = [], plan.source.config
     if plan.source.pipeline is None:
         lines.append(
-            "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (the DiT repository's)."
+            "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (that of DiT and Latte)."
         )
         channels = config["in_channels"]
         if plan.vae is not None:
@@ -138,10 +139,13 @@ def _new_pipeline(plan) -> list[str]:
             lines.append(f"Space: pixels ({channels} channels), no VAE.")
         else:
             lines.append(f"Space: latent ({channels} channels), no VAE in the source: samples stay latents unless "
-                         "--vae gives a decoder (stabilityai/sd-vae-ft-mse for official DiT).")  # fmt: skip
+                         "--vae gives a decoder (stabilityai/sd-vae-ft-mse for official files).")  # fmt: skip
     if config.get("mlp_ratio", 4.0) != 4.0 and config["_class_name"] == "DiTTransformer2DModel":
         ratio = f"MLP ratio: {config['mlp_ratio']:g}, recorded in transformer/config.json"
         lines.append(f"{ratio}; plain diffusers has 4 only and refuses these weights by their shape.")
+    if config["_class_name"] == "LatteTransformer3DModel" and plan.source.pipeline is None:
+        lines.append(f"Size: latents {config['sample_size']} high, {config['video_length']} frames. "
+                     "Text encoder and tokenizer: none in the source.")  # fmt: skip
     return lines
 
 
