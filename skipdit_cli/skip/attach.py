@@ -26,7 +26,8 @@ def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBra
     Returns:
         The branches, on the device and in the dtype of the transformer.
     Raises:
-        UsageError: No trunk is known for the class, or the branches were made for another model.
+        UsageError: No trunk is known for the class, the branches were made for another model, or the weights of the
+            transformer are offloaded.
     """
     trunk = trunk_of(transformer)
     expected = {"dim": trunk.width, "num_layers": len(trunk), "backbone": trunk.model_class}
@@ -35,8 +36,11 @@ def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBra
     for key, value in expected.items():
         if branches.config[key] != value:
             raise UsageError(f"These skip branches have {key} {branches.config[key]} but the model has {value}.")
-    if any(parameter.is_meta for parameter in branches.parameters()) and not _is_meta(transformer):
+    hollow = any(parameter.is_meta for parameter in branches.parameters())
+    if hollow and not _is_meta(transformer):
         raise UsageError("These skip branches hold no weights (meta tensors); load or make them first.")
+    if not hollow and _is_meta(transformer) and any(hasattr(module, "_hf_hook") for module in transformer.modules()):
+        raise UsageError("The transformer's weights are offloaded; add skip branches before offloading is enabled.")
     remove_skip_branches(transformer)
     reference = next(transformer.parameters())
     torch.nn.Module.to(branches, reference.device, reference.dtype)  # ModelMixin.to warns of a list that is empty
