@@ -50,6 +50,7 @@ def no_gpu(monkeypatch):
 
 MACHINE = {"no room": no_room, "full disk": full_disk, "no gpu": no_gpu}
 CONVERT, SAMPLE = "convert {w}/tiny -o out", "sample -m {w}/skip -o out.png --class-labels 0 --steps 4"
+VIDEO, FREE = "sample -m {w}/latte -o out.mp4 --steps 2", "sample -m {w}/free -o out.gif --steps 2"
 BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1"
 FINETUNE = "finetune -m {w}/skip --data {w}/images -o out --train-batch-size 2 --max-train-steps 3"
 TRAIN = "train --preset {w}/tiny.yaml --data {w}/images -o out --train-batch-size 2 --max-train-steps 2"
@@ -119,6 +120,26 @@ CASES = [
     Case("picture that exists", "sample -m {w}/skip -o {w}/plain.png", 2, "exists"),
     Case("picture below a file", "sample -m {w}/skip -o {w}/file/a.png", 2, "file"),
     Case("picture of another kind", "sample -m {w}/skip -o out.jpg", 2, ".png"),
+    Case("video of an image model", f"{SAMPLE} -o out.mp4", 2, "makes images; expected a .png"),
+    Case("frames of an image", f"{SAMPLE} --num-frames 4", 2, "--num-frames 4, but this model makes images"),
+    Case("frame rate of an image", f"{SAMPLE} --fps 8", 2, "--fps 8, but this model makes images"),
+    Case("picture of a video model", f"{VIDEO} -o out.png", 2, "makes videos; expected a .mp4 or .gif"),
+    Case("video of another kind", f"{VIDEO} -o out.avi", 2, ".mp4 or .gif"),
+    Case("more frames than positions", f"{VIDEO} --num-frames 5", 2, "1..4"),
+    Case("no frame", f"{VIDEO} --num-frames 0", 2, "--num-frames 0"),
+    Case("no frame a second", f"{VIDEO} --fps 0", 2, "--fps 0"),
+    Case("label out of range of a video", f"{VIDEO} --class-labels 10", 2, "0..9"),
+    Case("N too deep for a video", f"{VIDEO} --cache-layers 2", 2, "valid 1..1"),
+    Case("label of a model without classes", f"{FREE} --class-labels 3", 2, "has no classes"),
+    Case("guidance of a model without classes", f"{FREE} --guidance-scale 7", 2, "has no classes"),
+    Case("mp4 of odd size", "sample -m {w}/odd -o out.mp4 --steps 2", 2, "9x9"),
+    Case("folder of odd size", "sample -m {w}/odd -o out --steps 2", 2, "give -o NAME.gif"),
+    Case("video that exists", "sample -m {w}/latte -o {w}/clip.mp4", 2, "clip.mp4 exists"),
+    Case("video whose history exists", "sample -m {w}/latte -o {w}/clip.gif", 2, "clip.json exists"),
+    Case("video below a file", "sample -m {w}/latte -o {w}/file/a.mp4", 2, "file"),
+    Case("video without a history", "sample --from {w}/bare.mp4 -o out.mp4", 2, "bare.json"),
+    Case("video with a damaged history", "sample --from {w}/clip.mp4 -o out.mp4", 2, "does not say how it was made"),
+    Case("replay of no video", "sample --from {w}/missing.mp4 -o out.mp4", 2, "missing.mp4 is not a file"),
     Case("picture without a history", "sample --from {w}/plain.png -o out.png", 2, "plain.png"),
     Case("replay of no picture", "sample --from {w}/file -o out.png", 2, "file"),
     Case("bench N too deep", f"{BENCH} --cache-layers 3", 2, "valid 1..2"),
@@ -159,13 +180,14 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_dit):
+def world(tmp_path_factory, tiny_dit, tiny_latte):
     """Models, checkpoints, pictures and presets, good and bad."""
     folder = tmp_path_factory.mktemp("world")
     model = write_pipeline(folder / "tiny", tiny_dit())
     _models(folder, model, tiny_dit)
     _checkpoints(folder)
     _images(folder)
+    _videos(folder, tiny_latte)
     presets = {
         "broken": "a: [",
         "typo": "sample: {sede: 1}",
@@ -240,6 +262,15 @@ def _images(folder: Path) -> None:
         picture(folder / "classes" / f"{label:02d}" / "0.png")
     picture(folder / "listed" / "0.png")
     (folder / "listed" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 0}\n{"file\n')
+
+
+def _videos(folder: Path, tiny_latte) -> None:
+    write_pipeline(folder / "latte", tiny_latte())
+    write_pipeline(folder / "free", tiny_latte(num_embeds_ada_norm=None))
+    write_pipeline(folder / "odd", tiny_latte(sample_size=9, patch_size=3))
+    for name in ("clip.mp4", "bare.mp4"):
+        (folder / name).write_bytes(b"a video")
+    (folder / "clip.json").write_text('{"frames": 3}')
 
 
 def _tree(folder: Path) -> dict[str, int]:

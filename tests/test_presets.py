@@ -22,7 +22,9 @@ def write(tmp_path):
 
 def test_every_size_is_there():
     expected = {f"dit-{size}-{patch}-{pixels}" for size in SIZES for patch in (2, 4, 8) for pixels in (256, 512)}
-    assert expected | {f"skip-dit-c2i-n{n}" for n in range(2, 7)} | {"digits"} <= set(preset_names())
+    assert expected | {f"skip-dit-{kind}-n{n}" for kind in ("c2i", "c2v", "ucf101") for n in range(2, 7)} | {
+        "digits"
+    } <= set(preset_names())
 
 
 def test_all_presets_fit(skipdit):
@@ -63,6 +65,27 @@ def test_a_size_has_the_stated_parameters_and_multiply_adds():
     parameters = sum(p.numel() for p in model.parameters()) - 11 * embedder
     assert f"{parameters / 1e6:.0f} M parameters" in preset.about
     assert f"{StepFlops(model).vanilla / 1e9:.2f} GMACs" in preset.about
+
+
+@pytest.mark.parametrize("interval", range(2, 7))
+@pytest.mark.parametrize(
+    ("kind", "reused"), [("c2v", (107, 142, 160, 170, 178)), ("ucf101", (22, 29, 33, 34, 36))], ids=["c2v", "ucf101"]
+)
+def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(kind, reused, interval):
+    from skipdit_cli.checkpoints import default_scheduler
+    from skipdit_cli.commands.options import cache_policy
+
+    preset = load_preset(f"skip-dit-{kind}-n{interval}")
+    flags = preset.flags["sample"]
+    scheduler = default_scheduler()
+    scheduler.set_timesteps(int(flags["num-inference-steps"]))
+    policy = cache_policy(int(flags["cache-layers"]), int(flags["cache-interval"]), flags["cache-window"], None)
+    plan = policy.plan(scheduler.timesteps.tolist())
+    assert plan.count(False) == reused[interval - 2]
+    assert (
+        f"Expected: {reused[interval - 2]} of {len(plan)} steps"
+        in (preset_folder() / f"{preset.name}.yaml").read_text()
+    )
 
 
 def test_flags_are_read_as_typed(write):

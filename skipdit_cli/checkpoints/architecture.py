@@ -9,6 +9,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
 TIME_EMBEDDINGS = ("official", "diffusers")
+OWN_CLASSES = {"LatteClassTransformer3DModel": LatteClassTransformer3DModel}  # transformers that diffusers has not
 
 
 def build_transformer(config: dict):
@@ -27,10 +28,9 @@ def build_transformer(config: dict):
 
     config = dict(config)
     name = config.get("_class_name", "DiTTransformer2DModel")
-    own = {"LatteClassTransformer3DModel": LatteClassTransformer3DModel}
     ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
     try:
-        transformer = (own.get(name) or getattr(diffusers, name)).from_config(config)
+        transformer = (OWN_CLASSES.get(name) or getattr(diffusers, name)).from_config(config)
     except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
         raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
     if ratio != 4.0:

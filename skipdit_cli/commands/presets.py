@@ -100,7 +100,9 @@ def _model_problems(model: dict) -> list[str]:
 
     import diffusers
 
-    known = getattr(diffusers, str(model["class"]), None)
+    from skipdit_cli.checkpoints.architecture import OWN_CLASSES
+
+    known = OWN_CLASSES.get(model["class"]) or getattr(diffusers, str(model["class"]), None)
     if known is None:
         return [f"diffusers has no class '{model['class']}'"]
     allowed = list(inspect.signature(known.__init__).parameters)
