@@ -1,12 +1,13 @@
 """Pictures in and out."""
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from skipdit_cli import media
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 
 
 def test_pixels_are_rounded_as_the_dit_repository_rounds():
@@ -38,3 +39,33 @@ def test_pictures_that_are_none(tmp_path):
     other.write_bytes(other.read_bytes()[:40])
     with pytest.raises(UsageError, match="cannot be read as a picture"):
         media.read_metadata(other)
+
+
+def test_videos_side_by_side_stay_even_and_keep_every_pixel():
+    videos = np.random.default_rng(0).integers(0, 255, (3, 4, 6, 10, 3), dtype=np.uint8)
+    together = media.video_grid(videos, scale=2)
+    assert together.shape == (4, 2 * 12 + 2, 2 * 20 + 2, 3)
+    assert (together[:, 14::2, 0:20:2] == videos[2]).all()
+    sheet = np.asarray(media.contact_sheet(videos))
+    assert (sheet[7:13, 11:21] == videos[1, 1]).all()
+
+
+def test_a_video_keeps_its_size(tmp_path):
+    """imageio's default would make 128x96 of it."""
+    frames = np.random.default_rng(0).integers(0, 255, (3, 90, 122, 3), dtype=np.uint8)
+    path = tmp_path / "a.mp4"
+    media.save_video(frames, path, 29.97, {"seed": 3})
+    assert imageio.imread(path, plugin="FFMPEG").shape == frames.shape
+    assert imageio.immeta(path, plugin="FFMPEG")["fps"] == pytest.approx(29.97, abs=0.01)
+    assert media.read_metadata(path) == {"seed": 3}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.mp4"]
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    odd = np.zeros((3, 8, 9, 3), np.uint8)
+    with pytest.raises(UsageError, match="9x8"):
+        media.save_video(odd, tmp_path / "a.mp4", 8, {})
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    with pytest.raises(SkipditError, match="could not be encoded"):
+        media.save_video(odd[:, :, :8], tmp_path / "a.mp4", 8, {})
+    assert list(tmp_path.iterdir()) == []

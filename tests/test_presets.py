@@ -22,9 +22,8 @@ def write(tmp_path):
 
 def test_every_size_is_there():
     expected = {f"dit-{size}-{patch}-{pixels}" for size in SIZES for patch in (2, 4, 8) for pixels in (256, 512)}
-    assert expected | {f"skip-dit-{kind}-n{n}" for kind in ("c2i", "c2v", "ucf101") for n in range(2, 7)} | {
-        "digits"
-    } <= set(preset_names())
+    official = {f"skip-dit-{kind}-n{n}" for kind in ("c2i", "c2v", "ucf101") for n in range(2, 7)}
+    assert expected | official | {"digits"} <= set(preset_names())
 
 
 def test_all_presets_fit(skipdit):

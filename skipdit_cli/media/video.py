@@ -39,21 +39,33 @@ def save_video(frames: np.ndarray, path: Path, fps: float, metadata: dict) -> No
         UsageError: An mp4 of odd width or height.
         SkipditError: The encoder failed.
     """
-    import imageio.v3 as imageio
-
     check_video_size(path, frames.shape[2], frames.shape[1])
-    if path.suffix.lower() == ".mp4":  # a macro block of 16, imageio's default, would resize the frames
-        settings = {"plugin": "FFMPEG", "codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1}
-        settings.update(fps=fps, quality=QUALITY)
-    else:
-        settings = {"plugin": "pillow", "duration": 1000 / fps, "loop": 0}
+    write = _write_mp4 if path.suffix.lower() == ".mp4" else _write_gif
     with replacing(path) as part:
         try:
-            imageio.imwrite(part, frames, **settings)
+            write(part, frames, fps)
         except (OSError, RuntimeError) as cause:
             why = str(cause).strip().splitlines() or ["no reason given"]
             raise SkipditError(f"The video {path} could not be encoded: {why[0].rstrip('.')}.") from cause
     save_history(path, metadata)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+    import imageio.v3 as imageio
+    import imageio_ffmpeg
+
+    # A macro block of 16, imageio's default, would resize the frames.
+    settings = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1, "quality": QUALITY}
+    imageio.imwrite(path, frames, plugin="FFMPEG", fps=fps, **settings)
+    written = imageio_ffmpeg.count_frames_and_secs(str(path))[0]  # imageio is silent where ffmpeg dies late
+    if written != len(frames):
+        raise OSError(f"ffmpeg wrote {written} of {len(frames)} frames")
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    import imageio.v3 as imageio
+
+    imageio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
 
 
 def video_grid(videos: np.ndarray, scale: int = 1) -> np.ndarray:
