@@ -413,8 +413,31 @@ def test_folders_are_saved_loaded_and_converted(kind, tmp_path, skipdit):
         loaded = load_pipeline(tmp_path / name)
         assert loaded.vae is None and type(loaded) is type(pipe)
         assert torch.equal(run(loaded.transformer, inputs), expected)
+    for folder in ("vanilla", "whole"):
+        assert skipdit("info", tmp_path / folder, "--json").json["time_embedding"] == "official"
     facts = skipdit("info", tmp_path / "whole", "--json").json
     assert (facts["blocks"], facts["sample"], facts["attached"]) == (4, "video", True)
+
+
+def test_a_hub_id_is_found_in_the_offline_cache(tmp_path):
+    pipe = random_pipeline(Preset("tiny", model={"class": "LatteClassTransformer3DModel", "config": CLASS_CONFIG}))
+    repository = tmp_path / "hub" / "models--someone--latte"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    save_pipeline(pipe, repository / "snapshots" / ("a" * 40))
+    loaded = load_pipeline("someone/latte", cache_dir=str(repository.parent))
+    inputs = make("class")[1]
+    assert torch.equal(run(loaded.transformer, inputs), run(pipe.transformer, inputs))
+
+
+def test_a_preset_may_name_the_class(tmp_path, skipdit):
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {class: LatteClassTransformer3DModel, config: {num_layers: 6, video_length: 8}}")
+    assert skipdit("presets", "check", path).code == 0
+    assert skipdit("info", "--preset", path, "--json").json["blocks"] == 6
+    path.write_text("model: {class: LatteClassTransformer3DModel, config: {video_lenght: 8}}")
+    outcome = skipdit("presets", "check", path)
+    assert outcome.code == 3 and "video_length" in outcome.stdout + outcome.stderr
 
 
 def test_what_is_no_declared_family_is_refused(tiny_pipeline, tmp_path, skipdit):

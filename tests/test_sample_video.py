@@ -160,3 +160,17 @@ def test_labels_and_frames_fit_the_model(model, unconditional):
             generate(pipe, labels, num_inference_steps=2, **settings)
     fewer = generate(conditional, [1], num_inference_steps=2, num_frames=2).images
     assert fewer.shape == (1, 2, 8, 8, 3)
+
+
+def test_a_model_of_texts_is_refused(skipdit, golden_pipeline, tmp_path):
+    ran = skipdit("sample", "-m", golden_pipeline("latte_t2v_skip"), *QUICK, "-o", tmp_path / "a.gif")
+    assert ran.code == 2 and "needs a text" in ran.stderr and files(tmp_path) == []
+
+
+def test_an_official_file_becomes_a_video_by_the_official_schedule(skipdit, golden, golden_pipeline, tmp_path):
+    model, facts = golden_pipeline("latte_skip_uncond"), golden("latte_skip_uncond").facts
+    cache = ("--cache-layers", 1, "--cache-interval", 3, "--cache-window", "900:49")
+    ran = skipdit("sample", "-m", model, "--steps", 20, *cache, "-o", tmp_path / "a.mp4", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["cache"]["reused_steps"] == len(facts["ddim20_cache3"]["cached_step_indices"])
+    assert "no VAE" in ran.stderr

@@ -9,7 +9,6 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
 TIME_EMBEDDINGS = ("official", "diffusers")
-OWN_CLASSES = {"LatteClassTransformer3DModel": LatteClassTransformer3DModel}  # transformers that diffusers has not
 
 
 def build_transformer(config: dict):
@@ -24,13 +23,11 @@ def build_transformer(config: dict):
     Raises:
         UsageError: diffusers has no such class, or does not take these arguments.
     """
-    import diffusers
-
     config = dict(config)
     name = config.get("_class_name", "DiTTransformer2DModel")
     ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
     try:
-        transformer = (OWN_CLASSES.get(name) or getattr(diffusers, name)).from_config(config)
+        transformer = class_named(name).from_config(config)
     except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
         raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
     if ratio != 4.0:
@@ -38,6 +35,17 @@ def build_transformer(config: dict):
             block.ff = _feed_forward(transformer, ratio)
         transformer.register_to_config(mlp_ratio=ratio)
     return transformer.eval()
+
+
+def class_named(name: str):
+    """A class of diffusers, or our Latte.
+
+    Raises:
+        AttributeError: There is no such class.
+    """
+    import diffusers
+
+    return LatteClassTransformer3DModel if name == "LatteClassTransformer3DModel" else getattr(diffusers, name)
 
 
 def has_own_mlp(config: dict) -> bool:

@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from skipdit_cli.backbones import example_inputs
+from skipdit_cli.backbones import BACKBONES, example_inputs
 from skipdit_cli.checkpoints.architecture import (
     build_transformer,
     default_scheduler,
@@ -92,7 +92,7 @@ def plan_conversion(
         raise UsageError(f"Got --merge {merge}, but {source.name} brings trained branches of the 'replace' merge.")
     if not branches.num_pairs:
         raise UsageError(f"Model {source.name} has {config['num_layers']} block, too few for a skip branch.")
-    if time_embedding == "diffusers" and config["_class_name"] != "DiTTransformer2DModel":
+    if time_embedding == "diffusers" and BACKBONES[config["_class_name"]].official_time:
         raise UsageError(f"Got --time-embedding diffusers, but a {config['_class_name']} has the official one alone.")
     if time_embedding != "auto":
         kind, why = time_embedding, "as --time-embedding says"

@@ -85,7 +85,8 @@ def _state_dict(path, data) -> tuple[dict[str, torch.Tensor], str]:
 def _branches(path, named: dict[str, torch.Tensor], config: dict) -> SkipBranches:
     """The skip branches of a file. The official code counts pairs from the middle, ours by source block.
 
-    (Its class-conditional Latte means to: index (i - 14) // 2 of block i is right at its one depth with skips, 28.)
+    So does its class-conditional Latte at 28 blocks, its one size with branches: index (i - 14) // 2 of block i.
+    At 24, 20 and 16 blocks that constant wraps round the list, below 16 it fails; read here is (i - depth/2) // 2.
     """
     depth, width = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
     if depth % 2:

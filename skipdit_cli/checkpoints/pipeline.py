@@ -77,12 +77,9 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
-    from diffusers import DiffusionPipeline
-
     with _quiet():
         try:
-            ours = index.get("_class_name") == LatteClassPipeline.__name__
-            pipe = (LatteClassPipeline if ours else DiffusionPipeline).from_pretrained(folder, **arguments)
+            pipe = _pipeline_class(index).from_pretrained(folder, **arguments)
         except UNREADABLE as cause:
             raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
     if index.get("id2label"):
@@ -94,6 +91,13 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     if (folder / SKIP).is_dir():
         _attach(transformer, load_branches(folder), branches)
     return pipe
+
+
+def _pipeline_class(index: dict):
+    """The class to load a pipeline with: ours where the index names it, else diffusers', which finds its own."""
+    from diffusers import DiffusionPipeline
+
+    return LatteClassPipeline if index.get("_class_name") == LatteClassPipeline.__name__ else DiffusionPipeline
 
 
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
@@ -169,18 +173,17 @@ def _check_folder(folder: Path) -> None:
 
 
 def _fetch(hub_id: str, arguments: dict) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     local = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
     arguments = {**arguments, "local_files_only": local}
     with _quiet(errors_only=True):
         try:
-            folder = Path(DiffusionPipeline.download(hub_id, **arguments))
+            plain = {name: value for name, value in arguments.items() if name != "variant"}
+            index = read_json(hf_hub_download(hub_id, INDEX, **plain))
+            folder = Path(_pipeline_class(index).download(hub_id, **arguments))
             if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
-                patterns = [f"{SKIP}/*"]
-                arguments.pop("variant", None)
-                snapshot_download(hub_id, allow_patterns=patterns, **arguments)
+                snapshot_download(hub_id, allow_patterns=[f"{SKIP}/*"], **plain)
         except UNREADABLE as cause:
             why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
             raise UsageError(

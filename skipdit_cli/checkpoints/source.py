@@ -118,9 +118,9 @@ def _transformer_config(folder: Path) -> dict:
 
 
 def _native(config: dict) -> str:
-    """Why a model can have no other timestep frequencies than the official ones; empty for a DiT."""
+    """Why a model can have no other timestep frequencies than the official ones; empty where it can."""
     name = config["_class_name"]
-    return "" if name == "DiTTransformer2DModel" else f"{name} has no others"
+    return f"{name} has no others" if BACKBONES[name].official_time else ""
 
 
 def _on_hub(name, *traces) -> str:

@@ -56,18 +56,18 @@ def save(images, target: Path, npz: Path | None, settings: dict, labels: list[in
     Returns:
         The files, in the order they were written.
     """
-    write, single, together = (
-        (_save_videos, ".mp4", "grid.gif") if images.ndim == 5 else (_save_images, ".png", "grid.png")
-    )
-    written, folder = [], target if not target.suffix else target.parent
+    written, video = [], images.ndim == 5
+    write, scale = _save_videos if video else _save_image, _scale(images)
+    folder = target.parent if target.suffix else target
     folder.mkdir(parents=True, exist_ok=True)
     if target.suffix:
-        written += write(images, target, settings)
+        written += write(images, target, settings, scale)
     else:
         for i, label in enumerate(labels):
             own = {**settings, **which([label]), "seed": settings["seed"] + i}
-            written += write(images[i : i + 1], _numbered(target, i, single), own)
-        written += write(images, target / together, settings)
+            single = _numbered(target, i, ".mp4" if video else ".png")
+            written += write(images[i : i + 1], single, own, scale if video else 1)
+        written += write(images, target / ("grid.gif" if video else "grid.png"), settings, scale)
     if npz is not None:
         npz.parent.mkdir(parents=True, exist_ok=True)
         media.save_npz(images, npz)
@@ -80,15 +80,13 @@ def which(labels: list[int | None]) -> dict:
     return {"num_images": len(labels)} if labels[0] is None else {"class_labels": ",".join(map(str, labels))}
 
 
-def _save_images(images, path: Path, settings: dict) -> list[Path]:
-    scale = 1 if path.stem.isdigit() else _scale(images)
+def _save_image(images, path: Path, settings: dict, scale: int) -> list[Path]:
     media.save_png(media.grid(images, scale=scale), path, _history(settings))
     return [path]
 
 
-def _save_videos(videos, path: Path, settings: dict) -> list[Path]:
+def _save_videos(videos, path: Path, settings: dict, scale: int) -> list[Path]:
     """The video, how it was made, and its frames in one picture."""
-    scale = _scale(videos)
     media.save_video(media.video_grid(videos, scale), path, settings["fps"], _history(settings))
     media.save_png(media.contact_sheet(videos, scale), _sheet(path), _history(settings))
     return [path, media.history_file(path), _sheet(path)]

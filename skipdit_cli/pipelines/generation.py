@@ -65,11 +65,14 @@ def generate(
         policy: Turns the cache on for this call.
         advance: Called after each denoising step of each batch.
     Raises:
-        UsageError: A label out of range, more frames than the model has positions for, too many steps, an unknown
-            scheduler, a policy that does not fit the run.
+        UsageError: A model that needs a text, a label out of range, more frames than the model has positions for, too
+            many steps, an unknown scheduler, a policy that does not fit the run.
     """
     began = time.perf_counter()
     transformer, config = pipe.transformer, pipe.transformer.config
+    if "caption_channels" in config:
+        name = type(transformer).__name__
+        raise UsageError(f"Got a {name}, which needs a text; sampled here are models of classes, or of nothing.")
     check_labels(class_labels, config.num_embeds_ada_norm)
     shape = _sample_shape(pipe, num_frames)
     sampler = make_scheduler(scheduler, pipe)
