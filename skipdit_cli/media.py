@@ -84,10 +84,14 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UsageError: The file is missing, no picture, or not one of ours.
     """
-    text = _open(path).info.get(METADATA_KEY)
-    if text is None:
+    text = _open(path).info.get(METADATA_KEY, "null")
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings", {}), dict):
         raise UsageError(f"Got {path}, which does not say how it was made; expected a PNG written by skipdit.")
-    return json.loads(text)
+    return metadata
 
 
 def _open(path: Path) -> Image.Image:

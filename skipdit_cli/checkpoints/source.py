@@ -82,8 +82,8 @@ def open_source(name, num_attention_heads: int | None = None, **hub_arguments) -
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = read_json(folder / INDEX)
-    if not isinstance(index.get("transformer"), list):
-        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer to convert.")
+    if index.get("_class_name") != "DiTPipeline" or not isinstance(index.get("transformer"), list):
+        raise UsageError(f"Model {name} is a {index.get('_class_name')}, but a DiTPipeline is what can be converted.")
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
     official = _on_hub(name, index, config, folder)
@@ -96,6 +96,9 @@ def _transformer_config(folder: Path) -> dict:
     legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
     if name != "DiTTransformer2DModel" and not legacy:
         raise UsageError(f"Folder {folder} holds a {name}, but a DiTTransformer2DModel is what can be converted.")
+    for key in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size"):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
 
 
