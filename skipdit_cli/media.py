@@ -37,12 +37,13 @@ def to_uint8(images) -> np.ndarray:
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def grid(images: np.ndarray, columns: int | None = None, scale: int = 1) -> Image.Image:
+def grid(images: np.ndarray, columns: int | None = None, scale: int = 1, smooth: bool = False) -> Image.Image:
     """One picture of many, row by row, with a thin gap; ``scale`` enlarges each pixel to a square.
 
     Args:
         images: uint8 (N, H, W, 3).
         columns: Pictures in a row; the square root of N, rounded up, if not given.
+        smooth: Enlarge by interpolation instead, which makes tiny pictures easier to recognise.
     """
     import numpy as np
     from PIL import Image
@@ -55,7 +56,11 @@ def grid(images: np.ndarray, columns: int | None = None, scale: int = 1) -> Imag
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
     for at, image in enumerate(images):
         top, left = at // columns * (height + gap), at % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image.repeat(scale, 0).repeat(scale, 1)
+        if smooth:
+            larger = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+        else:
+            larger = image.repeat(scale, 0).repeat(scale, 1)
+        canvas[top : top + height, left : left + width] = larger
     return Image.fromarray(canvas)
 
 
@@ -79,10 +84,14 @@ def read_metadata(path: Path) -> dict:
     Raises:
         UsageError: The file is missing, no picture, or not one of ours.
     """
-    text = _open(path).info.get(METADATA_KEY)
-    if text is None:
+    text = _open(path).info.get(METADATA_KEY, "null")
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings", {}), dict):
         raise UsageError(f"Got {path}, which does not say how it was made; expected a PNG written by skipdit.")
-    return json.loads(text)
+    return metadata
 
 
 def _open(path: Path) -> Image.Image:

@@ -99,6 +99,13 @@ def test_an_explicit_list_is_taken_as_it_is():
         ({"layers": 1, "full_steps": ()}, "step indices"),
         ({"layers": 1, "full_steps": (-1, 2)}, "step indices"),
         ({"layers": 1, "full_steps": 5, "interval": 2}, "one of the two"),
+        ({"layers": "1"}, "--cache-layers '1'"),
+        ({"layers": 1.5}, "--cache-layers 1.5"),
+        ({"layers": 1, "interval": 2.5}, "--cache-interval 2.5"),
+        ({"layers": 1, "window": 700}, "two timesteps"),
+        ({"layers": 1, "window": (900, 700, 50)}, "two timesteps"),
+        ({"layers": 1, "full_steps": 2.0}, "whole number"),
+        ({"layers": 1, "full_steps": ("a",)}, "tuple of step indices"),
     ],
 )
 def test_bad_policies(arguments, words):
@@ -449,6 +456,16 @@ def test_a_window_without_a_scheduler_reads_the_timestep(model):
     for t in (980, 890, 700, 640, 330, 90, 15, 5):
         run(model, timestep=torch.full((2,), t))
     assert [i for i, kind in enumerate(cache.trace) if kind == "reused"] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("forecast", FORECASTS)
+def test_past_the_end_of_a_window_the_next_rise_begins_anew(model, forecast):
+    """Without a scheduler: the count restarts and nothing of the run before is looked at."""
+    cache = enable_skip_cache(model, CachePolicy(1, interval=2, window=(1000, 20), forecast=forecast))
+    calls = [{**inputs(seed=t), "timestep": torch.full((2,), t)} for t in (980, 700, 330, 10)]
+    first, second = [run(model, **call) for call in calls], [run(model, **call) for call in calls]
+    assert cache.trace == ["full", "reused", "full", "reused"] * 2
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 # Counts and traces

@@ -190,3 +190,17 @@ def test_a_failed_write_leaves_no_folders_above_it(tmp_path):
     with pytest.raises(RuntimeError), replace_folder(tmp_path / "new" / "deep" / "out"):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_plain_save_pretrained_keeps_the_branches_apart(tiny_pipeline, tmp_path):
+    pipe = load_pipeline(tiny_pipeline())
+    branches = add_skip_branches(pipe.transformer)
+    torch.nn.init.normal_(branches.linears[0].weight)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert pipe.transformer.skip_branches is branches
+    names = load_file(tmp_path / "saved" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert not [name for name in names if "skip" in name]
+    again = load_pipeline(tmp_path / "saved").transformer
+    assert torch.equal(again.skip_branches.linears[0].weight, branches.linears[0].weight)
+    pipe.transformer.save_pretrained(tmp_path / "alone")
+    assert (tmp_path / "alone" / "skip" / "config.json").is_file()

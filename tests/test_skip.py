@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import accelerate
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
@@ -286,3 +287,7 @@ def test_refusals(tiny_dit):
         empty = SkipBranches(dim=16, num_layers=6)
     with pytest.raises(UsageError, match="meta"):
         add_skip_branches(tiny_dit(), branches=empty)
+    offloaded = tiny_dit()
+    accelerate.cpu_offload(offloaded, torch.device("cpu"))
+    with pytest.raises(UsageError, match="before offloading"):
+        add_skip_branches(offloaded)

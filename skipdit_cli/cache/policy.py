@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from skipdit_cli.cache.forecast import FORECASTS
 from skipdit_cli.cache.schedule import explicit, late_dense, uniform, windowed
@@ -38,6 +39,7 @@ class CachePolicy:
     target: str = "boundary"
 
     def __post_init__(self):
+        self._check_types()
         if self.layers < 1:
             raise UsageError(f"Got --cache-layers {self.layers} but expected 1 or more blocks at each end.")
         if self.interval is not None and self.interval < 1:
@@ -58,13 +60,26 @@ class CachePolicy:
             return
         if self.interval is not None or self.window is not None:
             raise UsageError("Got --full-steps together with --cache-interval or --cache-window; give one of the two.")
-        if isinstance(self.full_steps, int):
+        if _whole(self.full_steps):
             if self.full_steps < 1:
                 raise UsageError(f"Got --full-steps {self.full_steps} but expected 1 or more.")
         else:
             object.__setattr__(self, "full_steps", tuple(sorted(set(self.full_steps))))
             if not self.full_steps or self.full_steps[0] < 0:
                 raise UsageError(f"Got full steps {self.full_steps} but expected step indices from 0.")
+
+    def _check_types(self) -> None:
+        for flag, value in (("--cache-layers", self.layers), ("--cache-interval", self.interval or 1)):
+            if not _whole(value):
+                raise UsageError(f"Got {flag} {value!r} but expected a whole number.")
+        window, steps = self.window, self.full_steps
+        if window is not None:
+            pair = isinstance(window, Sequence) and len(window) == 2 and all(isinstance(t, Real) for t in window)
+            if not pair:
+                raise UsageError(f"Got the cache window {window!r} but expected two timesteps, such as (700, 50).")
+        several = isinstance(steps, Sequence) and all(map(_whole, steps))
+        if not (steps is None or _whole(steps) or several):
+            raise UsageError(f"Got full steps {steps!r} but expected a whole number, or a tuple of step indices.")
 
     def plan(self, timesteps: Sequence[float]) -> tuple[bool, ...]:
         """Which steps are full, one bool a step; the first always is.
@@ -90,3 +105,7 @@ class CachePolicy:
             return "full at " + ",".join(map(str, self.full_steps))
         interval = f"every {2 if self.interval is None else self.interval}"
         return interval if self.window is None else f"{interval} in {self.window[0]:g}:{self.window[1]:g}"
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -60,7 +60,7 @@ class SkipCache:
         """Begin a new generation: nothing remembered, step 0, an empty trace."""
         self.trace: list[str] = []
         self.steps: list[int] = []
-        self.step = 0
+        self.step = self.begun = 0
         self.timesteps: list[float] = []
         self.plan: tuple[bool, ...] | None = None
         self.peak_bytes = 0
@@ -170,11 +170,15 @@ class SkipCache:
         if self.policy.window is None:
             self.timesteps.append(-float(self.step))
         else:
-            self.timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
+            t, end = float(torch.as_tensor(timestep).flatten()[0]), self.policy.window[1]
+            if self.timesteps and self.timesteps[-1] <= end < t:  # the next run has begun, as in the official code
+                self.begun = self.step
+                self.slots.clear()
+            self.timesteps.append(t)
         if isinstance(self.policy.full_steps, tuple):
             self.plan = (*(s == 0 or s in self.policy.full_steps for s in range(self.step + 1)),)
         else:
-            self.plan = self.policy.plan(self.timesteps)
+            self.plan = (True,) * self.begun + self.policy.plan(self.timesteps[self.begun :])
 
     def _time(self) -> float:
         """Where the current step lies on the axis of the forecast."""

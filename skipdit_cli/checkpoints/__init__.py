@@ -2,7 +2,14 @@
 
 from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
 from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
-from skipdit_cli.checkpoints.pipeline import load_branches, load_pipeline, named_model, open_model, random_pipeline
+from skipdit_cli.checkpoints.pipeline import (
+    load_branches,
+    load_pipeline,
+    load_vae,
+    named_model,
+    open_model,
+    random_pipeline,
+)
 
 __all__ = [
     "build_transformer",
@@ -10,6 +17,7 @@ __all__ = [
     "default_scheduler",
     "load_branches",
     "load_pipeline",
+    "load_vae",
     "named_model",
     "open_model",
     "random_pipeline",

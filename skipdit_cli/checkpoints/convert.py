@@ -22,8 +22,6 @@ from skipdit_cli.checkpoints.pipeline import INDEX, load_branches, load_pipeline
 from skipdit_cli.checkpoints.source import Source
 from skipdit_cli.checkpoints.weights import (
     STEM,
-    UNREADABLE,
-    first_line,
     read_json,
     read_weights,
     weight_files,
@@ -247,25 +245,3 @@ def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
     if plan.vae is not None:
         plan.vae.save_pretrained(folder / "vae")
     pipeline_around(transformer, scheduler, plan.vae).save_config(folder)
-
-
-def load_vae(name, in_channels: int, **hub_arguments):
-    """The decoder of a latent-space model: an ``AutoencoderKL`` folder, a pipeline folder's ``vae/``, or a hub id.
-
-    Args:
-        in_channels: Of the transformer that it is for.
-    Raises:
-        UsageError: There is none, or its latents have another number of channels.
-    """
-    from diffusers import AutoencoderKL
-
-    inner = Path(name) / "vae"
-    try:
-        vae = AutoencoderKL.from_pretrained(inner if inner.is_dir() else name, **hub_arguments)
-    except UNREADABLE as cause:
-        raise UsageError(f"Got --vae {name}, which cannot be read: {first_line(cause)}.") from cause
-    if vae.config.latent_channels != in_channels:
-        raise UsageError(
-            f"Got --vae {name} with {vae.config.latent_channels} latent channels, but the model has {in_channels}."
-        )
-    return vae

@@ -11,9 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from skipdit_cli.errors import SkipditError, UsageError
-from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
-
-SKIP = "skip"
+from skipdit_cli.skip import SKIP, SkipBranches
 
 
 @contextmanager
@@ -99,20 +97,13 @@ def save_branches(branches: SkipBranches, folder) -> None:
 
 
 def save_pipeline(pipe, folder) -> None:
-    """Write a vanilla diffusers pipeline folder, and ``skip/`` beside it if branches are attached.
+    """Write a vanilla diffusers pipeline folder, and ``skip/`` beside it if branches are attached (``SavedApart``).
 
-    ``model_index.json`` does not list ``skip``, so that plain diffusers loads the vanilla pipeline silently.
+    As ``pipe.save_pretrained`` does, which warns of a VAE that a pixel-space model has not. ``model_index.json`` does
+    not list ``skip``, so that plain diffusers loads the vanilla pipeline silently.
     """
     folder = Path(folder)
-    transformer = pipe.transformer
-    branches = remove_skip_branches(transformer)
-    try:
-        for name, component in pipe.components.items():
-            if component is not None:
-                component.save_pretrained(folder / name)
-    finally:
-        if branches is not None:
-            add_skip_branches(transformer, branches=branches)
+    for name, component in pipe.components.items():
+        if component is not None:
+            component.save_pretrained(folder / name)
     pipe.save_config(folder)
-    if branches is not None:
-        save_branches(branches, folder)

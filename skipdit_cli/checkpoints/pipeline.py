@@ -113,9 +113,38 @@ def load_branches(folder) -> SkipBranches:
         UsageError: Its files are incomplete or damaged.
     """
     try:
-        return SkipBranches.from_pretrained(Path(folder) / SKIP)
+        with _quiet(errors_only=True):
+            branches, found = SkipBranches.from_pretrained(
+                Path(folder) / SKIP, output_loading_info=True, use_safetensors=True
+            )
     except UNREADABLE as cause:
         raise UsageError(f"Skip branches {Path(folder) / SKIP} cannot be read: {first_line(cause)}.") from cause
+    if found["missing_keys"]:  # diffusers would leave them at random
+        missing = sorted(found["missing_keys"])
+        raise UsageError(f"Skip branches {Path(folder) / SKIP} are incomplete: their file holds no {missing[0]}.")
+    return branches
+
+
+def load_vae(name, in_channels: int, **hub_arguments):
+    """The decoder of a latent-space model: an ``AutoencoderKL`` folder, a pipeline folder's ``vae/``, or a hub id.
+
+    Args:
+        in_channels: Of the transformer that it is for.
+    Raises:
+        UsageError: There is none, or its latents have another number of channels.
+    """
+    from diffusers import AutoencoderKL
+
+    inner = Path(name) / "vae"
+    try:
+        vae = AutoencoderKL.from_pretrained(inner if inner.is_dir() else name, **hub_arguments)
+    except UNREADABLE as cause:
+        raise UsageError(f"Got --vae {name}, which cannot be read: {first_line(cause)}.") from cause
+    if vae.config.latent_channels != in_channels:
+        raise UsageError(
+            f"Got --vae {name} with {vae.config.latent_channels} latent channels, but the model has {in_channels}."
+        )
+    return vae
 
 
 def find_folder(path, **arguments) -> Path:

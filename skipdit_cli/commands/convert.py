@@ -64,7 +64,7 @@ def convert(
     _one_of("--time-embedding", time_embedding, ("auto", "official", "diffusers"))
     if output is None:
         raise UsageError("Got no output; give -o/--output FOLDER.")
-    from skipdit_cli.checkpoints import check_target, named_model
+    from skipdit_cli.checkpoints import check_target, load_vae, named_model
     from skipdit_cli.checkpoints import convert as work
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.pipelines.device import DTYPES
@@ -74,7 +74,7 @@ def convert(
     hub = {"revision": revision, "local_files_only": local_files_only}
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
     source = open_source(named_model(one_model(model_argument, model), preset), **given, **hub)
-    decoder = None if vae is None else work.load_vae(vae, source.config["in_channels"], **hub)
+    decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder)
     result = _describe(plan)
     if dry_run:

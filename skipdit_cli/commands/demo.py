@@ -119,7 +119,7 @@ def _save(folder: Path, report: dict, generated: list, labels: list[int], comman
     for at, (row, made) in enumerate(zip(rows, generated)):
         row["recognised"] = recognised(made.images, labels)
         name, words = f"{at:02d}-{row['case']}.png", row["schedule"] or f"{row['steps']} steps"
-        media.save_png(media.grid(made.images, columns, scale=4), folder / name, {"demo": row})
+        media.save_png(media.grid(made.images, columns, scale=5, smooth=True), folder / name, {"demo": row})
         if row["case"] != "vanilla-cache":
             figures.append(page.picture(name, f"{row['case']}, {words}: {row['recognised']:.0%} read", width=280))
     save_report(report, folder)

@@ -77,7 +77,7 @@ def sample(
     """
     settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
-    _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_size)
+    _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_size, seed)
     target = _target(output, npz, overwrite)
 
     from skipdit_cli.checkpoints import open_model
@@ -115,7 +115,7 @@ def sample(
 _NOT_RECORDED = ("from_file", "output", "npz", "overwrite", "json", "debug", "num_images", "local_files_only")
 
 
-def _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_size) -> None:
+def _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_size, seed) -> None:
     for flag, value in {
         "--num-images": num_images,
         "--num-inference-steps": num_inference_steps,
@@ -125,6 +125,8 @@ def _check(num_images, num_inference_steps, guidance_scale, cfg_channels, batch_
             raise UsageError(f"Got {flag} {value} but expected 1 or more.")
     if not 1 <= guidance_scale < float("inf"):
         raise UsageError(f"Got --guidance-scale {guidance_scale:g} but expected 1 (off) or more.")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"Got --seed {seed} but expected 0..{2**32 - 1}.")
     if cfg_channels not in ("3", "all"):
         raise UsageError(f"Got --cfg-channels '{cfg_channels}' but expected 3 or all.")
 
@@ -135,6 +137,8 @@ def _target(output: Path | None, npz: Path | None, overwrite: bool) -> Path:
         output = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     if output.suffix and output.suffix.lower() != ".png":
         raise UsageError(f"Got --output {output} but expected a .png file or a folder.")
+    if npz is not None and npz.suffix.lower() != ".npz":
+        raise UsageError(f"Got --npz {npz} but expected a .npz file.")
     for path in filter(None, (output, npz)):
         media.check_target(path, overwrite)
     return output
@@ -157,7 +161,7 @@ def _labels(text: str | None, num_images: int | None, pipe) -> list[int]:
 
 def _write(images, target: Path, npz: Path | None, settings: dict, labels: list[int], seed: int) -> list[Path]:
     """One picture to a file; to a folder, every picture (each with what makes it alone) and the grid of them."""
-    scale = max(1, 256 // images.shape[1]) if images.shape[1] < 64 else 1
+    scale = max(1, 256 // images.shape[1]) if images.shape[1] < 64 and len(images) > 1 else 1  # grids are for eyes
     history = {"version": __version__, "settings": settings}
     written = []
     if target.suffix:

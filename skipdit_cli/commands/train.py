@@ -34,9 +34,12 @@ def train(
     chosen = presets.load_preset(preset)
     settings.check()
 
+    from skipdit_cli.checkpoints import load_vae
     from skipdit_cli.training import session
-    from skipdit_cli.training.initialise import load_vae, new_pipeline, num_classes
+    from skipdit_cli.training.initialise import new_pipeline, trainable_config
 
-    begun = session.begin(settings, num_classes(chosen))
-    pipe = new_pipeline(chosen, skip_branches, load_vae(vae), settings.seed)
+    config = trainable_config(chosen, vae is not None)
+    begun = session.begin(settings, config["num_embeds_ada_norm"])
+    decoder = None if vae is None else load_vae(vae, config["in_channels"])
+    pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed)
     report("train", settings, begun.images, session.train(begun, pipe))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 STYLE = """
 :root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top } figcaption { font-size: .9rem }
-img { max-width: 100%; image-rendering: pixelated } img.plot { image-rendering: auto; background: #fff }
-div.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
+img { max-width: 100% } img.plot { background: #fff }
+div.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } code { background: #8882; padding: .1rem .3rem }
 """
@@ -30,7 +30,7 @@ def command(text: str) -> str:
 
 
 def picture(file: str, caption: str, width: int | None = None) -> str:
-    """A picture that lies beside the page; one without a width is a plot, drawn smooth."""
+    """A picture that lies beside the page; one without a width is a plot, on white."""
     shape = f'width="{width}"' if width else 'class="plot"'
     text = escape(caption)
     return f'<figure><img src="{escape(file)}" alt="{text}" {shape}><figcaption>{text}</figcaption></figure>'

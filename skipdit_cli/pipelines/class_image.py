@@ -126,7 +126,7 @@ def denoise(
     channels, guided = latents.shape[1], guidance_scale > 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, transformer.config.num_embeds_ada_norm)])
-    takes_sigma = getattr(scheduler, "variance_type", None) in ("learned", "learned_range")
+    takes_sigma = scheduler.config.get("variance_type") in ("learned", "learned_range")
     takes_sigma = takes_sigma and predicts_sigma(transformer)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = latents.float()
@@ -184,6 +184,6 @@ def check_labels(class_labels: Sequence[int], num_classes: int) -> None:
 
 def _now(device: torch.device) -> float:
     """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
+from diffusers import DiTPipeline, DiTTransformer2DModel
 from diffusers.models.embeddings import LabelEmbedding, PatchEmbed, TimestepEmbedding
 from torch import nn
 
@@ -41,7 +41,7 @@ def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0) -
     """An untrained pipeline of a preset's model, float32, its weights drawn from ``seed``.
 
     Raises:
-        UsageError: The preset describes no model that can be trained from scratch, or one diffusers refuses.
+        UsageError: diffusers refuses the model's config.
     """
     config = {"_class_name": preset.model["class"], **preset.model["config"]}
     with torch.random.fork_rng(devices=[]):
@@ -53,26 +53,19 @@ def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0) -
     return DiTPipeline(transformer=transformer, vae=vae, scheduler=default_scheduler())
 
 
-def num_classes(preset: Preset) -> int:
-    """
+def trainable_config(preset: Preset, with_vae: bool) -> dict:
+    """The config of a preset's model, diffusers' defaults filled in where training asks for them.
+
     Raises:
-        UsageError: The preset describes no model that can be trained from scratch.
+        UsageError: The preset describes no model that can be trained from scratch, or one of latents without a VAE.
     """
     name = preset.model.get("class", "no model")
     if name != "DiTTransformer2DModel":
         raise UsageError(f"Preset {preset.name} describes {name}, but train needs a DiTTransformer2DModel.")
-    return preset.model["config"].get("num_embeds_ada_norm", 1000)
-
-
-def load_vae(path: str | None):
-    """The VAE that ``--vae`` names, float32; None without one.
-
-    Raises:
-        UsageError: It cannot be read.
-    """
-    if path is None:
-        return None
-    try:
-        return AutoencoderKL.from_pretrained(path)
-    except (OSError, ValueError, RuntimeError) as cause:
-        raise UsageError(f"Got --vae {path}, which cannot be read: {str(cause).splitlines()[0]}.") from cause
+    config = {"in_channels": 4, "num_embeds_ada_norm": 1000, **preset.model["config"]}
+    if config["in_channels"] not in (1, 3) and not with_vae:
+        raise UsageError(
+            f"Preset {preset.name} is of a latent model ({config['in_channels']} channels), and there is no VAE to "
+            "make them; give --vae FOLDER_OR_HUB_ID."
+        )
+    return config
