@@ -13,6 +13,7 @@ _HOMES = {
     "enable_skip_cache": "cache",
     "disable_skip_cache": "cache",
     "load_pipeline": "checkpoints",
+    "LatteClassTransformer3DModel": "backbones.latte",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -112,9 +112,13 @@ def golden_pipeline(golden, tmp_path_factory):
 
         if name not in made:
             case, target = golden(name), tmp_path_factory.mktemp("golden") / name
-            heads = str(case.architecture["num_heads"])
-            arguments = ["convert", "-m", str(case.checkpoint), "-o", str(target), "--num-attention-heads", heads]
-            result = CliRunner().invoke(app, arguments)
+            heads = case.architecture.get("num_heads") or case.architecture["num_attention_heads"]
+            given = ["--num-attention-heads", heads]
+            if "sample_size" in case.architecture:  # text-to-video: its file has no position tables
+                given += ["--sample-size", case.architecture["sample_size"]]
+                given += ["--num-frames", case.architecture["video_length"]]
+            arguments = ["convert", "-m", case.checkpoint, "-o", target, *given]
+            result = CliRunner().invoke(app, [str(argument) for argument in arguments])
             assert result.exit_code == 0, result.stderr
             made[name] = target
         return made[name]

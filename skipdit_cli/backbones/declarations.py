@@ -18,6 +18,7 @@ class Backbone:
         streams: Names of the block arguments that cross from block to block, in the order a block returns them.
         joined: The stream that skip branches join.
         width: The config keys whose product is D, the width of the joined stream.
+        official_time: The class itself spaces its timestep frequencies as the official code does.
     """
 
     block_lists: tuple[str, ...]
@@ -25,10 +26,15 @@ class Backbone:
     streams: tuple[str, ...] = ("hidden_states",)
     joined: str = "hidden_states"
     width: tuple[str, ...] = ("num_attention_heads", "attention_head_dim")
+    official_time: bool = True
 
+
+LATTE_LISTS = ("transformer_blocks", "temporal_transformer_blocks")  # spatial, temporal
 
 BACKBONES: dict[str, Backbone] = {
-    "DiTTransformer2DModel": Backbone(block_lists=("transformer_blocks",)),
+    "DiTTransformer2DModel": Backbone(("transformer_blocks",), official_time=False),
+    "LatteTransformer3DModel": Backbone(LATTE_LISTS, interleaved=True),
+    "LatteClassTransformer3DModel": Backbone(LATTE_LISTS, interleaved=True),
 }
 
 

@@ -119,6 +119,7 @@ class SkipCache:
         self._follow_schedule(arguments.get("timestep"))
         tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         signature = tuple((name, value.shape, value.dtype, value.device) for name, value in tensors.items())
+        signature += tuple((name, value) for name, value in arguments.items() if isinstance(value, bool))
         own = (self.parameters[0], "timestep")
         condition = [value for name, value in tensors.items() if name not in own]
         key, slot = self._find_slot(condition)

@@ -13,7 +13,7 @@ class Slot:
     Args:
         forecast: Name of the forecast; sets how many full steps are remembered.
         condition: The tensors the call was made with besides its input and timestep; tells slots apart.
-        signature: Shapes, dtypes and devices the memory holds good for.
+        signature: Shapes, dtypes, devices and switches (temporal attention, say) the memory holds good for.
     """
 
     def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple):

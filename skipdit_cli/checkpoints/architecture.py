@@ -1,17 +1,19 @@
-"""What a DiT's weights need beyond what diffusers' config can say, and a model made from its config."""
+"""A model made from its config, the parts around it, and what a DiT's weights need beyond diffusers' config."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
 TIME_EMBEDDINGS = ("official", "diffusers")
 
 
 def build_transformer(config: dict):
-    """A diffusers transformer with random weights (no weights, under ``torch.device("meta")`` or accelerate's
-    ``init_empty_weights``).
+    """A transformer of diffusers, or our Latte, with random weights (no weights, under ``torch.device("meta")`` or
+    accelerate's ``init_empty_weights``).
 
     diffusers' DiT fixes the hidden width of its MLPs to 4·D. A model with another ratio carries ``mlp_ratio`` in its
     config, and gets diffusers' own ``FeedForward`` in that width; plain diffusers refuses such weights by their shape.
@@ -21,13 +23,11 @@ def build_transformer(config: dict):
     Raises:
         UsageError: diffusers has no such class, or does not take these arguments.
     """
-    import diffusers
-
     config = dict(config)
     name = config.get("_class_name", "DiTTransformer2DModel")
-    ratio = config.pop("mlp_ratio", 4.0)
+    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
     try:
-        transformer = getattr(diffusers, name).from_config(config)
+        transformer = class_named(name).from_config(config)
     except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
         raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
     if ratio != 4.0:
@@ -35,6 +35,22 @@ def build_transformer(config: dict):
             block.ff = _feed_forward(transformer, ratio)
         transformer.register_to_config(mlp_ratio=ratio)
     return transformer.eval()
+
+
+def class_named(name: str):
+    """A class of diffusers, or our Latte.
+
+    Raises:
+        AttributeError: There is no such class.
+    """
+    import diffusers
+
+    return LatteClassTransformer3DModel if name == "LatteClassTransformer3DModel" else getattr(diffusers, name)
+
+
+def has_own_mlp(config: dict) -> bool:
+    """Whether a DiT's config has an ``mlp_ratio``, which diffusers' class does not know."""
+    return "mlp_ratio" in config and config.get("_class_name") != "LatteClassTransformer3DModel"
 
 
 def _feed_forward(transformer, ratio: float) -> nn.Module:
@@ -66,8 +82,11 @@ def set_time_embedding(transformer, kind: str) -> None:
             projection.downscale_freq_shift = 0 if kind == "official" else 1
 
 
-def default_scheduler():
-    """The DiT repository's noise schedule: 1000 linear betas 1e-4..0.02, timesteps spaced evenly with both ends."""
+def default_scheduler(class_name: str = "DiTTransformer2DModel"):
+    """The noise schedule of DiT and Latte, 1000 linear betas 1e-4..0.02, for a transformer of a class.
+
+    Timesteps are spaced evenly with both ends; for text-to-video Latte evenly from 0, as its pipeline does.
+    """
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -76,5 +95,18 @@ def default_scheduler():
         beta_end=0.02,
         beta_schedule="linear",
         clip_sample=False,
-        timestep_spacing="linspace",
+        timestep_spacing="leading" if class_name == "LatteTransformer3DModel" else "linspace",
     )
+
+
+def pipeline_around(transformer, scheduler, vae=None):
+    """The pipeline that a transformer belongs in: ``DiTPipeline``, ``LattePipeline`` (without its text parts) or our
+    ``LatteClassPipeline``.
+    """
+    import diffusers
+
+    name = type(transformer).__name__
+    if name == "LatteTransformer3DModel":
+        return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
+    kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else diffusers.DiTPipeline
+    return kind(transformer=transformer, vae=vae, scheduler=scheduler)

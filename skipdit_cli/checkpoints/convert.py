@@ -10,7 +10,13 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
+from skipdit_cli.backbones import BACKBONES, example_inputs
+from skipdit_cli.checkpoints.architecture import (
+    build_transformer,
+    default_scheduler,
+    pipeline_around,
+    set_time_embedding,
+)
 from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches
 from skipdit_cli.checkpoints.pipeline import INDEX, load_branches, load_pipeline
 from skipdit_cli.checkpoints.source import Source
@@ -79,13 +85,15 @@ def plan_conversion(
     config = source.config
     if source.branches is None:
         width = config["num_attention_heads"] * config["attention_head_dim"]
-        branches = SkipBranches(dim=width, num_layers=config["num_layers"], merge=merge or "residual")
+        branches = SkipBranches(width, config["num_layers"], merge or "residual", backbone=config["_class_name"])
     elif merge in (None, source.branches.config.merge):
         branches = source.branches
     else:
         raise UsageError(f"Got --merge {merge}, but {source.name} brings trained branches of the 'replace' merge.")
     if not branches.num_pairs:
         raise UsageError(f"Model {source.name} has {config['num_layers']} block, too few for a skip branch.")
+    if time_embedding == "diffusers" and BACKBONES[config["_class_name"]].official_time:
+        raise UsageError(f"Got --time-embedding diffusers, but a {config['_class_name']} has the official one alone.")
     if time_embedding != "auto":
         kind, why = time_embedding, "as --time-embedding says"
     elif source.official:
@@ -166,7 +174,8 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
     Both forwards run on the same tensors: where a tensor lies in memory can change the last bit of a matrix product.
     These are the source's where they were kept: proved equal by then, and smaller in memory than diffusers' copies.
     """
-    transformer = load_pipeline(folder).transformer
+    others = {part: None for part in _parts(folder) if part not in ("transformer", "scheduler")}
+    transformer = load_pipeline(folder, **others).transformer
     if plan.dtype is None:
         branches = remove_skip_branches(transformer)
         transformer = plan.source.build()
@@ -179,11 +188,14 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
 
 @torch.no_grad()
 def _seeded_forward(transformer) -> torch.Tensor:
-    """One image through a DiT: (1, C, H, W) seeded noise at t = 500, label 0."""
-    config = transformer.config
-    shape = (1, config.in_channels, config.sample_size, config.sample_size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(transformer.dtype)
-    return transformer(noise, timestep=torch.tensor([500]), class_labels=torch.tensor([0])).sample
+    """One image or video of seeded noise at t = 500, of label 0 or a text of noise."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = example_inputs(transformer)
+    for name, zeros in inputs.items():
+        if zeros.is_floating_point():
+            inputs[name] = torch.randn(zeros.shape, generator=generator).to(transformer.dtype)
+    inputs["timestep"] += 500
+    return transformer(**inputs).sample
 
 
 def _parts(pipeline: Path | None) -> list[str]:
@@ -222,16 +234,14 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
 
 def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
     """A pipeline around a lone transformer: the DiT repository's noise schedule, and a decoder if one was given."""
-    from diffusers import DiTPipeline
-
     transformer, target = plan.model(), folder / "transformer"
     if plan.source.transformer is not None:
         _copy_part(plan.source.transformer, target, plan.dtype)
     else:
         transformer.save_config(target)
         write_tensors(plan.source.weights(), target / f"{STEM}.safetensors", plan.dtype)
-    scheduler = default_scheduler()
+    scheduler = default_scheduler(transformer.config["_class_name"])
     scheduler.save_pretrained(folder / "scheduler")
     if plan.vae is not None:
         plan.vae.save_pretrained(folder / "vae")
-    DiTPipeline(transformer=transformer, vae=plan.vae, scheduler=scheduler).save_config(folder)
+    pipeline_around(transformer, scheduler, plan.vae).save_config(folder)

@@ -10,10 +10,17 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
+from skipdit_cli.checkpoints.architecture import (
+    build_transformer,
+    default_scheduler,
+    has_own_mlp,
+    pipeline_around,
+    set_time_embedding,
+)
 from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SkipBranches, add_skip_branches
 
@@ -66,15 +73,13 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
     index = read_json(folder / INDEX)
     arguments.update({name: None for name, value in index.items() if value == [None, None]})
-    if "mlp_ratio" in read_json(folder / "transformer" / "config.json"):
+    if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
-    from diffusers import DiffusionPipeline
-
     with _quiet():
         try:
-            pipe = DiffusionPipeline.from_pretrained(folder, **arguments)
+            pipe = _pipeline_class(index).from_pretrained(folder, **arguments)
         except UNREADABLE as cause:
             raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
     if index.get("id2label"):
@@ -86,6 +91,13 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     if (folder / SKIP).is_dir():
         _attach(transformer, load_branches(folder), branches)
     return pipe
+
+
+def _pipeline_class(index: dict):
+    """The class to load a pipeline with: ours where the index names it, else diffusers', which finds its own."""
+    from diffusers import DiffusionPipeline
+
+    return LatteClassPipeline if index.get("_class_name") == LatteClassPipeline.__name__ else DiffusionPipeline
 
 
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
@@ -168,18 +180,17 @@ def _check_folder(folder: Path) -> None:
 
 
 def _fetch(hub_id: str, arguments: dict) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     local = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
     arguments = {**arguments, "local_files_only": local}
     with _quiet(errors_only=True):
         try:
-            folder = Path(DiffusionPipeline.download(hub_id, **arguments))
+            plain = {name: value for name, value in arguments.items() if name != "variant"}
+            index = read_json(hf_hub_download(hub_id, INDEX, **plain))
+            folder = Path(_pipeline_class(index).download(hub_id, **arguments))
             if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
-                patterns = [f"{SKIP}/*"]
-                arguments.pop("variant", None)
-                snapshot_download(hub_id, allow_patterns=patterns, **arguments)
+                snapshot_download(hub_id, allow_patterns=[f"{SKIP}/*"], **plain)
         except UNREADABLE as cause:
             why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
             raise UsageError(
@@ -219,11 +230,11 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
         if merge is not None:
             for linear in add_skip_branches(transformer, merge).linears:
                 torch.nn.init.normal_(linear.weight, std=0.02)
-    scheduler = default_scheduler()
+    scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
         scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
-    return diffusers.DiTPipeline(transformer=transformer, vae=None, scheduler=scheduler)
+    return pipeline_around(transformer, scheduler)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 
+from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints.architecture import build_transformer
 from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.official import read_official
@@ -16,6 +17,7 @@ from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weig
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SkipBranches
 
+PIPELINES = ("DiTPipeline", "LattePipeline", "LatteClassPipeline")
 OFFICIAL_ON_HUB = ("facebook/DiT-XL-2-256", "facebook/DiT-XL-2-512")
 
 
@@ -29,9 +31,9 @@ class Source:
         config: Of the diffusers transformer.
         pipeline: Its folder, if it is a whole pipeline.
         transformer: The folder of its transformer, if diffusers wrote that.
-        file: An official file with its number of attention heads.
+        file: An official file, with what was given that it does not tell.
         branches: The ones that came with it.
-        official: Why the weights are known to be the DiT repository's; empty if nothing says so.
+        official: Why the weights are known to be the DiT repository's or Latte's; empty if nothing says so.
     """
 
     name: str
@@ -39,13 +41,16 @@ class Source:
     config: dict
     pipeline: Path | None = None
     transformer: Path | None = None
-    file: tuple[Path, int] | None = None
+    file: tuple[Path, dict[str, int]] | None = None
     branches: SkipBranches | None = None
     official: str = ""
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The vanilla state dict, mapped anew; memory it took is given back when the last tensor goes."""
-        return read_weights(self.transformer) if self.file is None else read_official(*self.file).state
+        if self.file is None:
+            return read_weights(self.transformer)
+        path, given = self.file
+        return read_official(path, **given).state
 
     def build(self):
         """The vanilla transformer on its memory-mapped weights, in eval mode.
@@ -59,34 +64,46 @@ class Source:
         return model
 
 
-def open_source(name, num_attention_heads: int | None = None, **hub_arguments) -> Source:
+def open_source(
+    name,
+    num_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    num_frames: int | None = None,
+    **hub_arguments,
+) -> Source:
     """Find out what ``name`` is: a pipeline folder or hub id, a transformer folder, or an official file.
 
     Args:
         num_attention_heads: For official files of a non-standard width.
+        sample_size, num_frames: For official text-to-video files of a non-standard width.
         hub_arguments: revision, token, local_files_only.
     Raises:
         UsageError: It is none of these, is damaged, or is converted already.
     """
     path = Path(name).expanduser()
+    given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
     if path.is_file():
-        read = read_official(path, num_attention_heads)
-        file, why = (path, read.config["num_attention_heads"]), "the file has the DiT repository's layout"
-        return Source(str(name), read.layout, read.config, file=file, branches=read.branches, official=why)
-    if num_attention_heads is not None:
-        raise UsageError("Got --num-attention-heads with a folder or hub id, whose config.json says it; leave it out.")
+        read = read_official(path, **given)
+        why = _native(read.config) or "the file has the DiT repository's layout"
+        return Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
+    for flag, value in given.items():
+        if value is not None:
+            flag = f"--{flag.replace('_', '-')}"
+            raise UsageError(f"Got {flag} with a folder or hub id, whose config.json says it; leave it out.")
     if (path / "config.json").is_file() and not (path / INDEX).is_file():
         config = _transformer_config(path)
-        return Source(str(name), "transformer folder", config, transformer=path, official=_on_hub(name, config))
+        official = _native(config) or _on_hub(name, config)
+        return Source(str(name), "transformer folder", config, transformer=path, official=official)
     folder = find_folder(name, **hub_arguments)
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = read_json(folder / INDEX)
-    if index.get("_class_name") != "DiTPipeline" or not isinstance(index.get("transformer"), list):
-        raise UsageError(f"Model {name} is a {index.get('_class_name')}, but a DiTPipeline is what can be converted.")
+    if index.get("_class_name") not in PIPELINES or not isinstance(index.get("transformer"), list):
+        known = ", ".join(PIPELINES)
+        raise UsageError(f"Model {name} is a {index.get('_class_name')}, but what can be converted is one of {known}.")
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
-    official = _on_hub(name, index, config, folder)
+    official = _native(config) or _on_hub(name, index, config, folder)
     return Source(str(name), layout, config, folder, folder / "transformer", official=official)
 
 
@@ -94,12 +111,20 @@ def _transformer_config(folder: Path) -> dict:
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
     legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    if name != "DiTTransformer2DModel" and not legacy:
-        raise UsageError(f"Folder {folder} holds a {name}, but a DiTTransformer2DModel is what can be converted.")
+    config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
+    if config.get("_class_name") not in BACKBONES:
+        known = ", ".join(sorted(BACKBONES))
+        raise UsageError(f"Folder {folder} holds a {name}, but what can be converted is one of {known}.")
     for key in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size"):
         if type(config.get(key)) is not int or config[key] < 1:
             raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
+
+
+def _native(config: dict) -> str:
+    """Why a model can have no other timestep frequencies than the official ones; empty where it can."""
+    name = config["_class_name"]
+    return f"{name} has no others" if BACKBONES[name].official_time else ""
 
 
 def _on_hub(name, *traces) -> str:

@@ -1,4 +1,4 @@
-"""``skipdit convert``: any DiT checkpoint to a pipeline folder with skip branches."""
+"""``skipdit convert``: any DiT or Latte checkpoint to a pipeline folder with skip branches."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from skipdit_cli.errors import UsageError, nearest
 
 Merge = Annotated[str | None, typer.Option(help="residual (default), or replace, the official form.")]
 Heads = Annotated[int | None, typer.Option(help="For an official file of a width other than DiT-S, B, L or XL.")]
+SampleSize = Annotated[int | None, typer.Option(min=1, help="Latent height of an official text-to-video file.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Frames of an official text-to-video file.")]
 TimeEmbedding = Annotated[
     str, typer.Option(help="Timestep frequencies: auto, official (DiT repository) or diffusers.")
 ]
@@ -38,6 +40,8 @@ def convert(
     output: Output = None,
     merge: Merge = None,
     num_attention_heads: Heads = None,
+    sample_size: SampleSize = None,
+    num_frames: Frames = None,
     time_embedding: TimeEmbedding = "auto",
     vae: Vae = None,
     dtype: Dtype = "auto",
@@ -50,7 +54,7 @@ def convert(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Give a DiT checkpoint its skip branches.
+    """Give a DiT or Latte checkpoint its skip branches.
 
     Takes a pipeline folder or hub id, a transformer folder, or an official .pt file.
 
@@ -68,7 +72,8 @@ def convert(
     _one_of("--dtype", dtype, ("auto", *DTYPES))
     check_target(output, overwrite)
     hub = {"revision": revision, "local_files_only": local_files_only}
-    source = open_source(named_model(one_model(model_argument, model), preset), num_attention_heads, **hub)
+    given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
+    source = open_source(named_model(one_model(model_argument, model), preset), **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder)
     result = _describe(plan)
@@ -77,7 +82,8 @@ def convert(
     else:
         proof = work.convert(plan, output, overwrite, verify)
         console.say(_said(proof))
-        console.say(f"Wrote {output}. Next: skipdit sample -m {output} --class-labels 0,1 --cache-layers 1")
+        labels = " --class-labels 0,1" if source.config["_class_name"] == "DiTTransformer2DModel" else ""
+        console.say(f"Wrote {output}. Next: skipdit sample -m {output}{labels} --cache-layers 1")
         result.update(weights_equal=proof.weights, bitwise_equal=proof.outputs)
     console.emit({**result, "output": str(output), "dry_run": dry_run})
 
@@ -124,7 +130,7 @@ def _new_pipeline(plan) -> list[str]:
     lines, config = [], plan.source.config
     if plan.source.pipeline is None:
         lines.append(
-            "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (the DiT repository's)."
+            "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (that of DiT and Latte)."
         )
         channels = config["in_channels"]
         if plan.vae is not None:
@@ -133,10 +139,13 @@ def _new_pipeline(plan) -> list[str]:
             lines.append(f"Space: pixels ({channels} channels), no VAE.")
         else:
             lines.append(f"Space: latent ({channels} channels), no VAE in the source: samples stay latents unless "
-                         "--vae gives a decoder (stabilityai/sd-vae-ft-mse for official DiT).")  # fmt: skip
-    if "mlp_ratio" in config:
+                         "--vae gives a decoder (stabilityai/sd-vae-ft-mse for official files).")  # fmt: skip
+    if config.get("mlp_ratio", 4.0) != 4.0 and config["_class_name"] == "DiTTransformer2DModel":
         ratio = f"MLP ratio: {config['mlp_ratio']:g}, recorded in transformer/config.json"
         lines.append(f"{ratio}; plain diffusers has 4 only and refuses these weights by their shape.")
+    if config["_class_name"] == "LatteTransformer3DModel" and plan.source.pipeline is None:
+        lines.append(f"Size: latents {config['sample_size']} high, {config['video_length']} frames. "
+                     "Text encoder and tokenizer: none in the source.")  # fmt: skip
     return lines
 
 

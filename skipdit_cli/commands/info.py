@@ -39,6 +39,7 @@ def info(
         "model": outline.name,
         "class": outline.transformer.config["_class_name"],
         "attached": outline.attached,
+        "sample": "video" if "video_length" in outline.transformer.config else "image",
         "blocks": len(flops.units),
         "pairs": len(flops.units) // 2,
         "merge": branches.merge,
@@ -69,15 +70,13 @@ def _speedups(flops, steps: int) -> list[dict]:
 def _show(facts: dict, speedups: list[dict], steps: int) -> None:
     skip, macs = facts["skip_parameters"], facts["skip_macs"]
     attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
-    copies = console.amount(facts["parameters_copied_by_diffusers"])
+    copies = facts["parameters_copied_by_diffusers"]
+    held = f" (diffusers holds {console.amount(copies)} more: embedders per block)" if copies else ""
     rows = [
         ["model", f"{facts['model']} ({facts['class']})"],
         ["blocks", f"{facts['blocks']}, {facts['pairs']} pairs"],
-        [
-            "parameters",
-            f"{console.amount(facts['parameters'])} (diffusers holds {copies} more: embedders per block)",
-        ],
-        ["a forward", f"{console.amount(facts['macs'])} multiply-adds (one image, vanilla)"],
+        ["parameters", f"{console.amount(facts['parameters'])}{held}"],
+        ["a forward", f"{console.amount(facts['macs'])} multiply-adds (one {facts['sample']}, vanilla)"],
         ["time embedding", facts["time_embedding"]],
         ["skip branches", f"{attached}; {facts['merge']} merge"],
         ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],

@@ -98,10 +98,11 @@ def _model_problems(model: dict) -> list[str]:
         return []
     import inspect
 
-    import diffusers
+    from skipdit_cli.checkpoints.architecture import class_named
 
-    known = getattr(diffusers, str(model["class"]), None)
-    if known is None:
+    try:
+        known = class_named(str(model["class"]))
+    except AttributeError:
         return [f"diffusers has no class '{model['class']}'"]
     allowed = list(inspect.signature(known.__init__).parameters)
     strange = [key for key in model["config"] if key not in allowed]

@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipdit_cli.backbones import trunk_of
+from skipdit_cli.backbones import example_inputs, trunk_of
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.checkpoints import build_transformer
 from skipdit_cli.errors import UsageError
@@ -16,7 +16,7 @@ from skipdit_cli.skip import SkipBranches, add_skip_branches
 
 
 class StepFlops:
-    """What one step of a model costs, in multiply-adds for one image (half of its FLOPs).
+    """What one step of a model costs, in multiply-adds for one image or video (half of its FLOPs).
 
     Args:
         transformer: A model of a declared family, with or without skip branches, on any device. Only its class and
@@ -81,14 +81,3 @@ def meta_transformer(model_class, config: dict, merge: str | None = None):
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))
     return model
-
-
-def example_inputs(transformer, batch: int = 1, device="cpu", dtype: torch.dtype = torch.float32) -> dict:
-    """Arguments of one forward of a class-conditional DiT: (N, C, H, W) latents, (N,) timesteps, (N,) labels."""
-    size = transformer.config.sample_size
-    shape = (batch, transformer.config.in_channels, size, size)
-    return {
-        "hidden_states": torch.zeros(shape, device=device, dtype=dtype),
-        "timestep": torch.zeros(batch, device=device, dtype=torch.long),
-        "class_labels": torch.zeros(batch, device=device, dtype=torch.long),
-    }

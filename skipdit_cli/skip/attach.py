@@ -32,7 +32,8 @@ def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBra
     trunk = trunk_of(transformer)
     expected = {"dim": trunk.width, "num_layers": len(trunk), "backbone": trunk.model_class}
     if branches is None:
-        branches = SkipBranches(**expected, merge=merge)
+        time_embedding = "official" if trunk.backbone.official_time else "diffusers"
+        branches = SkipBranches(**expected, merge=merge, time_embedding=time_embedding)
     for key, value in expected.items():
         if branches.config[key] != value:
             raise UsageError(f"These skip branches have {key} {branches.config[key]} but the model has {value}.")

@@ -1,0 +1,70 @@
+"""What every official layout is asked: needed tensors, the head count no tensor tells, the frozen position tables."""
+
+from __future__ import annotations
+
+import torch
+
+from skipdit_cli.errors import UsageError
+
+STANDARD_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL of DiT and Latte
+
+
+def check_needed(path, state: dict[str, torch.Tensor], needed: dict[str, int], kind: str) -> None:
+    """
+    Args:
+        needed: Name to number of dimensions.
+        kind: What the file should hold, for the error.
+    Raises:
+        UsageError: A tensor is missing, or has another number of dimensions.
+    """
+    for name, rank in needed.items():
+        if name not in state or state[name].dim() != rank:
+            what = "lacks" if name not in state else "has another shape of"
+            raise UsageError(f"Checkpoint {path} is no {kind} of the official layout: it {what} {name}.")
+
+
+def head_count(path, width: int, given: int | None) -> int:
+    """Number of attention heads: as given, or that of the standard size this wide.
+
+    Raises:
+        UsageError: It cannot be known, or does not divide the width.
+    """
+    heads = given if given is not None else STANDARD_HEADS.get(width)
+    if heads is None:
+        raise UsageError(
+            f"Checkpoint {path} is {width} wide, no standard DiT size, and does not say how many attention heads it "
+            "has; give --num-attention-heads."
+        )
+    if heads < 1 or width % heads:
+        raise UsageError(f"Got --num-attention-heads {heads}, which does not divide the width {width} of {path}.")
+    return heads
+
+
+def check_positions(path, table: torch.Tensor, side: int, width: int) -> None:
+    """diffusers computes the frozen spatial table from the size; make sure it is this one.
+
+    Args:
+        table: (1, tokens, D).
+        side: Patches along an edge.
+    """
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    if side**2 != table.shape[1] or width != table.shape[2] or width % 4:
+        raise UsageError(f"Checkpoint {path} has a position table of shape {tuple(table.shape)}, of no square image.")
+    _check_table(path, "pos_embed", table, get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt"))
+
+
+def check_frames(path, table: torch.Tensor, width: int) -> None:
+    """The same for the temporal table, (1, frames, D)."""
+    from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
+
+    if width != table.shape[2]:
+        raise UsageError(f"Checkpoint {path} has a table temp_embed of width {table.shape[2]}, but is {width} wide.")
+    expected = get_1d_sincos_pos_embed_from_grid(width, torch.arange(table.shape[1]), output_type="pt")
+    _check_table(path, "temp_embed", table, expected)
+
+
+def _check_table(path, name: str, table: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = 1e-4 if table.dtype == torch.float32 else 1e-2
+    if not torch.allclose(table[0].float(), expected.float(), atol=tolerance, rtol=0):
+        raise UsageError(f"Checkpoint {path} has a position table of its own, {name}, but expected the sin-cos one.")
