@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pipeline
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
 
 
 class Case(NamedTuple):
@@ -98,6 +99,20 @@ CASES = [
     Case("N of 0", f"{SAMPLE} --cache-layers 0", 2, "--cache-layers 0"),
     Case("K of 0", f"{SAMPLE} --cache-layers 1 --cache-interval 0", 2, "--cache-interval 0"),
     Case("K without N", f"{SAMPLE} --cache-interval 2", 2, "without --cache-layers"),
+    Case("forecast without N", f"{SAMPLE} --forecast linear", 2, "--forecast without --cache-layers"),
+    Case("target without N", f"{SAMPLE} --cache-target residual", 2, "--cache-target without --cache-layers"),
+    Case("seed below 0", f"{SAMPLE} --seed=-1", 2, "--seed -1"),
+    Case("seed too large", f"{SAMPLE} --seed 99999999999999999999", 2, "--seed 9999"),
+    Case("npz of another kind", f"{SAMPLE} --npz out.png", 2, ".npz"),
+    Case("history that is no JSON", "sample --from {w}/history.png -o out.png", 2, "does not say how it was made"),
+    Case("history that is a list", "sample --from {w}/list.png -o out.png", 2, "does not say how it was made"),
+    Case("branches with a part missing", "sample -m {w}/partial -o out.png --steps 2", 2, "incomplete"),
+    Case("branches without weights", "sample -m {w}/weightless -o out.png --steps 2", 2, "cannot be read"),
+    Case("unknown time embedding on disk", "sample -m {w}/timed -o out.png --steps 2", 2, "official, diffusers"),
+    Case("names that are numbers", "convert {w}/numbers.pt -o out", 2, "holds no state dict"),
+    Case("heads in words", "convert {w}/heads -o out", 2, "num_attention_heads 'two'"),
+    Case("another pipeline", "convert {w}/pipeline -o out", 2, "StableDiffusionPipeline"),
+    Case("label of a half", "finetune -m {w}/skip --data {w}/halves -o out", 2, "no whole number"),
     Case("window upside down", f"{SAMPLE} --cache-layers 1 --cache-window 50:700", 2, "START > END"),
     Case("window of one number", f"{SAMPLE} --cache-layers 1 --cache-window 700", 2, "START:END"),
     Case("more full steps than steps", f"{SAMPLE} --cache-layers 1 --full-steps 9", 2, "9"),
@@ -227,8 +242,26 @@ def _models(folder: Path, model: Path, tiny_dit) -> None:
     (folder / "hollow" / "transformer" / weights).unlink()
     tiny_dit(attention_head_dim=16).save_pretrained(folder / "other-width")
     shutil.copy(folder / "other-width" / weights, folder / "wide" / "transformer" / weights)
+    _damaged(folder, weights)
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+
+
+def _damaged(folder: Path, weights: str) -> None:
+    """Copies of the models, each with one thing wrong."""
+
+    def edit(name: str, source: str, file: str, **changes) -> Path:
+        shutil.copytree(folder / source, folder / name)
+        path = folder / name / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        return folder / name
+
+    edit("timed", "skip", "skip/config.json", time_embedding="offical")
+    edit("heads", "tiny", "transformer/config.json", num_attention_heads="two")
+    edit("pipeline", "tiny", "model_index.json", _class_name="StableDiffusionPipeline")
+    (edit("weightless", "skip", "skip/config.json") / "skip" / weights).unlink()
+    file = edit("partial", "skip", "skip/config.json") / "skip" / weights
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "linears.1.bias"}, file)
 
 
 class Runs:
@@ -241,6 +274,7 @@ class Runs:
 def _checkpoints(folder: Path) -> None:
     torch.save({"model": {"a.weight": torch.ones(3, 3)}}, folder / "other.pt")
     torch.save([1, 2], folder / "list.pt")
+    torch.save({1: torch.ones(2)}, folder / "numbers.pt")
     torch.save({"model": Runs()}, folder / "code.pt")
     (folder / "pickle.pt").write_bytes(pickle.dumps(Runs()))
     (folder / "empty.pt").write_bytes(b"")
@@ -262,6 +296,12 @@ def _images(folder: Path) -> None:
         picture(folder / "classes" / f"{label:02d}" / "0.png")
     picture(folder / "listed" / "0.png")
     (folder / "listed" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 0}\n{"file\n')
+    picture(folder / "halves" / "0.png")
+    (folder / "halves" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 0.5}\n')
+    for name, text in {"history": "{", "list": "[]"}.items():
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add_text("skipdit", text)
+        Image.new("L", (4, 4)).save(folder / f"{name}.png", pnginfo=chunk)
 
 
 def _videos(folder: Path, tiny_latte) -> None:

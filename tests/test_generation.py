@@ -205,3 +205,12 @@ def test_labels_are_checked():
     for labels in ([], [10], [-1]):
         with pytest.raises(UsageError, match="0..9"):
             generation.check_labels(labels, 10)
+
+
+@pytest.mark.parametrize("name", ["dpm++", "ddim", "euler", None])
+def test_a_learned_variance_stays_with_ddpm(name, tiny_dit):
+    """diffusers' DPM-Solver keeps three channels of the output where its config says that the variance is learned."""
+    scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    pipe = diffusers.DiTPipeline(tiny_dit(in_channels=4, out_channels=8), vae=None, scheduler=scheduler)
+    made = generate(pipe, [1], num_inference_steps=3, scheduler=name, decode=False)
+    assert made.latents.shape == (1, 4, 8, 8)

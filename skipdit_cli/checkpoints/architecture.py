@@ -71,7 +71,11 @@ def set_time_embedding(transformer, kind: str) -> None:
 
     Args:
         kind: ``official`` or ``diffusers``.
+    Raises:
+        UsageError: Another kind.
     """
+    if kind not in TIME_EMBEDDINGS:
+        raise UsageError(f"Got time embedding '{kind}' but expected one of {', '.join(TIME_EMBEDDINGS)}.")
     for block in getattr(transformer, "transformer_blocks", ()):
         projection = getattr(getattr(getattr(block, "norm1", None), "emb", None), "time_proj", None)
         if projection is not None:

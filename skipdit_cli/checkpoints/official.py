@@ -73,7 +73,11 @@ def _state_dict(path, data) -> tuple[dict[str, torch.Tensor], str]:
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data, which = data[key], f"'{key}' weights"
             break
-    if not isinstance(data, dict) or not data or not all(isinstance(value, torch.Tensor) for value in data.values()):
+    if (
+        not isinstance(data, dict)
+        or not data
+        or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in data.items())
+    ):
         raise UsageError(
             f"Checkpoint {path} holds no state dict; expected tensors by name, or 'ema' or 'model' of them."
         )

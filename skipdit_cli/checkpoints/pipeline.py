@@ -113,9 +113,16 @@ def load_branches(folder) -> SkipBranches:
         UsageError: Its files are incomplete or damaged.
     """
     try:
-        return SkipBranches.from_pretrained(Path(folder) / SKIP)
+        with _quiet(errors_only=True):
+            branches, found = SkipBranches.from_pretrained(
+                Path(folder) / SKIP, output_loading_info=True, use_safetensors=True
+            )
     except UNREADABLE as cause:
         raise UsageError(f"Skip branches {Path(folder) / SKIP} cannot be read: {first_line(cause)}.") from cause
+    if found["missing_keys"]:  # diffusers would leave them at random
+        missing = sorted(found["missing_keys"])
+        raise UsageError(f"Skip branches {Path(folder) / SKIP} are incomplete: their file holds no {missing[0]}.")
+    return branches
 
 
 def load_vae(name, in_channels: int, **hub_arguments):

@@ -17,6 +17,7 @@ from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weig
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SkipBranches
 
+PIPELINES = ("DiTPipeline", "LattePipeline", "LatteClassPipeline")
 OFFICIAL_ON_HUB = ("facebook/DiT-XL-2-256", "facebook/DiT-XL-2-512")
 
 
@@ -97,8 +98,9 @@ def open_source(
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = read_json(folder / INDEX)
-    if not isinstance(index.get("transformer"), list):
-        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer to convert.")
+    if index.get("_class_name") not in PIPELINES or not isinstance(index.get("transformer"), list):
+        known = ", ".join(PIPELINES)
+        raise UsageError(f"Model {name} is a {index.get('_class_name')}, but what can be converted is one of {known}.")
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
     official = _native(config) or _on_hub(name, index, config, folder)
@@ -109,11 +111,13 @@ def _transformer_config(folder: Path) -> dict:
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
     legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    if legacy:
-        return {**config, "_class_name": "DiTTransformer2DModel"}
-    if name not in BACKBONES:
+    config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
+    if config.get("_class_name") not in BACKBONES:
         known = ", ".join(sorted(BACKBONES))
         raise UsageError(f"Folder {folder} holds a {name}, but what can be converted is one of {known}.")
+    for key in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size"):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
 
 

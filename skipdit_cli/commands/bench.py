@@ -53,7 +53,7 @@ def bench(
     cache_target: Annotated[str, typer.Option(help="List of boundary, residual.", rich_help_panel=CACHE)] = "boundary",
     num_inference_steps: Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1)] = 50,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="4.0; 1.0, so none, with --random-weights.", show_default=False)
+        float | None, typer.Option(min=1, help="4.0; 1.0, so none, with --random-weights.", show_default=False)
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, ddpm, dpm++, ...; the model's own if not given.")
@@ -73,7 +73,7 @@ def bench(
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.", rich_help_panel=RUN)] = False,
     min_speedup: Annotated[
         float | None,
-        typer.Option(help="Exit 3 unless a cached row is this much faster than vanilla.", rich_help_panel=RUN),
+        typer.Option(min=0, help="Exit 3 unless a cached row is this much faster than vanilla.", rich_help_panel=RUN),
     ] = None,
     min_psnr: Annotated[
         float | None, typer.Option(help="Exit 3 unless that row has this PSNR as well.", rich_help_panel=RUN)

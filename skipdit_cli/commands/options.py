@@ -122,6 +122,8 @@ def cache_policy(layers, interval, window, full_steps, forecast="reuse", target=
 
     if layers is None:
         given = {"--cache-interval": interval, "--cache-window": window, "--full-steps": full_steps}
+        given |= {"--forecast": None if forecast == "reuse" else forecast}
+        given |= {"--cache-target": None if target == "boundary" else target}
         stray = [flag for flag, value in given.items() if value is not None]
         if stray:
             raise UsageError(f"Got {stray[0]} without --cache-layers N, which turns the cache on.")

@@ -134,6 +134,8 @@ def _check(settings: dict) -> None:
             raise UsageError(f"Got --{flag.replace('_', '-')} {settings[flag]} but expected 1 or more.")
     if not 1 <= settings.get("guidance_scale", 1) < float("inf"):
         raise UsageError(f"Got --guidance-scale {settings['guidance_scale']:g} but expected 1 (off) or more.")
+    if not 0 <= settings["seed"] < 2**32:
+        raise UsageError(f"Got --seed {settings['seed']} but expected 0..{2**32 - 1}.")
     if settings["cfg_channels"] not in ("3", "all"):
         raise UsageError(f"Got --cfg-channels '{settings['cfg_channels']}' but expected 3 or all.")
     if not 0 < settings.get("fps", 1) <= 100:

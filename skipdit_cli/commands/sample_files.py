@@ -22,6 +22,8 @@ def choose_target(output: Path | None, npz: Path | None, overwrite: bool) -> Pat
         output = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     if output.suffix and output.suffix.lower() not in PICTURES + VIDEOS:
         raise UsageError(f"Got --output {output} but expected a .png, .mp4 or .gif file or a folder.")
+    if npz is not None and npz.suffix.lower() != ".npz":
+        raise UsageError(f"Got --npz {npz} but expected a .npz file.")
     beside = (media.history_file(output), _sheet(output)) if output.suffix.lower() in VIDEOS else ()
     for path in filter(None, (output, *beside, npz)):
         media.check_target(path, overwrite)
@@ -105,6 +107,6 @@ def _numbered(folder: Path, index: int, suffix: str) -> Path:
 
 
 def _scale(images) -> int:
-    """How much to enlarge what nobody could see."""
-    height = images.shape[-3]
-    return 256 // height if height < 64 else 1
+    """How much to enlarge what nobody could see: grids and videos are for eyes, a picture alone stays as it is."""
+    height, alone = images.shape[-3], images.ndim == 4 and len(images) == 1
+    return 1 if alone or height >= 64 else 256 // height

@@ -33,15 +33,20 @@ def read_metadata(path: Path) -> dict:
     """
     path = Path(path)
     if path.suffix.lower() not in BESIDE:
-        text = open_picture(path).info.get(METADATA_KEY)
-        if text is None:
-            raise UsageError(f"Got {path}, which does not say how it was made; expected a PNG written by skipdit.")
-        return json.loads(text)
+        return _parsed(open_picture(path).info.get(METADATA_KEY, ""), path)
     beside = history_file(path)
     for needed in (path, beside):
         if not needed.is_file():
             raise UsageError(f"Got {path}, but {needed} is not a file; expected a video and the .json skipdit wrote.")
+    text = beside.read_text(encoding="utf-8", errors="replace")
+    return _parsed(text, beside, lambda data: data[METADATA_KEY])
+
+
+def _parsed(text: str, path: Path, within=lambda data: data) -> dict:
     try:
-        return dict(json.loads(beside.read_text(encoding="utf-8"))[METADATA_KEY])
-    except (ValueError, KeyError, TypeError) as cause:
-        raise UsageError(f"Got {path}, but {beside} does not say how it was made; expected skipdit's.") from cause
+        metadata = within(json.loads(text))
+    except (ValueError, KeyError, TypeError):
+        metadata = None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings", {}), dict):
+        raise UsageError(f"Got {path}, which does not say how it was made; expected a file written by skipdit.")
+    return metadata

@@ -134,7 +134,7 @@ def denoise(
     channels, guided = latents.shape[1], guidance_scale > 1 and labels is not None
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, transformer.config.num_embeds_ada_norm)])
-    takes_sigma = getattr(scheduler, "variance_type", None) in ("learned", "learned_range")
+    takes_sigma = scheduler.config.get("variance_type") in ("learned", "learned_range")
     takes_sigma = takes_sigma and predicts_sigma(transformer)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = latents.float()

@@ -79,7 +79,10 @@ def make_scheduler(name: str | None, pipe):
     kind, settings = SCHEDULERS[name] if name else (type(own), {})
     if kind is diffusers.DDPMScheduler and "variance_type" not in own.config:
         settings = {"variance_type": "learned_range" if predicts_sigma(pipe.transformer) else "fixed_small"}
-    return kind.from_config(own.config, **settings)
+    config = dict(own.config)
+    if kind is not diffusers.DDPMScheduler:  # diffusers' DPM-Solver would keep three channels of a learned variance
+        config.pop("variance_type", None)
+    return kind.from_config(config, **settings)
 
 
 def predicts_sigma(transformer: torch.nn.Module) -> bool:

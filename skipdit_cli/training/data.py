@@ -118,11 +118,17 @@ def _from_metadata(path: Path) -> list[tuple[Path, int]]:
         rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
         try:
             for row in rows:
-                items.append((path.parent / row["file_name"], int(row["label"])))
+                items.append((path.parent / row["file_name"], _label(row["label"])))
         except (ValueError, KeyError, TypeError) as cause:
             wanted = '{"file_name": "a.png", "label": 3}'
             raise UsageError(f"{path} entry {len(items) + 1} is not of the kind {wanted}: {cause}.") from cause
     return items
+
+
+def _label(value) -> int:
+    if isinstance(value, bool) or int(value) != (float(value) if isinstance(value, float) else int(value)):
+        raise ValueError(f"label {value} is no whole number")
+    return int(value)
 
 
 def _from_directories(folder: Path) -> list[tuple[Path, int]]:
