@@ -1,5 +1,7 @@
 """skipdit bench: which rows there are, that their figures agree with each other, what is written, what is refused."""
 
+import json
+
 import pytest
 
 from skipdit_cli import CachePolicy, add_skip_branches
@@ -216,3 +218,25 @@ def test_min_psnr_without_a_vae_is_refused(skipdit, tmp_path):
 def test_nothing_to_cache_is_refused():
     with pytest.raises(UsageError, match="Got nothing to cache"):
         make_policies([1], [], [], ["reuse"], ["boundary"])
+
+
+@pytest.mark.parametrize("classes", [10, None])
+def test_videos_are_compared_frame_by_frame(skipdit, latte_pipeline, tmp_path, classes):
+    folder = latte_pipeline(num_embeds_ada_norm=classes, in_channels=1, out_channels=2, num_layers=4)
+    assert skipdit("convert", folder, "-o", tmp_path / "skip").code == 0
+    quick = ("--steps", 4, "--cache-interval", 2, "--batch-size", 2, "--rounds", 1, "--json")
+    ran = skipdit("bench", "-m", tmp_path / "skip", *quick)
+    assert ran.code == 0, ran.stderr
+    cached = next(row for row in ran.json["rows"] if row["case"] == "skip-cache")
+    assert cached["psnr"] > 10 and 0 < cached["ssim"] <= 1
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    tokens = (config["sample_size"] // config["patch_size"]) ** 2 * config["video_length"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    guided = 1 if classes is None else 2
+    assert cached["cache_mb"] == guided * 2 * tokens * width * 4 / 1e6  # one boundary a branch of guidance
+
+
+def test_training_videos_is_refused_in_a_sentence(skipdit, latte_pipeline, tmp_path):
+    assert skipdit("convert", latte_pipeline(), "-o", tmp_path / "skip").code == 0
+    ran = skipdit("finetune", "-m", tmp_path / "skip", "--data", "digits", "-o", tmp_path / "run")
+    assert ran.code == 2 and "class-conditional image DiT" in ran.stderr

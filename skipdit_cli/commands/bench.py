@@ -53,7 +53,8 @@ def bench(
     cache_target: Annotated[str, typer.Option(help="List of boundary, residual.", rich_help_panel=CACHE)] = "boundary",
     num_inference_steps: Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1)] = 50,
     guidance_scale: Annotated[
-        float | None, typer.Option(min=1, help="4.0; 1.0, so none, with --random-weights.", show_default=False)
+        float | None,
+        typer.Option(min=1, help="4.0; 1.0 with --random-weights or without classes.", show_default=False),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, ddpm, dpm++, ...; the model's own if not given.")
@@ -116,7 +117,7 @@ def bench(
         labels = labels or _spread(batch_size or (1 if random_weights else 4), pipe)
         sampling = {
             "num_inference_steps": num_inference_steps,
-            "guidance_scale": (1.0 if random_weights else 4.0) if guidance_scale is None else guidance_scale,
+            "guidance_scale": _guidance(guidance_scale, random_weights or labels[0] is None),
             "scheduler": scheduler,
             "seed": seed,
             "batch_size": batch_size or len(labels),
@@ -143,10 +144,16 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _spread(count: int, pipe) -> list[int]:
-    """Labels evenly over the model's classes."""
+def _spread(count: int, pipe) -> list[int] | list[None]:
+    """Labels evenly over the model's classes; None for each sample where it has none."""
     classes = pipe.transformer.config.num_embeds_ada_norm
+    if classes is None:
+        return [None] * count
     return [at * classes // count % classes for at in range(count)]
+
+
+def _guidance(given: float | None, off: bool) -> float:
+    return given if given is not None else 1.0 if off else 4.0
 
 
 def _open(model, preset, random_merge, seed, vanilla, loading):

@@ -29,11 +29,14 @@ class Quality:
 def compare(
     images: np.ndarray | None, reference: np.ndarray | None, latents: torch.Tensor, latents_reference: torch.Tensor
 ) -> Quality:
-    """Measure pictures, uint8 (N, H, W, 3) or None, and their latents (N, ...) against a reference of equal shape."""
+    """Measure pictures, uint8 (N, [F,] H, W, 3) or None, and their latents (N, ...) against a reference.
+
+    Of videos every frame is a picture.
+    """
     distance, same = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
     if images is None or reference is None:
         return Quality(None, None, distance, same)
-    a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (images, reference))
+    a, b = (torch.from_numpy(x).flatten(0, -4).permute(0, 3, 1, 2).double() for x in (images, reference))
     same_pictures = torch.equal(a, b)
     return Quality(None if same_pictures else psnr(a, b), ssim(a, b), distance, same and same_pictures)
 

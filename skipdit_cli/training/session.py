@@ -53,10 +53,12 @@ def num_classes(folder: Path) -> int:
     Raises:
         UsageError: The transformer's config in the pipeline folder is missing or has no class count.
     """
-    config = folder / "transformer" / "config.json"
-    count = read_json(config).get("num_embeds_ada_norm")
-    if not isinstance(count, int):
-        raise UsageError(f"{config} has no num_embeds_ada_norm; finetune needs a class-conditional DiT.")
+    path = folder / "transformer" / "config.json"
+    config = read_json(path)
+    count = config.get("num_embeds_ada_norm")
+    if not isinstance(count, int) or "video_length" in config:
+        kind = config.get("_class_name")
+        raise UsageError(f"{path} is of a {kind}; what can be trained here is a class-conditional image DiT.")
     return count
 
 
