@@ -107,5 +107,17 @@ class CachePolicy:
         return interval if self.window is None else f"{interval} in {self.window[0]:g}:{self.window[1]:g}"
 
 
+def check_depth(layers: int, num_blocks: int) -> None:
+    """
+    Raises:
+        UsageError: Nothing lies between the first and the last ``layers`` blocks.
+    """
+    if not 1 <= layers <= (num_blocks - 1) // 2:
+        raise UsageError(
+            f"--cache-layers {layers} leaves nothing to cache: the model has {num_blocks} blocks, "
+            f"valid 1..{(num_blocks - 1) // 2}."
+        )
+
+
 def _whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from skipdit_cli.backbones import trunk_of
-from skipdit_cli.cache.policy import CachePolicy
+from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.slot import Slot
 from skipdit_cli.errors import UsageError
 
@@ -45,11 +45,7 @@ class SkipCache:
         self.outer, self.transformer = transformer, getattr(transformer, "_orig_mod", transformer)
         self.num_blocks = len(trunk_of(transformer))
         self.layers, self.boundary = policy.layers, self.num_blocks - policy.layers
-        if 2 * policy.layers >= self.num_blocks:
-            raise UsageError(
-                f"--cache-layers {policy.layers} leaves nothing to cache: the model has {self.num_blocks} blocks, "
-                f"valid 1..{(self.num_blocks - 1) // 2}."
-            )
+        check_depth(policy.layers, self.num_blocks)
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)

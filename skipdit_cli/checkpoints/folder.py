@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.media.files import check_writable
 from skipdit_cli.skip import SKIP, SkipBranches
 
 
@@ -64,9 +65,7 @@ def check_target(target, overwrite: bool = False, needed_bytes: int = 0) -> None
         raise UsageError(f"Output {target} exists; give another --output, or --overwrite to replace it.")
     if target.exists() and not target.is_dir():
         raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
-    parent = next(parent for parent in target.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"Cannot write to {target}: {parent} is not a writable folder; give another --output.")
+    parent = check_writable(target)
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise UsageError(

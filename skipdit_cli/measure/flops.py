@@ -9,9 +9,9 @@ from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from skipdit_cli.backbones import example_inputs, trunk_of
+from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.checkpoints import build_transformer
-from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SkipBranches, add_skip_branches
 
 
@@ -51,11 +51,7 @@ class StepFlops:
         Raises:
             UsageError: Nothing lies between.
         """
-        if not 1 <= layers <= (len(self.units) - 1) // 2:
-            raise UsageError(
-                f"--cache-layers {layers} leaves nothing to cache: the model has {len(self.units)} blocks, "
-                f"valid 1..{(len(self.units) - 1) // 2}."
-            )
+        check_depth(layers, len(self.units))
         return self.full - sum(self.units[layers : len(self.units) - layers])
 
     def limit(self, trace: Sequence[str | bool], layers: int) -> float:

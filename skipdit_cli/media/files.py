@@ -18,9 +18,19 @@ def check_target(path: Path, overwrite: bool = False) -> None:
     """
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"Output {path} exists; give another one, or --overwrite to replace it.")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> Path:
+    """The nearest folder above ``path`` that exists.
+
+    Raises:
+        UsageError: It is no folder, or cannot be written to.
+    """
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"Cannot write to {path}: {parent} is not a writable folder; give another --output.")
+    return parent
 
 
 @contextmanager
