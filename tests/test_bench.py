@@ -234,9 +234,3 @@ def test_videos_are_compared_frame_by_frame(skipdit, latte_pipeline, tmp_path, c
     width = config["num_attention_heads"] * config["attention_head_dim"]
     guided = 1 if classes is None else 2
     assert cached["cache_mb"] == guided * 2 * tokens * width * 4 / 1e6  # one boundary a branch of guidance
-
-
-def test_training_videos_is_refused_in_a_sentence(skipdit, latte_pipeline, tmp_path):
-    assert skipdit("convert", latte_pipeline(), "-o", tmp_path / "skip").code == 0
-    ran = skipdit("finetune", "-m", tmp_path / "skip", "--data", "digits", "-o", tmp_path / "run")
-    assert ran.code == 2 and "class-conditional image DiT" in ran.stderr

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from skipdit_cli.checkpoints import load_pipeline
 from skipdit_cli.training import TrainingSettings, session, state
+from skipdit_cli.training.demand import Demand
 from skipdit_cli.training.loop import Trainer
 from skipdit_cli.training.record import Metrics
 
@@ -23,7 +24,8 @@ RUN = ("--data", "digits", "--train-batch-size", 4, "--learning-rate", 1e-3)
 def metrics(output: Path) -> list[dict]:
     """The lines of a run without the one number that may differ."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert all(row.pop("images_per_second") > 0 for row in rows)
+    for row in rows:
+        assert row.pop("samples_per_second") > 0 and 0 <= row.pop("data_seconds") < row.pop("seconds")
     return rows
 
 
@@ -107,14 +109,14 @@ def test_stage_one_changes_the_branches_alone(skipdit, converted, tmp_path):
 
 def trainer_of(model: Path, output: Path, only_branches: bool, **settings) -> Trainer:
     chosen = TrainingSettings(data="digits", output=output, train_batch_size=4, **settings)
-    begun = session.begin(chosen, 10)
-    return Trainer(load_pipeline(model), begun.images, chosen, begun.accelerator, only_branches)
+    begun = session.begin(chosen, Demand(num_classes=10))
+    return Trainer(load_pipeline(model), begun.samples, None, chosen, begun.accelerator, only_branches)
 
 
 def test_gradients_reach_the_branches_alone_and_from_the_first_step(converted, tmp_path):
     trainer = trainer_of(converted(), tmp_path / "run", True)
-    pixels, labels = next(iter(trainer.loader()))
-    trainer.accelerator.backward(trainer.forward(pixels, labels, 0).total)
+    batch = next(iter(trainer.loader()))
+    trainer.accelerator.backward(trainer.forward(batch, 0).total)
     for name, parameter in trainer.transformer.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad == name.startswith("skip_branches."), name
     for linear in trainer.transformer.skip_branches.linears:
@@ -127,11 +129,11 @@ def test_every_block_sees_the_same_labels(converted, tmp_path):
     for block in trainer.transformer.transformer_blocks:
         table = block.norm1.emb.class_embedder.embedding_table
         table.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    pixels, labels = next(iter(trainer.loader()))
+    batch = next(iter(trainer.loader()))
     for micro in range(3):
-        trainer.forward(pixels, labels, micro)
+        trainer.forward(batch, micro)
         assert len(seen) == 7 and all(torch.equal(seen[0], other) for other in seen)  # 6 blocks, and the output
-        assert bool(((seen[0] == 10) | (seen[0] == labels)).all())
+        assert bool(((seen[0] == 10) | (seen[0] == torch.tensor(batch.conditions))).all())
         seen.clear()
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from skipdit_cli.training.conditioning import ClassConditioning, NoConditioning
 from skipdit_cli.training.loss import DiffusionLoss, discretised_log_likelihood
-from skipdit_cli.training.order import Order, draw
+from skipdit_cli.training.order import Choice, Order, draw
 
 BETAS = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").betas
 
@@ -76,15 +77,16 @@ def test_variance_does_not_pull_at_the_noise_and_plain_epsilon_has_no_bound():
 
 
 def test_labels_are_dropped_once_for_the_whole_model():
-    labels = torch.arange(10).repeat(400)
-    drawn = draw((1, 2, 0, 0), labels, (4000, 1, 1, 1), 1000, 0.1, 10)
-    dropped = drawn.labels == 10
-    assert 0.08 < dropped.float().mean() < 0.12
-    assert torch.equal(drawn.labels[~dropped], labels[~dropped])
+    labels, device = torch.arange(10).repeat(400), torch.device("cpu")
+    drawn = draw((1, 2, 0, 0), (4000, 1, 1, 1), 1000, 0.1)
+    assert 0.08 < drawn.dropped.float().mean() < 0.12
+    told = ClassConditioning(10)(labels.tolist(), drawn.dropped, device)["class_labels"]
+    assert torch.equal(told == 10, drawn.dropped) and torch.equal(told[~drawn.dropped], labels[~drawn.dropped])
+    assert NoConditioning()([None] * 4000, drawn.dropped, device) == {}
     assert drawn.t.min() < 10 and drawn.t.max() > 990
-    again = draw((1, 2, 0, 0), labels, (4000, 1, 1, 1), 1000, 0.1, 10)
-    assert torch.equal(again.noise, drawn.noise) and torch.equal(again.labels, drawn.labels)
-    assert not torch.equal(draw((1, 2, 1, 0), labels, (4000, 1, 1, 1), 1000, 0.1, 10).noise, drawn.noise)
+    again = draw((1, 2, 0, 0), (4000, 1, 1, 1), 1000, 0.1)
+    assert torch.equal(again.noise, drawn.noise) and torch.equal(again.dropped, drawn.dropped)
+    assert not torch.equal(draw((1, 2, 1, 0), (4000, 1, 1, 1), 1000, 0.1).noise, drawn.noise)
 
 
 def first(order: Order, count: int) -> list:
@@ -93,11 +95,21 @@ def first(order: Order, count: int) -> list:
 
 
 def test_order_is_whole_epochs_and_starts_anywhere():
-    images = [image for batch in first(Order(0, 10, 4), 5) for image, _ in batch]
+    images = [choice.index for batch in first(Order(0, 10, 4), 5) for choice in batch]
     assert sorted(images[:10]) == sorted(images[10:]) == list(range(10)) and images[:10] != images[10:]
     assert first(Order(0, 10, 4, accumulation=2, start=1), 3) == first(Order(0, 10, 4, accumulation=2), 5)[2:]
     one, other = (first(Order(0, 10, 2, rank=rank, world=2), 2) for rank in (0, 1))
-    both = [image for a, b in zip(one, other) for image, _ in a + b]
+    both = [choice.index for a, b in zip(one, other) for choice in a + b]
     assert both == images[:8]
-    mirrored = [flip for batch in first(Order(0, 10, 100, random_flip=True), 1) for _, flip in batch]
-    assert 20 < sum(mirrored) < 80 and not any(flip for batch in first(Order(0, 10, 4), 5) for _, flip in batch)
+    mirrored = [choice.mirrored for choice in first(Order(0, 10, 100, random_flip=True), 1)[0]]
+    assert 20 < sum(mirrored) < 80
+    assert all(choice == Choice(choice.index) for batch in first(Order(0, 10, 4), 5) for choice in batch)
+
+
+def test_clips_crops_and_images_beside_them_are_drawn_only_on_request():
+    drawn = first(Order(0, 10, 100, random_clip=True, random_crop=True, images=3), 1)[0]
+    starts = [choice.start for choice in drawn]
+    assert min(starts) < 0.1 and max(starts) > 0.9 and len({choice.crop for choice in drawn}) == 100
+    still = [image for choice in first(Order(0, 10, 100, images=3), 1)[0] for image in choice.images]
+    assert len(still) == 300 and {image.index for image in still} == set(range(10))
+    assert len({image.start for image in still}) == 300 and all(image.crop == (0.5, 0.5) for image in still)

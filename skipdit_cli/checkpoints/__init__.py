@@ -1,6 +1,11 @@
 """Reading and writing models: pipeline folders with ``skip/``, and the official layouts."""
 
-from skipdit_cli.checkpoints.architecture import build_transformer, default_scheduler, set_time_embedding
+from skipdit_cli.checkpoints.architecture import (
+    build_transformer,
+    default_scheduler,
+    pipeline_around,
+    set_time_embedding,
+)
 from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import (
     load_branches,
@@ -20,6 +25,7 @@ __all__ = [
     "load_vae",
     "named_model",
     "open_model",
+    "pipeline_around",
     "random_pipeline",
     "replace_folder",
     "save_branches",

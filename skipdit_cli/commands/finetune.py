@@ -45,7 +45,7 @@ def finetune(
     session.check_apart(settings.output, folder)
     if train == "skip" and not (folder / "skip").is_dir():
         raise UsageError(f"Model {folder} has no skip branches to train; run 'skipdit convert -m {folder} -o FOLDER'.")
-    begun = session.begin(settings, session.num_classes(folder))
+    begun = session.begin(settings, session.demand(folder))
     pipe = open_model(str(folder), dtype=torch.float32)
     trunk = folder if train == "skip" else None
-    report("finetune", settings, begun.images, session.train(begun, pipe, train == "skip", trunk))
+    report("finetune", settings, begun.samples, session.train(begun, pipe, train == "skip", trunk))

@@ -36,10 +36,11 @@ def train(
 
     from skipdit_cli.checkpoints import load_vae
     from skipdit_cli.training import session
+    from skipdit_cli.training.demand import demand_of
     from skipdit_cli.training.initialise import new_pipeline, trainable_config
 
     config = trainable_config(chosen, vae is not None)
-    begun = session.begin(settings, config["num_embeds_ada_norm"])
+    begun = session.begin(settings, demand_of(config, f"Preset {preset}"))
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
     pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed)
-    report("train", settings, begun.images, session.train(begun, pipe))
+    report("train", settings, begun.samples, session.train(begun, pipe))

@@ -50,7 +50,7 @@ def _option(field):
     )
 
 
-def report(command: str, settings: TrainingSettings, images, outcome) -> None:
+def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
     """The end of a training command: what was trained and where it is, or how to go on (exit code 130)."""
     if not outcome.main:
         return
@@ -60,10 +60,12 @@ def report(command: str, settings: TrainingSettings, images, outcome) -> None:
             "output": str(settings.output),
             "interrupted": outcome.interrupted,
             "steps": outcome.step,
-            "images": len(images.labels),
-            "images_skipped": images.skipped,
+            "samples": len(samples),
+            "samples_skipped": samples.skipped,
             "trained_parameters": outcome.trained_parameters,
             "checkpoint": outcome.checkpoint,
+            "seconds": outcome.seconds,
+            "data_seconds": outcome.data_seconds,
             **{key: outcome.last.get(key) for key in ("loss", "mse", "vb", "lr", "grad_norm")},
         }
     )
@@ -75,4 +77,5 @@ def report(command: str, settings: TrainingSettings, images, outcome) -> None:
         raise typer.Exit(130)
     count = f"{outcome.trained_parameters:,} parameters"
     loss = f", loss {outcome.last['loss']:.4f}" if outcome.last else ""
+    console.say(f"Steps took {outcome.seconds:.1f} s, {outcome.data_seconds:.1f} s of it waiting for data.")
     console.say(f"Trained {count} for {outcome.step:,} steps{loss}. The pipeline is in {settings.output}.")

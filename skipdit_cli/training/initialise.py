@@ -1,22 +1,25 @@
-"""The weights a DiT starts from, and a pipeline around it."""
+"""The weights a DiT or a Latte starts from, and a pipeline around it."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import DiTPipeline, DiTTransformer2DModel
 from diffusers.models.embeddings import LabelEmbedding, PatchEmbed, TimestepEmbedding
+from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
-from skipdit_cli.checkpoints import build_transformer, default_scheduler
+from skipdit_cli.checkpoints import build_transformer, default_scheduler, pipeline_around
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import Preset
 from skipdit_cli.skip import add_skip_branches
 
+FROM_SCRATCH = ("DiTTransformer2DModel", "LatteClassTransformer3DModel")
+
 
 @torch.no_grad()
-def initialise_dit(transformer: DiTTransformer2DModel) -> None:
-    """adaLN-zero, as the DiT repository starts its models (``initialize_weights`` in models.py); diffusers' own
-    defaults train badly. Draws from torch's global generator. Every block begins as the identity, the model as 0.
+def initialise(transformer) -> None:
+    """adaLN-zero, as the DiT and Latte repositories start their models (``initialize_weights`` in models.py and in
+    models/latte.py); diffusers' own defaults train badly. Draws from torch's global generator. Every block
+    begins as the identity, the model as 0.
     """
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
@@ -31,26 +34,25 @@ def initialise_dit(transformer: DiTTransformer2DModel) -> None:
             nn.init.normal_(module.linear_2.weight, std=0.02)
         elif isinstance(module, LabelEmbedding):
             nn.init.normal_(module.embedding_table.weight, std=0.02)
-    gates = [block.norm1.linear for block in transformer.transformer_blocks]
+    gates = [module.linear for module in transformer.modules() if isinstance(module, AdaLayerNormZero)]
     for linear in (*gates, transformer.proj_out_1, transformer.proj_out_2):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
 
 
-def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0) -> DiTPipeline:
+def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0):
     """An untrained pipeline of a preset's model, float32, its weights drawn from ``seed``.
 
     Raises:
         UsageError: diffusers refuses the model's config.
     """
-    config = {"_class_name": preset.model["class"], **preset.model["config"]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = build_transformer(config)
-        initialise_dit(transformer)
+        transformer = build_transformer(_config(preset))
+        initialise(transformer)
     if skip_branches:
         add_skip_branches(transformer)
-    return DiTPipeline(transformer=transformer, vae=vae, scheduler=default_scheduler())
+    return pipeline_around(transformer, default_scheduler(preset.model["class"]), vae)
 
 
 def trainable_config(preset: Preset, with_vae: bool) -> dict:
@@ -60,12 +62,16 @@ def trainable_config(preset: Preset, with_vae: bool) -> dict:
         UsageError: The preset describes no model that can be trained from scratch, or one of latents without a VAE.
     """
     name = preset.model.get("class", "no model")
-    if name != "DiTTransformer2DModel":
-        raise UsageError(f"Preset {preset.name} describes {name}, but train needs a DiTTransformer2DModel.")
-    config = {"in_channels": 4, "num_embeds_ada_norm": 1000, **preset.model["config"]}
+    if name not in FROM_SCRATCH:
+        raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(FROM_SCRATCH)}.")
+    config = {"in_channels": 4, **_config(preset)}
     if config["in_channels"] not in (1, 3) and not with_vae:
         raise UsageError(
             f"Preset {preset.name} is of a latent model ({config['in_channels']} channels), and there is no VAE to "
             "make them; give --vae FOLDER_OR_HUB_ID."
         )
     return config
+
+
+def _config(preset: Preset) -> dict:
+    return {"_class_name": preset.model["class"], **preset.model["config"]}

@@ -15,20 +15,24 @@ from torch.utils.data import DataLoader
 
 from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError
-from skipdit_cli.training.data import ImageSet, Pixels
 from skipdit_cli.training.interrupt import deaf_worker, interrupt
-from skipdit_cli.training.loss import DiffusionLoss, Losses
-from skipdit_cli.training.order import LATENT, NOISE, Order, draw, generator
+from skipdit_cli.training.latents import Latents
+from skipdit_cli.training.loss import Losses
+from skipdit_cli.training.objective import Objective
+from skipdit_cli.training.order import Order
+from skipdit_cli.training.pixels import Batch, Pixels, collate
 from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_mode
-from skipdit_cli.training.record import Metrics, save_grid
+from skipdit_cli.training.record import Metrics, grid_run, save_grid
+from skipdit_cli.training.samples import SampleSet
 from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints, TrainingState, load_state, random_state, set_random_state
+from skipdit_cli.training.store import Store
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. ``checkpoint`` is the newest one, ``last`` the last line of its metrics, ``main`` whether this
-    process is the one that writes and speaks."""
+    process is the one that writes and speaks; ``seconds`` all its steps, of which ``data_seconds`` were waiting."""
 
     main: bool
     step: int
@@ -36,19 +40,30 @@ class Outcome:
     trained_parameters: int
     checkpoint: str | None
     last: dict
+    seconds: float
+    data_seconds: float
 
 
 class Trainer:
     """Trains ``pipe.transformer`` in place; at the end of ``run`` it holds the averaged weights.
 
     Args:
-        pipe: A ``DiTPipeline`` in float32; ``vae`` is None for a model of pixels.
+        pipe: A pipeline in float32; ``vae`` is None for a model of pixels.
+        num_frames: Of a clip; None for a model of images.
         only_branches: Train the skip branches alone, the trunk frozen (stage 1 of Skip-DiT).
     Raises:
         UsageError: The settings, the machine and the model do not go together.
     """
 
-    def __init__(self, pipe, images: ImageSet, settings: TrainingSettings, accelerator, only_branches: bool = False):
+    def __init__(
+        self,
+        pipe,
+        samples: SampleSet,
+        num_frames: int | None,
+        settings: TrainingSettings,
+        accelerator,
+        only_branches: bool = False,
+    ):
         self.pipe, self.transformer, self.settings, self.accelerator = pipe, pipe.transformer, settings, accelerator
         set_seed(settings.seed)
         self.checkpoints = Checkpoints(settings.output)
@@ -59,17 +74,19 @@ class Trainer:
             self.transformer.enable_gradient_checkpointing()
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
-        self.recorded = {**settings.recorded(), "only_branches": only_branches, "images": len(images.labels)}
+        self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
         self.recorded["processes"] = self.accelerator.num_processes
-        self.null_label = self.transformer.config.num_embeds_ada_norm
-        self.loss = DiffusionLoss(pipe.scheduler.betas).to(self.accelerator.device)
-        self.pixels = Pixels(images, *pixel_shape(pipe))
+        pixels = Pixels(samples, *pixel_shape(pipe), num_frames, settings.frame_stride)
+        self.data = pixels if settings.cache_latents is None else self.encoded(pixels)
+        numbers = (self.accelerator.device, settings.seed, settings.label_dropout)
+        self.objective = Objective(pipe, *numbers, encoded=isinstance(self.data, Latents))
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
+        self.grid = grid_run(samples, pipe.transformer.config, num_frames)
         self.schedule = make_schedule(optimizer, settings)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         parameters = list(self.trained.values())
         self.average = EMAModel(parameters, decay=settings.ema_decay, foreach=True) if settings.use_ema else None
-        self.step = 0
+        self.step, self.seconds, self.data_seconds = 0, 0.0, 0.0
 
     def run(self) -> Outcome:
         """Train from the step reached to the last one, or until SIGINT.
@@ -110,26 +127,30 @@ class Trainer:
         interrupted = stopped and self.step < settings.max_train_steps
         count = sum(p.numel() for p in self.trained.values())
         checkpoint = str(self.checkpoints.folder(saved)) if saved else None
-        return Outcome(main, self.step, interrupted, count, checkpoint, row)
+        return Outcome(main, self.step, interrupted, count, checkpoint, row, self.seconds, self.data_seconds)
 
     def loader(self) -> DataLoader:
         """Micro-batches of this process from the step reached, without end."""
         settings = self.settings
         order = Order(
             settings.seed,
-            len(self.pixels),
+            len(self.data),
             settings.train_batch_size,
             settings.gradient_accumulation_steps,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             self.step,
             settings.random_flip,
+            settings.random_clip,
+            settings.crop == "random",
+            settings.image_frames,
         )
         # A generator of its own: without one the loader would draw a number from torch's.
         return DataLoader(
-            self.pixels,
+            self.data,
             batch_sampler=order,
             num_workers=settings.dataloader_num_workers,
+            collate_fn=collate,
             worker_init_fn=deaf_worker,
             generator=torch.Generator(),
             pin_memory=self.accelerator.device.type == "cuda",
@@ -138,12 +159,14 @@ class Trainer:
     def optimize(self, batches: Iterator) -> dict:
         """One optimizer step over the next micro-batches; its line of the metrics."""
         settings, accelerator, began = self.settings, self.accelerator, time.perf_counter()
-        count = settings.gradient_accumulation_steps
+        count, waited = settings.gradient_accumulation_steps, 0.0
         sums = torch.zeros(3, device=accelerator.device)
         for micro in range(count):
-            pixels, labels = next(batches)
+            asked = time.perf_counter()
+            batch = next_batch(batches)
+            waited += time.perf_counter() - asked
             with accelerator.no_sync(self.model) if micro < count - 1 else nullcontext():
-                losses = self.forward(pixels, labels, self.step * count + micro)
+                losses = self.forward(batch, self.step * count + micro)
                 accelerator.backward(losses.total)
             sums += torch.stack([losses.total.detach(), losses.mse, losses.vb])
         norm = accelerator.clip_grad_norm_(self.trained.values(), settings.max_grad_norm or math.inf)
@@ -157,34 +180,27 @@ class Trainer:
                 self.average.step(self.trained.values())
         self.optimizer.zero_grad()
         self.step += 1
-        images = settings.train_batch_size * count * accelerator.num_processes
-        speed = round(images / (time.perf_counter() - began), 2)
+        seconds = time.perf_counter() - began
+        self.seconds, self.data_seconds = self.seconds + seconds, self.data_seconds + waited
+        speed = settings.train_batch_size * count * accelerator.num_processes / seconds
         row = {"step": self.step, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": float(norm)}
-        return {**row, "images_per_second": speed}
+        times = {"seconds": seconds, "data_seconds": waited, "samples_per_second": speed}
+        return {**row, **{name: round(value, 4) for name, value in times.items()}}
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor, micro: int) -> Losses:
-        """The loss of micro-batch number ``micro``; pixels (B, C, H, W) in [-1, 1], labels (B,), on the CPU."""
-        device, key = self.accelerator.device, (micro, self.accelerator.process_index)
-        x0 = self.encode(pixels.to(device), generator(self.settings.seed, LATENT, *key))
-        drawn = draw(
-            (self.settings.seed, NOISE, *key),
-            labels,
-            x0.shape,
-            self.loss.num_timesteps,
-            self.settings.label_dropout,
-            self.null_label,
-        )
-        noise, t, labels = drawn.noise.to(device), drawn.t.to(device), drawn.labels.to(device)
-        output = self.model(self.loss.add_noise(x0, noise, t), timestep=t, class_labels=labels, return_dict=False)[0]
-        return self.loss(output, x0, noise, t)
+    def forward(self, batch: Batch, micro: int) -> Losses:
+        """The loss of micro-batch number ``micro``."""
+        return self.objective(self.model, batch, micro, self.accelerator.process_index)
 
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor, source: torch.Generator) -> torch.Tensor:
-        """Latents drawn from the VAE's posterior, scaled; the pixels themselves for a model of pixels."""
-        vae = self.pipe.vae
-        if vae is None:
-            return pixels
-        return vae.encode(pixels).latent_dist.sample(generator=source) * vae.config.scaling_factor
+    def encoded(self, pixels: Pixels) -> Latents:
+        """The latents of all samples, each made once and kept."""
+        settings, accelerator = self.settings, self.accelerator
+        if self.pipe.vae is None:
+            raise UsageError("Got --cache-latents, but this model works on pixels; leave the flag out.")
+        store = Store(settings.cache_latents)
+        latents = Latents(pixels, self.pipe.vae, store, accelerator.device, settings.random_flip)
+        latents.encode(accelerator.process_index, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        return latents
 
     def refuse_nan(self, loss: float, norm: float) -> None:
         """Stop before a step that would spoil the weights (under fp16 the scaler skips such steps itself)."""
@@ -207,7 +223,7 @@ class Trainer:
                 self.average.store(parameters)
                 self.average.copy_to(parameters)
             self.transformer.eval()
-            save_grid(self.pipe, self.settings.output / "samples", self.step, self.settings.seed)
+            save_grid(self.pipe, self.grid, self.settings.output / "samples", self.step, self.settings.seed)
             if self.average:
                 self.average.restore(parameters)
             set_train_mode(self.transformer)
@@ -264,6 +280,22 @@ class Trainer:
         if self.accelerator.process_index < len(by_process):
             set_random_state(by_process[self.accelerator.process_index])
         self.step = state.step
+
+
+def next_batch(batches: Iterator[Batch]) -> Batch:
+    """
+    Raises:
+        SkipditError: A file can no longer be read, or a process that reads files died.
+    """
+    try:
+        return next(batches)
+    except SkipditError as cause:  # from a process of the loader it comes wrapped in that process's traceback
+        raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
+    except RuntimeError as cause:
+        why = str(cause).strip().splitlines()[0].rstrip(".")
+        raise SkipditError(
+            f"A process that reads the data died ({why}); try a smaller --dataloader-num-workers."
+        ) from cause
 
 
 def _silent(count: int = 1, note: str = "") -> None:

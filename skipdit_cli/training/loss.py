@@ -48,18 +48,18 @@ class DiffusionLoss:
         self.tables = {name: table.to(device) for name, table in self.tables.items()}
         return self
 
-    def _at(self, name: str, t: torch.Tensor) -> torch.Tensor:
-        return self.tables[name][t].view(-1, 1, 1, 1)
+    def _at(self, name: str, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return self.tables[name][t].view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t of q(x_t | x_0), shape (B, C, H, W), t (B,) int64."""
-        return self._at("signal", t) * x0 + self._at("noise", t) * noise
+        """x_t of q(x_t | x_0), shape (B, C, [F,] H, W), t (B,) int64."""
+        return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
 
     def __call__(self, output, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Losses:
         """
         Args:
-            output: (B, C or 2C, H, W): the predicted noise, and behind it the variance if the model has one.
-            x0, noise: (B, C, H, W).
+            output: (B, C or 2C, [F,] H, W): the predicted noise, and behind it the variance if the model has one.
+            x0, noise: (B, C, [F,] H, W).
             t: (B,) int64 in 0..T-1.
         """
         channels = x0.shape[1]
@@ -72,14 +72,18 @@ class DiffusionLoss:
 
     def bound(self, epsilon, variance, x0, xt, t) -> torch.Tensor:
         """The term of the variational bound at t, in bits per dimension: (B,)."""
-        x0_predicted = (xt - self._at("noise", t) * epsilon) / self._at("signal", t)
-        mean = self._at("from_x0", t) * x0_predicted + self._at("from_xt", t) * xt
-        true_mean = self._at("from_x0", t) * x0 + self._at("from_xt", t) * xt
+
+        def at(name: str) -> torch.Tensor:
+            return self._at(name, t, x0)
+
+        x0_predicted = (xt - at("noise") * epsilon) / at("signal")
+        mean = at("from_x0") * x0_predicted + at("from_xt") * xt
+        true_mean = at("from_x0") * x0 + at("from_xt") * xt
         share = (variance + 1) / 2
-        log_variance = share * self._at("log_most", t) + (1 - share) * self._at("log_least", t)
-        divergence = gaussian_divergence(true_mean, self._at("log_least", t), mean, log_variance)
+        log_variance = share * at("log_most") + (1 - share) * at("log_least")
+        divergence = gaussian_divergence(true_mean, at("log_least"), mean, log_variance)
         surprise = -discretised_log_likelihood(x0, mean, 0.5 * log_variance)
-        bits = torch.where((t == 0).view(-1, 1, 1, 1), surprise, divergence)
+        bits = torch.where((t == 0).view(-1, *[1] * (x0.ndim - 1)), surprise, divergence)
         return bits.flatten(1).mean(dim=1) / math.log(2)
 
 

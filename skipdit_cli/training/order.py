@@ -1,4 +1,4 @@
-"""Which images a step sees and what is drawn for them, computed from (seed, step) alone: resuming needs no replay."""
+"""Which samples a step sees and what is drawn for them, computed from (seed, step) alone: resuming needs no replay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-ORDER, FLIP, NOISE, LATENT = range(4)
+ORDER, FLIP, NOISE, LATENT, PLACE, IMAGES = range(6)
 
 
 def generator(*key: int) -> torch.Generator:
@@ -24,15 +24,34 @@ def _permutation(seed: int, epoch: int, count: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A sample and what is drawn about how it is seen.
+
+    Args:
+        start: Where the clip lies in the video, from 0 (its beginning) to 1 (excluded: its end).
+        crop: Where the square lies in the picture: 0 left and top, 1 right and bottom.
+        images: Single frames beside the clip, for joint training.
+    """
+
+    index: int
+    mirrored: bool = False
+    start: float = 0.5
+    crop: tuple[float, float] = (0.5, 0.5)
+    images: tuple[Choice, ...] = ()
+
+
+@dataclass(frozen=True)
 class Order:
     """The endless sequence of micro-batches of one process; epochs follow each other without a short batch.
 
     Args:
-        count: Images in the set.
-        batch_size: Images in one micro-batch of one process.
+        count: Samples in the set.
+        batch_size: Samples in one micro-batch of one process.
         accumulation: Micro-batches to an optimizer step.
         rank, world: This process of how many.
         start: The optimizer step to begin at.
+        random_flip, random_clip, random_crop: What is drawn; the middle, and not mirrored, without.
+        images: Frames of other samples beside each one.
     """
 
     seed: int
@@ -43,37 +62,65 @@ class Order:
     world: int = 1
     start: int = 0
     random_flip: bool = False
+    random_clip: bool = False
+    random_crop: bool = False
+    images: int = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        """Each micro-batch as a list of (image, mirrored)."""
+    def __iter__(self) -> Iterator[list[Choice]]:
+        """Each micro-batch as a list of choices."""
         micro = self.start * self.accumulation
         while True:
-            first = (micro * self.world + self.rank) * self.batch_size
-            mirrored = torch.rand(self.batch_size, generator=generator(self.seed, FLIP, micro, self.rank)) < 0.5
-            yield [(self._image(first + i), self.random_flip and bool(mirrored[i])) for i in range(self.batch_size)]
+            yield self._batch(micro)
             micro += 1
 
-    def _image(self, position: int) -> int:
+    def _batch(self, micro: int) -> list[Choice]:
+        first = (micro * self.world + self.rank) * self.batch_size
+        mirrored = torch.rand(self.batch_size, generator=generator(self.seed, FLIP, micro, self.rank)) < 0.5
+        places = torch.rand(self.batch_size, 3, generator=generator(self.seed, PLACE, micro, self.rank))
+        extra = torch.rand(self.batch_size, self.images, 5, generator=generator(self.seed, IMAGES, micro, self.rank))
+        return [
+            self._choice(
+                self._sample(first + i),
+                bool(mirrored[i]),
+                places[i].tolist(),
+                tuple(
+                    self._choice(int(index * self.count), flip < 0.5, [start, x, y], random_clip=True)
+                    for index, flip, start, x, y in extra[i].double().tolist()
+                ),
+            )
+            for i in range(self.batch_size)
+        ]
+
+    def _choice(self, index, mirrored, place, images=(), random_clip=False) -> Choice:
+        start, *crop = place
+        return Choice(
+            index,
+            self.random_flip and mirrored,
+            start if self.random_clip or random_clip else 0.5,
+            tuple(crop) if self.random_crop else (0.5, 0.5),
+            images,
+        )
+
+    def _sample(self, position: int) -> int:
         epoch, at = divmod(position, self.count)
         return int(_permutation(self.seed, epoch, self.count)[at])
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for a micro-batch: noise (B, C, H, W), t (B,) in 0..T-1, labels (B,) with some made null."""
+    """What is drawn for a micro-batch: noise (B, C, [F,] H, W), t (B,) in 0..T-1, dropped (B,): is the condition?"""
 
     noise: torch.Tensor
     t: torch.Tensor
-    labels: torch.Tensor
+    dropped: torch.Tensor
 
 
-def draw(key: tuple[int, ...], labels, shape, num_timesteps: int, label_dropout: float, null_label: int) -> Draws:
-    """Noise, timesteps and label dropout for one micro-batch, on the CPU.
+def draw(key: tuple[int, ...], shape, num_timesteps: int, label_dropout: float) -> Draws:
+    """Noise, timesteps and condition dropout for one micro-batch, on the CPU.
 
     Labels are dropped here, once for the whole model: diffusers' DiT would draw anew in each of its blocks.
     """
     source = generator(*key)
     noise = torch.randn(shape, generator=source)
     t = torch.randint(num_timesteps, (shape[0],), generator=source)
-    dropped = torch.rand(shape[0], generator=source) < label_dropout
-    return Draws(noise, t, torch.where(dropped, null_label, labels))
+    return Draws(noise, t, torch.rand(shape[0], generator=source) < label_dropout)

@@ -57,7 +57,7 @@ def set_train_mode(transformer, only_branches: bool | None = None) -> None:
 
 
 def pixel_shape(pipe) -> tuple[int, int]:
-    """(height and width, channels) of the images a pipeline is trained on.
+    """(height and width, channels) of the pictures a pipeline is trained on.
 
     Raises:
         UsageError: It works on latents and has no VAE to make them.

@@ -11,8 +11,9 @@ import torch
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.training.samples import SampleSet
 
-GRID_CLASSES, GRID_STEPS, GRID_GUIDANCE = 8, 25, 1.5
+GRID_CLASSES, GRID_TEXTS, GRID_STEPS, GRID_GUIDANCE = 8, 4, 25, 1.5
 GRID_POLICY = {"layers": 1, "interval": 2}
 
 
@@ -42,19 +43,30 @@ def _step_of(line: str) -> float:
         return float("inf")  # the half line of a killed run
 
 
-def save_grid(pipe, folder: Path, step: int, seed: int) -> None:
-    """``step-000500.png``: a row a class, left sampled in full, right with the cache, from the same noise. A failure
-    is a warning: training goes on. Global random states are as before."""
-    labels = list(range(min(GRID_CLASSES, pipe.transformer.config.num_embeds_ada_norm)))
-    run = {"num_inference_steps": GRID_STEPS, "guidance_scale": GRID_GUIDANCE, "seed": seed}
+def grid_run(samples: SampleSet, config, num_frames: int | None) -> dict:
+    """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither."""
+    if "caption_channels" in config:
+        return {"conditions": list(dict.fromkeys(samples.conditions))[:GRID_TEXTS], "num_frames": num_frames}
+    classes = config.num_embeds_ada_norm
+    shown = [None] * GRID_TEXTS if classes is None else list(range(min(GRID_CLASSES, classes)))
+    return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE}
+
+
+def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:
+    """``step-000500.png``: a row a class or caption, left sampled in full, right with the cache, from the same noise;
+    of videos one row of frames for each of the two. A failure is a warning: training goes on. Global random states are
+    as before."""
+    run = {"num_inference_steps": GRID_STEPS, "seed": seed, **run}
+    conditions = run.pop("conditions")
     try:
         with torch.random.fork_rng():
-            full = generate(pipe, labels, **run).images
-            cached = generate(pipe, labels, policy=CachePolicy(**GRID_POLICY), **run).images
+            full = generate(pipe, conditions, **run).images
+            cached = generate(pipe, conditions, policy=CachePolicy(**GRID_POLICY), **run).images
         pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])
         folder.mkdir(exist_ok=True)
-        scale = max(1, 64 // full.shape[1])
-        made = {"step": step, "class_labels": labels, "columns": ["full", "cached"], "cache": GRID_POLICY, **run}
-        media.save_png(media.grid(pairs, columns=2, scale=scale), folder / f"step-{step:06d}.png", made)
+        scale = max(1, 64 // full.shape[-3])
+        picture = media.grid(pairs, columns=2, scale=scale) if full.ndim == 4 else media.contact_sheet(pairs, scale)
+        made = {"step": step, "conditions": conditions, "columns": ["full", "cached"], "cache": GRID_POLICY, **run}
+        media.save_png(picture, folder / f"step-{step:06d}.png", made)
     except Exception as cause:
         console.warn(f"the sample grid of step {step} failed ({type(cause).__name__}: {cause}); training goes on.")

@@ -16,9 +16,10 @@ from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, 
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.data import ImageSet, read_images
+from skipdit_cli.training.demand import Demand, demand_of
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
+from skipdit_cli.training.samples import SampleSet, read_samples
 from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints
 
@@ -32,7 +33,8 @@ class Session:
     """A run whose flags, data and checkpoint are known to be good; no weights are loaded yet."""
 
     settings: TrainingSettings
-    images: ImageSet
+    samples: SampleSet
+    num_frames: int | None
     checkpoint: Path | None
     accelerator: Accelerator
 
@@ -48,18 +50,14 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     return find_folder(named_model(model, preset), **arguments)
 
 
-def num_classes(folder: Path) -> int:
-    """
+def demand(folder: Path) -> Demand:
+    """What the model in a pipeline folder asks of its data.
+
     Raises:
-        UsageError: The transformer's config in the pipeline folder is missing or has no class count.
+        UsageError: The config of its transformer is missing, or of a kind that is not trained here.
     """
     path = folder / "transformer" / "config.json"
-    config = read_json(path)
-    count = config.get("num_embeds_ada_norm")
-    if not isinstance(count, int) or "video_length" in config:
-        kind = config.get("_class_name")
-        raise UsageError(f"{path} is of a {kind}; what can be trained here is a class-conditional image DiT.")
-    return count
+    return demand_of(read_json(path), path)
 
 
 def check_apart(output: Path, model: Path) -> None:
@@ -71,8 +69,11 @@ def check_apart(output: Path, model: Path) -> None:
         raise UsageError(f"Got --output {output}, which is the model's own folder; give another -o.")
 
 
-def begin(settings: TrainingSettings, num_classes: int) -> Session:
+def begin(settings: TrainingSettings, demand: Demand) -> Session:
     """Check all that can be checked without weights, and read the data.
+
+    Args:
+        demand: What the model asks of it.
 
     Raises:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
@@ -82,11 +83,12 @@ def begin(settings: TrainingSettings, num_classes: int) -> Session:
         parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
     accelerator = make_accelerator(settings)
-    images = read_images(settings.data)
+    num_frames = settings.clip_frames(demand.video_length)
+    samples = read_samples(settings.data, demand, ((num_frames or 1) - 1) * settings.frame_stride + 1)
     if accelerator.is_main_process:
-        console.say(str(images))
-    images.check_labels(num_classes)
-    return Session(settings, images, checkpoint, accelerator)
+        console.say(str(samples))
+    samples.check_labels(demand.num_classes)
+    return Session(settings, samples, num_frames, checkpoint, accelerator)
 
 
 def train(session: Session, pipe, only_branches: bool = False, trunk: Path | None = None) -> Outcome:
@@ -96,7 +98,7 @@ def train(session: Session, pipe, only_branches: bool = False, trunk: Path | Non
         trunk: The pipeline folder whose files stay as they are when only branches are trained.
     """
     settings, accelerator = session.settings, session.accelerator
-    trainer = Trainer(pipe, session.images, settings, accelerator, only_branches)
+    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches)
     if session.checkpoint is not None:
         trainer.resume(session.checkpoint)
         if accelerator.is_main_process:

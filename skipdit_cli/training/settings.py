@@ -12,9 +12,10 @@ from skipdit_cli.errors import UsageError, nearest
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard")
+PLACES = ("center", "random")
 FREE_TO_CHANGE = (
-    "data output checkpointing_steps checkpoints_total_limit resume_from_checkpoint force_config validation_steps "
-    "report_to dataloader_num_workers gradient_checkpointing overwrite"
+    "data output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint force_config "
+    "validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite"
 ).split()
 
 
@@ -26,14 +27,33 @@ def _setting(default, help: str, panel: str | None = None):
 class TrainingSettings:
     """The flags of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
 
-    data: str | None = _setting(None, "Folder of images (class directories or metadata.jsonl), or 'digits'.")
+    data: str | None = _setting(
+        None, "Folder of images or videos: class directories, or metadata.jsonl. Or 'digits', 'moving-digits'."
+    )
     output: Path | None = _setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
     overwrite: bool = _setting(False, "Delete an existing output first.")
     random_flip: bool = _setting(False, "Mirror half of the images, drawn anew each time.")
     label_dropout: float = _setting(0.1, "Share of labels replaced by the null class, for guidance.")
-    dataloader_num_workers: int = _setting(0, "Processes that read images.")
+    crop: str = _setting("center", "Which square of a picture: center, or random, drawn anew each time.")
+    cache_latents: Path | None = _setting(
+        None, "Folder where the VAE's latents, and texts encoded, are kept for this run and later ones."
+    )
+    dataloader_num_workers: int = _setting(0, "Processes that read the data.")
 
-    train_batch_size: int = _setting(32, "Images per process and forward.", "Optimisation")
+    num_frames: int | None = _setting(
+        None, "Frames of a clip; as many as the model was made for if not given.", "Video"
+    )
+    frame_stride: int = _setting(1, "Take every N-th frame of the file.", "Video")
+    clip: str | None = _setting(
+        None,
+        "Which clip of a video: center, or random, drawn anew each time; random but for --cache-latents.",
+        "Video",
+    )
+    image_frames: int = _setting(
+        0, "Single frames of other videos trained on beside each clip, as Latte does.", "Video"
+    )
+
+    train_batch_size: int = _setting(32, "Samples per process and forward.", "Optimisation")
     gradient_accumulation_steps: int = _setting(1, "Forwards per optimizer step.", "Optimisation")
     max_train_steps: int = _setting(1000, "Optimizer steps in all.", "Optimisation")
     learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", "Optimisation")
@@ -62,25 +82,34 @@ class TrainingSettings:
             UsageError: A value out of range, an unknown name, a missing flag or package, an output in the way.
         """
         if self.data is None:
-            raise UsageError("Got no --data but expected a folder of images, or --data digits.")
+            raise UsageError("Got no --data but expected a folder of images or videos, or --data digits.")
         if self.output is None:
             raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
         for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"):
             self._at_least(name, 1)
         for name in ("lr_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed", "validation_steps"):
             self._at_least(name, 0)
-        if self.checkpoints_total_limit is not None:
-            self._at_least("checkpoints_total_limit", 1)
+        for name in ("checkpoints_total_limit", "num_frames"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 1)
+        self._at_least("frame_stride", 1)
+        self._at_least("image_frames", 0)
         if not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected 0 <= value < 1.")
-        for name, allowed in (("lr_scheduler", SCHEDULES), ("mixed_precision", PRECISIONS), ("report_to", TRACKERS)):
+        choices = {"lr_scheduler": SCHEDULES, "mixed_precision": PRECISIONS, "report_to": TRACKERS}
+        for name, allowed in {**choices, "clip": (*PLACES, None), "crop": PLACES}.items():
             value = getattr(self, name)
             if value not in allowed:
                 expected = f"but expected one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 raise UsageError(f"Got {_flag(name)} {value} {expected}")
+        for name in ("clip", "crop"):
+            if self.cache_latents is not None and getattr(self, name) == "random":
+                raise UsageError(
+                    f"Got {_flag(name)} random with --cache-latents, which keeps one latent a sample; expected center."
+                )
         self._check_output()
         if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
             raise UsageError(
@@ -106,9 +135,33 @@ class TrainingSettings:
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise UsageError(f"Cannot write to {output}: {above} is no writable folder; give another -o.")
 
+    @property
+    def random_clip(self) -> bool:
+        return self.clip == "random" or (self.clip is None and self.cache_latents is None)
+
+    def clip_frames(self, video_length: int | None) -> int | None:
+        """The number of frames of a clip for a model of videos; None for one of images.
+
+        Args:
+            video_length: The most frames the model has positions for; None for a model of images.
+        Raises:
+            UsageError: Too many, or a flag of video for a model of images.
+        """
+        if video_length is not None:
+            frames = self.num_frames or video_length
+            if frames > video_length:
+                raise UsageError(f"Got --num-frames {frames} but the model has positions for 1..{video_length}.")
+            return frames
+        for name in ("num_frames", "frame_stride", "image_frames"):
+            value = getattr(self, name)
+            if value not in (None, 0, 1):
+                raise UsageError(f"Got {_flag(name)} {value}, but this model makes images; leave the flag out.")
+        return None
+
     def recorded(self) -> dict:
         """The settings that a resumed run must share with its checkpoint."""
         held = {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
+        held["clip"] = "random" if self.random_clip else "center"
         if self.lr_scheduler.startswith("constant"):
             del held["max_train_steps"]  # it bends no schedule: a longer run goes on as the shorter one began
         return held

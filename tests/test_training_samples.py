@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.data import Pixels, centre_crop, read_images
+from skipdit_cli.training.demand import Demand
+from skipdit_cli.training.order import Choice
+from skipdit_cli.training.pixels import Pixels, crop
+from skipdit_cli.training.samples import read_samples
+
+IMAGES = Demand(num_classes=10)
+
+
+def read_images(source):
+    return read_samples(source, IMAGES)
 
 
 def picture(path, value=128, size=(12, 8), mode="RGB"):
@@ -20,7 +29,7 @@ def picture(path, value=128, size=(12, 8), mode="RGB"):
 def test_digits_are_sixteen_greys_of_eight_by_eight():
     images = read_images("digits")
     assert str(images) == "1,797 images, 10 classes, 0 skipped"
-    pixels, label = Pixels(images, 8, 1)[0, False]
+    pixels, label, *_ = Pixels(images, 8, 1)[Choice(0)]
     assert pixels.shape == (1, 8, 8) and label == 0 and pixels.min() == -1 and pixels.max() <= 1
     sixteenths = (pixels + 1) * 8
     assert (sixteenths - sixteenths.round()).abs().max() < 0.05
@@ -32,8 +41,8 @@ def test_class_directories_by_name_and_by_number(tmp_path):
     for name in ("2", "10", "0"):
         picture(tmp_path / "numbers" / name / "a.jpg")
         (tmp_path / "numbers" / name / "notes.txt").write_text("no image")
-    assert read_images(str(tmp_path / "names")).labels == [0, 1]
-    assert sorted(read_images(str(tmp_path / "numbers")).labels) == [0, 2, 10]
+    assert read_images(str(tmp_path / "names")).conditions == [0, 1]
+    assert sorted(read_images(str(tmp_path / "numbers")).conditions) == [0, 2, 10]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -44,7 +53,7 @@ def test_metadata_files(tmp_path, suffix):
     lines = [json.dumps({"file_name": name, "label": label}) for name, label in rows]
     csv = ["file_name,label", *(f"{name},{label}" for name, label in rows)]
     (tmp_path / f"metadata.{suffix}").write_text("\n".join(lines if suffix == "jsonl" else csv))
-    assert read_images(str(tmp_path)).labels == [7, 3]
+    assert read_images(str(tmp_path)).conditions == [7, 3]
 
 
 def damaged(folder, good: int, bad: int):
@@ -98,13 +107,13 @@ def test_labels_must_be_classes_of_the_model(tmp_path):
 def test_crop_resize_grey_and_mirror(tmp_path):
     picture(tmp_path / "0" / "wide.png", 200, size=(100, 40))
     images = read_images(str(tmp_path))
-    colour, _ = Pixels(images, 16, 3)[0, False]
+    colour = Pixels(images, 16, 3)[Choice(0)][0]
     assert colour.shape == (3, 16, 16)
     assert torch.allclose(colour[:, 8, 8], torch.tensor([200 / 127.5 - 1, -1.0, 1.0]), atol=1e-6)
-    assert Pixels(images, 16, 1)[0, False][0].shape == (1, 16, 16)
+    assert Pixels(images, 16, 1)[Choice(0)][0].shape == (1, 16, 16)
 
     ramp = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    assert centre_crop(ramp, 8) is ramp
+    assert crop(ramp, 8) is ramp
     ramp.save(tmp_path / "0" / "wide.png")
-    plain, mirrored = (Pixels(read_images(str(tmp_path)), 8, 1)[0, flip][0] for flip in (False, True))
+    plain, mirrored = (Pixels(read_images(str(tmp_path)), 8, 1)[Choice(0, flip)][0] for flip in (False, True))
     assert torch.equal(plain.flip(-1), mirrored) and not torch.equal(plain, mirrored)

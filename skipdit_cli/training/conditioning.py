@@ -1,0 +1,71 @@
+"""What a model is told about a sample, as arguments of its forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from skipdit_cli.training.listing import Condition
+
+
+class ClassConditioning:
+    """Class ids; a dropped one becomes the id past the last, which means no class."""
+
+    def __init__(self, num_classes: int):
+        self.null_label = num_classes
+
+    def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
+        """
+        Args:
+            conditions: B class ids.
+            dropped: (B,) bool.
+        """
+        labels = torch.where(dropped, self.null_label, torch.tensor(conditions))
+        return {"class_labels": labels.to(device)}
+
+
+class NoConditioning:
+    """A model of nothing but noise and time."""
+
+    def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
+        return {}
+
+
+class CaptionConditioning:
+    """Captions through the pipeline's own ``encode_prompt``; a dropped one becomes the empty text.
+
+    Args:
+        pipe: A pipeline with tokenizer and text encoder.
+        remembered: How many texts are kept encoded.
+    """
+
+    def __init__(self, pipe, remembered: int = 4096):
+        self.pipe = pipe
+        pipe.text_encoder.requires_grad_(False).eval()
+        self.encode = lru_cache(maxsize=remembered)(self._encode)
+
+    def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
+        """``encoder_hidden_states`` (B, tokens, channels), and a mask of which tokens are a sample's own."""
+        texts = ["" if drop else text for text, drop in zip(conditions, dropped.tolist())]
+        encoded = [self.encode(text) for text in texts]
+        mask = pad_sequence([torch.ones(len(tokens)) for tokens in encoded], batch_first=True)
+        padded = pad_sequence(encoded, batch_first=True)
+        return {"encoder_hidden_states": padded.to(device), "encoder_attention_mask": mask.to(device)}
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> torch.Tensor:
+        """(tokens, channels), float32, on the CPU."""
+        embeddings, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, mask_feature=True)
+        return embeddings[0].float().cpu()
+
+
+def conditioning_of(pipe):
+    """What the pipeline's transformer is told."""
+    config = pipe.transformer.config
+    if "caption_channels" in config:
+        return CaptionConditioning(pipe)
+    classes = config.num_embeds_ada_norm
+    return NoConditioning() if classes is None else ClassConditioning(classes)

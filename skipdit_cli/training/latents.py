@@ -1,0 +1,97 @@
+"""Latents of clips and images: encoded at each step, or once and kept (``--cache-latents``)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from torch.utils.data import Dataset
+
+from skipdit_cli import console
+from skipdit_cli.errors import SkipditError
+from skipdit_cli.training.listing import Condition
+from skipdit_cli.training.order import Choice
+from skipdit_cli.training.pixels import Pixels
+from skipdit_cli.training.store import Store, fingerprint
+
+FRAMES_AT_ONCE = 16
+
+
+@torch.no_grad()
+def moments(vae, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean and logarithm of the variance of the VAE's posterior, frame by frame.
+
+    Args:
+        pixels: (B, C, [F,] H, W) in [-1, 1].
+    Returns:
+        (B, 2c, [F,] h, w).
+    """
+    if pixels.ndim == 4:
+        return torch.cat([vae.encode(some).latent_dist.parameters for some in pixels.split(FRAMES_AT_ONCE)])
+    frames = moments(vae, pixels.transpose(1, 2).flatten(0, 1))
+    return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+
+
+class Latents(Dataset):
+    """In the place of ``Pixels``: what ``moments`` makes of its middle clips and middle squares, kept in a store.
+
+    An entry depends on the content of the file, the weights of the VAE, and every setting that shapes the clip; it is
+    made where one of them is new.
+
+    Args:
+        device: Where the VAE is.
+    """
+
+    def __init__(self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool):
+        self.pixels, self.vae, self.store, self.device = pixels, vae, store, device
+        self.made = {
+            "vae": fingerprint(vae),
+            "size": pixels.size,
+            "mode": pixels.mode,
+            "num_frames": pixels.num_frames,
+            "frame_stride": pixels.frame_stride,
+        }
+        with ThreadPoolExecutor() as pool:
+            self.digests = list(pool.map(pixels.samples.digest, range(len(pixels))))
+        self.variants = (False, True) if mirrored else (False,)
+
+    def encode(self, rank: int = 0, world: int = 1) -> None:
+        """Make what is missing of this process's share."""
+        mine = [Choice(i, flip) for i in range(rank, len(self), world) for flip in self.variants]
+        missing = [choice for choice in mine if self.store.read(self.key(choice)) is None]
+        console.say(f"latents: {len(mine) - len(missing):,} of {len(mine):,} are kept in {self.store.folder}")
+        if missing:
+            with console.progress("encode", len(missing)) as advance:
+                for choice in missing:
+                    self.store.get(self.key(choice), lambda choice=choice: self.make(choice))
+                    advance()
+
+    def key(self, choice: Choice) -> dict:
+        return {**self.made, "content": self.digests[choice.index], "mirrored": choice.mirrored}
+
+    def make(self, choice: Choice) -> torch.Tensor:
+        pixels = self.pixels[replace(choice, images=())][0]
+        return moments(self.vae, pixels[None].to(self.device))[0].cpu()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, choice: Choice) -> tuple[torch.Tensor, Condition, torch.Tensor | None, list[Condition]]:
+        """As ``Pixels``, moments instead of pixels; images beside a clip are frames of other samples' clips."""
+        extra = [self.frame(image) for image in choice.images]
+        conditions = self.pixels.samples.conditions
+        others = [conditions[image.index] for image in choice.images]
+        return self.held(choice), conditions[choice.index], torch.stack(extra) if extra else None, others
+
+    def held(self, choice: Choice) -> torch.Tensor:
+        tensor = self.store.read(self.key(choice))
+        if tensor is None:
+            raise SkipditError(f"{self.store.path(self.key(choice))} is gone or damaged; run again to make it anew.")
+        return tensor
+
+    def frame(self, choice: Choice) -> torch.Tensor:
+        """(2c, 1, h, w)."""
+        clip = self.held(choice)
+        at = int(choice.start * clip.shape[1])
+        return clip[:, at : at + 1]

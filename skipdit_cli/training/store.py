@@ -1,0 +1,61 @@
+"""Tensors that are computed once and kept, in a folder, by the content of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from skipdit_cli.errors import SkipditError
+from skipdit_cli.media.files import replacing
+
+
+class Store:
+    """``FOLDER/ab/abcdef....safetensors``, one tensor each. Two runs may use one folder at the same time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, key: dict) -> Path:
+        """Where the tensor of a key (anything JSON can hold) is."""
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def read(self, key: dict) -> torch.Tensor | None:
+        """The tensor, or None where there is none, or a damaged one."""
+        try:
+            return load_file(self.path(key))["tensor"]
+        except (OSError, KeyError, SafetensorError):
+            return None
+
+    def get(self, key: dict, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The tensor; made and kept if it is not there.
+
+        Raises:
+            SkipditError: It could not be written.
+        """
+        held = self.read(key)
+        if held is not None:
+            return held
+        made, path = make().contiguous(), self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part:
+                save_file({"tensor": made}, part)
+        except (OSError, SafetensorError) as cause:
+            raise SkipditError(f"Cannot keep {path}: {cause}; give another --cache-latents.") from cause
+        return made
+
+
+def fingerprint(module) -> str:
+    """A hash of a model's config and of the bytes of its weights."""
+    digest = hashlib.sha256(json.dumps(dict(module.config), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
