@@ -6,27 +6,47 @@ import contextlib
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands import options
+from skipdit_cli.commands import demo_page, options
 
+Video = Annotated[bool, typer.Option("--video", help="Handwritten digits in motion instead of still ones.")]
 Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", min=13, help="Denoising steps.")]
-TrainSteps = Annotated[int, typer.Option(min=1, help="Optimizer steps of each stage of training.")]
-PerDigit = Annotated[int, typer.Option(min=1, help="Samples of each digit.")]
+TrainSteps = Annotated[
+    int | None, typer.Option(min=1, help="Optimizer steps of each stage of training.", show_default=False)
+]
+PerDigit = Annotated[int | None, typer.Option(min=1, help="Samples of each digit.", show_default=False)]
 Rounds = Annotated[int, typer.Option(min=1, help="How often every case is timed.")]
 GUIDANCE = 1.5
+
+
+@dataclass(frozen=True)
+class Show:
+    """What the demo shows. ``data`` is a folder below the output, written first; without it the preset's own."""
+
+    preset: str
+    samples_per_digit: int
+    train_steps: int
+    batch_size: int
+    data: str | None = None
+
+
+STILL = Show("digits", samples_per_digit=7, train_steps=100, batch_size=64)
+MOVING = Show("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, data="videos")
 
 
 def demo(
     ctx: typer.Context,
     output: options.Output = Path("skipdit-demo"),
+    video: Video = False,
     num_inference_steps: Steps = 50,
-    train_steps: TrainSteps = 100,
-    samples_per_digit: PerDigit = 7,
+    train_steps: TrainSteps = None,
+    samples_per_digit: PerDigit = None,
     rounds: Rounds = 2,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -34,7 +54,8 @@ def demo(
 ) -> None:
     """See all of it work on handwritten digits, in 3 minutes.
 
-    Converts, trains, samples and benches the embedded model: no GPU, no network. Leaves a page with pictures.
+    Converts, trains, samples and benches the embedded model: no GPU, no network. Leaves a page with pictures. With
+    --video the digits move; the model is trained on mp4 files that are written first, and the page has animations.
     """
     import torch
 
@@ -45,30 +66,35 @@ def demo(
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
+    show = MOVING if video else STILL
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-        commands = _train(ctx, output, train_steps)
+        commands = _train(ctx, output, show, train_steps or show.train_steps)
     console.use_json(json)
-    labels = [digit for digit in range(10) for _ in range(samples_per_digit)]
+    labels = [digit for digit in range(10) for _ in range(samples_per_digit or show.samples_per_digit)]
     sampling = {"guidance_scale": GUIDANCE, "seed": 0, "batch_size": len(labels)}
     sampling["num_inference_steps"] = num_inference_steps
-    pipe, vanilla = open_model(str(output / "model")), open_model(None, "digits")
+    pipe, vanilla = open_model(str(output / "model")), open_model(None, show.preset)
     bench = Bench(pipe, _policies(num_inference_steps), labels, vanilla=vanilla, **sampling)
     with console.progress("bench", bench.steps(rounds)) as advance:
         rows = bench.run(rounds, advance=advance)
-    report = bench.report(rows, "digits", {**sampling, "class_labels": labels, "rounds": rounds})
-    _save(output, report, bench.generated, labels, commands, samples_per_digit)
-    console.table(*_table(rows))
-    console.say(_summary(rows))
+    report = bench.report(rows, show.preset, {**sampling, "class_labels": labels, "rounds": rounds})
+    demo_page.save(output, report, bench.generated, labels, commands)
+    console.table(*demo_page.table(rows))
+    console.say(demo_page.summary(rows))
     console.say(f"The report, with all pictures: {output}/report.html")
     console.emit({**report, "command": "demo", "output": str(output)})
 
 
-def _train(ctx: typer.Context, output: Path, steps: int) -> list[str]:
+def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str]:
     """Convert the embedded model and train it in the paper's two stages, by the commands a user would give."""
     folder = shlex.quote(str(output))
-    run = f"--preset digits --train-batch-size 64 --max-train-steps {steps}"
+    run = f"--preset {show.preset} --train-batch-size {show.batch_size} --max-train-steps {steps}"
+    if show.data is not None:
+        written = _write_videos(output / show.data)
+        console.say(f"Wrote {written} videos of moving digits, in {output / show.data}/DIGIT/NUMBER.mp4.")
+        run += f" --data {folder}/{show.data}"
     commands = [
-        f"convert --preset digits -o {folder}/converted",
+        f"convert --preset {show.preset} -o {folder}/converted",
         f"finetune -m {folder}/converted {run} --train skip -o {folder}/stage1",
         f"finetune -m {folder}/stage1 {run} --train all --learning-rate 2e-4 -o {folder}/model",
     ]
@@ -80,6 +106,22 @@ def _train(ctx: typer.Context, output: Path, steps: int) -> list[str]:
     return commands
 
 
+def _write_videos(folder: Path, per_digit: int = 4, scale: int = 4) -> int:
+    """mp4 files of moving digits, in class directories, for ``finetune`` to read."""
+    from skipdit_cli import media
+    from skipdit_cli.training import digits
+
+    indices = [index for label in range(10) for index in digits.showing(label)[:per_digit]]
+    with console.progress("write", len(indices)) as advance:
+        for index in indices:
+            target = folder / str(digits.label(index)) / f"{index:05d}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            frames = digits.moving_digit(index).repeat(scale, 1).repeat(scale, 2)[..., None].repeat(3, 3)
+            media.save_video(frames, target, fps=8, metadata={"digit": digits.label(index), "scan": index})
+            advance()
+    return len(indices)
+
+
 def _policies(steps: int) -> list:
     """The paper's schedule, then ours: fewer full steps, placed late, the residual forecast."""
     from skipdit_cli.cache import CachePolicy
@@ -88,51 +130,3 @@ def _policies(steps: int) -> list:
         CachePolicy(1, full_steps=m, forecast="taylor2", target="residual") for m in (13 * steps // 50, steps // 5)
     ]
     return [*(CachePolicy(1, interval=k) for k in (2, 3, 5)), *ours]
-
-
-def _table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    from skipdit_cli.measure.report import table
-
-    columns, lines = table(rows)
-    return [*columns, "read"], [[*line, f"{row['recognised']:.0%}"] for line, row in zip(lines, rows)]
-
-
-def _summary(rows: list[dict]) -> str:
-    cached = max((row for row in rows if row["case"] == "skip-cache"), key=lambda row: row["psnr"] or 100)
-    shares = {"vanilla": rows[0], "Skip-DiT": next(row for row in rows if row["case"] == "skip"), "cached": cached}
-    said = ", ".join(f"{name} {row['recognised']:.1%}" for name, row in shares.items())
-    return (
-        f"Digits read by a machine trained on real ones: {said}. Closest to uncached: {cached['schedule']} with "
-        f"{cached['forecast']} on the {cached['cache_target']}, {cached['psnr']:.1f} dB at "
-        f"{cached['speedup_vs_vanilla']:.2f} times vanilla's speed (limit {cached['limit']:.2f} of Skip-DiT's)."
-    )
-
-
-def _save(folder: Path, report: dict, generated: list, labels: list[int], commands: list[str], columns: int) -> None:
-    """The share of digits read into each row; pictures, bench files and the page into the folder."""
-    from skipdit_cli import media
-    from skipdit_cli.measure import page
-    from skipdit_cli.measure.digits import recognised
-    from skipdit_cli.measure.report import READING, save_report
-
-    rows, figures = report["rows"], []
-    for at, (row, made) in enumerate(zip(rows, generated)):
-        row["recognised"] = recognised(made.images, labels)
-        name, words = f"{at:02d}-{row['case']}.png", row["schedule"] or f"{row['steps']} steps"
-        media.save_png(media.grid(made.images, columns, scale=5, smooth=True), folder / name, {"demo": row})
-        if row["case"] != "vanilla-cache":
-            figures.append(page.picture(name, f"{row['case']}, {words}: {row['recognised']:.0%} read", width=280))
-    save_report(report, folder)
-    parts = [
-        page.paragraph(_summary(rows)),
-        page.heading("What was run"),
-        *(page.command(f"skipdit {text}") for text in commands),
-        page.heading("Speed and quality"),
-        page.table(*_table(rows)),
-        page.paragraph(READING + " read: digits that a support vector machine trained on real ones reads right."),
-        *(page.paragraph(note) for note in report["notes"]),
-        page.picture("bench.png", "Speed against quality."),
-        page.heading("The samples: one row a digit, every picture from the same noise"),
-        *figures,
-    ]
-    page.save_page(folder / "report.html", "skipdit demo: handwritten digits", parts)

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-CANVAS, LENGTH, COPIES = 16, 32, 8
+CANVAS, LENGTH, COPIES = 12, 32, 8
+DIRECTIONS = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
 
 
 def count() -> int:
@@ -20,9 +21,14 @@ def label(index: int) -> int:
     return int(labels[index % len(pictures)])
 
 
+def showing(digit: int) -> list[int]:
+    """The videos of a digit, a scan of another hand each."""
+    return np.flatnonzero(scans()[1] == digit).tolist()
+
+
 def moving_digit(index: int) -> np.ndarray:
-    """Video ``index``: uint8 (LENGTH, CANVAS, CANVAS), grey. The scan, 8x8 and unchanged, goes a pixel a frame in one
-    of eight directions and bounces off the walls; start and direction are drawn from ``index``."""
+    """Video ``index``: uint8 (LENGTH, CANVAS, CANVAS), grey. The scan, 8x8 and unchanged, goes a pixel a frame along a
+    diagonal and bounces off the walls; start and direction are drawn from ``index``."""
     pictures, _ = scans()
     scan = pictures[index % len(pictures)]
     rng = np.random.default_rng(index)
@@ -34,9 +40,6 @@ def moving_digit(index: int) -> np.ndarray:
         top, left = _reflected(start + at * step, room)
         frame[top : top + len(scan), left : left + len(scan)] = scan
     return frames
-
-
-DIRECTIONS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
 
 
 def _reflected(place: np.ndarray, room: int) -> np.ndarray:
