@@ -289,9 +289,14 @@ def next_batch(batches: Iterator[Batch]) -> Batch:
     """
     try:
         return next(batches)
-    except SkipditError as cause:  # from a process of the loader it comes wrapped in that process's traceback
+    except SkipditError as cause:
+        if not str(cause).startswith("Caught"):
+            raise
+        # A process of the loader sends its whole traceback as the message, whose last line is the error.
         raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
     except RuntimeError as cause:
+        if "DataLoader worker" not in str(cause):
+            raise
         why = str(cause).strip().splitlines()[0].rstrip(".")
         raise SkipditError(
             f"A process that reads the data died ({why}); try a smaller --dataloader-num-workers."

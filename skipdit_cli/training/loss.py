@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """Means over a batch: ``total`` carries the gradient, ``mse`` and ``vb`` (bits; 0 without) are for the record."""
 
     total: torch.Tensor

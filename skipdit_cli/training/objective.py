@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -43,8 +43,8 @@ class Objective:
         count, frames = len(images) // len(x0), x0.shape[2]
         beside = replace(beside, t=drawn.t.repeat_interleave(count))
         others = self.losses(model, images, beside, batch.image_conditions, enable_temporal_attentions=False)
-        pairs = zip(astuple(losses), astuple(others))
-        return Losses(*((frames * one + count * other) / (frames + count) for one, other in pairs))
+        weighted = ((frames * one + count * other) / (frames + count) for one, other in zip(losses, others))
+        return Losses(*weighted)
 
     def draw(self, pixels: torch.Tensor, key: tuple[int, ...]) -> tuple[torch.Tensor, Draws]:
         """What the model is to restore, and the noise and timesteps for it."""
