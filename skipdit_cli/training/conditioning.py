@@ -8,7 +8,11 @@ from functools import lru_cache
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from skipdit_cli.errors import UsageError
 from skipdit_cli.training.listing import Condition
+from skipdit_cli.training.store import Store, fingerprint
+
+REMEMBERED = 4096
 
 
 class ClassConditioning:
@@ -38,14 +42,22 @@ class CaptionConditioning:
     """Captions through the pipeline's own ``encode_prompt``; a dropped one becomes the empty text.
 
     Args:
-        pipe: A pipeline with tokenizer and text encoder.
-        remembered: How many texts are kept encoded.
+        pipe: A pipeline with tokenizer and text encoder, which goes to ``device``.
+        store: Where encoded texts are kept; without it the last ``REMEMBERED`` are, in memory.
+    Raises:
+        UsageError: The pipeline has no text encoder.
     """
 
-    def __init__(self, pipe, remembered: int = 4096):
+    def __init__(self, pipe, device: torch.device, store: Store | None = None):
+        if pipe.text_encoder is None:
+            raise UsageError(
+                "The model's folder has no text encoder to read captions with; 'skipdit convert' adds one."
+            )
         self.pipe = pipe
-        pipe.text_encoder.requires_grad_(False).eval()
-        self.encode = lru_cache(maxsize=remembered)(self._encode)
+        pipe.text_encoder.to(device).requires_grad_(False).eval()
+        self.encode = lru_cache(maxsize=REMEMBERED)(self._encode if store is None else self._kept)
+        if store is not None:
+            self.store, self.made = store, {"text_encoder": fingerprint(pipe.text_encoder, {})}
 
     def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
         """``encoder_hidden_states`` (B, tokens, channels), and a mask of which tokens are a sample's own."""
@@ -55,17 +67,25 @@ class CaptionConditioning:
         padded = pad_sequence(encoded, batch_first=True)
         return {"encoder_hidden_states": padded.to(device), "encoder_attention_mask": mask.to(device)}
 
+    def _kept(self, text: str) -> torch.Tensor:
+        return self.store.get({**self.made, "text": text}, lambda: self._encode(text))
+
     @torch.no_grad()
     def _encode(self, text: str) -> torch.Tensor:
         """(tokens, channels), float32, on the CPU."""
-        embeddings, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, mask_feature=True)
+        device = self.pipe.text_encoder.device
+        embeddings, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, device=device)
         return embeddings[0].float().cpu()
 
 
-def conditioning_of(pipe):
-    """What the pipeline's transformer is told."""
+def conditioning_of(pipe, device: torch.device, store: Store | None = None):
+    """What the pipeline's transformer is told.
+
+    Args:
+        store: Where encoded texts are kept.
+    """
     config = pipe.transformer.config
     if "caption_channels" in config:
-        return CaptionConditioning(pipe)
+        return CaptionConditioning(pipe, device, store)
     classes = config.num_embeds_ada_norm
     return NoConditioning() if classes is None else ClassConditioning(classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -46,7 +47,7 @@ class Latents(Dataset):
     def __init__(self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool):
         self.pixels, self.vae, self.store, self.device = pixels, vae, store, device
         self.made = {
-            "vae": fingerprint(vae),
+            "vae": fingerprint(vae, vae.config),
             "size": pixels.size,
             "mode": pixels.mode,
             "num_frames": pixels.num_frames,
@@ -60,12 +61,12 @@ class Latents(Dataset):
         """Make what is missing of this process's share."""
         mine = [Choice(i, flip) for i in range(rank, len(self), world) for flip in self.variants]
         missing = [choice for choice in mine if self.store.read(self.key(choice)) is None]
-        console.say(f"latents: {len(mine) - len(missing):,} of {len(mine):,} are kept in {self.store.folder}")
-        if missing:
-            with console.progress("encode", len(missing)) as advance:
-                for choice in missing:
-                    self.store.get(self.key(choice), lambda choice=choice: self.make(choice))
-                    advance()
+        if rank == 0:
+            console.say(f"{len(mine) - len(missing):,} of {len(mine):,} latents are kept in {self.store.folder}.")
+        with console.progress("encode", len(missing)) if missing else nullcontext() as advance:
+            for choice in missing:
+                self.store.get(self.key(choice), lambda choice=choice: self.make(choice))
+                advance()
 
     def key(self, choice: Choice) -> dict:
         return {**self.made, "content": self.digests[choice.index], "mirrored": choice.mirrored}

@@ -76,10 +76,11 @@ class Trainer:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
         self.recorded["processes"] = self.accelerator.num_processes
+        store = None if settings.cache_latents is None else Store(settings.cache_latents)
         pixels = Pixels(samples, *pixel_shape(pipe), num_frames, settings.frame_stride)
-        self.data = pixels if settings.cache_latents is None else self.encoded(pixels)
-        numbers = (self.accelerator.device, settings.seed, settings.label_dropout)
-        self.objective = Objective(pipe, *numbers, encoded=isinstance(self.data, Latents))
+        self.data = pixels if store is None else self.encoded(pixels, store)
+        device = self.accelerator.device
+        self.objective = Objective(pipe, device, settings.seed, settings.label_dropout, store)
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
         self.grid = grid_run(samples, pipe.transformer.config, num_frames)
         self.schedule = make_schedule(optimizer, settings)
@@ -191,13 +192,12 @@ class Trainer:
         """The loss of micro-batch number ``micro``."""
         return self.objective(self.model, batch, micro, self.accelerator.process_index)
 
-    def encoded(self, pixels: Pixels) -> Latents:
+    def encoded(self, pixels: Pixels, store: Store) -> Latents:
         """The latents of all samples, each made once and kept."""
-        settings, accelerator = self.settings, self.accelerator
+        accelerator = self.accelerator
         if self.pipe.vae is None:
             raise UsageError("Got --cache-latents, but this model works on pixels; leave the flag out.")
-        store = Store(settings.cache_latents)
-        latents = Latents(pixels, self.pipe.vae, store, accelerator.device, settings.random_flip)
+        latents = Latents(pixels, self.pipe.vae, store, accelerator.device, self.settings.random_flip)
         latents.encode(accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         return latents

@@ -13,6 +13,7 @@ from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.loss import DiffusionLoss, Losses
 from skipdit_cli.training.order import LATENT, NOISE, Draws, draw, generator
 from skipdit_cli.training.pixels import Batch
+from skipdit_cli.training.store import Store
 
 
 class Objective:
@@ -20,13 +21,13 @@ class Objective:
 
     Args:
         device: Where the losses are computed.
-        encoded: Batches hold the moments of latents (see ``Latents``) instead of pixels.
+        store: Where what is made once is kept: batches hold the moments of ``Latents`` instead of pixels.
     """
 
-    def __init__(self, pipe, device: torch.device, seed: int, label_dropout: float, encoded: bool = False):
+    def __init__(self, pipe, device: torch.device, seed: int, label_dropout: float, store: Store | None = None):
         self.vae, self.device, self.seed, self.label_dropout = pipe.vae, device, seed, label_dropout
-        self.encoded = encoded
-        self.condition = conditioning_of(pipe)
+        self.encoded = store is not None
+        self.condition = conditioning_of(pipe, device, store)
         self.loss = DiffusionLoss(pipe.scheduler.betas).to(device)
 
     def __call__(self, model, batch: Batch, *key: int) -> Losses:

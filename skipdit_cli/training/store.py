@@ -52,9 +52,10 @@ class Store:
         return made
 
 
-def fingerprint(module) -> str:
-    """A hash of a model's config and of the bytes of its weights."""
-    digest = hashlib.sha256(json.dumps(dict(module.config), sort_keys=True, default=str).encode())
+def fingerprint(module, config: dict) -> str:
+    """A hash of the bytes of a model's weights and of what else shapes what it makes."""
+    own = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths, no versions
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
