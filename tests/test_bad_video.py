@@ -13,7 +13,6 @@ from PIL import Image
 from skipdit_cli import media
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-FINETUNE = "--num-frames 4 --train-batch-size 2 --max-train-steps 1"
 
 
 def ffmpeg(*arguments) -> None:
@@ -131,16 +130,12 @@ def lay_out(files: dict, clips: Path, folder: Path) -> Path:
 
 
 def finetune(skipdit, model: Path, data: Path, out: Path, flags: str = ""):
-    own = "" if "--num-frames" in flags else FINETUNE.split(" --train")[0]
-    rest = "--train-batch-size 2 --max-train-steps 1 --train all"
-    arguments = f"{own} {rest} {flags.format(out=out.parent)}".split()
+    arguments = f"--train all --train-batch-size 2 --max-train-steps 1 {flags.format(out=out.parent)}".split()
     return skipdit("finetune", "-m", model, "--data", data, "-o", out, *arguments)
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
 def test_refused_in_one_sentence_and_nothing_written(skipdit, models, clips, tmp_path, case):
-    if case.model == "images":
-        case = Case(case.name, case.files, case.said, case.flags or "--num-frames 1", case.model)
     model, data = models(case.model), lay_out(case.files, clips, tmp_path / "data")
     ran = finetune(skipdit, model, data, tmp_path / "out", case.flags)
     last = ran.stderr.strip().splitlines()[-1]

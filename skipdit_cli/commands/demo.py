@@ -106,7 +106,7 @@ def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str
     return commands
 
 
-def _write_videos(folder: Path, per_digit: int = 4, scale: int = 4) -> int:
+def _write_videos(folder: Path, per_digit: int = 4, scale: int = 8) -> int:
     """mp4 files of moving digits, in class directories, for ``finetune`` to read."""
     from skipdit_cli import media
     from skipdit_cli.training import digits

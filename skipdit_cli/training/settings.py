@@ -100,9 +100,9 @@ class TrainingSettings:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected 0 <= value < 1.")
         choices = {"lr_scheduler": SCHEDULES, "mixed_precision": PRECISIONS, "report_to": TRACKERS}
-        for name, allowed in {**choices, "clip": (*PLACES, None), "crop": PLACES}.items():
+        for name, allowed in {**choices, "clip": PLACES, "crop": PLACES}.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value is not None and value not in allowed:
                 expected = f"but expected one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 raise UsageError(f"Got {_flag(name)} {value} {expected}")
         for name in ("clip", "crop"):
