@@ -22,7 +22,6 @@ TrainSteps = Annotated[
 ]
 PerDigit = Annotated[int | None, typer.Option(min=1, help="Samples of each digit.", show_default=False)]
 Rounds = Annotated[int, typer.Option(min=1, help="How often every case is timed.")]
-GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,12 @@ class Show:
     samples_per_digit: int
     train_steps: int
     batch_size: int
+    guidance_scale: float
     data: str | None = None
 
 
-STILL = Show("digits", samples_per_digit=7, train_steps=100, batch_size=64)
-MOVING = Show("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, data="videos")
+STILL = Show("digits", samples_per_digit=7, train_steps=100, batch_size=64, guidance_scale=1.5)
+MOVING = Show("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, guidance_scale=3.0, data="videos")
 
 
 def demo(
@@ -71,7 +71,7 @@ def demo(
         commands = _train(ctx, output, show, train_steps or show.train_steps)
     console.use_json(json)
     labels = [digit for digit in range(10) for _ in range(samples_per_digit or show.samples_per_digit)]
-    sampling = {"guidance_scale": GUIDANCE, "seed": 0, "batch_size": len(labels)}
+    sampling = {"guidance_scale": show.guidance_scale, "seed": 0, "batch_size": len(labels)}
     sampling["num_inference_steps"] = num_inference_steps
     pipe, vanilla = open_model(str(output / "model")), open_model(None, show.preset)
     bench = Bench(pipe, _policies(num_inference_steps), labels, vanilla=vanilla, **sampling)
