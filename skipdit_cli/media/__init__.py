@@ -1,17 +1,23 @@
-"""Pictures and videos out, with how they were made written into or beside them."""
+"""Pictures and videos in and out; what is written comes with how it was made, in it or beside it."""
 
 from skipdit_cli.media.files import check_target
 from skipdit_cli.media.history import history_file, read_metadata
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
+from skipdit_cli.media.reading import VIDEO_SUFFIXES, VideoFacts, is_frame_folder, probe_video, read_video
 from skipdit_cli.media.video import check_video_size, contact_sheet, save_video, video_grid
 
 __all__ = [
+    "VIDEO_SUFFIXES",
+    "VideoFacts",
     "check_target",
     "check_video_size",
     "contact_sheet",
     "grid",
     "history_file",
+    "is_frame_folder",
+    "probe_video",
     "read_metadata",
+    "read_video",
     "save_npz",
     "save_png",
     "save_video",
