@@ -163,6 +163,31 @@ def test_what_does_not_fit_is_refused(pipe):
             generate(pipe, conditions, **{**QUICK, **settings})
 
 
+class Padded(LattePipeline):
+    """A call such as other pipelines have: texts together, other names and defaults, the older callback."""
+
+    def __call__(
+        self, prompt=None, num_frames=9, num_inference_steps=9, guidance_scale=2.0, height=None, width=None,
+        generator=None, output_type="pil", return_dict=True, callback=None,
+    ):  # fmt: skip
+        def tell(pipe, step, t, tensors):
+            callback(step, t, tensors["latents"])
+            return tensors
+
+        own = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "generator": generator}
+        own |= {"video_length": num_frames, "height": height, "width": width, "output_type": output_type}
+        return super().__call__(prompt, **own, return_dict=False, callback_on_step_end=tell, clean_caption=False)
+
+
+def test_what_a_pipeline_takes_is_read_off_its_call(pipe):
+    other, steps = Padded(**pipe.components), []
+    assert default_guidance(other) == 2.0 and batches(other, [CAT, DOG]) == [slice(0, 2)]
+    made = generate(other, [CAT, DOG], policy=CachePolicy(1), advance=lambda: steps.append(1), **QUICK)
+    assert made.images.shape == (2, 4, 16, 16, 3) and len(steps) == 4 and made.report.reused_steps == 2
+    with pytest.raises(UsageError, match="--negative-prompt red, which a Padded does not take"):
+        generate(other, [CAT], negative_prompt="red", **QUICK)
+
+
 # The command
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
 from skipdit_cli.checkpoints.weights import UNREADABLE, first_line
@@ -27,18 +29,21 @@ def load_vae(name, in_channels: int | None = None, **arguments):
     import diffusers
 
     hub = {key: arguments[key] for key in _READS_CONFIG if key in arguments}
-    for path, subfolder in (places := _places(str(name))):
+    for path, inner in (places := _places(str(name))):
         try:
-            kind = diffusers.AutoencoderKL.load_config(path, subfolder=subfolder, **hub).get("_class_name")
-            if kind not in KINDS:
-                raise UsageError(f"Got --vae {name}, which holds a {kind} but expected one of {', '.join(KINDS)}.")
-            vae = getattr(diffusers, kind).from_pretrained(path, subfolder=subfolder, **arguments)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
+                kind = diffusers.AutoencoderKL.load_config(path, subfolder=inner, **hub).get("_class_name")
+                if kind not in KINDS:
+                    raise UsageError(f"Got --vae {name}, which holds a {kind} but expected one of {', '.join(KINDS)}.")
+                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **arguments)
             break
         except UsageError:
             raise
         except UNREADABLE as cause:
-            if (path, subfolder) == places[-1]:
-                raise UsageError(f"Got --vae {name}, which cannot be read: {first_line(cause)}.") from cause
+            if (path, inner) == places[-1]:
+                where = "" if Path(path).is_dir() else ", from the hub or its local cache"
+                raise UsageError(f"Got --vae {name}, which cannot be read{where}: {first_line(cause)}.") from cause
     if in_channels is not None:
         check_vae(vae, in_channels, name)
     return vae
@@ -60,6 +65,10 @@ def _places(name: str) -> list[tuple[str, str]]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return [(str(folder), "vae" if (folder / "vae").is_dir() else "")]
-    owner, _, rest = name.partition("/")
-    repository, _, inner = rest.partition("/")
-    return [(f"{owner}/{repository}", inner)] if inner and not folder.is_absolute() else [(name, ""), (name, "vae")]
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)((?:/[\w.-]+)*)", name)
+    if folder.is_file() or found is None:
+        raise UsageError(
+            f"Got --vae {name}, which is no folder; give one, or a hub id (OWNER/NAME or OWNER/NAME/FOLDER)."
+        )
+    hub_id, inner = found[1], found[2].lstrip("/")
+    return [(hub_id, inner)] if inner else [(hub_id, ""), (hub_id, "vae")]

@@ -124,9 +124,7 @@ def bench(
         folder = stack.enter_context(replace_folder(output, overwrite)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipe, other = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
-        if not random_weights:
-            check_given(pipe, class_labels, prompts)
-        samples = labels or prompts or _spread(batch_size or (1 if random_weights else 4), pipe)
+        samples = _samples(pipe, labels, prompts, batch_size, random_weights)
         sampling = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": _guidance(guidance_scale, pipe, random_weights),
@@ -158,11 +156,18 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _spread(count: int, pipe) -> list[int] | list[None]:
-    """Labels evenly over the model's classes; None for each sample where it has none, or where a text should stand."""
+def _samples(
+    pipe, labels: list[int] | None, prompts: list[str] | None, batch_size: int | None, random_weights: bool
+) -> list[int] | list[str] | list[None]:
+    """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none, and
+    where random weights have no text."""
     from skipdit_cli.pipelines.text import takes_text
 
-    classes = pipe.transformer.config.num_embeds_ada_norm
+    if not random_weights:
+        check_given(pipe, labels, prompts)
+    count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.num_embeds_ada_norm
+    if labels or prompts:
+        return labels or prompts
     if classes is None or takes_text(pipe):
         return [None] * count
     return [at * classes // count % classes for at in range(count)]

@@ -51,7 +51,7 @@ def _lines(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def check_given(pipe, class_labels: str | None, prompts: list[str] | None) -> None:
+def check_given(pipe, class_labels: object, prompts: list[str] | None) -> None:
     """Whether the flags say what is wanted: classes or texts, and of a model of texts one of the two.
 
     Raises:
@@ -60,6 +60,6 @@ def check_given(pipe, class_labels: str | None, prompts: list[str] | None) -> No
     from skipdit_cli.pipelines.text import takes_text
 
     if prompts is not None and class_labels is not None:
-        raise UsageError(f"Got --prompt and --class-labels {class_labels}; give the one that the model is of.")
+        raise UsageError("Got --prompt and --class-labels; give the one that the model is of.")
     if prompts is None and class_labels is None and takes_text(pipe):
         raise UsageError("Got no --prompt, but this is a model of texts; give --prompt TEXT or --prompts-file FILE.")

@@ -101,6 +101,7 @@ def sample(
     A video goes to clip.mp4 or clip.gif, with clip.json (how it was made) and clip.png (its frames) beside it.
 
     skipdit sample --preset digits --class-labels 0,1,2,3 --cache-layers 1 -o digits.png
+    skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
@@ -206,7 +207,8 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
     count = len(made.latents)
     kind = "image" if made.images.ndim == 4 else "video"
-    plural = "s" * (count > 1) + (f" of {made.images.shape[1]} frames" if kind == "video" else "")
+    frames = made.images.shape[1]
+    plural = "s" * (count > 1) + (f" of {frames} frame{'s' * (frames > 1)}" if kind == "video" else "")
     console.say(f"{count} {kind}{plural} in {made.denoise_seconds:.2f} s of denoising: {target}")
     if made.report:
         console.say(str(made.report))

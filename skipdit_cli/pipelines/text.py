@@ -92,7 +92,8 @@ def denoise_texts(
         except UsageError:
             raise
         except ValueError as cause:
-            raise UsageError(f"{type(pipe).__name__} refuses what it was asked for: {cause}.") from cause
+            why = str(cause).rstrip(".")
+            raise UsageError(f"{type(pipe).__name__} refuses what it was asked for: {why}.") from cause
 
 
 def _texts(pipe, prompts: Sequence[str | None], guided: bool, negative_prompt: str | None) -> dict:
