@@ -159,8 +159,8 @@ def _words(text: str) -> list[str]:
 def _samples(
     pipe, labels: list[int] | None, prompts: list[str] | None, batch_size: int | None, random_weights: bool
 ) -> list[int] | list[str] | list[None]:
-    """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none, and
-    where random weights have no text."""
+    """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
+    and where random weights have no text."""
     from skipdit_cli.pipelines.text import takes_text
 
     if not random_weights:
