@@ -27,7 +27,9 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         UsageError: There is none, it is of another kind, or its latents have another number of channels.
     """
     import diffusers
+    from huggingface_hub import constants
 
+    arguments["local_files_only"] = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
     hub = {key: arguments[key] for key in _READS_CONFIG if key in arguments}
     for path, inner in (places := _places(str(name))):
         try:
