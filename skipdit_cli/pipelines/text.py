@@ -185,7 +185,7 @@ def _check_frames(pipe, num_frames: int | None) -> None:
     if frames_argument(pipe) is None:
         raise UsageError(f"Got --num-frames {num_frames}, but this model makes images; leave the flag out.")
     most = pipe.transformer.config.get("video_length")
-    if most is not None and num_frames not in (1, most):  # its positions are added whole, or to a single frame not
+    if most is not None and num_frames not in (1, most):  # it adds all its positions, or none to one frame
         raise UsageError(f"Got --num-frames {num_frames} but the model makes {most}, or 1.")
 
 
