@@ -110,6 +110,8 @@ class Group(TyperGroup):
         for command in self.commands.values():
             for parameter in command.params:
                 parameter.show_envvar = False  # said once, under 'skipdit --help'
+                if getattr(parameter, "multiple", False):
+                    parameter.split_envvar_value = str.splitlines  # not at every blank: texts have them
 
     def make_context(self, info_name, args, parent=None, **extra):
         with sentences(debug="--debug" in args):

@@ -23,7 +23,7 @@ class Preset:
         weights: Name of a model embedded in the package, if the preset brings one.
         model: ``{"class": diffusers class name, "config": its arguments}``, or empty; ``"scheduler"`` may hold the
             same of a scheduler.
-        flags: Command name to ``{flag without dashes: value as it would be typed}``.
+        flags: Command name to ``{flag without dashes: value as it would be typed}``; a list stays one.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Preset:
     source: str = ""
     weights: str = ""
     model: dict = field(default_factory=dict)
-    flags: dict[str, dict[str, str]] = field(default_factory=dict)
+    flags: dict[str, dict[str, str | list[str]]] = field(default_factory=dict)
 
     @property
     def weights_path(self) -> Path | None:
@@ -112,7 +112,9 @@ def _model(path: Path, model: object) -> dict:
     return model
 
 
-def _flags(path: Path, command: str, values: object, commands: Mapping[str, set[str]] | None) -> dict[str, str]:
+def _flags(
+    path: Path, command: str, values: object, commands: Mapping[str, set[str]] | None
+) -> dict[str, str | list[str]]:
     if commands is not None and command not in commands:
         hint = nearest(command, [*commands, *OWN_KEYS])
         raise UsageError(f"Preset {path} has an unknown key '{command}'.{hint}")
@@ -125,7 +127,6 @@ def _flags(path: Path, command: str, values: object, commands: Mapping[str, set[
             raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")
         if isinstance(value, dict):
             raise UsageError(f"Preset {path} has '{command}: {flag}: {value}' but expected one value or a list.")
-        text = ",".join(map(str, value)) if isinstance(value, list) else value
-        if text not in ("", "null", "~"):
-            given[flag] = text
+        if value not in ("", "null", "~"):
+            given[flag] = [str(item) for item in value] if isinstance(value, list) else value
     return given

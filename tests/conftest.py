@@ -184,6 +184,86 @@ def latte_pipeline(tiny_latte, tmp_path):
     return lambda name="latte", **config: write_pipeline(tmp_path / name, tiny_latte(**config))
 
 
+def tiny_tokenizer(folder: Path):
+    """A T5 tokenizer of a few words and all letters, made without a download."""
+    from string import ascii_lowercase
+
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+    from tokenizers.pre_tokenizers import Metaspace
+    from transformers import T5TokenizerFast
+
+    words = [f"▁{word}" for word in ("a", "cat", "dog", "red", "runs")]
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0, **dict.fromkeys(ascii_lowercase, -3.0)}
+    tokenizer = Tokenizer(Unigram([*scores.items(), *((word, -1.0) for word in words)], unk_id=2))
+    tokenizer.pre_tokenizer = Metaspace()
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    return T5TokenizerFast.from_pretrained(folder)
+
+
+def tiny_text_transformer(seed: int = 0, num_layers: int = 4, **config):
+    """A seeded text-to-video Latte of width 16 on 4 frames of 8x8 latents and texts 12 wide, no weight zero."""
+    import torch
+    from diffusers import LatteTransformer3DModel
+
+    torch.manual_seed(seed)
+    own = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "cross_attention_dim": 16,
+        "sample_size": 8,
+        "patch_size": 2,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": 1000,
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "caption_channels": 12,
+        "attention_bias": True,
+        "video_length": 4,
+    }
+    model = LatteTransformer3DModel(num_layers=num_layers, **{**own, **config}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_vae(temporal: bool = False, seed: int = 0, **config):
+    """A seeded decoder of 4 latent channels to pixels twice as fine."""
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+
+    torch.manual_seed(seed)
+    own = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    if temporal:
+        return AutoencoderKLTemporalDecoder(**own, **config).eval()
+    return AutoencoderKL(**own, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, **config).eval()
+
+
+@pytest.fixture(scope="session")
+def text_pipeline(tmp_path_factory) -> Path:
+    """The folder of a whole, tiny, seeded ``LattePipeline``: 4 frames of 16x16 from a text. Not to be changed."""
+    import torch
+    from diffusers import DDIMScheduler, LattePipeline
+    from transformers import T5Config, T5EncoderModel
+
+    made = tmp_path_factory.mktemp("text")
+    tokenizer = tiny_tokenizer(made / "words")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=12, d_kv=6, d_ff=24, num_layers=1, num_heads=2, initializer_factor=5.0
+    )
+    encoder = T5EncoderModel(config).eval()
+    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    LattePipeline(tokenizer, encoder, tiny_vae(), tiny_text_transformer(), scheduler).save_pretrained(made / "latte")
+    return made / "latte"
+
+
 @pytest.fixture(scope="session")
 def digits_model() -> Path:
     """The pipeline folder of the pretrained digits model that the package carries."""

@@ -52,6 +52,9 @@ def no_gpu(monkeypatch):
 MACHINE = {"no room": no_room, "full disk": full_disk, "no gpu": no_gpu}
 CONVERT, SAMPLE = "convert {w}/tiny -o out", "sample -m {w}/skip -o out.png --class-labels 0 --steps 4"
 VIDEO, FREE = "sample -m {w}/latte -o out.mp4 --steps 2", "sample -m {w}/free -o out.gif --steps 2"
+TEXT = "sample -m {w}/text -o out.mp4 --steps 2"
+CAT = f"{TEXT} --prompt cat"
+PARTS = "convert {w}/text/transformer -o out --text-from {w}"
 BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1"
 FINETUNE = "finetune -m {w}/skip --data {w}/images -o out --train-batch-size 2 --max-train-steps 3"
 TRAIN = "train --preset {w}/tiny.yaml --data {w}/images -o out --train-batch-size 2 --max-train-steps 2"
@@ -147,6 +150,41 @@ CASES = [
     Case("N too deep for a video", f"{VIDEO} --cache-layers 2", 2, "valid 1..1"),
     Case("label of a model without classes", f"{FREE} --class-labels 3", 2, "has no classes"),
     Case("guidance of a model without classes", f"{FREE} --guidance-scale 7", 2, "has no classes"),
+    Case("no text", TEXT, 2, "Got no --prompt"),
+    Case("class of a model of texts", f"{TEXT} --class-labels 3", 2, "--class-labels 3, but this is a model of texts"),
+    Case("text of a model of classes", "sample -m {w}/skip -o out.png --prompt cat", 2, "of classes, not of texts"),
+    Case("text of a model of nothing", f"{FREE} --prompt cat", 2, "of nothing, not of texts"),
+    Case("text and class", f"{SAMPLE} --prompt cat", 2, "--prompt and --class-labels"),
+    Case("empty text", f"{TEXT} --prompt ' '", 2, "empty --prompt"),
+    Case("texts twice", f"{CAT} --prompts-file {{w}}/file", 2, "give one of the two"),
+    Case("missing file of texts", f"{TEXT} --prompts-file {{w}}/missing", 2, "No such file"),
+    Case("file of texts without one", f"{TEXT} --prompts-file {{w}}/blank", 2, "holds no text"),
+    Case("file of texts that is a picture", f"{TEXT} --prompts-file {{w}}/plain.png", 2, "no text in UTF-8"),
+    Case("text without an encoder", "sample -m {w}/mute -o out.mp4 --prompt cat", 2, "--text-from maxin-cn/Latte-1"),
+    Case("negative text without guidance", f"{CAT} --negative-prompt dog --guidance-scale 1", 2, "guidance is off"),
+    Case("negative text of classes", f"{SAMPLE} --negative-prompt dog", 2, "only a model of texts"),
+    Case("height of classes", f"{SAMPLE} --height 16", 2, "only a model of texts"),
+    Case("height off the grid", f"{CAT} --height 18", 2, "--height 18 but expected a multiple of 4"),
+    Case("width the pipeline refuses", f"{CAT} --width 12", 2, "LattePipeline refuses"),
+    Case("width of 0", f"{CAT} --width 0", 2, "--width 0"),
+    Case("some of the frames of a text", f"{CAT} --num-frames 3", 2, "makes 4, or 1"),
+    Case("guided channels of a text", f"{CAT} --cfg-channels 3", 2, "--cfg-channels 3"),
+    Case("picture of a text", f"{CAT} -o out.png", 2, "makes videos"),
+    Case("missing decoder", f"{CAT} --vae {{w}}/missing", 2, "--vae {w}/missing, which is no folder"),
+    Case("decoder without a network", f"{CAT} --vae maxin-cn/Latte-1/vae", 2, "from the hub or its local cache"),
+    Case("decoder that is a file", f"{CAT} --vae {{w}}/file", 2, "file, which is no folder"),
+    Case("empty folder of a decoder", f"{CAT} --vae {{w}}/nothing", 2, "nothing, which cannot be read: "),
+    Case("decoder of another kind", f"{CAT} --vae {{w}}/text/transformer", 2, "holds a LatteTransformer3DModel"),
+    Case("decoder of other latents", f"{SAMPLE} --vae {{w}}/text", 2, "4 latent channels, but the model has 1"),
+    Case("text parts for classes", "convert {w}/tiny/transformer -o out --text-from {w}/text", 2, "needs no text"),
+    Case("text parts for a pipeline", "convert {w}/text -o out --text-from {w}/text", 2, "is a whole pipeline"),
+    Case("text parts that are none", f"{PARTS}/mute", 2, "has no tokenizer"),
+    Case("text parts of no pipeline", f"{PARTS}/nothing", 2, "holds no model"),
+    Case("text parts that are missing", f"{PARTS}/missing", 2, "--text-from"),
+    Case("text parts of another width", f"{PARTS}/narrow", 2, "d_model 8, but the model has caption_channels 12"),
+    Case("bench without a text", "bench -m {w}/text --steps 4 -o out", 2, "Got no --prompt"),
+    Case("bench a text of classes", f"{BENCH} --prompt cat", 2, "of classes, not of texts"),
+    Case("bench a text of random weights", "bench -p dit-s-2-256 --random-weights --prompt cat", 2, "no text encoder"),
     Case("mp4 of odd size", "sample -m {w}/odd -o out.mp4 --steps 2", 2, "9x9"),
     Case("folder of odd size", "sample -m {w}/odd -o out --steps 2", 2, "give -o NAME.gif"),
     Case("video that exists", "sample -m {w}/latte -o {w}/clip.mp4", 2, "clip.mp4 exists"),
@@ -195,7 +233,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_dit, tiny_latte):
+def world(tmp_path_factory, tiny_dit, tiny_latte, text_pipeline):
     """Models, checkpoints, pictures and presets, good and bad."""
     folder = tmp_path_factory.mktemp("world")
     model = write_pipeline(folder / "tiny", tiny_dit())
@@ -203,6 +241,7 @@ def world(tmp_path_factory, tiny_dit, tiny_latte):
     _checkpoints(folder)
     _images(folder)
     _videos(folder, tiny_latte)
+    _texts(folder, text_pipeline)
     presets = {
         "broken": "a: [",
         "typo": "sample: {sede: 1}",
@@ -313,6 +352,17 @@ def _videos(folder: Path, tiny_latte) -> None:
     (folder / "clip.json").write_text('{"frames": 3}')
 
 
+def _texts(folder: Path, model: Path) -> None:
+    def edit(path: Path, **changes) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    for name in ("text", "mute", "narrow"):
+        shutil.copytree(model, folder / name)
+    edit(folder / "mute" / "model_index.json", tokenizer=[None, None], text_encoder=[None, None])
+    edit(folder / "narrow" / "text_encoder" / "config.json", d_model=8)
+    (folder / "blank").write_text(" \n\n")
+
+
 def _tree(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -336,7 +386,7 @@ def test_bad_input(case, world, skipdit, tmp_path, monkeypatch):
     ended = skipdit(*shlex.split(case.command.format(w=world)))
     sentences = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
     assert ended.exception is None and ended.code == case.code, ended.stderr
-    assert len(sentences) == 1 and case.says in sentences[0], ended.stderr
+    assert len(sentences) == 1 and case.says.replace("{w}", str(world)) in sentences[0], ended.stderr
     assert "Traceback" not in ended.stderr + ended.stdout
     assert sentences[0].endswith((".", "?"))
     assert _tree(world) == before

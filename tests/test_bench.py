@@ -14,7 +14,7 @@ from skipdit_cli.measure.flops import StepFlops
 KEYS = {
     "case", "cache_layers", "cache_interval", "schedule", "forecast", "steps", "full_steps", "seconds", "seconds_iqr",
     "seconds_end_to_end", "speedup_vs_vanilla", "speedup_vs_skip", "limit", "measured_over_limit", "psnr", "ssim",
-    "latent_rel_l2", "peak_memory_mb", "cache_mb",
+    "latent_rel_l2", "temporal_difference", "peak_memory_mb", "cache_mb",
 }  # fmt: skip
 TINY_PRESET = """
 model:
@@ -81,7 +81,7 @@ def test_rows_are_complete_and_agree_with_each_other(skipdit, skip_model, tmp_pa
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bench.json", "bench.md", "bench.png"]
     page = (tmp_path / "out" / "bench.md").read_text()
     assert page.count("| skip-cache |") == 8
-    assert "late-dense 2" in page
+    assert "late-dense 2" in page and "| flicker |" not in page
 
 
 def test_json_says_what_it_ran_on(skipdit, skip_model):
@@ -228,7 +228,7 @@ def test_videos_are_compared_frame_by_frame(skipdit, latte_pipeline, tmp_path, c
     ran = skipdit("bench", "-m", tmp_path / "skip", *quick)
     assert ran.code == 0, ran.stderr
     cached = next(row for row in ran.json["rows"] if row["case"] == "skip-cache")
-    assert cached["psnr"] > 10 and 0 < cached["ssim"] <= 1
+    assert cached["psnr"] > 10 and 0 < cached["ssim"] <= 1 and 0 < cached["temporal_difference"] < 1
     config = json.loads((folder / "transformer" / "config.json").read_text())
     tokens = (config["sample_size"] // config["patch_size"]) ** 2 * config["video_length"]
     width = config["num_attention_heads"] * config["attention_head_dim"]

@@ -7,8 +7,8 @@ from conftest import relative_l2
 
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, load_pipeline
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines import generation
-from skipdit_cli.pipelines.generation import denoise, generate
+from skipdit_cli.pipelines.classes import check_labels, denoise
+from skipdit_cli.pipelines.generation import generate
 from skipdit_cli.pipelines.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
 
 TOLERANCE = 1e-4
@@ -196,7 +196,7 @@ def test_from_command_to_kernel_in_five_frames(tiny_pipeline, skipdit, tmp_path)
     assert deepest[0] == [
         "commands/sample.py:sample",
         "pipelines/generation.py:generate",
-        "pipelines/generation.py:denoise",
+        "pipelines/classes.py:denoise",
         "backbones/trunk.py:__call__",
     ]  # and SkipBranches.forward, which looked
 
@@ -204,7 +204,7 @@ def test_from_command_to_kernel_in_five_frames(tiny_pipeline, skipdit, tmp_path)
 def test_labels_are_checked():
     for labels in ([], [10], [-1]):
         with pytest.raises(UsageError, match="0..9"):
-            generation.check_labels(labels, 10)
+            check_labels(labels, 10)
 
 
 @pytest.mark.parametrize("name", ["dpm++", "ddim", "euler", None])

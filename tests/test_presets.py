@@ -23,6 +23,7 @@ def write(tmp_path):
 def test_every_size_is_there():
     expected = {f"dit-{size}-{patch}-{pixels}" for size in SIZES for patch in (2, 4, 8) for pixels in (256, 512)}
     official = {f"skip-dit-{kind}-n{n}" for kind in ("c2i", "c2v", "ucf101") for n in range(2, 7)}
+    official |= {f"skip-dit-t2v-n{n}-700-50" for n in (2, 3, 4)}
     assert expected | official | {"digits"} <= set(preset_names())
 
 
@@ -66,30 +67,35 @@ def test_a_size_has_the_stated_parameters_and_multiply_adds():
     assert f"{StepFlops(model).vanilla / 1e9:.2f} GMACs" in preset.about
 
 
-@pytest.mark.parametrize("interval", range(2, 7))
+OFFICIAL = {
+    "skip-dit-c2v-n{}": dict(zip(range(2, 7), (107, 142, 160, 170, 178))),
+    "skip-dit-ucf101-n{}": dict(zip(range(2, 7), (22, 29, 33, 34, 36))),
+    "skip-dit-t2v-n{}-700-50": {2: 17, 3: 22, 4: 25},
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "reused"), [("c2v", (107, 142, 160, 170, 178)), ("ucf101", (22, 29, 33, 34, 36))], ids=["c2v", "ucf101"]
+    ("name", "interval", "reused"),
+    [(name.format(n), n, count) for name, counts in OFFICIAL.items() for n, count in counts.items()],
 )
-def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(kind, reused, interval):
+def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(name, interval, reused):
     from skipdit_cli.checkpoints import default_scheduler
     from skipdit_cli.commands.options import cache_policy
 
-    preset = load_preset(f"skip-dit-{kind}-n{interval}")
+    preset = load_preset(name)
     flags = preset.flags["sample"]
-    scheduler = default_scheduler()
+    assert flags["cache-interval"] == str(interval)
+    scheduler = default_scheduler(preset.model["class"])
     scheduler.set_timesteps(int(flags["num-inference-steps"]))
-    policy = cache_policy(int(flags["cache-layers"]), int(flags["cache-interval"]), flags["cache-window"], None)
+    policy = cache_policy(int(flags["cache-layers"]), interval, flags["cache-window"], None)
     plan = policy.plan(scheduler.timesteps.tolist())
-    assert plan.count(False) == reused[interval - 2]
-    assert (
-        f"Expected: {reused[interval - 2]} of {len(plan)} steps"
-        in (preset_folder() / f"{preset.name}.yaml").read_text()
-    )
+    assert plan.count(False) == reused
+    assert f"Expected: {reused} of {len(plan)} steps" in (preset_folder() / f"{name}.yaml").read_text()
 
 
 def test_flags_are_read_as_typed(write):
     path = write("sample:\n  cache-window: 1000:20\n  rate: 1e-4\n  labels: [1, 2]\n  flip: true\n  none: null\n")
-    given = {"cache-window": "1000:20", "rate": "1e-4", "labels": "1,2", "flip": "true"}
+    given = {"cache-window": "1000:20", "rate": "1e-4", "labels": ["1", "2"], "flip": "true"}
     assert load_preset(path).flags == {"sample": given}
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from skipdit_cli.measure.quality import compare, psnr, rel_l2, ssim
+from skipdit_cli.measure.quality import compare, psnr, rel_l2, ssim, temporal_difference
 
 
 def pictures(size=24, seed=0, noise=20.0):
@@ -64,3 +64,36 @@ def test_one_identical_picture_among_others_does_not_make_psnr_infinite():
 def test_rel_l2_takes_half_precision():
     a = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
     assert rel_l2(torch.zeros(2), a) == pytest.approx(1.0)
+
+
+def videos():
+    """Two squares that move, uint8 (2, 5, 16, 16, 3)."""
+    made = np.full((2, 5, 16, 16, 3), 40, np.uint8)
+    for at in range(5):
+        made[0, at, 2:6, 2 * at : 2 * at + 4] = 200
+        made[1, at, 2 * at : 2 * at + 4, 8:12] = 120
+    return made
+
+
+def test_temporal_difference_sees_motion_and_not_brightness():
+    moving = videos()
+    assert temporal_difference(moving, moving) == 0
+    assert temporal_difference(moving + 30, moving) == 0
+    still = np.repeat(moving[:, :1], 5, axis=1)
+    assert temporal_difference(still, moving) == pytest.approx(1)
+    flickering = moving.copy()
+    flickering[:, 1::2] += 20
+    change = (np.diff(x.astype(float), axis=1) for x in (flickering, moving))
+    a, b = change
+    assert temporal_difference(flickering, moving) == pytest.approx(np.sqrt(((a - b) ** 2).sum() / (b**2).sum()))
+    assert temporal_difference(moving, moving[:, ::-1]) > 1
+
+
+def test_temporal_difference_is_none_where_nothing_moves_or_nothing_could():
+    moving = videos()
+    still = np.repeat(moving[:, :1], 5, axis=1)
+    assert temporal_difference(moving, still) is None and temporal_difference(moving[:, :1], moving[:, :1]) is None
+    latents = torch.ones(2, 4)
+    assert compare(moving, videos(), latents, latents).temporal_difference == 0
+    assert compare(moving[:, 0], moving[:, 1], latents, latents).temporal_difference is None
+    assert compare(None, None, latents, latents).temporal_difference is None

@@ -10,11 +10,11 @@ from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_br
 from skipdit_cli.checkpoints.pipeline import (
     load_branches,
     load_pipeline,
-    load_vae,
     named_model,
     open_model,
     random_pipeline,
 )
+from skipdit_cli.checkpoints.vae import load_vae
 
 __all__ = [
     "build_transformer",

@@ -20,6 +20,7 @@ from skipdit_cli.checkpoints.architecture import (
 from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches
 from skipdit_cli.checkpoints.pipeline import INDEX, load_branches, load_pipeline
 from skipdit_cli.checkpoints.source import Source
+from skipdit_cli.checkpoints.text_parts import TextParts
 from skipdit_cli.checkpoints.weights import (
     STEM,
     read_json,
@@ -43,6 +44,7 @@ class Conversion:
         time_embedding_why: Why that time embedding.
         dtype: Of the transformer and branches that are written; None keeps the source's.
         vae: A decoder to put into a pipeline that has none.
+        text: Tokenizer, text encoder and, without ``vae``, decoder to put into it.
     """
 
     source: Source
@@ -50,6 +52,7 @@ class Conversion:
     time_embedding_why: str
     dtype: torch.dtype | None = None
     vae: object = None
+    text: TextParts | None = None
 
     @property
     def provable(self) -> bool:
@@ -71,11 +74,17 @@ class Conversion:
         size = sum(t.numel() * (self.dtype.itemsize if self.dtype else t.element_size()) for t in tensors)
         folder = self.source.pipeline
         others = [file for part in _parts(folder) if part != "transformer" for file in (folder / part).rglob("*")]
+        others += self.text.files() if self.text else []
         return size + sum(file.stat().st_size for file in others if file.is_file())
 
 
 def plan_conversion(
-    source: Source, merge: str | None = None, time_embedding: str = "auto", dtype: torch.dtype | None = None, vae=None
+    source: Source,
+    merge: str | None = None,
+    time_embedding: str = "auto",
+    dtype: torch.dtype | None = None,
+    vae=None,
+    text: TextParts | None = None,
 ) -> Conversion:
     """Decide the merge and the time embedding, and make the branches.
 
@@ -104,9 +113,10 @@ def plan_conversion(
             "nothing says that the weights are the DiT repository's; --time-embedding official if so",
         )
     branches.register_to_config(time_embedding=kind)
-    if vae is not None and source.pipeline is not None:
-        raise UsageError(f"Got --vae, but {source.name} is a whole pipeline; leave it out.")
-    return Conversion(source, branches, why, dtype, vae)
+    for flag, part in {"--vae": vae, "--text-from": text}.items():
+        if part is not None and source.pipeline is not None:
+            raise UsageError(f"Got {flag}, but {source.name} is a whole pipeline; leave it out.")
+    return Conversion(source, branches, why, dtype, vae, text)
 
 
 @dataclass(frozen=True)
@@ -245,3 +255,5 @@ def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
     if plan.vae is not None:
         plan.vae.save_pretrained(folder / "vae")
     pipeline_around(transformer, scheduler, plan.vae).save_config(folder)
+    if plan.text is not None:
+        plan.text.copy_into(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from skipdit_cli.checkpoints.architecture import (
     set_time_embedding,
 )
 from skipdit_cli.checkpoints.folder import SKIP
+from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
@@ -65,25 +67,29 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         path: A pipeline folder, or a hub id (its cache alone is asked with ``local_files_only=True`` or
             ``HF_HUB_OFFLINE=1``).
         branches: False leaves the branches off. The recorded time embedding is applied either way.
-        from_pretrained_arguments: As for diffusers' ``from_pretrained``: dtype, variant, revision, token, ...
+        from_pretrained_arguments: As for diffusers' ``from_pretrained``: dtype, variant, revision, token, ...; and
+            parts to take instead of the folder's own: ``vae=...``.
     Raises:
-        UsageError: There is no such model, or its files are incomplete or damaged.
+        UsageError: There is no such model, its files are incomplete or damaged, or a package to read them is missing.
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
     index = read_json(folder / INDEX)
-    arguments.update({name: None for name, value in index.items() if value == [None, None]})
+    arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
+    _check_tokenizers(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
-    with _quiet():
+    with _quiet(text=any(value[0] == "transformers" for value in index.values() if isinstance(value, list))):
         try:
             pipe = _pipeline_class(index).from_pretrained(folder, **arguments)
         except UNREADABLE as cause:
             raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
+    if arguments.get("vae") is not None:
+        check_vae(pipe.vae, pipe.transformer.config.in_channels)
     transformer = pipe.transformer.eval()
     empty = [name for name, p in chain(transformer.named_parameters(), transformer.named_buffers()) if p.is_meta]
     if empty:
@@ -98,6 +104,26 @@ def _pipeline_class(index: dict):
     from diffusers import DiffusionPipeline
 
     return LatteClassPipeline if index.get("_class_name") == LatteClassPipeline.__name__ else DiffusionPipeline
+
+
+def _check_tokenizers(path, folder: Path, index: dict) -> None:
+    """Raise ``UsageError`` where a tokenizer lies in SentencePiece's format alone and nothing here can read that."""
+    for part in index:
+        alone = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
+        if alone and any((folder / part).glob("*.model")):
+            missing = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
+            if missing:
+                raise UsageError(
+                    f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
+                    "pip install 'skipdit-cli[text]'."
+                )
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it lies in
+        return False
 
 
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
@@ -125,32 +151,12 @@ def load_branches(folder) -> SkipBranches:
     return branches
 
 
-def load_vae(name, in_channels: int, **hub_arguments):
-    """The decoder of a latent-space model: an ``AutoencoderKL`` folder, a pipeline folder's ``vae/``, or a hub id.
-
-    Args:
-        in_channels: Of the transformer that it is for.
-    Raises:
-        UsageError: There is none, or its latents have another number of channels.
-    """
-    from diffusers import AutoencoderKL
-
-    inner = Path(name) / "vae"
-    try:
-        vae = AutoencoderKL.from_pretrained(inner if inner.is_dir() else name, **hub_arguments)
-    except UNREADABLE as cause:
-        raise UsageError(f"Got --vae {name}, which cannot be read: {first_line(cause)}.") from cause
-    if vae.config.latent_channels != in_channels:
-        raise UsageError(
-            f"Got --vae {name} with {vae.config.latent_channels} latent channels, but the model has {in_channels}."
-        )
-    return vae
-
-
-def find_folder(path, **arguments) -> Path:
+def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **arguments) -> Path:
     """The folder of a model: the one given, or the snapshot of a hub id in the local cache (fetched if need be).
 
     Args:
+        flag: What gave it.
+        without: Parts of a hub's pipeline that are not fetched.
         arguments: revision, token, local_files_only, variant, ... as for ``from_pretrained``; others are ignored.
     Raises:
         UsageError: It is not a pipeline folder, or the hub or its cache does not have it.
@@ -160,10 +166,10 @@ def find_folder(path, **arguments) -> Path:
         _check_folder(folder)
         return folder
     if folder.is_file():
-        raise UsageError(f"Got --model {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
+        raise UsageError(f"Got {flag} {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
-        raise UsageError(f"Got --model {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
-    return _fetch(str(path), {key: arguments[key] for key in (*_HUB, "variant") if key in arguments})
+        raise UsageError(f"Got {flag} {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
+    return _fetch(str(path), {key: arguments[key] for key in (*_HUB, "variant") if key in arguments}, without)
 
 
 def _check_folder(folder: Path) -> None:
@@ -179,7 +185,7 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def _fetch(hub_id: str, arguments: dict) -> Path:
+def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
     from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     local = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
@@ -188,7 +194,8 @@ def _fetch(hub_id: str, arguments: dict) -> Path:
         try:
             plain = {name: value for name, value in arguments.items() if name != "variant"}
             index = read_json(hf_hub_download(hub_id, INDEX, **plain))
-            folder = Path(_pipeline_class(index).download(hub_id, **arguments))
+            left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
+            folder = Path(_pipeline_class(index).download(hub_id, **arguments, **left))
             if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
                 snapshot_download(hub_id, allow_patterns=[f"{SKIP}/*"], **plain)
         except UNREADABLE as cause:
@@ -238,17 +245,25 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
 
 
 @contextmanager
-def _quiet(errors_only: bool = False) -> Iterator[None]:
-    """diffusers' progress bars off: several short ones per model would break our own lines."""
+def _quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
+    """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
+    lines."""
     from diffusers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    if errors_only:
-        logging.set_verbosity_error()
+    libraries = [logging]
+    if text:
+        from transformers.utils import logging
+
+        libraries.append(logging)
+    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        if errors_only:
+            library.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        for library, bars, level in before:
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile, check_given, read_prompts
 from skipdit_cli.commands.options import (
     CACHE,
     Debug,
@@ -29,6 +30,7 @@ RUN = "Measuring"
 
 
 def bench(
+    ctx: typer.Context,
     model: Model = None,
     preset: Preset = None,
     random_weights: Annotated[
@@ -54,7 +56,7 @@ def bench(
     num_inference_steps: Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1)] = 50,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(min=1, help="4.0; 1.0 with --random-weights or without classes.", show_default=False),
+        typer.Option(min=1, help="As of sample; 1.0 with --random-weights.", show_default=False),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, ddpm, dpm++, ...; the model's own if not given.")
@@ -62,6 +64,9 @@ def bench(
     class_labels: Annotated[
         str | None, typer.Option(help="One class a picture; evenly spread if not given.", show_default=False)
     ] = None,
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    negative_prompt: NegativePrompt = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures at once. 4; 1 with --random-weights.", show_default=False)
     ] = None,
@@ -99,6 +104,8 @@ def bench(
     from skipdit_cli.measure.cases import make_policies
     from skipdit_cli.measure.report import READING, save_report, table
     from skipdit_cli.pipelines.device import move, place
+    from skipdit_cli.pipelines.generation import batches
+    from skipdit_cli.pipelines.text import takes_text
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -109,27 +116,32 @@ def bench(
         _words(cache_target),
     )
     labels = None if class_labels is None else parse_integers(class_labels, "--class-labels")
+    prompts = read_prompts(ctx, prompt, prompts_file)
+    if random_weights and (prompts or negative_prompt):
+        raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
     where, precision = place(device, dtype)
     with ExitStack() as stack:
         folder = stack.enter_context(replace_folder(output, overwrite)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipe, other = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
-        labels = labels or _spread(batch_size or (1 if random_weights else 4), pipe)
+        samples = _samples(pipe, labels, prompts, batch_size, random_weights)
         sampling = {
             "num_inference_steps": num_inference_steps,
-            "guidance_scale": _guidance(guidance_scale, random_weights or labels[0] is None),
+            "guidance_scale": _guidance(guidance_scale, pipe, random_weights),
+            "negative_prompt": negative_prompt,
             "scheduler": scheduler,
             "seed": seed,
-            "batch_size": batch_size or len(labels),
+            "batch_size": max(batch.stop - batch.start for batch in batches(pipe, samples, batch_size)),
         }
-        run = Bench(move(pipe, where), policies, labels, vanilla=other and move(other, where), **sampling)
+        run = Bench(move(pipe, where), policies, samples, vanilla=other and move(other, where), **sampling)
         if min_psnr is not None and not run.has_pictures:
             raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
         for transformer in dict.fromkeys([pipe.transformer, run.vanilla.transformer] if compile else []):
             stack.enter_context(compiled(transformer))
         with console.progress("Bench", run.steps(rounds)) as advance:
             rows = run.run(rounds, warmup, advance)
-        settings = {**sampling, "class_labels": labels, "warmup": warmup, "compile": compile}
+        of = {"prompt" if takes_text(pipe) else "class_labels": samples}
+        settings = {**sampling, **of, "warmup": warmup, "compile": compile}
         report = run.report(rows, model or preset, {**settings, "random_weights": random_weights})
         if folder:
             save_report(report, folder)
@@ -144,16 +156,27 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _spread(count: int, pipe) -> list[int] | list[None]:
-    """Labels evenly over the model's classes; None for each sample where it has none."""
-    classes = pipe.transformer.config.num_embeds_ada_norm
-    if classes is None:
+def _samples(
+    pipe, labels: list[int] | None, prompts: list[str] | None, batch_size: int | None, random_weights: bool
+) -> list[int] | list[str] | list[None]:
+    """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
+    and where random weights have no text."""
+    from skipdit_cli.pipelines.text import takes_text
+
+    if not random_weights:
+        check_given(pipe, labels, prompts)
+    count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.num_embeds_ada_norm
+    if labels or prompts:
+        return labels or prompts
+    if classes is None or takes_text(pipe):
         return [None] * count
     return [at * classes // count % classes for at in range(count)]
 
 
-def _guidance(given: float | None, off: bool) -> float:
-    return given if given is not None else 1.0 if off else 4.0
+def _guidance(given: float | None, pipe, random_weights: bool) -> float:
+    from skipdit_cli.pipelines.generation import default_guidance
+
+    return given if given is not None else 1.0 if random_weights else default_guidance(pipe)
 
 
 def _open(model, preset, random_merge, seed, vanilla, loading):

@@ -28,7 +28,11 @@ Frames = Annotated[int | None, typer.Option(min=1, help="Frames of an official t
 TimeEmbedding = Annotated[
     str, typer.Option(help="Timestep frequencies: auto, official (DiT repository) or diffusers.")
 ]
-Vae = Annotated[str | None, typer.Option(help="AutoencoderKL folder or hub id to put into a new latent pipeline.")]
+Vae = Annotated[str | None, typer.Option(help="VAE folder or hub id to put into a new latent pipeline.")]
+TextFrom = Annotated[
+    str | None,
+    typer.Option(help="LattePipeline whose text encoder, tokenizer and VAE an official text-to-video file gets."),
+]
 Dtype = Annotated[str, typer.Option(help="Of the transformer written: auto keeps it; float32, bfloat16, float16.")]
 Verify = Annotated[bool, typer.Option(help="Prove on a seeded forward that outputs stay equal.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and write nothing.")]
@@ -44,6 +48,7 @@ def convert(
     num_frames: Frames = None,
     time_embedding: TimeEmbedding = "auto",
     vae: Vae = None,
+    text_from: TextFrom = None,
     dtype: Dtype = "auto",
     verify: Verify = True,
     dry_run: DryRun = False,
@@ -67,6 +72,7 @@ def convert(
     from skipdit_cli.checkpoints import check_target, load_vae, named_model
     from skipdit_cli.checkpoints import convert as work
     from skipdit_cli.checkpoints.source import open_source
+    from skipdit_cli.checkpoints.text_parts import find_text_parts
     from skipdit_cli.pipelines.device import DTYPES
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
@@ -75,15 +81,15 @@ def convert(
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
     source = open_source(named_model(one_model(model_argument, model), preset), **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
-    plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder)
+    text = None if text_from is None else find_text_parts(text_from, source.config, with_vae=vae is None, **hub)
+    plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder, text)
     result = _describe(plan)
     if dry_run:
         console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
     else:
         proof = work.convert(plan, output, overwrite, verify)
         console.say(_said(proof))
-        labels = " --class-labels 0,1" if source.config["_class_name"] == "DiTTransformer2DModel" else ""
-        console.say(f"Wrote {output}. Next: skipdit sample -m {output}{labels} --cache-layers 1")
+        console.say(f"Wrote {output}. Next: skipdit sample -m {output}{_conditions(source)} --cache-layers 1")
         result.update(weights_equal=proof.weights, bitwise_equal=proof.outputs)
     console.emit({**result, "output": str(output), "dry_run": dry_run})
 
@@ -92,6 +98,12 @@ def _one_of(flag: str, value, allowed: tuple) -> None:
     if value not in allowed:
         known = [choice for choice in allowed if choice is not None]
         raise UsageError(f"Got {flag} {value}, allowed are {', '.join(known)}.{nearest(value, known)}")
+
+
+def _conditions(source) -> str:
+    """What ``sample`` needs besides the model."""
+    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteTransformer3DModel": " --prompt TEXT"}
+    return kinds.get(source.config["_class_name"], "")
 
 
 def _describe(plan) -> dict:
@@ -133,8 +145,8 @@ def _new_pipeline(plan) -> list[str]:
             "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (that of DiT and Latte)."
         )
         channels = config["in_channels"]
-        if plan.vae is not None:
-            lines.append("Space: latent, with the decoder of --vae.")
+        if plan.vae is not None or plan.text is not None:
+            lines.append(f"Space: latent, with the decoder of {'--text-from' if plan.vae is None else '--vae'}.")
         elif channels in (1, 3):
             lines.append(f"Space: pixels ({channels} channels), no VAE.")
         else:
@@ -144,8 +156,9 @@ def _new_pipeline(plan) -> list[str]:
         ratio = f"MLP ratio: {config['mlp_ratio']:g}, recorded in transformer/config.json"
         lines.append(f"{ratio}; plain diffusers has 4 only and refuses these weights by their shape.")
     if config["_class_name"] == "LatteTransformer3DModel" and plan.source.pipeline is None:
-        lines.append(f"Size: latents {config['sample_size']} high, {config['video_length']} frames. "
-                     "Text encoder and tokenizer: none in the source.")  # fmt: skip
+        text = "those of --text-from" if plan.text else "none in the source; --text-from gives them"
+        size = f"Size: latents {config['sample_size']} high, {config['video_length']} frames"
+        lines.append(f"{size}. Text encoder and tokenizer: {text}.")
     return lines
 
 

@@ -22,9 +22,10 @@ def _apply_preset(ctx: typer.Context, value: str | None) -> str | None:
 def defaults_of(command, preset) -> dict[str, object]:
     """What a preset sets of a command: parameter name to value; lists only where the command takes several."""
     defaults = {}
-    for flag, text in preset.flags.get(command.name, {}).items():
+    for flag, value in preset.flags.get(command.name, {}).items():
         parameter = next(p for p in command.params if f"--{flag}" in p.opts)
-        defaults[parameter.name] = text.split(",") if parameter.multiple else text
+        several = value if isinstance(value, list) else [value]
+        defaults[parameter.name] = several if parameter.multiple else ",".join(several)
     return defaults
 
 

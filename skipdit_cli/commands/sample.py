@@ -1,4 +1,4 @@
-"""``skipdit sample``: images or videos of a class, or of none, with a chosen cache depth."""
+"""``skipdit sample``: images or videos of a class, of a text, or of nothing, with a chosen cache depth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console, media
-from skipdit_cli.commands import options, sample_files
+from skipdit_cli.commands import conditions, options, sample_files
 from skipdit_cli.errors import UsageError
 
 
@@ -23,12 +23,21 @@ def _replay(ctx: typer.Context, value: Path | None) -> Path | None:
 ClassLabels = Annotated[
     str | None, typer.Option(help="Class ids, or names the model knows: 207,360. Repeated up to --num-images.")
 ]
-NumImages = Annotated[int | None, typer.Option(help="How many; one per label if not given.", show_default=False)]
+NumImages = Annotated[
+    int | None,
+    typer.Option(help="How many; of texts, of each. One per label if not given.", show_default=False),
+]
+Height = Annotated[int | None, typer.Option(help="In pixels, of a model of texts.", show_default=False)]
+Width = Annotated[int | None, typer.Option(help="In pixels, of a model of texts.", show_default=False)]
+Vae = Annotated[
+    str | None,
+    typer.Option(help="VAE folder or hub id to decode with, in place of the model's own.", show_default=False),
+]
 NumFrames = Annotated[int | None, typer.Option(help="Of a video; the model's own if not given.", show_default=False)]
 Fps = Annotated[float | None, typer.Option(help="Frames a second of a video; 8 if not given.", show_default=False)]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="Classifier-free guidance; 1 turns it off. 4 if not given and the model has classes."),
+    typer.Option(help="Classifier-free guidance; 1 turns it off. 4 for classes, what its pipeline says for texts."),
 ]
 CfgChannels = Annotated[str, typer.Option(help="Guide 'all' noise channels (diffusers), or '3' (DiT repository).")]
 Scheduler = Annotated[str | None, typer.Option(help="ddim, ddpm, dpm++, unipc, ...; the model's own if not given.")]
@@ -47,13 +56,19 @@ Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the tran
 
 
 def sample(
+    ctx: typer.Context,
     model: options.Model = None,
     preset: options.Preset = None,
     from_file: From = None,
     output: options.Output = None,
     class_labels: ClassLabels = None,
+    prompt: conditions.Prompt = None,
+    prompts_file: conditions.PromptsFile = None,
+    negative_prompt: conditions.NegativePrompt = None,
     num_images: NumImages = None,
     num_frames: NumFrames = None,
+    height: Height = None,
+    width: Width = None,
     fps: Fps = None,
     num_inference_steps: Steps = 50,
     guidance_scale: Guidance = None,
@@ -67,6 +82,7 @@ def sample(
     full_steps: options.FullSteps = None,
     forecast: options.Forecast = "reuse",
     cache_target: options.CacheTarget = "boundary",
+    vae: Vae = None,
     npz: Npz = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -85,51 +101,50 @@ def sample(
     A video goes to clip.mp4 or clip.gif, with clip.json (how it was made) and clip.png (its frames) beside it.
 
     skipdit sample --preset digits --class-labels 0,1,2,3 --cache-layers 1 -o digits.png
+    skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
     _check(settings)
+    prompts = conditions.read_prompts(ctx, prompt, prompts_file)
     target = sample_files.choose_target(output, npz, overwrite)
 
-    from skipdit_cli.checkpoints import open_model
+    from skipdit_cli.checkpoints import load_vae, open_model
     from skipdit_cli.pipelines import device as devices
     from skipdit_cli.pipelines import generation, schedulers
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
-    pipe = open_model(model, preset, dtype=precision, revision=revision, local_files_only=local_files_only)
-    devices.move(pipe, where)
-    labels = _labels(class_labels, num_images, pipe)
-    sample_files.check_kind(target, pipe)
-    settings = _settle(settings, labels, pipe)
+    loading = {"dtype": precision, "local_files_only": local_files_only}
+    parts = {} if vae is None else {"vae": load_vae(vae, **loading)}
+    pipe = devices.move(open_model(model, preset, revision=revision, **loading, **parts), where)
+    conditions.check_given(pipe, class_labels, prompts)
+    samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, pipe)
+    settings = _settle(settings, samples, pipe)
+    sample_files.check_kind(target, pipe, height, width)
     if compile:
         import torch
 
         pipe.transformer.forward = torch.compile(pipe.transformer.forward)
-    batches = -(-len(labels) // (batch_size or len(labels)))
+    batches = len(generation.batches(pipe, samples, batch_size))
     with console.progress("denoise", num_inference_steps * batches) as advance:
-        made = generation.generate(
-            pipe,
-            labels,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=settings["guidance_scale"],
-            cfg_channels=cfg_channels,
-            scheduler=scheduler,
-            seed=seed,
-            batch_size=batch_size,
-            policy=policy,
-            advance=advance,
-        )
-    written = sample_files.save(made.images, target, npz, settings, labels)
+        run = {name: settings[name] for name in _OF_A_RUN if name in settings}
+        made = generation.generate(pipe, samples, policy=policy, advance=advance, **run)
+    written = sample_files.save(made.images, target, npz, settings, samples)
     _report(pipe, made, target, written, settings)
 
 
-_NOT_RECORDED = ("from_file", "output", "npz", "overwrite", "json", "debug", "local_files_only")
+_NOT_RECORDED = (
+    "ctx", "from_file", "output", "npz", "overwrite", "json", "debug", "local_files_only", "prompt", "prompts_file",
+)  # fmt: skip
+_OF_A_RUN = (
+    "negative_prompt", "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "cfg_channels",
+    "scheduler", "seed", "batch_size",
+)  # fmt: skip
 
 
 def _check(settings: dict) -> None:
-    for flag in ("num_images", "num_frames", "num_inference_steps", "batch_size"):
+    for flag in ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size"):
         if settings.get(flag, 1) < 1:
             raise UsageError(f"Got --{flag.replace('_', '-')} {settings[flag]} but expected 1 or more.")
     if not 1 <= settings.get("guidance_scale", 1) < float("inf"):
@@ -140,6 +155,11 @@ def _check(settings: dict) -> None:
         raise UsageError(f"Got --cfg-channels '{settings['cfg_channels']}' but expected 3 or all.")
     if not 0 < settings.get("fps", 1) <= 100:
         raise UsageError(f"Got --fps {settings['fps']:g} but expected more than 0 and at most 100.")
+
+
+def _texts(prompts: list[str], num_images: int | None) -> list[str]:
+    """One text a sample: ``num_images`` of the first, then as many of the next."""
+    return [text for text in prompts for _ in range(num_images or 1)]
 
 
 def _labels(text: str | None, num_images: int | None, pipe) -> list[int | None]:
@@ -159,19 +179,19 @@ def _labels(text: str | None, num_images: int | None, pipe) -> list[int | None]:
     return [labels[i % len(labels)] for i in range(count)]
 
 
-def _settle(settings: dict, labels: list[int | None], pipe) -> dict:
+def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     """The settings with what depends on the model filled in, to be recorded.
 
     Raises:
         UsageError: One that a model of this kind has no use for.
     """
+    from skipdit_cli.pipelines.generation import default_guidance
     from skipdit_cli.pipelines.pixels import is_video
 
-    guided = pipe.transformer.config.num_embeds_ada_norm is not None
-    scale = settings.get("guidance_scale", 4.0 if guided else 1.0)
-    if scale > 1 and not guided:
+    scale = settings.get("guidance_scale", default_guidance(pipe))
+    if scale > 1 and samples[0] is None:
         raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
-    own = {**sample_files.which(labels), "guidance_scale": scale}
+    own = {**sample_files.which(samples), "guidance_scale": scale}
     if is_video(pipe):
         own["fps"] = settings.get("fps", 8.0)  # as the sample.py of Latte
     elif "fps" in settings:
@@ -187,7 +207,8 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
     count = len(made.latents)
     kind = "image" if made.images.ndim == 4 else "video"
-    plural = "s" * (count > 1) + (f" of {made.images.shape[1]} frames" if kind == "video" else "")
+    frames = made.images.shape[1]
+    plural = "s" * (count > 1) + (f" of {frames} frame{'s' * (frames > 1)}" if kind == "video" else "")
     console.say(f"{count} {kind}{plural} in {made.denoise_seconds:.2f} s of denoising: {target}")
     if made.report:
         console.say(str(made.report))

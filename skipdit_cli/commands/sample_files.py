@@ -30,9 +30,11 @@ def choose_target(output: Path | None, npz: Path | None, overwrite: bool) -> Pat
     return output
 
 
-def check_kind(target: Path, pipe) -> None:
+def check_kind(target: Path, pipe, height: int | None = None, width: int | None = None) -> None:
     """Whether what the model makes can be written to the target.
 
+    Args:
+        height, width: Those asked for, if any.
     Raises:
         UsageError: Videos to a picture file or the reverse, or a video of a size its format has not.
     """
@@ -45,16 +47,17 @@ def check_kind(target: Path, pipe) -> None:
             f"Got --output {target}, but this model makes {kind}; expected a {expected} file or a folder."
         )
     if is_video(pipe):
-        media.check_video_size(target if target.suffix else _numbered(target, 0, ".mp4"), *[pixel_size(pipe)] * 2)
+        path = target if target.suffix else _numbered(target, 0, ".mp4")
+        media.check_video_size(path, *reversed(pixel_size(pipe, height, width)))
 
 
-def save(images, target: Path, npz: Path | None, settings: dict, labels: list[int | None]) -> list[Path]:
+def save(images, target: Path, npz: Path | None, settings: dict, conditions: list[int | str | None]) -> list[Path]:
     """All samples in one file; or, in a folder, every sample (each with what makes it alone) and all of them.
 
     Args:
         images: uint8 (N, H, W, 3), or videos (N, F, H, W, 3).
         settings: Flags of the command that make the same again.
-        labels: One a sample; None of an unconditional model.
+        conditions: One a sample: its class or its text; None of an unconditional model.
     Returns:
         The files, in the order they were written.
     """
@@ -65,8 +68,8 @@ def save(images, target: Path, npz: Path | None, settings: dict, labels: list[in
     if target.suffix:
         written += write(images, target, settings, scale)
     else:
-        for i, label in enumerate(labels):
-            own = {**settings, **which([label]), "seed": settings["seed"] + i}
+        for i, condition in enumerate(conditions):
+            own = {**settings, **which([condition]), "seed": settings["seed"] + i}
             single = _numbered(target, i, ".mp4" if video else ".png")
             written += write(images[i : i + 1], single, own, scale if video else 1)
         written += write(images, target / ("grid.gif" if video else "grid.png"), settings, scale)
@@ -77,9 +80,13 @@ def save(images, target: Path, npz: Path | None, settings: dict, labels: list[in
     return written
 
 
-def which(labels: list[int | None]) -> dict:
+def which(conditions: list[int | str | None]) -> dict:
     """The settings that ask for these samples."""
-    return {"num_images": len(labels)} if labels[0] is None else {"class_labels": ",".join(map(str, labels))}
+    if isinstance(conditions[0], str):
+        return {"prompt": conditions, "num_images": 1}
+    if conditions[0] is None:
+        return {"num_images": len(conditions)}
+    return {"class_labels": ",".join(map(str, conditions))}
 
 
 def _save_image(images, path: Path, settings: dict, scale: int) -> list[Path]:

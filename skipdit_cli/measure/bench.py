@@ -19,12 +19,14 @@ from skipdit_cli.measure.quality import compare
 from skipdit_cli.measure.report import environment
 from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
 from skipdit_cli.pipelines.device import computes_wide
-from skipdit_cli.pipelines.generation import Generated, check_labels, generate
+from skipdit_cli.pipelines.generation import Generated, batches, check_run, default_guidance, generate
 from skipdit_cli.pipelines.pixels import is_pixel_space
 from skipdit_cli.pipelines.schedulers import make_scheduler
+from skipdit_cli.pipelines.text import takes_text
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 
 WARM_UP_STEPS = 2
+_CHECKED = ("guidance_scale", "cfg_channels", "negative_prompt")
 
 
 class Bench:
@@ -32,9 +34,9 @@ class Bench:
 
     Args:
         pipe: The pipeline; the cases with skip branches are left out if it has none.
-        class_labels: One per picture.
+        conditions: One per picture or video, as for ``generate``.
         vanilla: A pipeline for the cases without branches; ``pipe`` with its branches taken off if not given.
-        sampling: guidance_scale, cfg_channels, seed, batch_size, as for ``generate``.
+        sampling: guidance_scale, cfg_channels, negative_prompt, seed, batch_size, as for ``generate``.
     Raises:
         UsageError: A policy or a setting does not fit.
 
@@ -51,7 +53,7 @@ class Bench:
         self,
         pipe,
         policies: Sequence[CachePolicy],
-        class_labels: Sequence[int],
+        conditions: Sequence[int | str | None],
         *,
         vanilla=None,
         num_inference_steps: int = 50,
@@ -59,8 +61,9 @@ class Bench:
         batch_size: int | None = None,
         **sampling,
     ):
-        self.pipe, self.vanilla, self.class_labels = pipe, vanilla or pipe, class_labels
-        check_labels(class_labels, pipe.transformer.config.num_embeds_ada_norm)
+        self.pipe, self.vanilla, self.conditions = pipe, vanilla or pipe, conditions
+        asked = {"guidance_scale": default_guidance(pipe), **sampling}
+        check_run(pipe, conditions, **{name: asked[name] for name in _CHECKED if name in asked})
         sampler = make_scheduler(scheduler, pipe)
         sampler.set_timesteps(num_inference_steps)
         self.has_branches = trunk_of(pipe.transformer).branches is not None
@@ -72,7 +75,7 @@ class Bench:
         self.macs = {name: flops.full for name, flops in self.flops.items()}
         self.cases = make_cases(policies, num_inference_steps, sampler.timesteps.tolist(), **self.flops)
         self.sampling = {**sampling, "scheduler": scheduler, "batch_size": batch_size, "decode": self.has_pictures}
-        self.batches = -(-len(class_labels) // (batch_size or len(class_labels)))
+        self.batches = len(batches(pipe, conditions, batch_size))
         self.generated: list[Generated] = []
         self.warm_up_seconds = 0.0
 
@@ -126,6 +129,8 @@ class Bench:
             notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
         if computes_wide(self.pipe.transformer):
             notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, their products float32.")
+        if takes_text(self.pipe) and self.conditions[0] is None:
+            notes.append("No texts: noise as long as the longest text stands for each.")
         if random_weights:
             notes.append("Random weights: the times are real, the quality columns say nothing about a trained model.")
         return notes
@@ -133,9 +138,9 @@ class Bench:
     def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
         settings = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.sampling}
         if case.has_branches:
-            return generate(self.pipe, self.class_labels, **settings)
+            return generate(self.pipe, self.conditions, **settings)
         with _without_branches(self.vanilla.transformer):
-            return generate(self.vanilla, self.class_labels, **settings)
+            return generate(self.vanilla, self.conditions, **settings)
 
     def _warm_ups(self) -> list[Case]:
         """A short run for each model alone, and for each depth of its cache and way to forecast."""
@@ -182,6 +187,7 @@ def row(case: Case, measured: dict[Case, Measured], flops: StepFlops) -> dict:
         "measured_over_limit": limit and median(speedup[case.reference]) / limit,
         "psnr": quality and quality.psnr,
         "ssim": quality and quality.ssim,
+        "temporal_difference": quality and quality.temporal_difference,
         "latent_rel_l2": quality and quality.latent_rel_l2,
         "identical": quality and quality.identical,
         "peak_memory_mb": own.peak_bytes and own.peak_bytes / 1e6,

@@ -1,4 +1,5 @@
-"""How far the pictures of one run are from those of another at the same seeds: PSNR, SSIM, relative L2 of latents."""
+"""How far the pictures of one run are from those of another at the same seeds: PSNR, SSIM, relative L2 of latents, and
+of videos how far their motion is."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ class Quality:
         ssim: Mean over the pictures, at most 1; None without pictures.
         latent_rel_l2: ``||a - b|| / ||b||`` over all latents.
         identical: Whether all latents and pictures are equal to the bit.
+        temporal_difference: Of videos, see ``temporal_difference``; None of pictures, or where the reference stands.
     """
 
     psnr: float | None
     ssim: float | None
     latent_rel_l2: float
     identical: bool
+    temporal_difference: float | None = None
 
 
 def compare(
@@ -38,7 +41,8 @@ def compare(
         return Quality(None, None, distance, same)
     a, b = (torch.from_numpy(x).flatten(0, -4).permute(0, 3, 1, 2).double() for x in (images, reference))
     same_pictures = torch.equal(a, b)
-    return Quality(None if same_pictures else psnr(a, b), ssim(a, b), distance, same and same_pictures)
+    motion = temporal_difference(images, reference) if images.ndim == 5 else None
+    return Quality(None if same_pictures else psnr(a, b), ssim(a, b), distance, same and same_pictures, motion)
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
@@ -73,6 +77,18 @@ def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
     """``||a - b|| / ||b||`` over everything."""
     a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm())
+
+
+def temporal_difference(videos: np.ndarray, reference: np.ndarray) -> float | None:
+    """How much of the reference's motion is missed, or flicker put in its place: 0 where all frames change as the
+    reference's do, whatever constant error they carry; 1 for a still picture.
+
+    ``||dv - dr|| / ||dr||`` over everything, where d is each frame minus the one before it, v the videos and r the
+    reference: uint8 (N, F, H, W, 3). None where no frame of the reference differs from the one before it.
+    """
+    change, expected = (np.diff(x.astype(np.float32), axis=1) for x in (videos, reference))
+    moved = np.linalg.norm(expected)
+    return float(np.linalg.norm(change - expected) / moved) if moved else None
 
 
 def _gaussian(size: int, sigma: float = 1.5) -> torch.Tensor:

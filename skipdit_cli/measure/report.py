@@ -28,6 +28,7 @@ COLUMNS = {
     "of it": lambda r: _number(r["measured_over_limit"], ".2f"),
     "PSNR": lambda r: "same" if r["identical"] else _number(r["psnr"], ".1f"),
     "SSIM": lambda r: _number(r["ssim"], ".3f"),
+    "flicker": lambda r: _number(r["temporal_difference"], ".3f"),
     "rel L2": lambda r: _number(r["latent_rel_l2"], ".3f"),
     "peak MB": lambda r: _number(r["peak_memory_mb"], ".0f"),
 }
@@ -38,7 +39,8 @@ ONLY_ON_PAPER = {
 READING = (
     "full: full steps of all. seconds: the denoising loop, median and interquartile range. limit: FLOPs of the same "
     "model uncached over FLOPs run; 'of it': the speedup measured over that limit. PSNR, SSIM, rel L2: cached rows "
-    "against the same model uncached, fewer-steps against vanilla with all its steps, at the same seeds."
+    "against the same model uncached, fewer-steps against vanilla with all its steps, at the same seeds; of videos "
+    "also flicker: the error of the change from frame to frame over that change, 0 if it is the reference's."
 )
 
 

@@ -1,6 +1,8 @@
-"""Where a model runs and in which precision."""
+"""Where a model runs, in which precision, and what the time is there."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 from torch.nn import functional
@@ -63,6 +65,37 @@ def move(pipe, device: torch.device):
             if isinstance(module, torch.nn.Linear):
                 interpose(module, "forward", WideLinear)
     return pipe
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+class Stopwatch:
+    """Times a block from the first call of ``transformer`` in it to its end, so without the encoding of texts.
+
+    Attributes:
+        seconds: After the block; 0 where the transformer was not called.
+    """
+
+    def __init__(self, transformer: torch.nn.Module):
+        self.transformer, self.began, self.seconds = transformer, None, 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self.hook = self.transformer.register_forward_pre_hook(self._begin)
+        return self
+
+    def _begin(self, *_) -> None:
+        if self.began is None:
+            self.began = now(self.transformer.device)
+
+    def __exit__(self, *exception) -> None:
+        self.hook.remove()
+        if self.began is not None:
+            self.seconds = now(self.transformer.device) - self.began
 
 
 def computes_wide(transformer) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
@@ -13,7 +13,7 @@ class LatteClassPipeline(DiffusionPipeline):
 
     Args:
         transformer: The denoiser.
-        vae: The decoder of its latents, frame by frame; None for a model of pixels.
+        vae: The decoder of its latents, frame by frame or with a look at those around; None for a model of pixels.
         scheduler: How it was trained.
     """
 
@@ -22,7 +22,7 @@ class LatteClassPipeline(DiffusionPipeline):
     def __init__(
         self,
         transformer: LatteClassTransformer3DModel,
-        vae: AutoencoderKL | None,
+        vae: AutoencoderKL | AutoencoderKLTemporalDecoder | None,
         scheduler: KarrasDiffusionSchedulers,
     ):
         super().__init__()

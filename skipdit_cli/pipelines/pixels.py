@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 
 from skipdit_cli.media import to_uint8
+from skipdit_cli.pipelines.text import frames_argument
 
-FRAMES_AT_ONCE = 16
+FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal decoder sees so far
 
 
 @torch.no_grad()
@@ -17,28 +19,27 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
     Latents of a model that has no VAE here are shown as they are: three channels, scaled to their spread.
 
     Args:
-        batch_size: Pictures decoded at once; of videos it is ``FRAMES_AT_ONCE`` frames, each decoded alone.
+        batch_size: Pictures decoded at once; of videos it is ``FRAMES_AT_ONCE`` frames, never of two videos.
     """
     if pipe.vae is not None:
-        return _decode(pipe.vae, latents, batch_size)
+        scaled = 1 / pipe.vae.config.scaling_factor * latents
+        if latents.ndim == 4:
+            return _decode(pipe.vae, scaled, batch_size)
+        return np.stack([_decode(pipe.vae, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in scaled])
     if is_pixel_space(pipe):
         return to_uint8(latents)
     preview = latents[:, :3] if latents.shape[1] > 3 else latents[:, :1]
     return to_uint8(preview / (3 * preview.std() + 1e-8))
 
 
-def _decode(vae, latents: torch.Tensor, batch_size: int) -> np.ndarray:
-    scaled = latents / vae.config.scaling_factor
-    if latents.ndim == 5:
-        frames = scaled.transpose(1, 2)
-        pictures = _decode_pictures(vae, frames.flatten(0, 1), FRAMES_AT_ONCE)
-        return pictures.reshape(*frames.shape[:2], *pictures.shape[1:])
-    return _decode_pictures(vae, scaled, batch_size)
-
-
-def _decode_pictures(vae, scaled: torch.Tensor, batch_size: int) -> np.ndarray:
-    pieces = [x.to(vae.device, vae.dtype) for x in scaled.split(batch_size)]
-    return np.concatenate([to_uint8(vae.decode(x).sample) for x in pieces])
+def _decode(vae, scaled: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
+    """uint8 (N, H, W, 3) from (N, C, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
+    pictures = []
+    for some in scaled.to(vae.device, vae.dtype).split(at_once):
+        temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
+        joined = {"num_frames": len(some) if is_video else 1} if temporal else {}
+        pictures.append(to_uint8(vae.decode(some, **joined).sample))
+    return np.concatenate(pictures)
 
 
 def is_pixel_space(pipe) -> bool:
@@ -46,12 +47,18 @@ def is_pixel_space(pipe) -> bool:
     return pipe.vae is None and pipe.transformer.config.in_channels in (1, 3)
 
 
-def pixel_size(pipe) -> int:
-    """Height and width of what ``to_pixels`` makes."""
+def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+    """Height and width of what ``to_pixels`` makes.
+
+    Args:
+        height, width: Those asked for, if any.
+    """
     enlarged = 1 if pipe.vae is None else 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    return enlarged * pipe.transformer.config.sample_size
+    shrunk = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # sizes are asked for as with a VAE
+    own = enlarged * pipe.transformer.config.sample_size
+    return tuple(own if size is None else size // shrunk for size in (height, width))
 
 
 def is_video(pipe) -> bool:
     """Whether the model makes frames rather than one picture."""
-    return "video_length" in pipe.transformer.config
+    return "video_length" in pipe.transformer.config or frames_argument(pipe) is not None

@@ -7,6 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.pipelines.text import takes_text
 
 
 class RespacedDDIMScheduler(diffusers.DDIMScheduler):
@@ -68,12 +69,15 @@ def make_scheduler(name: str | None, pipe):
     """A fresh scheduler for one run.
 
     Args:
-        name: One of ``SCHEDULERS``, or None for the pipeline's own kind.
+        name: One of ``SCHEDULERS``, or None for the pipeline's own kind; of a text pipeline that is its very own, so
+            that a sample is the one diffusers makes.
     Raises:
         UsageError: An unknown name.
     """
     check_name(name)
     own = pipe.scheduler
+    if name is None and takes_text(pipe):
+        return type(own).from_config(own.config)
     if name is None and type(own) is diffusers.DDIMScheduler:
         name = "ddim"
     kind, settings = SCHEDULERS[name] if name else (type(own), {})
