@@ -151,9 +151,11 @@ def test_a_model_of_texts_needs_captions(skipdit, golden_pipeline, clips, tmp_pa
         (listed(line(text=" ")), "the caption is empty"),
     ):
         data = lay_out(files, clips, tmp_path / said.replace(" ", "-"))
-        ran = finetune(skipdit, model, data, tmp_path / "out", "--num-frames 2")
+        ran = finetune(skipdit, model, data, tmp_path / "out")
         assert ran.code == 2 and said in ran.stderr, ran.stderr
         assert not (tmp_path / "out").exists()
+    ran = finetune(skipdit, model, tmp_path, tmp_path / "out", "--num-frames 2")
+    assert ran.code == 2 and "--num-frames 2 but the model makes" in ran.stderr
 
 
 def test_one_bad_video_in_a_hundred_is_named_and_left_out(skipdit, models, clips, tmp_path):

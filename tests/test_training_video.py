@@ -225,3 +225,45 @@ def test_latents_that_are_kept_train_as_those_encoded_at_each_step(tiny_latte, t
     by_hand = torch.stack([vae.encode(frame[None]).latent_dist.parameters[0] for frame in clip.transpose(0, 1)], 1)
     assert torch.allclose(moments(vae, clip[None])[0], by_hand, atol=1e-5)
     assert DiagonalGaussianDistribution(moments(vae, clip[None])).mean.shape == (1, 4, 4, 8, 8)
+
+
+def test_a_model_of_texts_learns_from_captions(skipdit, text_pipeline, tmp_path):
+    data, kept = tmp_path / "data", tmp_path / "kept"
+    data.mkdir()
+    texts = ["a red cat", "a dog", "a dog"]
+    for at in range(3):
+        frames = np.random.default_rng(at).integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)
+        media.save_video(frames, data / f"{at}.mp4", 8, {})
+    rows = [json.dumps({"file_name": f"{at}.mp4", "text": text}) for at, text in enumerate(texts)]
+    (data / "metadata.jsonl").write_text("\n".join(rows))
+    assert skipdit("convert", text_pipeline, "-o", tmp_path / "skip").code == 0
+    run = ("finetune", "-m", tmp_path / "skip", "--data", data, "--train-batch-size", 2, "--max-train-steps", 3)
+    run += ("--image-frames", 1, "--label-dropout", 0.5, "--learning-rate", 1e-3)
+    first = skipdit(*run, "-o", tmp_path / "one", "--cache-latents", kept, "--validation-steps", 3)
+    assert first.code == 0 and "3 videos, 2 captions, 0 skipped" in first.stdout, first.stderr
+    assert "0 of 3 latents are kept" in first.stdout and "failed" not in first.stderr
+    again = skipdit(*run, "-o", tmp_path / "two", "--cache-latents", kept)
+    assert "3 of 3 latents are kept" in again.stdout and losses(tmp_path / "one") == losses(tmp_path / "two")
+    unkept = skipdit(*run, "-o", tmp_path / "three", "--clip", "center", "--image-frames", 0)
+    assert unkept.code == 0, unkept.stderr
+    before, after = (load_pipeline(tmp_path / name).transformer for name in ("skip", "one"))
+    changed = {n for n, p in before.named_parameters() if not torch.equal(p, after.get_parameter(n))}
+    assert changed and all(name.startswith("skip_branches.") for name in changed)
+
+
+def test_captions_in_a_batch_see_what_each_sees_alone(text_pipeline):
+    from skipdit_cli.training.conditioning import CaptionConditioning
+
+    pipe = load_pipeline(text_pipeline)
+    told = CaptionConditioning(pipe, CPU)
+    texts, keep = ["a red cat runs", "dog"], torch.tensor([False, False])
+    x, t = torch.randn(2, 4, 4, 8, 8), torch.tensor([10, 600])
+    with torch.no_grad():
+        both = pipe.transformer(x, timestep=t, **told(texts, keep, CPU, 4)).sample
+        for at, text in enumerate(texts):
+            tokens = pipe.encode_prompt(text, do_classifier_free_guidance=False, clean_caption=False)[0]
+            alone = pipe.transformer(x[at : at + 1], timestep=t[at : at + 1], encoder_hidden_states=tokens).sample
+            assert torch.allclose(both[at], alone[0], atol=1e-5)
+    dropped = told(texts, torch.tensor([False, True]), CPU)
+    empty = told(["", ""], keep, CPU)["encoder_hidden_states"]
+    assert torch.equal(dropped["encoder_hidden_states"][1, : empty.shape[1]], empty[1])

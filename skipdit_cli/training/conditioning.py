@@ -21,7 +21,9 @@ class ClassConditioning:
     def __init__(self, num_classes: int):
         self.null_label = num_classes
 
-    def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
+    def __call__(
+        self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device, frames: int = 1
+    ) -> dict:
         """
         Args:
             conditions: B class ids.
@@ -34,7 +36,9 @@ class ClassConditioning:
 class NoConditioning:
     """A model of nothing but noise and time."""
 
-    def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
+    def __call__(
+        self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device, frames: int = 1
+    ) -> dict:
         return {}
 
 
@@ -59,13 +63,17 @@ class CaptionConditioning:
         if store is not None:
             self.store, self.made = store, {"text_encoder": fingerprint(pipe.text_encoder, {})}
 
-    def __call__(self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device) -> dict:
-        """``encoder_hidden_states`` (B, tokens, channels), and a mask of which tokens are a sample's own."""
+    def __call__(
+        self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device, frames: int = 1
+    ) -> dict:
+        """``encoder_hidden_states`` (B, tokens, channels), and a bias (B·frames, 1, tokens) that hides what only fills
+        up the shorter texts: each sees its own tokens, as it does alone in ``LattePipeline``."""
         texts = ["" if drop else text for text, drop in zip(conditions, dropped.tolist())]
         encoded = [self.encode(text) for text in texts]
-        mask = pad_sequence([torch.ones(len(tokens)) for tokens in encoded], batch_first=True)
+        own = pad_sequence([torch.ones(len(tokens)) for tokens in encoded], batch_first=True)
+        bias = ((1 - own) * -10000.0)[:, None].repeat_interleave(frames, dim=0)
         padded = pad_sequence(encoded, batch_first=True)
-        return {"encoder_hidden_states": padded.to(device), "encoder_attention_mask": mask.to(device)}
+        return {"encoder_hidden_states": padded.to(device), "encoder_attention_mask": bias.to(device)}
 
     def _kept(self, text: str) -> torch.Tensor:
         return self.store.get({**self.made, "text": text}, lambda: self._encode(text))

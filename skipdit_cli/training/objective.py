@@ -55,7 +55,8 @@ class Objective:
     def losses(self, model, x0: torch.Tensor, drawn: Draws, conditions: list[Condition], **arguments) -> Losses:
         """The loss on latents or pixels (B, C, [F,] h, w); ``arguments`` go to the model."""
         noise, t = drawn.noise.to(self.device), drawn.t.to(self.device)
-        told = self.condition(conditions, drawn.dropped, self.device)
+        frames = x0.shape[2] if x0.ndim == 5 else 1
+        told = self.condition(conditions, drawn.dropped, self.device, frames)
         xt = self.loss.add_noise(x0, noise, t)
         return self.loss(model(xt, timestep=t, return_dict=False, **told, **arguments)[0], x0, noise, t)
 

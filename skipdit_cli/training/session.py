@@ -83,7 +83,7 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
         parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
     accelerator = make_accelerator(settings)
-    num_frames = settings.clip_frames(demand.video_length)
+    num_frames = settings.clip_frames(demand)
     samples = read_samples(settings.data, demand, ((num_frames or 1) - 1) * settings.frame_stride + 1)
     if accelerator.is_main_process:
         console.say(str(samples))

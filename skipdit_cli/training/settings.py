@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.training.demand import Demand
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -139,18 +140,18 @@ class TrainingSettings:
     def random_clip(self) -> bool:
         return self.clip == "random" or (self.clip is None and self.cache_latents is None)
 
-    def clip_frames(self, video_length: int | None) -> int | None:
+    def clip_frames(self, demand: Demand) -> int | None:
         """The number of frames of a clip for a model of videos; None for one of images.
 
-        Args:
-            video_length: The most frames the model has positions for; None for a model of images.
         Raises:
-            UsageError: Too many, or a flag of video for a model of images.
+            UsageError: The model has no positions for it; or a flag of video for a model of images.
         """
-        if video_length is not None:
-            frames = self.num_frames or video_length
-            if frames > video_length:
-                raise UsageError(f"Got --num-frames {frames} but the model has positions for 1..{video_length}.")
+        most = demand.video_length
+        if most is not None:
+            frames = self.num_frames or most
+            if frames > most or (demand.captions and frames != most):  # diffusers' Latte adds all positions or none
+                allowed = f"makes {most}" if demand.captions else f"has positions for 1..{most}"
+                raise UsageError(f"Got --num-frames {frames} but the model {allowed}.")
             return frames
         for name in ("num_frames", "frame_stride", "image_frames"):
             value = getattr(self, name)
