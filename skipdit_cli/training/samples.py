@@ -12,11 +12,12 @@ from PIL import Image, ImageOps
 
 from skipdit_cli import media
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.media.reading import FRAME_SUFFIXES
 from skipdit_cli.training import digits
 from skipdit_cli.training.demand import Demand
 from skipdit_cli.training.listing import Condition, list_samples, readable
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURES = (*FRAME_SUFFIXES, ".gif")
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
 
 
