@@ -55,7 +55,7 @@ class CaptionConditioning:
     def __init__(self, pipe, device: torch.device, store: Store | None = None):
         if pipe.text_encoder is None:
             raise UsageError(
-                "The model's folder has no text encoder to read captions with; 'skipdit convert' adds one."
+                "The model's folder has no text encoder to read captions with; 'skipdit convert --text-from' adds one."
             )
         self.pipe = pipe
         pipe.text_encoder.to(device).requires_grad_(False).eval()
