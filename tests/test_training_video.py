@@ -220,7 +220,7 @@ def test_latents_that_are_kept_train_as_those_encoded_at_each_step(tiny_latte, t
     choices = [Choice(0), Choice(2)]
     at_once = Objective(pipe, CPU, 0, 0.1)(model, collate([pixels[choice] for choice in choices]), 5, 0)
     kept = Objective(pipe, CPU, 0, 0.1, Store(tmp_path))(model, collate([latents[choice] for choice in choices]), 5, 0)
-    assert float(kept.total) == pytest.approx(float(at_once.total), rel=1e-5)
+    assert kept.total.item() == pytest.approx(at_once.total.item(), rel=1e-5)
     clip = pixels[Choice(0)][0]
     by_hand = torch.stack([vae.encode(frame[None]).latent_dist.parameters[0] for frame in clip.transpose(0, 1)], 1)
     assert torch.allclose(moments(vae, clip[None])[0], by_hand, atol=1e-5)
