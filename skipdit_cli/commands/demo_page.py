@@ -69,5 +69,5 @@ def _save_samples(stem: Path, images, labels: list[int], made: dict) -> str:
         media.save_png(media.grid(images, len(labels) // 10, scale=5, smooth=True), path, made)
     else:
         path = stem.with_suffix(".gif")
-        media.save_video(media.video_grid(images, scale=4), path, 8, made)
+        media.save_video(media.video_grid(images, scale=4, columns=5), path, 8, made)
     return path.name

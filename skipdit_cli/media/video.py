@@ -68,11 +68,12 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     imageio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
 
 
-def video_grid(videos: np.ndarray, scale: int = 1) -> np.ndarray:
-    """Several videos side by side as one: uint8 (N, F, H, W, 3) to (F, H', W', 3); even sizes stay even."""
+def video_grid(videos: np.ndarray, scale: int = 1, columns: int | None = None) -> np.ndarray:
+    """Several videos side by side as one: uint8 (N, F, H, W, 3) to (F, H', W', 3); even sizes stay even. ``columns``
+    is that of ``grid``."""
     import numpy as np
 
-    return np.stack([np.asarray(grid(frames, scale=scale, gap=2)) for frames in videos.swapaxes(0, 1)])
+    return np.stack([np.asarray(grid(frames, columns, scale, gap=2)) for frames in videos.swapaxes(0, 1)])
 
 
 def contact_sheet(videos: np.ndarray, scale: int = 1) -> Image.Image:
