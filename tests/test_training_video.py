@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from conftest import tiny_vae
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from skipdit_cli import media
@@ -151,14 +151,6 @@ def test_a_reading_process_that_dies_ends_the_run(skipdit, tiny_preset, tmp_path
     assert ran.code == 1 and "A process that reads the data died" in ran.stderr
 
 
-def tiny_vae(seed: int = 0) -> AutoencoderKL:
-    torch.manual_seed(seed)
-    return AutoencoderKL(
-        block_out_channels=(4, 8), latent_channels=4, norm_num_groups=2, sample_size=8,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
 def frames_of(folder: Path, count: int = 3, length: int = 6) -> SampleSet:
     """Videos of noise in memory; their digests are what ``folder`` says."""
     from PIL import Image
@@ -190,7 +182,7 @@ def test_latents_are_made_once_and_again_where_anything_that_shapes_them_differs
     assert made == []
     encode(mirrored=True)
     assert made == [(0, True), (1, True), (2, True)]
-    for changed in ({"num_frames": 3}, {"frame_stride": 2, "num_frames": 3}, {"vae": tiny_vae(1)}):
+    for changed in ({"num_frames": 3}, {"frame_stride": 2, "num_frames": 3}, {"vae": tiny_vae(seed=1)}):
         encode(**changed)
         assert len(made) == 3, changed
     encode(videos=frames_of(tmp_path / "other"))
@@ -209,10 +201,11 @@ def test_latents_are_made_once_and_again_where_anything_that_shapes_them_differs
         first[Choice(1)]
 
 
-def test_latents_that_are_kept_train_as_those_encoded_at_each_step(tiny_latte, tmp_path):
+@pytest.mark.parametrize("temporal", [False, True])
+def test_latents_that_are_kept_train_as_those_encoded_at_each_step(tiny_latte, tmp_path, temporal):
     from skipdit_cli.checkpoints import default_scheduler, pipeline_around
 
-    model, vae = tiny_latte(in_channels=4, out_channels=8), tiny_vae()
+    model, vae = tiny_latte(in_channels=4, out_channels=8), tiny_vae(temporal)
     pipe = pipeline_around(model, default_scheduler(), vae)
     pixels = Pixels(frames_of(tmp_path), 16, 3, 4)
     latents = Latents(pixels, vae, Store(tmp_path / "kept"), CPU, False)
