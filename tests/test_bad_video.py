@@ -177,3 +177,9 @@ def test_frames_in_folders_are_videos(skipdit, models, clips, tmp_path):
     files = {f"{label}/v{i}/{frame}.png": "picture.png" for label in "01" for i in "ab" for frame in range(5)}
     ran = finetune(skipdit, models("classes"), lay_out(files, clips, tmp_path / "data"), tmp_path / "out")
     assert ran.code == 0 and "4 videos, 2 classes, 0 skipped" in ran.stdout, ran.stderr
+
+
+def test_pictures_beside_videos_are_no_frames(skipdit, models, clips, tmp_path):
+    files = {"0/good.mp4": "good.mp4", "0/good.png": "picture.png"}
+    ran = finetune(skipdit, models("classes"), lay_out(files, clips, tmp_path / "data"), tmp_path / "out")
+    assert ran.code == 0 and "1 videos, 1 classes, 0 skipped" in ran.stdout, ran.stderr

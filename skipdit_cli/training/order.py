@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -74,31 +74,26 @@ class Order:
             micro += 1
 
     def _batch(self, micro: int) -> list[Choice]:
+        def uniform(purpose: int, *shape: int) -> list:
+            source = generator(self.seed, purpose, micro, self.rank)
+            return torch.rand(self.batch_size, *shape, generator=source).tolist()
+
         first = (micro * self.world + self.rank) * self.batch_size
-        mirrored = torch.rand(self.batch_size, generator=generator(self.seed, FLIP, micro, self.rank)) < 0.5
-        places = torch.rand(self.batch_size, 3, generator=generator(self.seed, PLACE, micro, self.rank))
-        extra = torch.rand(self.batch_size, self.images, 5, generator=generator(self.seed, IMAGES, micro, self.rank))
+        flips, places, images = uniform(FLIP), uniform(PLACE, 3), uniform(IMAGES, self.images, 5)
         return [
-            self._choice(
-                self._sample(first + i),
-                bool(mirrored[i]),
-                places[i].tolist(),
-                tuple(
-                    self._choice(int(index * self.count), flip < 0.5, [start, x, y], random_clip=True)
-                    for index, flip, start, x, y in extra[i].double().tolist()
-                ),
+            replace(
+                self._choice(self._sample(first + i), flips[i], *places[i], self.random_clip),
+                images=tuple(self._choice(int(which * self.count), *rest, True) for which, *rest in images[i]),
             )
             for i in range(self.batch_size)
         ]
 
-    def _choice(self, index, mirrored, place, images=(), random_clip=False) -> Choice:
-        start, *crop = place
+    def _choice(self, index: int, flip: float, start: float, x: float, y: float, random_clip: bool) -> Choice:
         return Choice(
             index,
-            self.random_flip and mirrored,
-            start if self.random_clip or random_clip else 0.5,
-            tuple(crop) if self.random_crop else (0.5, 0.5),
-            images,
+            self.random_flip and flip < 0.5,
+            start if random_clip else 0.5,
+            (x, y) if self.random_crop else (0.5, 0.5),
         )
 
     def _sample(self, position: int) -> int:

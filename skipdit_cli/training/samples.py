@@ -106,15 +106,21 @@ def find_videos(folder: Path) -> Iterator[Path]:
     Raises:
         UsageError: The folder holds pictures directly: they are images, or frames that need a folder of their own.
     """
-    if media.is_frame_folder(folder):
+    if _holds_frames(folder):
         raise UsageError(
             f"Got {folder} with pictures in it, where videos were expected; the frames of a video lie in a folder of "
             "their own, one level deeper."
         )
-    for path in sorted(folder.rglob("*")):
-        is_file = path.suffix.lower() in media.VIDEO_SUFFIXES and path.is_file()
-        if is_file or (path.is_dir() and media.is_frame_folder(path)):
-            yield path
+    return (path for path in sorted(folder.rglob("*")) if _is_video(path) or _holds_frames(path))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in media.VIDEO_SUFFIXES and path.is_file()
+
+
+def _holds_frames(path: Path) -> bool:
+    """Whether a folder holds pictures that are the frames of a video; those beside a video are not."""
+    return media.is_frame_folder(path) and not any(map(_is_video, path.iterdir()))
 
 
 def _embedded(source: str, demand: Demand, span: int) -> SampleSet:
