@@ -17,7 +17,8 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
-from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches
+from skipdit_cli.checkpoints.card import Origin, write_card
+from skipdit_cli.checkpoints.folder import check_target, copy_legal, drop_paths, replace_folder, save_branches
 from skipdit_cli.checkpoints.pipeline import INDEX, load_branches, load_pipeline
 from skipdit_cli.checkpoints.source import Source
 from skipdit_cli.checkpoints.text_parts import TextParts
@@ -131,9 +132,17 @@ class Proof:
     weights: bool | None = None
     outputs: bool | None = None
 
+    def __str__(self) -> str:
+        if self.weights is None:
+            return "Not compared with the source (--no-verify)."
+        if self.outputs:
+            outputs = "outputs with the branches are bit for bit equal to those without"
+            return f"Proved: weights are the source's, and {outputs}."
+        return "Proved: the weights are the source's. Outputs cannot equal vanilla's with 'replace' branches."
 
-def convert(plan: Conversion, output, overwrite: bool = False, verify: bool = True) -> Proof:
-    """Write the converted pipeline folder and prove, from what is on disk, that nothing else changed.
+
+def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, verify: bool = True) -> Proof:
+    """Write the converted pipeline folder with its card, and prove, from what is on disk, that nothing else changed.
 
     Raises:
         UsageError: The output cannot be written there, or the source is damaged.
@@ -151,16 +160,22 @@ def convert(plan: Conversion, output, overwrite: bool = False, verify: bool = Tr
             _copy_pipeline(plan, folder)
         reference = next(iter(source.weights().values())).dtype
         save_branches(torch.nn.Module.to(plan.branches, dtype=plan.dtype or reference), folder)
-        if not verify:
-            return Proof()
-        changed = _changed_weights(plan, folder)
-        if changed:
-            raise SkipditError(f"What was written of {source.name} differs from it in {changed[0]}; nothing was kept.")
-        difference = _branch_effect(plan, folder)
-        if not plan.provable:
-            return Proof(weights=True)
-        if difference != 0:
-            raise SkipditError(f"Skip branches change the outputs by {difference:.3g}; nothing was kept.")
+        drop_paths(folder)
+        proof = _prove(plan, folder) if verify else Proof()
+        write_card(folder, origin, {"source": f"{origin.source}, {source.layout}", "conversion": proof})
+    return proof
+
+
+def _prove(plan: Conversion, folder: Path) -> Proof:
+    changed = _changed_weights(plan, folder)
+    if changed:
+        name = plan.source.name
+        raise SkipditError(f"What was written of {name} differs from it in {changed[0]}; nothing was kept.")
+    difference = _branch_effect(plan, folder)
+    if not plan.provable:
+        return Proof(weights=True)
+    if difference != 0:
+        raise SkipditError(f"Skip branches change the outputs by {difference:.3g}; nothing was kept.")
     return Proof(weights=True, outputs=True)
 
 
@@ -219,9 +234,8 @@ def _parts(pipeline: Path | None) -> list[str]:
 def _copy_pipeline(plan: Conversion, folder: Path) -> None:
     """Copy the source as it is; only ``.bin`` weights, and those of another dtype, are written anew."""
     source = plan.source.pipeline
-    for file in source.iterdir():
-        if file.name == INDEX or file.name.lower().startswith(("readme", "license")):
-            shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(source / INDEX, folder / INDEX)
+    copy_legal(source, folder)
     for part in _parts(source):
         _copy_part(source / part, folder / part, plan.dtype if part == "transformer" else None)
 

@@ -17,6 +17,7 @@ Part = Annotated[str, typer.Option(help="'skip': the branches alone, trunk froze
 
 @with_training_settings
 def finetune(
+    ctx: typer.Context,
     model: options.Model = None,
     preset: options.Preset = None,
     train: Part = "skip",
@@ -38,7 +39,7 @@ def finetune(
 
     import torch
 
-    from skipdit_cli.checkpoints import open_model
+    from skipdit_cli.checkpoints import named_model, open_model
     from skipdit_cli.training import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
@@ -46,6 +47,6 @@ def finetune(
     if train == "skip" and not (folder / "skip").is_dir():
         raise UsageError(f"Model {folder} has no skip branches to train; run 'skipdit convert -m {folder} -o FOLDER'.")
     begun = session.begin(settings, session.demand(folder))
+    origin = session.origin_of(settings, ctx.meta["typed"], named_model(model, preset), folder)
     pipe = open_model(str(folder), dtype=torch.float32)
-    trunk = folder if train == "skip" else None
-    report("finetune", settings, begun.samples, session.train(begun, pipe, train == "skip", trunk))
+    report("finetune", settings, begun.samples, session.train(begun, pipe, origin, folder, train == "skip"))
