@@ -98,13 +98,17 @@ def check_card(model: str | None) -> Path:
     """The card of the folder that a bench is of.
 
     Raises:
-        UsageError: The model is no folder, has no card, or it cannot be written.
+        UsageError: The model is no folder, has no card, or it cannot be read or written.
     """
     card = Path(model or "").expanduser() / CARD
     if model is None or not card.parent.is_dir():
         raise UsageError(f"Got --update-card, which needs -m/--model FOLDER, but the model is {model or 'no folder'}.")
     if not card.is_file():
         raise UsageError(f"Got --update-card, but {card} does not exist; 'skipdit convert' and 'finetune' write one.")
+    try:
+        card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise UsageError(f"Got --update-card, but {card} cannot be read: {first_line(cause)}.") from cause
     check_writable(card)
     return card
 
@@ -137,10 +141,8 @@ def _front_matter(folder: Path | None, text: str) -> tuple[dict, str]:
     try:
         found = metadata_load(folder / CARD) or {}
     except (YAMLError, ValueError, OSError) as cause:
-        return (
-            {},
-            f"Card: the front matter of {folder / CARD} is unreadable ({first_line(cause)}); nothing was taken over.",
-        )
+        why = first_line(cause)
+        return {}, f"Card: the front matter of {folder / CARD} cannot be read ({why}), so nothing was taken from it."
     taken = {key: found[key] for key in INHERITED if found.get(key)}
     note = f"Card: took {', '.join(taken) or 'nothing'} from {folder / CARD}, and not its text."
     return taken, "" if is_marked(text, COMMANDS) else note
