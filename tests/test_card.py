@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_pipeline
+from conftest import tiny_text_transformer, write_pipeline
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import filter_repo_objects
 
 from skipdit_cli.checkpoints import load_pipeline, save_pipeline
+from skipdit_cli.checkpoints.folder import drop_paths
 
 RUN = ("--data", "digits", "--train-batch-size", 2, "--max-train-steps", 1)
 USERS = """---
@@ -104,8 +105,8 @@ def _names(folder: Path, name: str) -> bool:
     return str(folder) in (folder / "out" / name).read_text()
 
 
-def test_the_python_of_every_kind_of_model_runs(tiny_dit, tiny_latte, tmp_path, skipdit, monkeypatch):
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, LatteTransformer3DModel
+def test_the_python_of_every_kind_of_model_runs(tiny_dit, tiny_latte, text_pipeline, tmp_path, skipdit, monkeypatch):
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
     monkeypatch.chdir(tmp_path)
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=8)
@@ -114,17 +115,14 @@ def test_the_python_of_every_kind_of_model_runs(tiny_dit, tiny_latte, tmp_path, 
     write_pipeline(Path("shallow"), tiny_dit(num_layers=2))
     write_pipeline(Path("video"), tiny_latte())
     write_pipeline(Path("free"), tiny_latte(num_embeds_ada_norm=None))
-    size = {"num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2, "sample_size": 8, "video_length": 4}
-    text = LatteTransformer3DModel(num_layers=2, in_channels=4, out_channels=8, caption_channels=8, **size)
-    write_pipeline(Path("text"), text)
-    names = ("with-vae", "latents", "shallow", "video", "free", "text")
-    for name in names:
-        assert skipdit("convert", name, "-o", f"{name}-out", "--no-verify").code == 0
-    made = {name: tmp_path / f"{name}-out" for name in names}
+    write_pipeline(Path("mute"), tiny_text_transformer())
+    Path("text").symlink_to(text_pipeline)
+    made = {name: tmp_path / f"{name}-out" for name in "with-vae latents shallow video free text mute".split()}
     for name, folder in made.items():
+        assert skipdit("convert", name, "-o", folder, "--no-verify").code == 0
         exec(lines(folder).replace("num_inference_steps=50", "num_inference_steps=4"), {})
-        suffix = "gif" if name in ("video", "free") else "png"
-        assert Path(f"sample.{suffix}").is_file() != (name == "text")
+        suffix = "gif" if name in ("video", "free", "text") else "png"
+        assert Path(f"sample.{suffix}").is_file() != (name == "mute")
         Path(f"sample.{suffix}").unlink(missing_ok=True)
     tasks = [card(folder).data.pipeline_tag for folder in (made["video"], made["text"])]
     assert tasks == [None, "text-to-video"]
@@ -177,6 +175,18 @@ def test_front_matter_that_cannot_be_read_is_said(tiny_pipeline, tmp_path, skipd
     assert made.code == 0 and "cannot be read" in made.stdout and card(tmp_path / "out").data.license is None
 
 
+def test_configs_forget_where_they_were_and_keep_the_hub_id(tmp_path):
+    cached = "/home/alice/.cache/huggingface/hub/models--facebook--DiT-XL-2-256/snapshots/ab/transformer"
+    places = {cached: "facebook/DiT-XL-2-256", "/home/alice/dit": None, "facebook/DiT": "facebook/DiT", None: None}
+    path = tmp_path / "transformer" / "config.json"
+    path.parent.mkdir()
+    for place, kept in places.items():
+        path.write_text(json.dumps({"num_layers": 2, **({"_name_or_path": place} if place else {})}))
+        drop_paths(tmp_path)
+        config = json.loads(path.read_text())
+        assert config.get("_name_or_path") == kept and config["num_layers"] == 2
+
+
 def test_a_run_replaces_its_own_card_and_nobody_elses(converted, tmp_path, skipdit, fresh_accelerate):
     run, output = ("finetune", "-m", converted(), *RUN, "-o", tmp_path / "run"), tmp_path / "run"
     assert skipdit(*run).code == 0
@@ -217,7 +227,8 @@ def test_bench_writes_its_table_into_the_card(tiny_pipeline, tmp_path, skipdit):
 
 
 def test_a_push_holds_the_model_and_nothing_else(tiny_pipeline, tmp_path, skipdit, hub, fresh_accelerate):
-    made = skipdit("convert", tiny_pipeline(), "-o", tmp_path / "out", "--push-to-hub", "alice/dit", "--json")
+    given = ("-o", tmp_path / "out", "--no-verify", "--push-to-hub", "alice/dit")
+    made = skipdit("convert", tiny_pipeline(), *given, "--json")
     assert made.code == 0, made.stderr
     assert made.json["pushed_to"] == "https://huggingface.co/alice/dit" and hub.made == [("alice/dit", None)]
     assert hub.held == files(tmp_path / "out") and "README.md" in hub.held
@@ -237,7 +248,7 @@ def test_a_push_holds_the_model_and_nothing_else(tiny_pipeline, tmp_path, skipdi
 def test_a_failed_push_keeps_the_folder_and_says_how_to_go_on(tiny_pipeline, tmp_path, skipdit, hub, fresh_accelerate):
     hub.fails = ConnectionError("no route")
     output = tmp_path / "out"
-    ended = skipdit("convert", tiny_pipeline(), "-o", output, "--push-to-hub", "alice/dit")
+    ended = skipdit("convert", tiny_pipeline(), "-o", output, "--no-verify", "--push-to-hub", "alice/dit")
     assert ended.code == 1 and len([line for line in ended.stderr.splitlines() if line.startswith("Error")]) == 1
     assert f"(no route); {output} is whole and kept, to push it run 'hf upload alice/dit {output}'." in ended.stderr
     run = tmp_path / "run"
@@ -248,7 +259,7 @@ def test_a_failed_push_keeps_the_folder_and_says_how_to_go_on(tiny_pipeline, tmp
 
 def test_nothing_private_goes_where_all_can_read(tiny_pipeline, tmp_path, skipdit, hub):
     hub.private = False
-    given = ("-o", tmp_path / "out", "--push-to-hub", "alice/dit", "--private")
+    given = ("-o", tmp_path / "out", "--no-verify", "--push-to-hub", "alice/dit", "--private")
     ended = skipdit("convert", tiny_pipeline(), *given)
     assert ended.code == 1 and "alice/dit is public already" in ended.stderr and hub.held == []
     assert (tmp_path / "out" / "model_index.json").is_file()

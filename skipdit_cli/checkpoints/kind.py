@@ -16,14 +16,14 @@ class Kind:
         video: It makes videos, not pictures.
         text: It is given texts.
         classes: It is given class ids; without either it is given nothing.
-        whole: All parts that the pipeline's class asks for are in the folder.
+        encodes: The parts that read texts are in the folder.
     """
 
     pipeline: str
     video: bool
     text: bool
     classes: bool
-    whole: bool
+    encodes: bool
 
     @property
     def task(self) -> str | None:
@@ -41,11 +41,11 @@ def kind_of(folder: Path) -> Kind:
         UsageError: A config is missing or damaged.
     """
     index, config = read_json(folder / "model_index.json"), read_json(folder / "transformer" / "config.json")
-    parts = {name: value for name, value in index.items() if isinstance(value, list)}
+    reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     return Kind(
         pipeline=str(index.get("_class_name")),
         video="video_length" in config,
-        text=any(name.startswith("text_encoder") for name in parts),
+        text=bool(reads),
         classes=config.get("num_embeds_ada_norm") is not None,
-        whole=[None, None] not in parts.values(),
+        encodes=bool(reads) and [None, None] not in reads.values(),
     )
