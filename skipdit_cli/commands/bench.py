@@ -150,12 +150,12 @@ def bench(
         report = run.report(rows, model or preset, {**settings, "random_weights": random_weights})
         if folder:
             save_report(report, folder)
-    if card:
-        put_bench(card, results(report))
-        console.say(f"Wrote the table into {card}.")
     console.table(*table(rows))
     for line in (READING, *report["notes"], *([f"Wrote {output}/bench.json, bench.md and bench.png."] * bool(output))):
         console.say(line)
+    if card:
+        put_bench(card, results(report))
+        console.say(f"Wrote the table into {card}.")
     console.emit(report)
     _check(rows, min_speedup, min_psnr)
 
