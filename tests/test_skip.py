@@ -281,7 +281,7 @@ def test_refusals(tiny_dit):
         add_skip_branches(tiny_dit(), branches=SkipBranches(dim=16, num_layers=4))
     with pytest.raises(UsageError, match="residual, replace"):
         SkipBranches(dim=16, num_layers=4, merge="add")
-    with pytest.raises(UsageError, match="no declared trunk"):
+    with pytest.raises(UsageError, match="no transformer trunk"):
         add_skip_branches(torch.nn.Linear(2, 2))
     with torch.device("meta"):
         empty = SkipBranches(dim=16, num_layers=6)
