@@ -144,19 +144,15 @@ def _made_of(inputs: dict, outputs: list) -> dict[str, tuple[int, ...]]:
 
 
 def _end_to_end(x: torch.Tensor, parts: list[torch.Tensor]) -> bool:
-    """Whether x is one part, or several laid end to end along the tokens, known by the first token of each: HiDream
-    replaces the last tokens of its text before every block."""
+    """Whether x is one part, or several laid end to end along the tokens: their lengths add up, and one at least
+    begins with its own first token. HiDream and Bria-Fibo replace some of the text on the way."""
     if len(parts) == 1:
         return x is parts[0] or _equal(x, parts[0])
     fits = all(x.ndim == part.ndim and x.shape[-1] == part.shape[-1] for part in parts)
     if not fits or x.shape[TOKENS] != sum(part.shape[TOKENS] for part in parts):
         return False
-    start = 0
-    for part in parts:
-        if not _equal(x.narrow(TOKENS, start, 1), part.narrow(TOKENS, 0, 1)):
-            return False
-        start += part.shape[TOKENS]
-    return True
+    starts = [sum(part.shape[TOKENS] for part in parts[:at]) for at in range(len(parts))]
+    return any(_equal(x.narrow(TOKENS, at, 1), part.narrow(TOKENS, 0, 1)) for at, part in zip(starts, parts))
 
 
 def _equal(x: torch.Tensor, other: torch.Tensor) -> bool:
