@@ -44,7 +44,7 @@ def discover(transformer, forward: Callable[[], object]) -> tuple[Backbone, obje
     try:
         return _backbone(found, order), result
     except _NoTrunk as cause:
-        raise UsageError(f"Got a {name}, which has no transformer trunk that can be found: {cause}.") from cause
+        raise UsageError(f"Got {name}, which has no transformer trunk that can be found: {cause}.") from cause
 
 
 def check_class(transformer) -> None:
@@ -55,9 +55,9 @@ def check_class(transformer) -> None:
     name = type(transformer).__name__
     children = dict(transformer.named_children())
     if "down_blocks" in children and "up_blocks" in children:
-        raise UsageError(f"Got a {name}, which has no transformer trunk: it is a UNet, whose blocks change the width.")
+        raise UsageError(f"Got {name}, which has no transformer trunk: it is a UNet, whose blocks change the width.")
     if not any(type(module).__name__ == "ModuleList" for module in transformer.modules()):
-        raise UsageError(f"Got a {name}, which has no transformer trunk: it has no list of blocks.")
+        raise UsageError(f"Got {name}, which has no transformer trunk: it has no list of blocks.")
 
 
 def _backbone(found: dict[str, WatchedList], order: list[str]) -> Backbone:
@@ -135,7 +135,8 @@ def _turns(main: str, chains: dict[str, BlockList], found: dict, order: list[str
     """The lists whose blocks alternate with the main one's, in their order."""
     among = [name for name in order if name in chains]
     period = list(dict.fromkeys(among))
-    if main in period and among == period * len(found[main].calls):
+    times = len(found[main].calls)
+    if main in period and times > 1 and among == period * times:
         elements = [_elements(found[name], chains[name]) for name in period]
         if len(set(elements)) == 1:
             return [chains[name] for name in period]

@@ -66,20 +66,20 @@ class Trial:
         """
         trunk = self.trunk
         if len(trunk) < 2:
-            raise UsageError(f"Got a {trunk.model_class} of {len(trunk)} block, too few for a skip branch or a cache.")
+            raise UsageError(f"Got {trunk.model_class} of {len(trunk)} block, too few for a skip branch or a cache.")
         attached, trunk.cache = trunk.cache, Replay(len(trunk) - 1)
         try:
             trunk.update()
             full = self._run()
             if exact and not _same(full, self.expected):
-                raise UsageError(f"Got a {trunk.model_class}, {self._lost}: a full step differs from the model's own.")
+                raise UsageError(f"Got {trunk.model_class}, {self._lost}: a full step differs from the model's own.")
             trunk.cache.reusing = len(trunk) > 2
             if not all(_same(self._run(), full) for _ in range(2)):
-                raise UsageError(f"Got a {trunk.model_class}, {self._lost}: a reused step at the same input differs.")
+                raise UsageError(f"Got {trunk.model_class}, {self._lost}: a reused step at the same input differs.")
         except UsageError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as cause:
-            raise UsageError(f"Got a {trunk.model_class}, {self._lost}: {_first_line(cause)}") from cause
+            raise UsageError(f"Got {trunk.model_class}, {self._lost}: {_first_line(cause)}") from cause
         finally:
             trunk.cache = attached
             trunk.update()

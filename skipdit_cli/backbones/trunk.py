@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
 from skipdit_cli.backbones.discover import check_class
+from skipdit_cli.backbones.first_pass import FirstPass
 from skipdit_cli.backbones.interpose import Interposed, interpose, restore
 from skipdit_cli.errors import UsageError
 
@@ -47,6 +48,7 @@ class Trunk:
         self.tokens = 0  # of the joined stream, where it is alone
         self.branches = None
         self.cache = None
+        self.first_pass: FirstPass | None = FirstPass(self.model_class) if declared else None
         self._forget()
 
     def __len__(self) -> int:
@@ -54,6 +56,8 @@ class Trunk:
 
     def __getstate__(self) -> dict:
         """Copies start without the tensors of a forward in flight."""
+        if self.first_pass is not None:
+            self.first_pass = FirstPass(self.model_class)
         return {key: value for key, value in self.__dict__.items() if key not in ("sources", "merged")}
 
     def __setstate__(self, state: dict) -> None:
@@ -174,6 +178,9 @@ class InterposedBlock(Interposed):
         streams = trunk.enter(index, given, self.opens_unit)
         if streams is None:
             return self._handed_through(given)
+        looking = None if torch.compiler.is_compiling() else trunk.first_pass
+        if looking is not None:
+            looking.entered(self.listing, given)
         at = trunk.joined_at(index) if self.opens_unit else 0
         source = trunk.source_for(index, streams[at]) if self.opens_unit else None
         if source is not None:
@@ -188,7 +195,11 @@ class InterposedBlock(Interposed):
                 kwargs[name] = stream
             else:
                 args[at] = stream
-        return self.inner(*args, **kwargs)
+        result = self.inner(*args, **kwargs)
+        if looking is not None:
+            looking.left(self.listing, given, result)
+            trunk.first_pass = looking if index < len(trunk) - 1 else None
+        return result
 
     def _handed_through(self, given: list):
         """What the block would return if it changed nothing."""
@@ -217,13 +228,11 @@ def _blocks(transformer, listing: BlockList) -> list:
     try:
         blocks = list(transformer.get_submodule(listing.name))
     except (AttributeError, TypeError) as cause:
-        raise UsageError(f"Got a {name} without {listing.name}, where its trunk is known to be.") from cause
+        raise UsageError(f"Got {name} without {listing.name}, where its trunk is known to be.") from cause
     for block in blocks:
         missing = set(listing.names) - set(inspect.signature(block.forward).parameters)
         if missing:
-            raise UsageError(
-                f"Got a {name} whose {listing.name} take no {sorted(missing)[0]}, which they are known to."
-            )
+            raise UsageError(f"Got {name} whose {listing.name} take no {sorted(missing)[0]}, which they are known to.")
     return blocks
 
 
@@ -255,6 +264,6 @@ def trunk_of(transformer) -> Trunk:
         check_class(getattr(transformer, "_orig_mod", transformer))
         name = type(getattr(transformer, "_orig_mod", transformer)).__name__
         raise UsageError(
-            f"Got a {name}, whose transformer trunk is not declared; give example_inputs, the arguments of a forward."
+            f"Got {name}, whose transformer trunk is not declared; give example_inputs, the arguments of a forward."
         )
     return trunk

@@ -52,12 +52,12 @@ def add_skip_branches(
     trial = None if example_inputs is None else Trial(transformer, example_inputs)
     trunk = trial.trunk if trial is not None else trunk_of(transformer)
     if trunk.backbone.native_skips:
-        raise UsageError(f"Got a {trunk.model_class}, which has skips of its own; enable the cache on it as it is.")
+        raise UsageError(f"Got {trunk.model_class}, which has skips of its own; enable the cache on it as it is.")
     expected = {"dim": trunk.width, "num_layers": len(trunk), "backbone": trunk.model_class}
     new = branches is None
     if new:
         if len(trunk) < 2:
-            raise UsageError(f"Got a {trunk.model_class} of {len(trunk)} block, too few for a skip branch.")
+            raise UsageError(f"Got {trunk.model_class} of {len(trunk)} block, too few for a skip branch.")
         time_embedding = "official" if trunk.backbone.official_time else "diffusers"
         record = None if trunk.declared else trunk.backbone.record()
         branches = SkipBranches(**expected, merge=merge, time_embedding=time_embedding, trunk=record)
