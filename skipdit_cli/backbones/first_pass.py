@@ -1,4 +1,4 @@
-"""The first look at a declared trunk at work, so that another diffusers than the one it was declared for is noticed."""
+"""The first look at a declared trunk at work, so that a diffusers it was not declared for is noticed."""
 
 from __future__ import annotations
 

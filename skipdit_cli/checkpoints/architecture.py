@@ -50,7 +50,7 @@ def class_named(name: str):
 
 def has_own_mlp(config: dict) -> bool:
     """Whether a DiT's config has an ``mlp_ratio``, which diffusers' class does not know."""
-    return "mlp_ratio" in config and config.get("_class_name") != "LatteClassTransformer3DModel"
+    return "mlp_ratio" in config and config.get("_class_name", "DiTTransformer2DModel") == "DiTTransformer2DModel"
 
 
 def _feed_forward(transformer, ratio: float) -> nn.Module:
