@@ -90,7 +90,8 @@ def _put_on(transformer, trunk: Trunk, branches: SkipBranches) -> None:
     transformer.skip_branches = branches.train(transformer.training)
     trunk.branches = branches
     trunk.update()
-    interpose(transformer, "save_pretrained", SavedApart)
+    if hasattr(transformer, "save_pretrained"):
+        interpose(transformer, "save_pretrained", SavedApart)
 
 
 def _take_off(transformer, trunk: Trunk) -> None:
@@ -109,9 +110,7 @@ def _recorded_trunk(transformer, record: dict) -> Trunk:
     try:
         return Trunk(transformer, Backbone.from_record(record), declared=False)
     except (KeyError, TypeError, AttributeError) as cause:
-        raise UsageError(
-            f"The trunk that these skip branches record is none: {cause}; convert the model anew."
-        ) from cause
+        raise UsageError(f"These skip branches record no trunk ({cause}); convert the model anew.") from cause
 
 
 def remove_skip_branches(transformer) -> SkipBranches | None:
