@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
 TIME_EMBEDDINGS = ("official", "diffusers")
+OFFICIAL = ("DiTTransformer2DModel", "LatteTransformer3DModel", "LatteClassTransformer3DModel")
+"""The classes that a pipeline can be made around here, those of the official files."""
 
 
 def build_transformer(config: dict):
@@ -46,6 +49,20 @@ def class_named(name: str):
     import diffusers
 
     return LatteClassTransformer3DModel if name == "LatteClassTransformer3DModel" else getattr(diffusers, name)
+
+
+def is_transformer(name) -> bool:
+    """Whether diffusers has a transformer of this name (or it is our Latte)."""
+    try:
+        kind = class_named(str(name))
+    except (AttributeError, RuntimeError):
+        return False
+    return str(name) in OFFICIAL or getattr(kind, "__module__", "").startswith("diffusers.models.transformers.")
+
+
+def has_own_time(name: str) -> bool:
+    """Whether a class has one spacing of timestep frequencies only."""
+    return name not in BACKBONES or BACKBONES[name].official_time
 
 
 def has_own_mlp(config: dict) -> bool:

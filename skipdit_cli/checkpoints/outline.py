@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from accelerate import init_empty_weights
 
 from skipdit_cli.checkpoints.architecture import build_transformer
-from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.pipeline import find_folder, named_model
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
-from skipdit_cli.skip import SkipBranches, add_skip_branches
+from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches
 
 
 @dataclass(frozen=True)

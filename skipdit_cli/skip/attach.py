@@ -23,6 +23,11 @@ from skipdit_cli.skip.branches import SkipBranches
 SKIP = "skip"
 
 
+def skip_folder(part: str) -> str:
+    """Where the branches of a pipeline's ``transformer`` (or ``transformer_2``) lie beside it."""
+    return part.replace("transformer", SKIP)
+
+
 def add_skip_branches(
     transformer,
     merge: str = "residual",
@@ -133,7 +138,8 @@ class SavedApart(Interposed):
             self.inner(save_directory, *args, **kwargs)
         finally:
             add_skip_branches(transformer, branches=branches)
-        branches.save_pretrained((folder.parent if folder.name == "transformer" else folder) / SKIP)
+        beside = folder.name in ("transformer", "transformer_2")
+        branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
 
 
 def _is_meta(module: torch.nn.Module) -> bool:
