@@ -206,7 +206,7 @@ def test_branches_know_the_trunk_that_was_found(undeclared, tmp_path):
     assert torch.equal(run(other, given), joined)
     assert Backbone.from_record(loaded.config.trunk) == trunk_of(model).backbone
 
-    gone = {"name": "gone", "streams": ["x"], "joins": []}
+    gone = {"name": "gone", "streams": ["x"], "joins": [], "wrapped": False}
     loaded.register_to_config(trunk={**loaded.config.trunk, "lists": [gone]})
     with pytest.raises(UsageError, match="without gone"):
         add_skip_branches(tiny(name), branches=loaded)
@@ -303,15 +303,17 @@ def test_a_compiled_model_is_watched_uncompiled():
         (Toy(lambda x, y: (y, x), lambda result, x, y: result[::-1]), ("y", "x")),
         (Toy(lambda x, y: (x, None, y), lambda result, x, y: (result[0], result[2])), ("x", None, "y")),
         (Toy(lambda x, y: x, lambda result, x, y: (result, y)), ("x",)),
+        (Toy(lambda x, y: (x,), lambda result, x, y: (result[0], y)), ("x",)),
         (Toy(lambda x, y: [x, y], lambda result, x, y: (result[0] + 1, result[1] * 2)), ("x", "y")),
     ],
-    ids=["as given", "swapped", "with a None", "one alone", "changed in between"],
+    ids=["as given", "swapped", "with a None", "one alone", "one in a tuple", "changed in between"],
 )
 def test_streams_are_known_by_what_goes_where(toy, found):
     toy.eval()
     expected = toy(**toy_inputs())
     branches = add_skip_branches(toy, example_inputs=toy_inputs())
-    assert trunk_of(toy).backbone.lists == (BlockList("layers", found),)
+    (listing,) = trunk_of(toy).backbone.lists
+    assert (listing.name, listing.streams, listing.joins) == ("layers", found, ())
     assert torch.equal(toy(**toy_inputs()), expected) and branches.config.dim == 4
 
 

@@ -15,15 +15,22 @@ class BlockList:
             alone is returned bare, not in a tuple); None where it returns something else.
         joins: For a list of one stream: it is these streams of the lists before, end to end along the tokens (Flux.2's
             text and image before its single blocks).
+        wrapped: One stream alone is returned in a tuple nevertheless.
     """
 
     name: str
     streams: tuple[str | None, ...] = ("hidden_states",)
     joins: tuple[str, ...] = ()
+    wrapped: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for name in self.streams if name is not None)
+
+    @property
+    def bare(self) -> bool:
+        """Whether a block returns a tensor, and no tuple."""
+        return len(self.streams) == 1 and not self.wrapped
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Backbone:
             KeyError, TypeError, AttributeError: It is no such record.
         """
         lists = tuple(
-            BlockList(each["name"], tuple(each["streams"]), tuple(each["joins"])) for each in record["lists"]
+            BlockList(each["name"], tuple(each["streams"]), tuple(each["joins"]), each["wrapped"])
+            for each in record["lists"]
         )
         width = record["width"]
         return cls(**{**record, "lists": lists, "width": width if isinstance(width, int) else tuple(width)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 
 from skipdit_cli.backbones.declarations import Backbone, BlockList
@@ -119,11 +120,10 @@ def _chain(found: WatchedList) -> BlockList:
     for place in range(returned[0]):
         best = [name for name, _ in votes[place].most_common() if name not in streams]
         streams.append(best[0] if best else None)
-    listing = BlockList(found.name, tuple(streams))
+    wrapped = len(streams) == 1 and not found.calls[0].bare
+    listing = BlockList(found.name, tuple(streams), wrapped=wrapped)
     if not listing.names:
         raise _NoTrunk("no output of a block is an input of the next")
-    if not found.calls[0].bare and len(streams) == 1:
-        raise _NoTrunk("its blocks return a tuple of one")
     for name in listing.names:
         shapes = {call.inputs[name][-1:] for call in found.calls if name in call.inputs}
         if len(found.calls[0].inputs.get(name, ())) < 2 or len(shapes) > 1:
@@ -175,7 +175,7 @@ def _linked(earlier: BlockList, later: BlockList, found: dict[str, WatchedList])
     entry = found[later.name].entry.get(earlier.name, {})
     made = {name: [earlier.streams[place] for place in entry.get(name, ())] for name in later.names}
     if len(later.names) == 1 and len(made[later.names[0]]) > 1 and None not in made[later.names[0]]:
-        return BlockList(later.name, later.streams, tuple(made[later.names[0]]))
+        return replace(later, joins=tuple(made[later.names[0]]))
     last, first = found[earlier.name].calls[-1], found[later.name].calls[0]
     if set(later.names) != set(earlier.names):
         return None

@@ -34,7 +34,7 @@ class FirstPass:
         Raises:
             UsageError: The block returned other than its streams.
         """
-        returned = [result] if len(listing.streams) == 1 else result
+        returned = [result] if listing.bare else result
         if isinstance(returned, torch.Tensor) or len(returned) != len(listing.streams):
             raise self._refusal(listing)
         returned = [x for x, name in zip(returned, listing.streams) if name is not None]

@@ -203,7 +203,7 @@ class InterposedBlock(Interposed):
 
     def _handed_through(self, given: list):
         """What the block would return if it changed nothing."""
-        if len(self.listing.streams) == 1:
+        if self.listing.bare:
             return given[0]
         named = dict(zip(self.listing.names, given))
         return tuple(named.get(name) for name in self.listing.streams)
