@@ -1,11 +1,14 @@
 """One mechanism for every family: declared, or found by watching a forward, and tried out before it is trusted."""
 
 import copy
+import inspect
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
-from families import CONFIGS, arguments, run, tiny
+from families import CONFIGS, WIDTH, arguments, run, tiny
 from test_skip import train_a_little
 from torch import nn
 
@@ -15,9 +18,11 @@ from skipdit_cli import (
     add_skip_branches,
     disable_skip_cache,
     enable_skip_cache,
+    load_pipeline,
     remove_skip_branches,
 )
 from skipdit_cli.backbones import BACKBONES, Backbone, BlockList, known_trunk, trunk_of
+from skipdit_cli.backbones.families import RECORD, transformer_classes
 from skipdit_cli.errors import UsageError
 
 NATIVE = [name for name in CONFIGS if BACKBONES[name].native_skips]
@@ -460,3 +465,123 @@ def test_branches_of_guidance_are_known_by_lists_of_texts_too():
             run(model, {**one, "cap_feats": texts, "t": t[None] / 1000})
         scheduler.step(one["x"][0], t, one["x"][0])
     assert cache.trace == ["full"] * 2 + ["reused"] * 2 + ["full"] * 2 + ["reused"] * 2
+
+
+# Models and pipelines as they come
+
+
+def test_a_model_whose_weights_are_stored_in_eight_bits():
+    model = tiny("FluxTransformer2DModel")
+    given = arguments(model)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    before = run(model, given)
+    assert any(parameter.dtype is torch.float8_e4m3fn for parameter in model.parameters())
+    branches = add_skip_branches(model)
+    assert {parameter.dtype for parameter in branches.parameters()} == {torch.float32}
+    assert torch.equal(run(model, given), before)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """``write(pipeline, transformer, **parts)``: the folder of a pipeline whose other parts are None."""
+
+    def to(kind: str, transformer, **parts):
+        import diffusers
+
+        from skipdit_cli.checkpoints import save_pipeline
+
+        takes = getattr(diffusers, kind)
+        required = [name for name, p in inspect.signature(takes).parameters.items() if p.default is p.empty]
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        given = {**dict.fromkeys(required), "transformer": transformer, "scheduler": scheduler, **parts}
+        save_pipeline(takes(**given), tmp_path / kind)
+        return tmp_path / kind
+
+    return to
+
+
+def test_convert_takes_a_pipeline_with_two_transformers(write, skipdit, tmp_path):
+    one, other = tiny("WanTransformer3DModel"), tiny("WanTransformer3DModel", seed=1)
+    given = arguments(one)
+    folder = write("WanPipeline", one, transformer_2=other)
+    converted = skipdit("convert", folder, "-o", tmp_path / "out", "--json")
+    assert converted.code == 0, converted.stderr
+    assert converted.json["bitwise_equal"] and "skip_2/" in converted.stderr
+    pipe = load_pipeline(tmp_path / "out")
+    for loaded, vanilla in ((pipe.transformer, one), (pipe.transformer_2, other)):
+        assert torch.equal(run(loaded, given), run(vanilla, given))
+    train_a_little(pipe.transformer_2.skip_branches)
+    joined = run(pipe.transformer_2, given)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = load_pipeline(tmp_path / "saved")
+    assert torch.equal(run(again.transformer_2, given), joined) and again.transformer.skip_branches.num_pairs == 3
+
+
+def test_convert_finds_the_trunk_of_a_class_that_is_not_declared(write, skipdit, tmp_path):
+    import diffusers
+
+    sizes = dict(num_layers=4, in_channels=2, out_channels=2, sample_size=8, pos_embed_max_size=8, text_embed_dim=6)
+    model = diffusers.CogView3PlusTransformer2DModel(**WIDTH, **sizes, time_embed_dim=8, condition_dim=2)
+    folder = write("CogView3PlusPipeline", model, scheduler=diffusers.CogVideoXDDIMScheduler())
+    unknown = skipdit("info", folder)
+    assert unknown.code == 0 and "found in a forward" in unknown.stdout
+    converted = skipdit("convert", folder, "-o", tmp_path / "out", "--json")
+    assert converted.code == 0 and converted.json["pairs"] == 2 and converted.json["bitwise_equal"]
+    known = skipdit("info", tmp_path / "out", "--json").json
+    assert (known["blocks"], known["attached"], known["macs"] > 0) == (4, True, True)
+    assert trunk_of(load_pipeline(tmp_path / "out").transformer).backbone.joined == "hidden_states"
+
+
+@pytest.mark.parametrize(
+    "kind, name, config, reason",
+    [
+        ("HunyuanDiTPipeline", "HunyuanDiT2DModel", {}, "has skips of its own"),
+        ("SanaPipeline", "SanaTransformer2DModel", {"num_layers": 1}, "1 block, too few"),
+    ],
+)
+def test_convert_refuses_in_a_sentence(write, skipdit, tmp_path, kind, name, config, reason):
+    folder = write(kind, tiny(name, **config))
+    refused = skipdit("convert", folder, "-o", tmp_path / "out")
+    assert refused.code == 2 and reason in refused.stderr and not (tmp_path / "out").exists()
+
+
+def test_convert_refuses_a_transformer_alone_and_one_no_input_is_known_for(skipdit, tmp_path):
+    import diffusers
+
+    tiny("SanaTransformer2DModel").save_pretrained(tmp_path / "alone")
+    refused = skipdit("convert", tmp_path / "alone", "-o", tmp_path / "out")
+    assert refused.code == 2 and "give the folder of its whole pipeline" in refused.stderr
+
+    sizes = dict(num_layers=2, embedding_dim=8, num_embeddings=7, additional_embeddings=4)
+    prior = diffusers.PriorTransformer(**WIDTH, **sizes)
+    prior.save_pretrained(tmp_path / "pipeline" / "transformer")
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"transformer": ["diffusers", "PriorTransformer"]}')
+    refused = skipdit("convert", tmp_path / "pipeline", "-o", tmp_path / "out")
+    assert refused.code == 2 and "no example of it can be made" in refused.stderr
+
+
+# The table
+
+
+def test_the_table_of_families_is_what_was_found_out(skipdit):
+    table = skipdit("info", "--families", "--json")
+    assert table.code == 0, table.stderr
+    known = {row["name"]: row for row in table.json["families"]}
+    assert set(transformer_classes()) | set(BACKBONES) == set(known)
+    for name in CONFIGS:  # the tests above try these out anew
+        lists = [listing.name for listing in BACKBONES[name].lists]
+        assert known[name]["known"] == ("own skips" if name in NATIVE else "declared")
+        assert known[name]["blocks"] == lists
+    recorded = json.loads(RECORD.read_text())["classes"]
+    assert all(recorded[name]["works"] for name in CONFIGS)
+    assert all(recorded[name]["blocks"] == [each.name for each in BACKBONES[name].lists] for name in CONFIGS)
+
+
+def test_the_table_as_markdown(skipdit):
+    table = skipdit("info", "--families", "--markdown").stdout
+    assert "| `PixArtTransformer2DModel` | declared | transformer_blocks | - |" in table
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    if "`PixArtTransformer2DModel` |" in readme:
+        assert [line for line in table.splitlines() if line.startswith("| `") and line not in readme] == []
+    for wrong in (["--markdown"], ["--families", "-m", "x"]):
+        assert skipdit("info", *wrong).code == 2

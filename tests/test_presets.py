@@ -93,6 +93,21 @@ def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(n
     assert f"Expected: {reused} of {len(plan)} steps" in (preset_folder() / f"{name}.yaml").read_text()
 
 
+def test_hunyuan_dit_reuses_as_many_steps_as_the_official_code():
+    from diffusers import DDPMScheduler
+
+    from skipdit_cli.commands.options import cache_policy
+
+    preset = load_preset("skip-hunyuan-dit-n2")
+    flags = preset.flags["sample"]
+    scheduler = DDPMScheduler()  # of the hub's pipeline: leading timesteps
+    scheduler.set_timesteps(int(flags["num-inference-steps"]))
+    plan = cache_policy(1, int(flags["cache-interval"]), flags["cache-window"], None).plan(
+        scheduler.timesteps.tolist()
+    )
+    assert (plan.count(False), len(plan), flags["cache-layers"]) == (33, 100, "1")
+
+
 def test_flags_are_read_as_typed(write):
     path = write("sample:\n  cache-window: 1000:20\n  rate: 1e-4\n  labels: [1, 2]\n  flip: true\n  none: null\n")
     given = {"cache-window": "1000:20", "rate": "1e-4", "labels": ["1", "2"], "flip": "true"}

@@ -89,9 +89,8 @@ def add_skip_branches(
 
 def _put_on(transformer, trunk: Trunk, branches: SkipBranches) -> None:
     _take_off(transformer, trunk)
-    reference = next(transformer.parameters())
-    dtype = next((p.dtype for p in transformer.parameters() if p.is_floating_point()), reference.dtype)
-    torch.nn.Module.to(branches, reference.device, dtype)  # ModelMixin.to warns of a list that is empty
+    device = next(transformer.parameters()).device
+    torch.nn.Module.to(branches, device, _dtype(transformer))  # ModelMixin.to warns of a list that is empty
     transformer.skip_branches = branches.train(transformer.training)
     trunk.branches = branches
     trunk.update()
@@ -140,6 +139,12 @@ class SavedApart(Interposed):
             add_skip_branches(transformer, branches=branches)
         beside = folder.name in ("transformer", "transformer_2")
         branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
+
+
+def _dtype(transformer) -> torch.dtype:
+    """That of the first parameter that is computed with as it is: quantised ones are integers or of eight bits."""
+    dtypes = (parameter.dtype for parameter in transformer.parameters())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
 
 def _is_meta(module: torch.nn.Module) -> bool:
