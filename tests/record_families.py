@@ -159,7 +159,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def left_on(model):
-    names = {name: set(module.__dict__) - {"_skipdit_trunk"} for name, module in model.named_modules()}
+    names = {name: set(module.__dict__) for name, module in model.named_modules()}
     return (
         names,
         sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
@@ -195,7 +195,6 @@ def try_out(model, inputs: dict) -> dict:
     clean = left_on(model)
     caches(model, inputs, before)
     if declared is None or not declared.native_skips:
-        model.__dict__.pop("_skipdit_trunk", None)
         branches = add_skip_branches(model, example_inputs=None if declared else inputs)
         with torch.no_grad():
             assert same(run(model, inputs), before), "new branches change the output"
@@ -218,7 +217,6 @@ def try_out(model, inputs: dict) -> dict:
             branches.save_pretrained(folder)
             other = copy.deepcopy(model)
             remove_skip_branches(other)
-            del other.__dict__["_skipdit_trunk"]
             add_skip_branches(other, branches=SkipBranches.from_pretrained(folder))
             assert same(run(other, inputs), joined), "loaded branches differ"
         remove_skip_branches(model)

@@ -21,7 +21,7 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.backbones import BACKBONES, Backbone, BlockList, known_trunk, trunk_of
+from skipdit_cli.backbones import BACKBONES, Backbone, BlockList, trunk_of
 from skipdit_cli.backbones.families import RECORD, transformer_classes
 from skipdit_cli.errors import UsageError
 
@@ -31,8 +31,8 @@ LATTES = ["LatteTransformer3DModel", "LatteClassTransformer3DModel"]
 
 
 def left_on(model):
-    """What could be left behind on any module, but for our own bookkeeping."""
-    kept = {name: set(module.__dict__) - {"_skipdit_trunk"} for name, module in model.named_modules()}
+    """What could be left behind on any module."""
+    kept = {name: set(module.__dict__) for name, module in model.named_modules()}
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     return kept, hooks, list(model.state_dict())
 
@@ -243,7 +243,7 @@ def test_a_cache_may_be_taken_off_before_its_first_forward(undeclared):
     enable_skip_cache(model, CachePolicy(1))
     enable_skip_cache(model, CachePolicy(2))
     disable_skip_cache(model)
-    assert left_on(model) == clean and known_trunk(model) is None
+    assert left_on(model) == clean
 
 
 def test_a_depth_that_does_not_fit_is_refused_before_or_in_the_first_forward(undeclared):

@@ -98,14 +98,13 @@ def test_hunyuan_dit_reuses_as_many_steps_as_the_official_code():
 
     from skipdit_cli.commands.options import cache_policy
 
-    preset = load_preset("skip-hunyuan-dit-n2")
-    flags = preset.flags["sample"]
-    scheduler = DDPMScheduler()  # of the hub's pipeline: leading timesteps
+    flags = load_preset("skip-hunyuan-dit-n2").flags["sample"]
+    scheduler = DDPMScheduler(steps_offset=1)  # as that of the hub's pipeline: 991, 981 .. 1
     scheduler.set_timesteps(int(flags["num-inference-steps"]))
-    plan = cache_policy(1, int(flags["cache-interval"]), flags["cache-window"], None).plan(
-        scheduler.timesteps.tolist()
-    )
-    assert (plan.count(False), len(plan), flags["cache-layers"]) == (33, 100, "1")
+    for interval, reused in zip(range(2, 7), (33, 44, 50, 52, 55)):
+        policy = cache_policy(int(flags["cache-layers"]), interval, flags["cache-window"], None)
+        assert policy.plan(scheduler.timesteps.tolist()).count(False) == reused
+    assert (flags["cache-layers"], flags["cache-interval"]) == ("1", "2")
 
 
 def test_flags_are_read_as_typed(write):

@@ -5,7 +5,7 @@ from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.example import example_inputs
 from skipdit_cli.backbones.interpose import Interposed, find, interpose, restore
 from skipdit_cli.backbones.probe import Trial
-from skipdit_cli.backbones.trunk import Trunk, known_trunk, set_trunk, trunk_of
+from skipdit_cli.backbones.trunk import Trunk, attached_trunk, keep_trunk, known_trunk, trunk_of
 
 __all__ = [
     "BACKBONES",
@@ -14,12 +14,13 @@ __all__ = [
     "Interposed",
     "Trial",
     "Trunk",
+    "attached_trunk",
     "check_class",
     "example_inputs",
     "find",
     "interpose",
+    "keep_trunk",
     "known_trunk",
     "restore",
-    "set_trunk",
     "trunk_of",
 ]

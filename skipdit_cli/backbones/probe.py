@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from skipdit_cli.backbones.discover import check_class, discover
-from skipdit_cli.backbones.trunk import Trunk, known_trunk, set_trunk
+from skipdit_cli.backbones.trunk import Trunk, keep_trunk, known_trunk
 from skipdit_cli.errors import UsageError
 
 
@@ -54,7 +54,7 @@ class Trial:
         else:
             check_class(transformer)
             backbone, self.expected = discover(transformer, self._run)
-            self.trunk = Trunk(transformer, backbone, declared=False)
+            self.trunk = Trunk(transformer, backbone, declared=False, accepted=False)
 
     def accept(self, exact: bool = True) -> Trunk:
         """Run the forward full, then twice reused, with the branches that are attached; keep the trunk if all is well.
@@ -83,7 +83,8 @@ class Trial:
         finally:
             trunk.cache = attached
             trunk.update()
-        set_trunk(self.transformer, trunk)
+        trunk.accepted = True
+        keep_trunk(self.transformer, trunk)
         return trunk
 
     @property

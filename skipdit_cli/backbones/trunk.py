@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,6 +18,8 @@ from skipdit_cli.errors import UsageError
 
 _ATTRIBUTE = "_skipdit_trunk"
 TOKENS = -2  # the axis of tokens, in front of the width
+_found: WeakKeyDictionary = WeakKeyDictionary()
+"""Model to the trunk that was found in it."""
 
 
 class Trunk:
@@ -30,13 +33,15 @@ class Trunk:
         transformer: A model of the class that ``backbone`` is of.
         backbone: Where its trunk lies.
         declared: Whether that is known by name, for every model of the class.
+        accepted: Whether it is trusted: declared, or found and tried out.
 
     Raises:
         UsageError: The model has not what ``backbone`` says.
     """
 
-    def __init__(self, transformer, backbone: Backbone, declared: bool = True):
-        self.model_class, self.backbone, self.declared = type(transformer).__name__, backbone, declared
+    def __init__(self, transformer, backbone: Backbone, declared: bool = True, accepted: bool = True):
+        self.model_class, self.backbone = type(transformer).__name__, backbone
+        self.declared, self.accepted = declared, accepted
         blocks = [_blocks(transformer, listing) for listing in backbone.lists]
         pairs = [list(zip(each, [listing] * len(each))) for each, listing in zip(blocks, backbone.lists)]
         grouped = list(zip(*pairs)) if backbone.interleaved else [(pair,) for each in pairs for pair in each]
@@ -236,21 +241,30 @@ def _blocks(transformer, listing: BlockList) -> list:
     return blocks
 
 
+def attached_trunk(transformer) -> Trunk | None:
+    """The trunk that something is attached to (``torch.compile`` is looked through)."""
+    return getattr(transformer, "_orig_mod", transformer).__dict__.get(_ATTRIBUTE)
+
+
 def known_trunk(transformer) -> Trunk | None:
-    """The trunk of a model, if its class is declared or it has been found before; made at first use and kept on the
-    instance (``torch.compile`` is looked through)."""
+    """The trunk of a model, if its class is declared or it has been found before."""
     transformer = getattr(transformer, "_orig_mod", transformer)
-    if _ATTRIBUTE not in transformer.__dict__:
-        backbone = BACKBONES.get(type(transformer).__name__)
-        if backbone is None:
-            return None
-        set_trunk(transformer, Trunk(transformer, backbone))
-    return transformer.__dict__[_ATTRIBUTE]
+    trunk = attached_trunk(transformer) or _found.get(transformer)
+    backbone = BACKBONES.get(type(transformer).__name__)
+    return Trunk(transformer, backbone) if trunk is None and backbone is not None else trunk
 
 
-def set_trunk(transformer, trunk: Trunk) -> None:
-    """Keep a trunk that was found on the instance."""
-    transformer.__dict__[_ATTRIBUTE] = trunk
+def keep_trunk(transformer, trunk: Trunk) -> None:
+    """Keep a trunk on its model, which copies of the model then have too. Nothing is kept on a model that nothing is
+    attached to; what was found of it is remembered elsewhere."""
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    if trunk.branches is not None or trunk.cache is not None:
+        transformer.__dict__[_ATTRIBUTE] = trunk
+    else:
+        transformer.__dict__.pop(_ATTRIBUTE, None)
+    if trunk.accepted and not trunk.declared:
+        _found[transformer] = trunk
+    trunk.update()
 
 
 def trunk_of(transformer) -> Trunk:

@@ -7,7 +7,17 @@ from functools import partial
 
 import torch
 
-from skipdit_cli.backbones import Interposed, Trial, check_class, find, interpose, known_trunk, restore
+from skipdit_cli.backbones import (
+    Interposed,
+    Trial,
+    attached_trunk,
+    check_class,
+    find,
+    interpose,
+    keep_trunk,
+    known_trunk,
+    restore,
+)
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
 
@@ -44,7 +54,7 @@ class CachedForward(Interposed):
         alone = self.inner if cache.outer is cache.transformer else cache.transformer.forward
         arguments = inspect.signature(cache.transformer.forward).bind(*args, **kwargs).arguments
         cache.set_trunk(Trial(cache.transformer, arguments, alone).accept())
-        cache.trunk.update()
+        keep_trunk(cache.transformer, cache.trunk)
 
 
 class NamedContext(Interposed):
@@ -124,10 +134,10 @@ def enable_skip_cache(
 
 def disable_skip_cache(transformer) -> None:
     """Take the cache off; every step is full again. Does nothing where none is on."""
-    cache, trunk = _cache_on(transformer), known_trunk(transformer)
+    cache, trunk = _cache_on(transformer), attached_trunk(transformer)
     if trunk is not None:
         trunk.cache = None
-        trunk.update()
+        keep_trunk(transformer, trunk)
     if cache is None:
         return
     restore(cache.outer, "forward")
@@ -143,7 +153,7 @@ def disable_skip_cache(transformer) -> None:
 
 def _cache_on(transformer) -> SkipCache | None:
     """The cache that is on a transformer, also where its trunk is still to be found."""
-    trunk = known_trunk(transformer)
+    trunk = attached_trunk(transformer)
     if trunk is not None and trunk.cache is not None:
         return trunk.cache
     forward = find(transformer, "forward")
@@ -153,7 +163,7 @@ def _cache_on(transformer) -> SkipCache | None:
 def _put_on(cache: SkipCache) -> None:
     """Stand before the blocks and around the forward. Idempotent."""
     if cache.trunk is not None:
-        cache.trunk.update()
+        keep_trunk(cache.transformer, cache.trunk)
     interpose(cache.outer, "forward", partial(CachedForward, cache=cache))
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))

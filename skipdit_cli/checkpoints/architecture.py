@@ -119,10 +119,17 @@ def default_scheduler(class_name: str = "DiTTransformer2DModel"):
 def pipeline_around(transformer, scheduler, vae=None):
     """The pipeline that a transformer belongs in: ``DiTPipeline``, ``LattePipeline`` (without its text parts) or our
     ``LatteClassPipeline``.
+
+    Raises:
+        UsageError: Its pipeline needs more than it.
     """
     import diffusers
 
     name = type(transformer).__name__
+    if name not in OFFICIAL:
+        raise UsageError(
+            f"Got {name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
+        )
     if name == "LatteTransformer3DModel":
         return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
     kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else diffusers.DiTPipeline

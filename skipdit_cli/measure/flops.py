@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipdit_cli.backbones import Backbone, Trunk, example_inputs, set_trunk, trunk_of
+from skipdit_cli.backbones import Backbone, Trunk, example_inputs, keep_trunk, trunk_of
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.checkpoints import build_transformer
@@ -79,7 +79,7 @@ def meta_transformer(model_class, config: dict, merge: str | None = None, found:
     with init_empty_weights(include_buffers=True):
         model = build_transformer({**config, "_class_name": model_class.__name__})
         if found is not None:
-            set_trunk(model, Trunk(model, found, declared=False))
+            keep_trunk(model, Trunk(model, found, declared=False))
         if merge is not None:
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))

@@ -11,10 +11,11 @@ from skipdit_cli.backbones import (
     Interposed,
     Trial,
     Trunk,
+    attached_trunk,
     interpose,
+    keep_trunk,
     known_trunk,
     restore,
-    set_trunk,
     trunk_of,
 )
 from skipdit_cli.errors import UsageError
@@ -53,7 +54,7 @@ def add_skip_branches(
             model, or the weights of the transformer are offloaded.
     """
     if branches is not None and branches.config.trunk is not None and known_trunk(transformer) is None:
-        set_trunk(transformer, _recorded_trunk(transformer, branches.config.trunk))
+        keep_trunk(transformer, _recorded_trunk(transformer, branches.config.trunk))
     trial = None if example_inputs is None else Trial(transformer, example_inputs)
     trunk = trial.trunk if trial is not None else trunk_of(transformer)
     if trunk.backbone.native_skips:
@@ -93,7 +94,7 @@ def _put_on(transformer, trunk: Trunk, branches: SkipBranches) -> None:
     torch.nn.Module.to(branches, device, _dtype(transformer))  # ModelMixin.to warns of a list that is empty
     transformer.skip_branches = branches.train(transformer.training)
     trunk.branches = branches
-    trunk.update()
+    keep_trunk(transformer, trunk)
     if hasattr(transformer, "save_pretrained"):
         interpose(transformer, "save_pretrained", SavedApart)
 
@@ -103,7 +104,7 @@ def _take_off(transformer, trunk: Trunk) -> None:
     if branches is not None:
         restore(transformer, "save_pretrained")
         del transformer.skip_branches
-    trunk.update()
+    keep_trunk(transformer, trunk)
 
 
 def _recorded_trunk(transformer, record: dict) -> Trunk:
@@ -119,7 +120,7 @@ def _recorded_trunk(transformer, record: dict) -> Trunk:
 
 def remove_skip_branches(transformer) -> SkipBranches | None:
     """Take the branches off; the transformer is as before ``add_skip_branches``. Returns them, None if none."""
-    trunk = known_trunk(transformer)
+    trunk = attached_trunk(transformer)
     branches = None if trunk is None else trunk.branches
     if trunk is not None:
         _take_off(transformer, trunk)
