@@ -467,6 +467,22 @@ def test_branches_of_guidance_are_known_by_lists_of_texts_too():
     assert cache.trace == ["full"] * 2 + ["reused"] * 2 + ["full"] * 2 + ["reused"] * 2
 
 
+def test_a_second_transformer_that_takes_over_begins_with_a_full_step():
+    """Wan 2.2: one for the noisy steps, one for the others."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    high, low = tiny("WanTransformer3DModel"), tiny("WanTransformer3DModel", seed=1)
+    given, scheduler = arguments(high), FlowMatchEulerDiscreteScheduler()
+    caches = [enable_skip_cache(model, CachePolicy(1, interval=3), scheduler) for model in (high, low)]
+    for _ in range(2):
+        scheduler.set_timesteps(8)
+        for step, t in enumerate(scheduler.timesteps):
+            run(high if step < 4 else low, {**given, "timestep": t[None]})
+            scheduler.step(given["hidden_states"], t, given["hidden_states"])
+        assert caches[0].trace == ["full", "reused", "reused", "full"]
+        assert caches[1].trace == ["full", "reused", "full", "reused"]  # steps 4 to 7: 6 is full by the schedule
+
+
 # Models and pipelines as they come
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,16 +12,8 @@ from skipdit_cli.backbones.declarations import Backbone, BlockList
 from skipdit_cli.backbones.watch import TOKENS, WatchedList, watch
 from skipdit_cli.errors import UsageError
 
-CONDITION = (
-    "encoder",
-    "context",
-    "text",
-    "txt",
-    "audio",
-    "und",
-    "cond",
-    "ref",
-)  # in names of streams that are not the image
+CONDITION = {"encoder", "context", "text", "txt", "audio", "und", "cond", "ref"}
+"""Words in the names of streams that are not the image or video."""
 
 
 class _NoTrunk(Exception):
@@ -144,10 +137,8 @@ def _turns(main: str, chains: dict[str, BlockList], found: dict, order: list[str
 
 
 def _elements(found: WatchedList, listing: BlockList) -> int:
-    size = 1
-    for length in found.calls[0].inputs[listing.names[0]]:
-        size *= length
-    return size
+    """Of the first stream: lists that alternate may each lay it out in their own way."""
+    return math.prod(found.calls[0].inputs[listing.names[0]])
 
 
 def _sequence(main: str, chains: dict[str, BlockList], found: dict, order: list[str]) -> list[BlockList]:
@@ -189,7 +180,7 @@ def _linked(earlier: BlockList, later: BlockList, found: dict[str, WatchedList])
 def _joined(lists: list[BlockList], found: dict[str, WatchedList]) -> str:
     """The stream of the image or video: by its name, else the longest."""
     first = next((listing for listing in lists if not listing.joins), lists[0])
-    plain = [name for name in first.names if not any(word in name for word in CONDITION)] or list(first.names)
+    plain = [name for name in first.names if not CONDITION & set(name.split("_"))] or list(first.names)
     shapes = found[first.name].calls[0].inputs
     return max(plain, key=lambda name: (name == "hidden_states", shapes[name][TOKENS]))
 

@@ -117,7 +117,6 @@ def _named_tensors(block, args: tuple, kwargs: dict) -> dict[str, torch.Tensor]:
         named = inspect.signature(block.forward).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return {}
-    named = {**named, **named.pop("kwargs", {})} if isinstance(named.get("kwargs"), dict) else named
     return {name: x for name, x in named.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
 
 

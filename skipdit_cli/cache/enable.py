@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 
 import torch
@@ -52,7 +51,7 @@ class CachedForward(Interposed):
         """The first real forward of a class that is not declared: its trunk is found in it, and tried out."""
         cache = self.cache
         alone = self.inner if cache.outer is cache.transformer else cache.transformer.forward
-        arguments = inspect.signature(cache.transformer.forward).bind(*args, **kwargs).arguments
+        arguments = {**dict(zip(cache.parameters, args)), **kwargs}
         cache.set_trunk(Trial(cache.transformer, arguments, alone).accept())
         keep_trunk(cache.transformer, cache.trunk)
 
