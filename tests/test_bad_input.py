@@ -80,6 +80,8 @@ CASES = [
     Case("info without a model", "info", 2, "model"),
     Case("info of nothing", "info {w}/missing", 2, "missing"),
     Case("hub id without a network", "info facebook/DiT-XL-2-256", 2, "facebook/DiT-XL-2-256"),
+    Case("markdown of no table", "info --markdown", 2, "--families"),
+    Case("all families and one model", "info {w}/tiny --families", 2, "leave one of the two out"),
     Case("convert without an output", "convert {w}/tiny", 2, "--output"),
     Case("missing checkpoint", "convert {w}/missing.pt -o out", 2, "missing.pt"),
     Case("truncated checkpoint", "convert {w}/truncated.pt -o out", 2, "truncated.pt cannot be read"),

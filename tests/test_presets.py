@@ -93,6 +93,20 @@ def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(n
     assert f"Expected: {reused} of {len(plan)} steps" in (preset_folder() / f"{name}.yaml").read_text()
 
 
+def test_hunyuan_dit_reuses_as_many_steps_as_the_official_code():
+    from diffusers import DDPMScheduler
+
+    from skipdit_cli.commands.options import cache_policy
+
+    flags = load_preset("skip-hunyuan-dit-n2").flags["sample"]
+    scheduler = DDPMScheduler(steps_offset=1)  # as that of the hub's pipeline: 991, 981 .. 1
+    scheduler.set_timesteps(int(flags["num-inference-steps"]))
+    for interval, reused in zip(range(2, 7), (33, 44, 50, 52, 55)):
+        policy = cache_policy(int(flags["cache-layers"]), interval, flags["cache-window"], None)
+        assert policy.plan(scheduler.timesteps.tolist()).count(False) == reused
+    assert (flags["cache-layers"], flags["cache-interval"]) == ("1", "2")
+
+
 def test_flags_are_read_as_typed(write):
     path = write("sample:\n  cache-window: 1000:20\n  rate: 1e-4\n  labels: [1, 2]\n  flip: true\n  none: null\n")
     given = {"cache-window": "1000:20", "rate": "1e-4", "labels": ["1", "2"], "flip": "true"}

@@ -35,9 +35,9 @@ def train_a_little(branches, scale=0.1):
 
 
 def traces(model):
-    """What could be left behind on a model: its attributes and its blocks', but for our own bookkeeping."""
+    """What could be left behind on a model: its attributes and its blocks'."""
     kept = [{key for key in block.__dict__} for block in model.transformer_blocks]
-    return kept, {key for key in model.__dict__ if key != "_skipdit_trunk"}, list(model.state_dict())
+    return kept, set(model.__dict__), list(model.state_dict())
 
 
 @pytest.mark.parametrize("num_layers", [2, 6, 7])
@@ -281,7 +281,7 @@ def test_refusals(tiny_dit):
         add_skip_branches(tiny_dit(), branches=SkipBranches(dim=16, num_layers=4))
     with pytest.raises(UsageError, match="residual, replace"):
         SkipBranches(dim=16, num_layers=4, merge="add")
-    with pytest.raises(UsageError, match="no declared trunk"):
+    with pytest.raises(UsageError, match="no transformer trunk"):
         add_skip_branches(torch.nn.Linear(2, 2))
     with torch.device("meta"):
         empty = SkipBranches(dim=16, num_layers=6)

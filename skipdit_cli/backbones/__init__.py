@@ -1,19 +1,26 @@
 """How a model's trunk and its streams are found, and the one way to stand between its blocks."""
 
-from skipdit_cli.backbones.declarations import BACKBONES, Backbone, backbone_of
+from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
+from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.example import example_inputs
 from skipdit_cli.backbones.interpose import Interposed, find, interpose, restore
-from skipdit_cli.backbones.trunk import Trunk, trunk_of
+from skipdit_cli.backbones.probe import Trial
+from skipdit_cli.backbones.trunk import Trunk, attached_trunk, keep_trunk, known_trunk, trunk_of
 
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "BlockList",
     "Interposed",
+    "Trial",
     "Trunk",
-    "backbone_of",
+    "attached_trunk",
+    "check_class",
     "example_inputs",
     "find",
     "interpose",
+    "keep_trunk",
+    "known_trunk",
     "restore",
     "trunk_of",
 ]

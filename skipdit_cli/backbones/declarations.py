@@ -1,50 +1,120 @@
-"""What is known by name about a family of diffusers transformers: its block lists and its streams."""
+"""What a trunk is made of, in plain data: block lists, and the streams that run through them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from skipdit_cli.errors import UsageError
+
+@dataclass(frozen=True)
+class BlockList:
+    """One ``ModuleList`` of a trunk.
+
+    Args:
+        name: Its attribute path in the model.
+        streams: Names of the block arguments that cross from block to block, in the order a block returns them (one
+            alone is returned bare, not in a tuple); None where it returns something else.
+        joins: For a list of one stream: it is these streams of the lists before, end to end along the tokens (Flux.2's
+            text and image before its single blocks).
+        wrapped: One stream alone is returned in a tuple nevertheless.
+    """
+
+    name: str
+    streams: tuple[str | None, ...] = ("hidden_states",)
+    joins: tuple[str, ...] = ()
+    wrapped: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in self.streams if name is not None)
+
+    @property
+    def bare(self) -> bool:
+        """Whether a block returns a tensor, and no tuple."""
+        return len(self.streams) == 1 and not self.wrapped
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the trunk of one diffusers class lies and what flows through it.
+    """Where the trunk of one transformer class lies and what flows through it.
 
     Args:
-        block_lists: Attribute names of the trunk's ``ModuleList``s, in the order they run.
-        interleaved: The lists run in turn, one block of each makes a unit (Latte: spatial, temporal);
-            otherwise one list follows the other and every block is a unit.
-        streams: Names of the block arguments that cross from block to block, in the order a block returns them.
-        joined: The stream that skip branches join.
-        width: The config keys whose product is D, the width of the joined stream.
-        official_time: The class itself spaces its timestep frequencies as the official code does.
+        lists: The trunk's block lists, in the order they run.
+        interleaved: The lists run in turn, one block of each makes a unit (Latte: spatial, temporal); otherwise one
+            list follows the other and every block is a unit.
+        joined: The stream that skip branches join: the image's or video's.
+        width: D, the width of that stream: a number, or the config keys whose product it is.
+        official_time: The class itself spaces its timestep frequencies as the official code does, or its weights are
+            none of the official code's.
+        native_skips: The class has long skips of its own, and gets no branches.
     """
 
-    block_lists: tuple[str, ...]
+    lists: tuple[BlockList, ...]
     interleaved: bool = False
-    streams: tuple[str, ...] = ("hidden_states",)
     joined: str = "hidden_states"
-    width: tuple[str, ...] = ("num_attention_heads", "attention_head_dim")
+    width: tuple[str, ...] | int = ("num_attention_heads", "attention_head_dim")
     official_time: bool = True
+    native_skips: bool = False
+
+    def record(self) -> dict:
+        """The same as JSON can hold it; ``from_record`` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict) -> Backbone:
+        """
+        Raises:
+            KeyError, TypeError, AttributeError: It is no such record.
+        """
+        lists = tuple(
+            BlockList(each["name"], tuple(each["streams"]), tuple(each["joins"]), each["wrapped"])
+            for each in record["lists"]
+        )
+        width = record["width"]
+        return cls(**{**record, "lists": lists, "width": width if isinstance(width, int) else tuple(width)})
 
 
-LATTE_LISTS = ("transformer_blocks", "temporal_transformer_blocks")  # spatial, temporal
+HIDDEN = ("hidden_states",)
+IMAGE_TEXT = ("hidden_states", "encoder_hidden_states")
+TEXT_IMAGE = ("encoder_hidden_states", "hidden_states")
+
+
+def _one(name: str = "transformer_blocks", streams: tuple[str, ...] = HIDDEN, **options) -> Backbone:
+    return Backbone((BlockList(name, streams),), **options)
+
+
+def _double_single(double: tuple[str, ...], single: tuple[str, ...] = (), joins: tuple[str, ...] = ()) -> Backbone:
+    lists = BlockList("transformer_blocks", double), BlockList("single_transformer_blocks", single or double, joins)
+    return Backbone(lists)
+
+
+_LATTE = Backbone((BlockList("transformer_blocks"), BlockList("temporal_transformer_blocks")), interleaved=True)
 
 BACKBONES: dict[str, Backbone] = {
-    "DiTTransformer2DModel": Backbone(("transformer_blocks",), official_time=False),
-    "LatteTransformer3DModel": Backbone(LATTE_LISTS, interleaved=True),
-    "LatteClassTransformer3DModel": Backbone(LATTE_LISTS, interleaved=True),
+    "DiTTransformer2DModel": _one(official_time=False),
+    "LatteTransformer3DModel": _LATTE,
+    "LatteClassTransformer3DModel": _LATTE,
+    "HunyuanDiT2DModel": _one("blocks", native_skips=True),
+    "PixArtTransformer2DModel": _one(),
+    "SD3Transformer2DModel": _one(streams=TEXT_IMAGE),
+    "FluxTransformer2DModel": _double_single(TEXT_IMAGE),
+    "Flux2Transformer2DModel": _double_single(TEXT_IMAGE, HIDDEN, joins=TEXT_IMAGE),
+    "ChromaTransformer2DModel": _double_single(TEXT_IMAGE, HIDDEN, joins=TEXT_IMAGE),
+    "AuraFlowTransformer2DModel": Backbone(
+        (
+            BlockList("joint_transformer_blocks", TEXT_IMAGE),
+            BlockList("single_transformer_blocks", HIDDEN, joins=TEXT_IMAGE),
+        )
+    ),
+    "Lumina2Transformer2DModel": _one("layers", width=("hidden_size",)),
+    "SanaTransformer2DModel": _one(),
+    "QwenImageTransformer2DModel": _one(streams=TEXT_IMAGE),
+    "ZImageTransformer2DModel": _one("layers", ("x",), joined="x", width=("dim",)),
+    "CogVideoXTransformer3DModel": _one(streams=IMAGE_TEXT),
+    "CogView4Transformer2DModel": _one(streams=IMAGE_TEXT),
+    "WanTransformer3DModel": _one("blocks"),
+    "LTXVideoTransformer3DModel": _one(),
+    "LTX2VideoTransformer3DModel": _one(streams=("hidden_states", "audio_hidden_states")),
+    "HunyuanVideoTransformer3DModel": _double_single(IMAGE_TEXT),
+    "MochiTransformer3DModel": _one(streams=IMAGE_TEXT),
+    "AllegroTransformer3DModel": _one(),
 }
-
-
-def backbone_of(transformer) -> Backbone:
-    """The declaration for a model.
-
-    Raises:
-        UsageError: There is none for its class.
-    """
-    name = type(transformer).__name__
-    if name not in BACKBONES:
-        raise UsageError(f"Got a {name}, which has no declared trunk; known are {', '.join(sorted(BACKBONES))}.")
-    return BACKBONES[name]

@@ -6,8 +6,18 @@ from functools import partial
 
 import torch
 
-from skipdit_cli.backbones import Interposed, find, interpose, restore, trunk_of
-from skipdit_cli.cache.policy import CachePolicy
+from skipdit_cli.backbones import (
+    Interposed,
+    Trial,
+    attached_trunk,
+    check_class,
+    find,
+    interpose,
+    keep_trunk,
+    known_trunk,
+    restore,
+)
+from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
 
 
@@ -26,6 +36,8 @@ class CachedForward(Interposed):
     def __call__(self, *args, **kwargs):
         if not self.active:
             return self.inner(*args, **kwargs)
+        if self.cache.trunk is None:
+            self._find_trunk(args, kwargs)
         finished = False
         self.cache.begin(args, kwargs)
         try:
@@ -34,6 +46,14 @@ class CachedForward(Interposed):
         finally:
             self.cache.end(finished)
         return result
+
+    def _find_trunk(self, args: tuple, kwargs: dict) -> None:
+        """The first real forward of a class that is not declared: its trunk is found in it, and tried out."""
+        cache = self.cache
+        alone = self.inner if cache.outer is cache.transformer else cache.transformer.forward
+        arguments = {**dict(zip(cache.parameters, args)), **kwargs}
+        cache.set_trunk(Trial(cache.transformer, arguments, alone).accept())
+        keep_trunk(cache.transformer, cache.trunk)
 
 
 class NamedContext(Interposed):
@@ -74,22 +94,36 @@ class Watched(Interposed):
         return result
 
 
-def enable_skip_cache(transformer, policy: CachePolicy, scheduler=None) -> SkipCache:
+def enable_skip_cache(
+    transformer, policy: CachePolicy, scheduler=None, example_inputs: dict | None = None
+) -> SkipCache:
     """Cache the deep part of a transformer's forward, with or without skip branches attached.
 
+    Where the class is not declared, its trunk is found in the first forward, which then runs the model four times.
+
     Args:
-        transformer: A diffusers transformer of a declared family (or its ``torch.compile`` wrapper).
+        transformer: A diffusers transformer (or its ``torch.compile`` wrapper).
         policy: What is cached, and when.
         scheduler: The scheduler of the sampling loop: its ``set_timesteps`` begins a generation, its ``step`` ends
             a step. Without one every forward call is a step, and ``reset()`` begins a generation.
+        example_inputs: Arguments of one forward, to find the trunk in, and to try it out, before the first real one.
     Returns:
         The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
     Raises:
-        UsageError: The model has too few blocks for the policy, or the policy needs a scheduler.
+        UsageError: The model has too few blocks for the policy, the policy needs a scheduler, or the model has no
+            transformer trunk.
     """
     cache = SkipCache(transformer, policy, scheduler)
+    trunk = known_trunk(transformer)
+    if example_inputs is not None:
+        trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
+    if trunk is None:
+        check_class(cache.transformer)
+    else:
+        check_depth(policy.layers, len(trunk))
     disable_skip_cache(transformer)
-    trunk_of(transformer).cache = cache
+    if trunk is not None:
+        cache.set_trunk(trunk)
     _put_on(cache)
     if scheduler is not None:
         for name, tell in _EVENTS.items():
@@ -99,9 +133,10 @@ def enable_skip_cache(transformer, policy: CachePolicy, scheduler=None) -> SkipC
 
 def disable_skip_cache(transformer) -> None:
     """Take the cache off; every step is full again. Does nothing where none is on."""
-    trunk = trunk_of(transformer)
-    cache, trunk.cache = trunk.cache, None
-    trunk.update()
+    cache, trunk = _cache_on(transformer), attached_trunk(transformer)
+    if trunk is not None:
+        trunk.cache = None
+        keep_trunk(transformer, trunk)
     if cache is None:
         return
     restore(cache.outer, "forward")
@@ -115,9 +150,19 @@ def disable_skip_cache(transformer) -> None:
                 restore(cache.scheduler, name)
 
 
+def _cache_on(transformer) -> SkipCache | None:
+    """The cache that is on a transformer, also where its trunk is still to be found."""
+    trunk = attached_trunk(transformer)
+    if trunk is not None and trunk.cache is not None:
+        return trunk.cache
+    forward = find(transformer, "forward")
+    return forward.cache if isinstance(forward, CachedForward) else None
+
+
 def _put_on(cache: SkipCache) -> None:
     """Stand before the blocks and around the forward. Idempotent."""
-    trunk_of(cache.transformer).update()
+    if cache.trunk is not None:
+        keep_trunk(cache.transformer, cache.trunk)
     interpose(cache.outer, "forward", partial(CachedForward, cache=cache))
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from skipdit_cli.backbones import trunk_of
+from skipdit_cli.backbones import Trunk
+from skipdit_cli.cache.arguments import TIMES, condition_of, fills_other_cache, signature_of
 from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.slot import Slot
+from skipdit_cli.cache.slot import Slot, each
 from skipdit_cli.errors import UsageError
 
 MOST_CALLS_A_STEP = 8
@@ -43,14 +44,24 @@ class SkipCache:
     def __init__(self, transformer, policy: CachePolicy, scheduler=None):
         self.policy, self.scheduler = policy, scheduler
         self.outer, self.transformer = transformer, getattr(transformer, "_orig_mod", transformer)
-        self.num_blocks = len(trunk_of(transformer))
-        self.layers, self.boundary = policy.layers, self.num_blocks - policy.layers
-        check_depth(policy.layers, self.num_blocks)
+        self.layers = policy.layers
+        self.trunk: Trunk | None = None
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
         self.context: str | None = None
+        self.num_blocks = 0
         self.reset()
+
+    def set_trunk(self, trunk: Trunk) -> None:
+        """Cache the deep part of this trunk.
+
+        Raises:
+            UsageError: It has too few blocks for the policy.
+        """
+        check_depth(self.layers, len(trunk))
+        self.trunk, self.num_blocks, self.boundary = trunk, len(trunk), len(trunk) - self.layers
+        trunk.cache = self
 
     def reset(self) -> None:
         """Begin a new generation: nothing remembered, step 0, an empty trace."""
@@ -68,9 +79,10 @@ class SkipCache:
         self.called: set[str | int] = set()
         self.slot: Slot | None = None
         self.reusing = self.capturing = False
-        self.base: list[torch.Tensor] = []
-        self.shallow: list[torch.Tensor] | None = None
-        self.captured: list[torch.Tensor] | None = None
+        self.base: list = []
+        self.shallow: list | None = None
+        self.captured: list | None = None
+        self.fresh: list | None = None
 
     def report(self) -> CacheReport:
         """How much of the generation so far was reused."""
@@ -90,18 +102,23 @@ class SkipCache:
     def leaves_out(self, index: int) -> bool:
         return self.reusing and self.layers <= index < self.boundary
 
-    def cross(self, index: int, streams: list[torch.Tensor]) -> list[torch.Tensor]:
-        """At the input of a unit that runs: capture on a full step, put in the forecast on a reused one."""
-        if self.capturing and index == self.layers and self.policy.target == "residual":
-            self.shallow = list(streams)
-        if index == self.boundary:
-            if self.reusing and self.shallow is None:
-                return self.base
-            if self.reusing:  # nothing ran in between: the streams still are the fresh shallow output
-                return [base + (x - last) for base, x, last in zip(self.base, streams, self.shallow)]
-            if self.capturing:
-                self.captured = list(streams)
-        return streams
+    def cross(self, index: int, streams: list) -> list:
+        """At the input of a unit: capture on a full step, put in the forecast on a reused one."""
+        residual = self.policy.target == "residual"
+        if residual and index == self.layers and (self.reusing or self.capturing):
+            self.fresh = list(streams)
+        if index != self.boundary or not (self.reusing or self.capturing):
+            return streams
+        fresh = self.trunk.carry(self.fresh, self.layers, index) if residual else None
+        if self.capturing:
+            if fresh is not None and any(each(lambda x, last: x.shape != last.shape, streams, fresh)):
+                name = self.trunk.model_class
+                raise UsageError(f"Got --cache-target residual, but the streams of {name} change; take 'boundary'.")
+            self.captured, self.shallow = list(streams), fresh
+            return streams
+        if fresh is None:
+            return self.base
+        return each(lambda base, x, last: base + (x - last), self.base, fresh, self.shallow)
 
     # Around one call of the transformer
 
@@ -112,12 +129,12 @@ class SkipCache:
             self.slot, self.reusing, self.capturing = None, False, False
             return
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
-        self._follow_schedule(arguments.get("timestep"))
-        tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-        signature = tuple((name, value.shape, value.dtype, value.device) for name, value in tensors.items())
-        signature += tuple((name, value) for name, value in arguments.items() if isinstance(value, bool))
-        own = (self.parameters[0], "timestep")
-        condition = [value for name, value in tensors.items() if name not in own]
+        if fills_other_cache(arguments):
+            self.slot, self.reusing, self.capturing = None, False, False
+            return
+        self._follow_schedule(next((arguments[name] for name in TIMES if name in arguments), None))
+        signature = signature_of(arguments)
+        condition = condition_of(arguments, self.parameters[0])
         key, slot = self._find_slot(condition)
         if slot is None or slot.signature != signature:
             slot = self.slots[key] = Slot(self.policy.forecast, condition, signature)
@@ -126,7 +143,7 @@ class SkipCache:
         self.slot = slot
         self.reusing = bool(slot.times) and self.step < len(self.plan) and not self.plan[self.step]
         self.capturing = not self.reusing
-        self.captured = None
+        self.captured = self.fresh = None
         self.shallow = slot.shallow if self.reusing else None
         self.base = slot.base(self._time()) if self.reusing else []
 
@@ -145,7 +162,7 @@ class SkipCache:
             self.step += 1
             self.called.clear()
         self.slot, self.reusing, self.capturing = None, False, False
-        self.base, self.shallow, self.captured = [], None, None
+        self.base, self.shallow, self.captured, self.fresh = [], None, None, None
 
     def advance(self) -> None:
         """The scheduler has made its step."""

@@ -7,6 +7,11 @@ import torch
 from skipdit_cli.cache.forecast import FORECASTS, weights
 
 
+def each(function, *streams: list) -> list:
+    """``function`` over the streams of several lists; None where there is no stream."""
+    return [None if any(x is None for x in at) else function(*at) for at in zip(*streams)]
+
+
 class Slot:
     """The memory of one call of each step (all of a merged guidance batch, or one of its branches).
 
@@ -19,21 +24,21 @@ class Slot:
     def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple):
         self.forecast, self.condition, self.signature = forecast, condition, signature
         self.times: list[float] = []
-        self.values: list[list[torch.Tensor]] = []
-        self.boundary: list[torch.Tensor] = []
-        self.shallow: list[torch.Tensor] | None = None
+        self.values: list[list] = []
+        self.boundary: list = []
+        self.shallow: list | None = None
 
-    def remember(self, t: float, boundary: list[torch.Tensor], shallow: list[torch.Tensor] | None) -> None:
+    def remember(self, t: float, boundary: list, shallow: list | None) -> None:
         """Keep a full step's boundary, and its shallow output where the residual over it is the target."""
         self.boundary, self.shallow = boundary, shallow
         keep = FORECASTS[self.forecast] - 1
-        value = boundary if shallow is None or keep == 0 else [b - s for b, s in zip(boundary, shallow)]
+        value = boundary if shallow is None or keep == 0 else each(torch.sub, boundary, shallow)
         if t in self.times:  # second-order schedulers visit a timestep twice: the later visit stands
             at = self.times.index(t)
             del self.times[at], self.values[at]
         self.times, self.values = [t, *self.times[:keep]], [value, *self.values[:keep]]
 
-    def base(self, t: float) -> list[torch.Tensor]:
+    def base(self, t: float) -> list:
         """The prediction at t for an unchanged shallow output: the last boundary plus the forecast's change.
 
         Written as a sum of differences, so that it is the last boundary to the bit where t has not moved.
@@ -41,7 +46,7 @@ class Slot:
         base = list(self.boundary)
         older = weights(self.forecast, self.times, t)[1:]
         for weight, value in zip(older, self.values[1:]):
-            base = [b + weight * (v - newest) for b, v, newest in zip(base, value, self.values[0])]
+            base = each(lambda b, v, newest, w=weight: b + w * (v - newest), base, value, self.values[0])
         return base
 
     def matches(self, condition: list[torch.Tensor]) -> bool:
@@ -54,4 +59,4 @@ class Slot:
     def tensors(self):
         """Every tensor held, each once."""
         held = [*self.boundary, *(self.shallow or []), *(t for value in self.values for t in value)]
-        return list({id(tensor): tensor for tensor in held}.values())
+        return list({id(tensor): tensor for tensor in held if tensor is not None}.values())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
 TIME_EMBEDDINGS = ("official", "diffusers")
+OFFICIAL = ("DiTTransformer2DModel", "LatteTransformer3DModel", "LatteClassTransformer3DModel")
+"""The classes that a pipeline can be made around here, those of the official files."""
 
 
 def build_transformer(config: dict):
@@ -48,9 +51,23 @@ def class_named(name: str):
     return LatteClassTransformer3DModel if name == "LatteClassTransformer3DModel" else getattr(diffusers, name)
 
 
+def is_transformer(name) -> bool:
+    """Whether diffusers has a transformer of this name (or it is our Latte)."""
+    try:
+        kind = class_named(str(name))
+    except (AttributeError, RuntimeError):
+        return False
+    return str(name) in OFFICIAL or getattr(kind, "__module__", "").startswith("diffusers.models.transformers.")
+
+
+def has_own_time(name: str) -> bool:
+    """Whether a class has one spacing of timestep frequencies only."""
+    return name not in BACKBONES or BACKBONES[name].official_time
+
+
 def has_own_mlp(config: dict) -> bool:
     """Whether a DiT's config has an ``mlp_ratio``, which diffusers' class does not know."""
-    return "mlp_ratio" in config and config.get("_class_name") != "LatteClassTransformer3DModel"
+    return "mlp_ratio" in config and config.get("_class_name", "DiTTransformer2DModel") == "DiTTransformer2DModel"
 
 
 def _feed_forward(transformer, ratio: float) -> nn.Module:
@@ -102,10 +119,17 @@ def default_scheduler(class_name: str = "DiTTransformer2DModel"):
 def pipeline_around(transformer, scheduler, vae=None):
     """The pipeline that a transformer belongs in: ``DiTPipeline``, ``LattePipeline`` (without its text parts) or our
     ``LatteClassPipeline``.
+
+    Raises:
+        UsageError: Its pipeline needs more than it.
     """
     import diffusers
 
     name = type(transformer).__name__
+    if name not in OFFICIAL:
+        raise UsageError(
+            f"Got {name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
+        )
     if name == "LatteTransformer3DModel":
         return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
     kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else diffusers.DiTPipeline

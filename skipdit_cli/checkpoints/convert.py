@@ -10,20 +10,23 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from skipdit_cli.backbones import BACKBONES, example_inputs
+from skipdit_cli.backbones import BACKBONES, example_inputs, trunk_of
 from skipdit_cli.checkpoints.architecture import (
+    OFFICIAL,
     build_transformer,
     default_scheduler,
+    has_own_time,
     pipeline_around,
     set_time_embedding,
 )
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.folder import check_target, copy_legal, drop_paths, replace_folder, save_branches
-from skipdit_cli.checkpoints.pipeline import INDEX, load_branches, load_pipeline
+from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, load_branches, load_pipeline
 from skipdit_cli.checkpoints.source import Source
 from skipdit_cli.checkpoints.text_parts import TextParts
 from skipdit_cli.checkpoints.weights import (
     STEM,
+    first_line,
     read_json,
     read_weights,
     weight_files,
@@ -46,6 +49,7 @@ class Conversion:
         dtype: Of the transformer and branches that are written; None keeps the source's.
         vae: A decoder to put into a pipeline that has none.
         text: Tokenizer, text encoder and, without ``vae``, decoder to put into it.
+        second: The same for the second transformer of the pipeline, if it has one.
     """
 
     source: Source
@@ -54,6 +58,7 @@ class Conversion:
     dtype: torch.dtype | None = None
     vae: object = None
     text: TextParts | None = None
+    second: Conversion | None = None
 
     @property
     def provable(self) -> bool:
@@ -73,7 +78,9 @@ class Conversion:
         """Disk that the output takes."""
         tensors = [*self.source.weights().values(), *self.branches.state_dict().values()]
         size = sum(t.numel() * (self.dtype.itemsize if self.dtype else t.element_size()) for t in tensors)
-        folder = self.source.pipeline
+        folder, second = self.source.pipeline, self.second
+        if second is not None:
+            size += sum(t.numel() * t.element_size() for t in second.branches.state_dict().values())
         others = [file for part in _parts(folder) if part != "transformer" for file in (folder / part).rglob("*")]
         others += self.text.files() if self.text else []
         return size + sum(file.stat().st_size for file in others if file.is_file())
@@ -92,18 +99,19 @@ def plan_conversion(
     Raises:
         UsageError: A choice contradicts the source.
     """
-    config = source.config
+    name = source.config["_class_name"]
+    if source.pipeline is None and name not in OFFICIAL:
+        raise UsageError(f"Model {source.name} is a {name} alone; give the folder of its whole pipeline.")
     if source.branches is None:
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        branches = SkipBranches(width, config["num_layers"], merge or "residual", backbone=config["_class_name"])
+        branches = _new_branches(source, merge or "residual")
     elif merge in (None, source.branches.config.merge):
         branches = source.branches
     else:
         raise UsageError(f"Got --merge {merge}, but {source.name} brings trained branches of the 'replace' merge.")
     if not branches.num_pairs:
-        raise UsageError(f"Model {source.name} has {config['num_layers']} block, too few for a skip branch.")
-    if time_embedding == "diffusers" and BACKBONES[config["_class_name"]].official_time:
-        raise UsageError(f"Got --time-embedding diffusers, but a {config['_class_name']} has the official one alone.")
+        raise UsageError(f"Model {source.name} has {branches.config.num_layers} block, too few for a skip branch.")
+    if time_embedding == "diffusers" and has_own_time(name):
+        raise UsageError(f"Got --time-embedding diffusers, but a {name} has the official one alone.")
     if time_embedding != "auto":
         kind, why = time_embedding, "as --time-embedding says"
     elif source.official:
@@ -117,7 +125,31 @@ def plan_conversion(
     for flag, part in {"--vae": vae, "--text-from": text}.items():
         if part is not None and source.pipeline is not None:
             raise UsageError(f"Got {flag}, but {source.name} is a whole pipeline; leave it out.")
-    return Conversion(source, branches, why, dtype, vae, text)
+    second = None if source.second is None else plan_conversion(source.second, merge, time_embedding, dtype)
+    return Conversion(source, branches, why, dtype, vae, text, second)
+
+
+def _new_branches(source: Source, merge: str) -> SkipBranches:
+    """Branches as the model wants them: by its declaration, or by a forward of small noise where there is none.
+
+    Raises:
+        UsageError: It has no trunk, or no forward of it can be made up.
+    """
+    name = source.config["_class_name"]
+    if name in BACKBONES:
+        with init_empty_weights():
+            trunk = trunk_of(build_transformer(source.config))
+        return SkipBranches(trunk.width, len(trunk), merge, backbone=name)
+    model = source.build()
+    try:
+        return add_skip_branches(model, merge, small_inputs(model))
+    except UsageError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as cause:
+        raise UsageError(
+            f"Model {source.name} is a {name}, of which no example inputs can be made up ({first_line(cause)}); "
+            "call add_skip_branches with example_inputs in Python, then the pipeline's save_pretrained."
+        ) from cause
 
 
 @dataclass(frozen=True)
@@ -158,38 +190,46 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
             _write_new_pipeline(plan, folder)
         else:
             _copy_pipeline(plan, folder)
-        reference = next(iter(source.weights().values())).dtype
-        save_branches(torch.nn.Module.to(plan.branches, dtype=plan.dtype or reference), folder)
+        plans = [plan] if plan.second is None else [plan, plan.second]
+        for each in plans:
+            reference = next(iter(each.source.weights().values())).dtype
+            branches = torch.nn.Module.to(each.branches, dtype=plan.dtype or reference)
+            save_branches(branches, folder, each.source.part)
         drop_paths(folder)
-        proof = _prove(plan, folder) if verify else Proof()
+        proof = Proof()
+        if verify:
+            for each in plans:
+                _prove(each, folder)
+            proof = Proof(weights=True, outputs=True if plan.provable else None)
         write_card(folder, origin, {"source": f"{origin.source}, {source.layout}", "conversion": proof})
     return proof
 
 
-def _prove(plan: Conversion, folder: Path) -> Proof:
+def _prove(plan: Conversion, folder: Path) -> None:
+    """
+    Raises:
+        SkipditError: A weight on disk is another than the source's, or the branches change what they must not.
+    """
     changed = _changed_weights(plan, folder)
     if changed:
         name = plan.source.name
         raise SkipditError(f"What was written of {name} differs from it in {changed[0]}; nothing was kept.")
     difference = _branch_effect(plan, folder)
-    if not plan.provable:
-        return Proof(weights=True)
-    if difference != 0:
+    if plan.provable and difference != 0:
         raise SkipditError(f"Skip branches change the outputs by {difference:.3g}; nothing was kept.")
-    return Proof(weights=True, outputs=True)
 
 
 def _changed_weights(plan: Conversion, folder: Path) -> list[str]:
     """Names of tensors that differ from the source's. The output is mapped one tensor at a time, to hold little."""
     changed, expected = [], plan.source.weights()
-    for file in weight_files(folder / "transformer"):
+    for file in weight_files(folder / plan.source.part):
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
         for name in names:
             with safe_open(file, "pt") as opened:
                 if not torch.equal(opened.get_tensor(name), expected[name].to(plan.dtype or expected[name].dtype)):
                     changed.append(name)
-    written = load_branches(folder).state_dict()
+    written = load_branches(folder, plan.source.part).state_dict()
     return changed + [name for name, own in plan.branches.state_dict().items() if not torch.equal(own, written[name])]
 
 
@@ -199,8 +239,9 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
     Both forwards run on the same tensors: where a tensor lies in memory can change the last bit of a matrix product.
     These are the source's where they were kept: proved equal by then, and smaller in memory than diffusers' copies.
     """
-    others = {part: None for part in _parts(folder) if part not in ("transformer", "scheduler")}
-    transformer = load_pipeline(folder, **others).transformer
+    part = plan.source.part
+    others = {other: None for other in _parts(folder) if other not in (part, "scheduler")}
+    transformer = getattr(load_pipeline(folder, **others), part)
     if plan.dtype is None:
         branches = remove_skip_branches(transformer)
         transformer = plan.source.build()
@@ -213,14 +254,15 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
 
 @torch.no_grad()
 def _seeded_forward(transformer) -> torch.Tensor:
-    """One image or video of seeded noise at t = 500, of label 0 or a text of noise."""
+    """One small image or video of seeded noise at t = 500, of label 0 or a text of noise."""
+    output = transformer(**small_inputs(transformer), return_dict=False)[0]
+    return torch.cat([each.flatten() for each in output]) if isinstance(output, list) else output
+
+
+def small_inputs(transformer) -> dict:
+    """Arguments of such a forward."""
     generator = torch.Generator().manual_seed(0)
-    inputs = example_inputs(transformer)
-    for name, zeros in inputs.items():
-        if zeros.is_floating_point():
-            inputs[name] = torch.randn(zeros.shape, generator=generator).to(transformer.dtype)
-    inputs["timestep"] += 500
-    return transformer(**inputs).sample
+    return example_inputs(transformer, dtype=transformer.dtype, small=True, generator=generator)
 
 
 def _parts(pipeline: Path | None) -> list[str]:
@@ -237,7 +279,7 @@ def _copy_pipeline(plan: Conversion, folder: Path) -> None:
     shutil.copyfile(source / INDEX, folder / INDEX)
     copy_legal(source, folder)
     for part in _parts(source):
-        _copy_part(source / part, folder / part, plan.dtype if part == "transformer" else None)
+        _copy_part(source / part, folder / part, plan.dtype if part in ("transformer", SECOND) else None)
 
 
 def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.media.files import check_writable
-from skipdit_cli.skip import SKIP, SkipBranches
+from skipdit_cli.skip import SkipBranches, skip_folder
 
 
 @contextmanager
@@ -93,10 +93,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_branches(branches: SkipBranches, folder) -> None:
+def save_branches(branches: SkipBranches, folder, part: str = "transformer") -> None:
     """Write ``folder/skip/``: what stage 1 of training changes, small enough to share like an adapter."""
-    branches.save_pretrained(Path(folder) / SKIP, safe_serialization=True)
-    drop_paths(Path(folder) / SKIP)
+    branches.save_pretrained(Path(folder) / skip_folder(part), safe_serialization=True)
+    drop_paths(Path(folder) / skip_folder(part))
 
 
 def save_pipeline(pipe, folder) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from skipdit_cli import console
 from skipdit_cli.checkpoints.card import CARD
-from skipdit_cli.checkpoints.folder import SKIP, is_legal
+from skipdit_cli.checkpoints.folder import is_legal
 from skipdit_cli.checkpoints.pipeline import INDEX
 from skipdit_cli.checkpoints.weights import first_line, read_json
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.skip import skip_folder
 
 
 def check_push(hub_id: str | None, private: bool = False) -> None:
@@ -79,8 +80,9 @@ def push(folder: Path, hub_id: str, private: bool = False) -> str:
 def pipeline_patterns(folder: Path) -> list[str]:
     """Glob patterns of the files that make up the pipeline in a folder: of a run, not its checkpoints and metrics."""
     parts = [name for name, value in read_json(folder / INDEX).items() if isinstance(value, list)]
+    branches = [skip_folder(part) for part in parts if part.startswith("transformer")]
     legal = sorted(file.name for file in folder.iterdir() if is_legal(file.name))
-    return [INDEX, CARD, *legal, *(f"{part}/*" for part in (*parts, SKIP))]
+    return [INDEX, CARD, *legal, *(f"{part}/*" for part in (*parts, *branches))]
 
 
 def by_hand(folder: Path, hub_id: str) -> str:

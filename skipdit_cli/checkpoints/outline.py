@@ -6,22 +6,36 @@ from dataclasses import dataclass
 
 from accelerate import init_empty_weights
 
+from skipdit_cli.backbones import Trunk, known_trunk
 from skipdit_cli.checkpoints.architecture import build_transformer
-from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.pipeline import find_folder, named_model
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
-from skipdit_cli.skip import SkipBranches, add_skip_branches
+from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Args: name as given, the transformer on the meta device with branches on it, whether they are its own."""
+    """
+    Args:
+        name: As given.
+        transformer: On the meta device, with branches on it if its class can have them.
+        attached: Whether they are its own.
+    """
 
     name: str
     transformer: object
     attached: bool
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """None where only a forward would tell."""
+        return known_trunk(self.transformer)
+
+    @property
+    def branches(self) -> SkipBranches | None:
+        return None if self.trunk is None else self.trunk.branches
 
 
 def read_outline(model: str | None, preset_name: str | None = None, **hub_arguments) -> Outline:
@@ -46,7 +60,9 @@ def _outline(name: str, config: dict, skip: dict | None) -> Outline:
     with init_empty_weights():
         transformer = build_transformer(config)
         branches = None if skip is None else _branches(name, skip)
-        add_skip_branches(transformer, branches=branches)
+        trunk = known_trunk(transformer)
+        if branches is not None or (trunk is not None and not trunk.backbone.native_skips):
+            add_skip_branches(transformer, branches=branches)
     return Outline(name, transformer, skip is not None)
 
 

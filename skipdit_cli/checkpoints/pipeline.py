@@ -18,15 +18,16 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
-from skipdit_cli.checkpoints.folder import SKIP
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.presets import Preset, load_preset
-from skipdit_cli.skip import SkipBranches, add_skip_branches
+from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
 INDEX = "model_index.json"
+SECOND = "transformer_2"
+"""The second transformer of a pipeline that has two (Wan 2.2)."""
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -90,12 +91,17 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
         check_vae(pipe.vae, pipe.transformer.config.in_channels)
-    transformer = pipe.transformer.eval()
-    empty = [name for name, p in chain(transformer.named_parameters(), transformer.named_buffers()) if p.is_meta]
-    if empty:
-        raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
-    if (folder / SKIP).is_dir():
-        _attach(transformer, load_branches(folder), branches)
+    for part in ("transformer", SECOND):
+        transformer = getattr(pipe, part, None)
+        if transformer is None:
+            continue
+        transformer.eval()
+        tensors = chain(transformer.named_parameters(), transformer.named_buffers())
+        empty = [name for name, tensor in tensors if tensor.is_meta]
+        if empty:
+            raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
+        if (folder / skip_folder(part)).is_dir():
+            _attach(transformer, load_branches(folder, part), branches)
     return pipe
 
 
@@ -132,22 +138,21 @@ def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
         add_skip_branches(transformer, branches=branches)
 
 
-def load_branches(folder) -> SkipBranches:
-    """The branches of ``folder/skip/``, not attached to anything.
+def load_branches(folder, part: str = "transformer") -> SkipBranches:
+    """The branches of ``folder/skip/``, not attached to anything; those of the second transformer are in ``skip_2/``.
 
     Raises:
         UsageError: Its files are incomplete or damaged.
     """
+    where = Path(folder) / skip_folder(part)
     try:
         with _quiet(errors_only=True):
-            branches, found = SkipBranches.from_pretrained(
-                Path(folder) / SKIP, output_loading_info=True, use_safetensors=True
-            )
+            branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
     except UNREADABLE as cause:
-        raise UsageError(f"Skip branches {Path(folder) / SKIP} cannot be read: {first_line(cause)}.") from cause
+        raise UsageError(f"Skip branches {where} cannot be read: {first_line(cause)}.") from cause
     if found["missing_keys"]:  # diffusers would leave them at random
         missing = sorted(found["missing_keys"])
-        raise UsageError(f"Skip branches {Path(folder) / SKIP} are incomplete: their file holds no {missing[0]}.")
+        raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
     return branches
 
 
@@ -197,7 +202,8 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
             left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
             folder = Path(_pipeline_class(index).download(hub_id, **arguments, **left))
             if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
-                snapshot_download(hub_id, allow_patterns=[f"{SKIP}/*", "README.md", "LICEN*", "NOTICE*"], **plain)
+                patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
+                snapshot_download(hub_id, allow_patterns=patterns, **plain)
         except UNREADABLE as cause:
             why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
             raise UsageError(

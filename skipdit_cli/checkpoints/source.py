@@ -9,15 +9,15 @@ import torch
 from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import BACKBONES
-from skipdit_cli.checkpoints.architecture import build_transformer
-from skipdit_cli.checkpoints.folder import SKIP
+from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, has_own_time, is_transformer
 from skipdit_cli.checkpoints.official import read_official
-from skipdit_cli.checkpoints.pipeline import INDEX, find_folder
+from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, find_folder
 from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weights
 from skipdit_cli.errors import UsageError
-from skipdit_cli.skip import SkipBranches
+from skipdit_cli.skip import SKIP, SkipBranches
 
-PIPELINES = ("DiTPipeline", "LattePipeline", "LatteClassPipeline")
+NUMBERS = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
+"""What the configuration of a DiT or Latte says in whole numbers."""
 OFFICIAL_ON_HUB = ("facebook/DiT-XL-2-256", "facebook/DiT-XL-2-512")
 
 
@@ -34,6 +34,7 @@ class Source:
         file: An official file, with what was given that it does not tell.
         branches: The ones that came with it.
         official: Why the weights are known to be the DiT repository's or Latte's; empty if nothing says so.
+        second: The second transformer of its pipeline (Wan 2.2), which is converted with it.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Source:
     file: tuple[Path, dict[str, int]] | None = None
     branches: SkipBranches | None = None
     official: str = ""
+    second: Source | None = None
+
+    @property
+    def part(self) -> str:
+        """Name of the transformer's folder in its pipeline."""
+        return "transformer" if self.transformer is None or self.pipeline is None else self.transformer.name
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The vanilla state dict, mapped anew; memory it took is given back when the last tensor goes."""
@@ -98,13 +105,16 @@ def open_source(
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = read_json(folder / INDEX)
-    if index.get("_class_name") not in PIPELINES or not isinstance(index.get("transformer"), list):
-        known = ", ".join(PIPELINES)
-        raise UsageError(f"Model {name} is a {index.get('_class_name')}, but what can be converted is one of {known}.")
+    if index.get("transformer") in (None, [None, None]):
+        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer to convert.")
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
     official = _native(config) or _on_hub(name, index, config, folder)
-    return Source(str(name), layout, config, folder, folder / "transformer", official=official)
+    second = None
+    if index.get(SECOND) not in (None, [None, None]):
+        own = _transformer_config(folder / SECOND)
+        second = Source(f"{name}/{SECOND}", layout, own, folder, folder / SECOND, official=_native(own))
+    return Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
 
 
 def _transformer_config(folder: Path) -> dict:
@@ -112,10 +122,12 @@ def _transformer_config(folder: Path) -> dict:
     name = config.get("_class_name")
     legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
     config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
-    if config.get("_class_name") not in BACKBONES:
-        known = ", ".join(sorted(BACKBONES))
-        raise UsageError(f"Folder {folder} holds a {name}, but what can be converted is one of {known}.")
-    for key in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size"):
+    name = config.get("_class_name")
+    if not is_transformer(name):
+        raise UsageError(f"Folder {folder} holds a {name}, which is no diffusion transformer of diffusers.")
+    if name in BACKBONES and BACKBONES[name].native_skips:
+        raise UsageError(f"Folder {folder} holds a {name}, which has skips of its own: sample it as it is.")
+    for key in NUMBERS if name in OFFICIAL else ():
         if type(config.get(key)) is not int or config[key] < 1:
             raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
@@ -124,7 +136,7 @@ def _transformer_config(folder: Path) -> dict:
 def _native(config: dict) -> str:
     """Why a model can have no other timestep frequencies than the official ones; empty where it can."""
     name = config["_class_name"]
-    return f"{name} has no others" if BACKBONES[name].official_time else ""
+    return f"{name} has no others" if has_own_time(name) else ""
 
 
 def _on_hub(name, *traces) -> str:

@@ -1,4 +1,4 @@
-"""``skipdit convert``: any DiT or Latte checkpoint to a pipeline folder with skip branches."""
+"""``skipdit convert``: any diffusion transformer's checkpoint to a pipeline folder with skip branches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands.counted import counted
 from skipdit_cli.commands.options import (
     Debug,
     Json,
@@ -64,9 +65,9 @@ def convert(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Give a DiT or Latte checkpoint its skip branches.
+    """Give a diffusion transformer its skip branches.
 
-    Takes a pipeline folder or hub id, a transformer folder, or an official .pt file.
+    Takes a pipeline folder or hub id; of DiT and Latte also a transformer folder, or an official .pt file.
 
     skipdit convert -m facebook/DiT-XL-2-256 -o dit-xl
     """
@@ -118,31 +119,33 @@ def _conditions(source) -> str:
 
 def _describe(plan) -> dict:
     """Say what is converted, into what, and what it costs; returns the same for ``--json``."""
-    from skipdit_cli.measure.flops import StepFlops
     from skipdit_cli.measure.parameters import count_parameters
 
     source, settings, model = plan.source, plan.branches.config, plan.model()
-    flops, parameters = StepFlops(model), count_parameters(model)
+    flops, parameters = counted(model), count_parameters(model)
     added = {
         "parameters": parameters.skip,
         "parameters_percent": 100 * parameters.skip / parameters.model,
-        "macs": flops.full - flops.vanilla,
-        "macs_percent": 100 * (flops.full / flops.vanilla - 1),
+        "macs": flops and flops.full - flops.vanilla,
+        "macs_percent": flops and 100 * (flops.full / flops.vanilla - 1),
     }
-    size = f"{console.amount(parameters.model)} parameters, {console.amount(flops.vanilla)} multiply-adds a forward"
+    size = f"{console.amount(parameters.model)} parameters"
+    size += f", {console.amount(flops.vanilla)} multiply-adds a forward" if flops else ""
     console.say(f"Source: {source.name}, {source.layout}: {settings.num_layers} blocks, {size}.")
     console.say(f"Time embedding: {settings.time_embedding} ({plan.time_embedding_why}).")
     if source.branches is not None:
         console.say("Merge: replace, the form of the official branches that the file brings.")
     for line in _new_pipeline(plan):
         console.say(line)
-    console.say(f"Skip branches: {plan.branches.num_pairs} pairs, {settings.merge} merge, "
-                f"+{console.amount(added['parameters'])} parameters (+{added['parameters_percent']:.1f} %), "
-                f"+{console.amount(added['macs'])} multiply-adds (+{added['macs_percent']:.1f} %).")  # fmt: skip
+    cost = f"+{console.amount(added['parameters'])} parameters (+{added['parameters_percent']:.1f} %)"
+    cost += f", +{console.amount(added['macs'])} multiply-adds (+{added['macs_percent']:.1f} %)" if flops else ""
+    console.say(f"Skip branches: {plan.branches.num_pairs} pairs, {settings.merge} merge, {cost}.")
+    if plan.second is not None:
+        console.say("Second transformer: the same, its branches in skip_2/.")
     return {
         "source": source.name, "layout": source.layout, "blocks": settings.num_layers,
         "pairs": plan.branches.num_pairs, "merge": settings.merge, "time_embedding": settings.time_embedding,
-        "time_embedding_why": plan.time_embedding_why, "parameters": parameters.model, "macs": flops.vanilla,
+        "time_embedding_why": plan.time_embedding_why, "parameters": parameters.model, "macs": flops and flops.vanilla,
         "added": added,
     }  # fmt: skip
 

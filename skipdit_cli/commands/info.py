@@ -7,9 +7,15 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands.counted import counted
+from skipdit_cli.commands.families import show_families
 from skipdit_cli.commands.options import Debug, Json, LocalFilesOnly, Model, ModelArgument, Preset, Revision, one_model
+from skipdit_cli.errors import UsageError
 
 INTERVALS = (2, 3, 4, 5)
+UNKNOWN = "found in a forward of the model, which 'skipdit convert' makes and info does not"
+Families = Annotated[bool, typer.Option("--families", help="Show every transformer class of diffusers instead.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="With --families: a table for a README.")]
 Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1, help="Steps of the ideal speedups.")]
 
 
@@ -18,6 +24,8 @@ def info(
     model: Model = None,
     preset: Preset = None,
     num_inference_steps: Steps = 50,
+    families: Families = False,
+    markdown: Markdown = False,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
     json: Json = False,
@@ -28,29 +36,37 @@ def info(
     Reads no weights. skipdit info facebook/DiT-XL-2-256
     """
     model = one_model(model_argument, model)
+    if markdown and not families:
+        raise UsageError("Got --markdown without --families, whose table it is for; add --families.")
+    if families:
+        if model is not None or preset is not None:
+            raise UsageError("Got --families with a model, but it shows all classes; leave one of the two out.")
+        show_families(markdown)
+        return
     from skipdit_cli.checkpoints.outline import read_outline
-    from skipdit_cli.measure.flops import StepFlops
     from skipdit_cli.measure.parameters import count_parameters
 
     outline = read_outline(model, preset, revision=revision, local_files_only=local_files_only)
-    flops, parameters = StepFlops(outline.transformer), count_parameters(outline.transformer)
-    branches = outline.transformer.skip_branches.config
+    parameters = count_parameters(outline.transformer)
+    flops = counted(outline.transformer) if outline.trunk is not None else None
+    branches = None if outline.branches is None else outline.branches.config
+    blocks = None if outline.trunk is None else len(outline.trunk)
     facts = {
         "model": outline.name,
         "class": outline.transformer.config["_class_name"],
         "attached": outline.attached,
-        "sample": "video" if "video_length" in outline.transformer.config else "image",
-        "blocks": len(flops.units),
-        "pairs": len(flops.units) // 2,
-        "merge": branches.merge,
-        "time_embedding": branches.time_embedding,
+        "sample": "video" if "3D" in type(outline.transformer).__name__ else "image",
+        "blocks": blocks,
+        "pairs": None if branches is None else blocks // 2,
+        "merge": branches and branches.merge,
+        "time_embedding": branches and branches.time_embedding,
         "parameters": parameters.model,
         "parameters_copied_by_diffusers": parameters.copies,
-        "macs": flops.vanilla,
-        "skip_parameters": parameters.skip,
-        "skip_macs": flops.full - flops.vanilla,
+        "macs": flops and flops.vanilla,
+        "skip_parameters": None if branches is None else parameters.skip,
+        "skip_macs": flops and flops.full - flops.vanilla,
     }
-    speedups = _speedups(flops, num_inference_steps)
+    speedups = _speedups(flops, num_inference_steps) if flops else []
     _show(facts, speedups, num_inference_steps)
     console.emit({**facts, "num_inference_steps": num_inference_steps, "ideal_speedups": speedups})
 
@@ -68,24 +84,39 @@ def _speedups(flops, steps: int) -> list[dict]:
 
 
 def _show(facts: dict, speedups: list[dict], steps: int) -> None:
-    skip, macs = facts["skip_parameters"], facts["skip_macs"]
-    attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
     copies = facts["parameters_copied_by_diffusers"]
     held = f" (diffusers holds {console.amount(copies)} more: embedders per block)" if copies else ""
+    found = f"{facts['blocks']}, {facts['pairs'] or 'no'} pairs" if facts["blocks"] else UNKNOWN
     rows = [
         ["model", f"{facts['model']} ({facts['class']})"],
-        ["blocks", f"{facts['blocks']}, {facts['pairs']} pairs"],
+        ["blocks", found],
         ["parameters", f"{console.amount(facts['parameters'])}{held}"],
-        ["a forward", f"{console.amount(facts['macs'])} multiply-adds (one {facts['sample']}, vanilla)"],
-        ["time embedding", facts["time_embedding"]],
-        ["skip branches", f"{attached}; {facts['merge']} merge"],
-        ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
-        ["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"],
     ]
+    if facts["macs"]:
+        rows.append(["a forward", f"{console.amount(facts['macs'])} multiply-adds (one {facts['sample']}, vanilla)"])
+    if facts["pairs"]:
+        rows += _skip_rows(facts)
+    elif facts["blocks"]:
+        rows.append(["skip branches", "none: the class has skips of its own, which the cache uses"])
     console.table(["what", "here"], rows)
+    if not speedups:
+        return
     console.say("")
     title = f"Ideal speedup over {steps} steps, against vanilla / uncached Skip-DiT (multiply-adds, not time)"
     cells = {(s["cache_layers"], s["cache_interval"]): f"{s['vs_vanilla']:.2f} / {s['vs_skip']:.2f}" for s in speedups}
     depths = sorted({layers for layers, _ in cells})
     columns = ["--cache-layers N", *(f"--cache-interval {k}" for k in INTERVALS)]
     console.table(columns, [[n, *(cells[n, k] for k in INTERVALS)] for n in depths], title=title)
+
+
+def _skip_rows(facts: dict) -> list[list[str]]:
+    skip, macs = facts["skip_parameters"], facts["skip_macs"]
+    attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
+    rows = [
+        ["time embedding", facts["time_embedding"]],
+        ["skip branches", f"{attached}; {facts['merge']} merge"],
+        ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
+    ]
+    if facts["macs"]:
+        rows.append(["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"])
+    return rows

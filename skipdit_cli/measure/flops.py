@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipdit_cli.backbones import example_inputs, trunk_of
+from skipdit_cli.backbones import Backbone, Trunk, example_inputs, keep_trunk, trunk_of
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.checkpoints import build_transformer
@@ -19,7 +19,7 @@ class StepFlops:
     """What one step of a model costs, in multiply-adds for one image or video (half of its FLOPs).
 
     Args:
-        transformer: A model of a declared family, with or without skip branches, on any device. Only its class and
+        transformer: A model whose trunk is known, with or without skip branches, on any device. Only its class and
             configuration are read; the count is made on an empty copy, in one forward.
 
     Attributes:
@@ -30,9 +30,10 @@ class StepFlops:
 
     def __init__(self, transformer):
         transformer = getattr(transformer, "_orig_mod", transformer)
-        branches = trunk_of(transformer).branches
+        trunk = trunk_of(transformer)
+        branches, found = trunk.branches, None if trunk.declared else trunk.backbone
         merge = None if branches is None else branches.config.merge
-        model = meta_transformer(type(transformer), transformer.config, merge)
+        model = meta_transformer(type(transformer), transformer.config, merge, found)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             model(**example_inputs(model, device="meta"))
@@ -69,10 +70,16 @@ class StepFlops:
         return self.limit(uniform(steps, interval), layers)
 
 
-def meta_transformer(model_class, config: dict, merge: str | None = None):
-    """A transformer without weights (meta tensors), with skip branches if ``merge`` is given; in eval mode."""
+def meta_transformer(model_class, config: dict, merge: str | None = None, found: Backbone | None = None):
+    """A transformer without weights (meta tensors), with skip branches if ``merge`` is given; in eval mode.
+
+    Args:
+        found: Where the trunk of a class lies that is not declared.
+    """
     with init_empty_weights(include_buffers=True):
         model = build_transformer({**config, "_class_name": model_class.__name__})
+        if found is not None:
+            keep_trunk(model, Trunk(model, found, declared=False))
         if merge is not None:
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))

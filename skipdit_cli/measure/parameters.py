@@ -27,7 +27,8 @@ def count_parameters(transformer: nn.Module) -> ParameterCount:
     branches = getattr(transformer, "skip_branches", None)
     skip = _size(branches) if branches is not None else 0
     blocks = getattr(transformer, "transformer_blocks", ())
-    copies = sum(_size(block.norm1.emb) for block in list(blocks)[1:] if getattr(block.norm1, "emb", None) is not None)
+    embedders = [getattr(getattr(block, "norm1", None), "emb", None) for block in list(blocks)[1:]]
+    copies = sum(_size(embedder) for embedder in embedders if embedder is not None)
     return ParameterCount(_size(transformer) - skip - copies, copies, skip)
 
 

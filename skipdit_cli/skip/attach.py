@@ -6,34 +6,67 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.backbones import Interposed, interpose, restore, trunk_of
+from skipdit_cli.backbones import (
+    Backbone,
+    Interposed,
+    Trial,
+    Trunk,
+    attached_trunk,
+    interpose,
+    keep_trunk,
+    known_trunk,
+    restore,
+    trunk_of,
+)
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip.branches import SkipBranches
 
 SKIP = "skip"
 
 
-def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBranches | None = None) -> SkipBranches:
+def skip_folder(part: str) -> str:
+    """Where the branches of a pipeline's ``transformer`` (or ``transformer_2``) lie beside it."""
+    return part.replace("transformer", SKIP)
+
+
+def add_skip_branches(
+    transformer,
+    merge: str = "residual",
+    example_inputs: dict | None = None,
+    *,
+    branches: SkipBranches | None = None,
+) -> SkipBranches:
     """Give a transformer its skip branches, as its submodule ``skip_branches``.
 
     With ``merge="residual"`` the outputs stay equal bit for bit until the branches are trained. A second call
     replaces the branches of the first.
 
     Args:
-        transformer: A diffusers transformer of a declared family.
+        transformer: A diffusers transformer.
         merge: ``residual`` or ``replace``, see ``SkipBranches``.
-        branches: Branches to attach (loaded ones, say) instead of new ones.
+        example_inputs: Arguments of one forward. Needed for a class that is not declared: the trunk is found in it.
+            Where they are given, the branches are tried out on them, and a model that does not bear it is refused.
+        branches: Branches to attach (loaded ones, say) instead of new ones; they know what was found before.
     Returns:
         The branches, on the device and in the dtype of the transformer.
     Raises:
-        UsageError: No trunk is known for the class, the branches were made for another model, or the weights of the
-            transformer are offloaded.
+        UsageError: No trunk is known or found, the class has skips of its own, the branches were made for another
+            model, or the weights of the transformer are offloaded.
     """
-    trunk = trunk_of(transformer)
+    if branches is not None and branches.config.trunk is not None and known_trunk(transformer) is None:
+        keep_trunk(transformer, _recorded_trunk(transformer, branches.config.trunk))
+    trial = None if example_inputs is None else Trial(transformer, example_inputs)
+    trunk = trial.trunk if trial is not None else trunk_of(transformer)
+    if trunk.backbone.native_skips:
+        raise UsageError(f"Got {trunk.model_class}, which has skips of its own; enable the cache on it as it is.")
     expected = {"dim": trunk.width, "num_layers": len(trunk), "backbone": trunk.model_class}
-    if branches is None:
+    new = branches is None
+    if new:
+        if len(trunk) < 2:
+            raise UsageError(f"Got {trunk.model_class} of {len(trunk)} block, too few for a skip branch.")
         time_embedding = "official" if trunk.backbone.official_time else "diffusers"
-        branches = SkipBranches(**expected, merge=merge, time_embedding=time_embedding)
+        record = None if trunk.declared else trunk.backbone.record()
+        branches = SkipBranches(**expected, merge=merge, time_embedding=time_embedding, trunk=record)
     for key, value in expected.items():
         if branches.config[key] != value:
             raise UsageError(f"These skip branches have {key} {branches.config[key]} but the model has {value}.")
@@ -42,24 +75,55 @@ def add_skip_branches(transformer, merge: str = "residual", *, branches: SkipBra
         raise UsageError("These skip branches hold no weights (meta tensors); load or make them first.")
     if not hollow and _is_meta(transformer) and any(hasattr(module, "_hf_hook") for module in transformer.modules()):
         raise UsageError("The transformer's weights are offloaded; add skip branches before offloading is enabled.")
-    remove_skip_branches(transformer)
-    reference = next(transformer.parameters())
-    torch.nn.Module.to(branches, reference.device, reference.dtype)  # ModelMixin.to warns of a list that is empty
-    transformer.skip_branches = branches.train(transformer.training)
-    trunk.branches = branches
-    trunk.update()
-    interpose(transformer, "save_pretrained", SavedApart)
+    former = trunk.branches
+    _put_on(transformer, trunk, branches)
+    if trial is not None:
+        try:
+            trial.accept(exact=new and branches.config.merge == "residual")
+        except UsageError:
+            _take_off(transformer, trunk)
+            if former is not None:
+                _put_on(transformer, trunk, former)
+            raise
     return branches
 
 
-def remove_skip_branches(transformer) -> SkipBranches | None:
-    """Take the branches off; the transformer is as before ``add_skip_branches``. Returns them, None if none."""
-    trunk = trunk_of(transformer)
+def _put_on(transformer, trunk: Trunk, branches: SkipBranches) -> None:
+    _take_off(transformer, trunk)
+    device = next(transformer.parameters()).device
+    torch.nn.Module.to(branches, device, _dtype(transformer))  # ModelMixin.to warns of a list that is empty
+    transformer.skip_branches = branches.train(transformer.training)
+    trunk.branches = branches
+    keep_trunk(transformer, trunk)
+    if hasattr(transformer, "save_pretrained"):
+        interpose(transformer, "save_pretrained", SavedApart)
+
+
+def _take_off(transformer, trunk: Trunk) -> None:
     branches, trunk.branches = trunk.branches, None
     if branches is not None:
         restore(transformer, "save_pretrained")
         del transformer.skip_branches
-    trunk.update()
+    keep_trunk(transformer, trunk)
+
+
+def _recorded_trunk(transformer, record: dict) -> Trunk:
+    """
+    Raises:
+        UsageError: What was found when the branches were made does not fit the class any more.
+    """
+    try:
+        return Trunk(transformer, Backbone.from_record(record), declared=False)
+    except (KeyError, TypeError, AttributeError) as cause:
+        raise UsageError(f"These skip branches record no trunk ({cause}); convert the model anew.") from cause
+
+
+def remove_skip_branches(transformer) -> SkipBranches | None:
+    """Take the branches off; the transformer is as before ``add_skip_branches``. Returns them, None if none."""
+    trunk = attached_trunk(transformer)
+    branches = None if trunk is None else trunk.branches
+    if trunk is not None:
+        _take_off(transformer, trunk)
     return branches
 
 
@@ -74,7 +138,14 @@ class SavedApart(Interposed):
             self.inner(save_directory, *args, **kwargs)
         finally:
             add_skip_branches(transformer, branches=branches)
-        branches.save_pretrained((folder.parent if folder.name == "transformer" else folder) / SKIP)
+        beside = folder.name in ("transformer", "transformer_2")
+        branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
+
+
+def _dtype(transformer) -> torch.dtype:
+    """That of the first parameter that is computed with as it is: quantised ones are integers or of eight bits."""
+    dtypes = (parameter.dtype for parameter in transformer.parameters())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
 
 def _is_meta(module: torch.nn.Module) -> bool:

@@ -27,6 +27,8 @@ class SkipBranches(ModelMixin, ConfigMixin):
         backbone: Class name of the transformer these branches belong to.
         time_embedding: ``official`` where the weights were trained with the DiT repository's timestep frequencies,
             which diffusers' DiT spaces differently; ``diffusers`` otherwise. Applied when a pipeline is loaded.
+        trunk: Of a class that is not declared, what was found (``Backbone.record``), so that no forward is needed to
+            attach them again.
     """
 
     @register_to_config
@@ -37,6 +39,7 @@ class SkipBranches(ModelMixin, ConfigMixin):
         merge: str = "residual",
         backbone: str = "DiTTransformer2DModel",
         time_embedding: str = "diffusers",
+        trunk: dict | None = None,
     ):
         super().__init__()
         if merge not in MERGES:

@@ -1,0 +1,54 @@
+"""What the arguments of one forward tell: what memory holds good for it, and which branch of guidance it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+TIMES = ("timestep", "timesteps", "t")
+CHANGING = (*TIMES, "r_timestep", "timestep_r", "audio_timestep", "sigma", "audio_sigma", "audio_hidden_states")
+"""Arguments that change from step to step, besides the first, the input itself."""
+
+
+def signature_of(arguments: dict) -> tuple:
+    """Shapes, dtypes and devices of all tensors, and every switch and size: memory is never used for another."""
+    return tuple(
+        (path, value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else (path, value)
+        for path, value in _leaves(arguments)
+    )
+
+
+def condition_of(arguments: dict, first: str) -> list[torch.Tensor]:
+    """The tensors that stay the same from step to step within one branch of guidance.
+
+    Args:
+        first: Name of the input, which does not.
+    """
+    kept = {name: value for name, value in arguments.items() if name != first and name not in CHANGING}
+    return [value for _, value in _leaves(kept) if isinstance(value, torch.Tensor)]
+
+
+def fills_other_cache(arguments: dict) -> bool:
+    """Whether the call has every block write keys and values that later calls read: then none may be left out.
+
+    Known to read only are ``kv_cache_mode="cached"`` (Flux.2, Wan-Animate-2) and ``is_cache_step`` False (AnyFlow).
+    """
+    given = {name for name, value in arguments.items() if name.startswith("kv_cache") and value is not None}
+    if not given:
+        return False
+    flag = arguments.get("kv_cache_flag")
+    reads = isinstance(flag, dict) and not flag.get("is_cache_step", True)
+    return not (reads or arguments.get("kv_cache_mode") == "cached")
+
+
+def _leaves(value, path: str = "") -> Iterator[tuple[str, object]]:
+    """Tensors, and what else can be told apart at sight: switches, whole numbers, words. Not floats: scales move."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _leaves(each, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for at, each in enumerate(value):
+            yield from _leaves(each, f"{path}.{at}")
+    elif isinstance(value, (torch.Tensor, bool, int, str)):
+        yield path, value

@@ -1,0 +1,16 @@
+"""What a step costs, where that can be counted."""
+
+from __future__ import annotations
+
+from skipdit_cli.errors import UsageError
+
+
+def counted(transformer):
+    """The ``StepFlops`` of a transformer; None where no example inputs of it can be made up, or its forward does not
+    run without weights (Mochi, Lumina 2)."""
+    from skipdit_cli.measure.flops import StepFlops
+
+    try:
+        return StepFlops(transformer)
+    except (UsageError, RuntimeError, TypeError, LookupError, AttributeError):
+        return None
