@@ -54,10 +54,12 @@ VaeTiling = Annotated[
 ]
 
 
-def check_strength(strength: float | None, image: Path | None) -> None:
+def check_strength(strength: float | None, image: Path | None, steps: int) -> None:
     """
+    Args:
+        steps: Of a whole run, of which the strength leaves its part.
     Raises:
-        UsageError: Outside its range, or no image that it could be of.
+        UsageError: Outside its range, no image that it could be of, or no step left.
     """
     if strength is None:
         return
@@ -65,6 +67,8 @@ def check_strength(strength: float | None, image: Path | None) -> None:
         raise UsageError(f"Got --strength {strength:g} but expected more than 0 and at most 1.")
     if image is None:
         raise UsageError(f"Got --strength {strength:g} without --image FILE, which it is of.")
+    if int(steps * strength) < 1:
+        raise UsageError(f"Got --strength {strength:g}, which leaves no step of {steps}; give more --steps.")
 
 
 def read_arguments(given: list[str] | None) -> dict[str, object]:

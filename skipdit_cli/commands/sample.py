@@ -112,7 +112,7 @@ def sample(
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
     _check(settings)
     prompts = conditions.read_prompts(ctx, prompt, prompts_file)
-    pipeline_options.check_strength(strength, image)
+    pipeline_options.check_strength(strength, image, num_inference_steps)
     asked = {"arguments": pipeline_options.read_arguments(pipeline_arg)}
     asked["image"] = pipeline_options.read_image(image)
     target = sample_files.choose_target(output, npz, overwrite)
@@ -207,7 +207,7 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     elif "fps" in settings:
         raise UsageError(f"Got --fps {settings['fps']:g}, but this model makes images; leave the flag out.")
     settings.pop("num_images", None)
-    return {**settings, **own}
+    return dict(sorted({**settings, **own}.items()))  # in one order, so that a replay writes the same bytes
 
 
 def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> None:

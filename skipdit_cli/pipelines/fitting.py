@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.arguments import takes_text
@@ -91,7 +92,7 @@ def check_lora(path: str | None) -> None:
     if path is None:
         return
     if importlib.util.find_spec("peft") is None:
-        raise UsageError("Got --lora, which needs one more package; run pip install peft.")
+        raise UsageError("Got --lora, which needs one more package; run pip install 'skipdit-cli[lora]'.")
     local = Path(path).expanduser()
     if not local.exists() and (path.count("/") != 1 or local.suffix):
         raise UsageError(f"Got --lora {path}, which does not exist; give a file, a folder or a hub id (OWNER/NAME).")
@@ -109,6 +110,8 @@ def load_lora(pipe, path: str, local_files_only: bool = False) -> None:
         raise UsageError(f"Got --lora {path}, but a {type(pipe).__name__} takes none; leave it out.")
     local, before = Path(path).expanduser(), _adapters(pipe)
     where = {"weight_name": local.name} if local.is_file() else {}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of every part that the LoRA leaves alone
     try:
         pipe.load_lora_weights(
             str(local.parent if where else local if local.exists() else path),
@@ -117,6 +120,8 @@ def load_lora(pipe, path: str, local_files_only: bool = False) -> None:
     except Exception as cause:  # of diffusers, peft, safetensors or the hub, by what is wrong with the file
         why = (str(cause).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".:")
         raise UsageError(f"Got --lora {path}, which cannot be loaded into a {type(pipe).__name__}: {why}.") from cause
+    finally:
+        logging.set_verbosity(level)
     if _adapters(pipe) == before:  # diffusers only logs it
         raise UsageError(f"Got --lora {path}, which holds nothing for the transformer of a {type(pipe).__name__}.")
 

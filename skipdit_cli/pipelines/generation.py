@@ -101,10 +101,10 @@ def generate(
                 if takes_text(pipe):
                     made, seen = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
                 else:
-                    made, seen = (
-                        _of_classes(pipe, sampler, conditions[batch], generators, num_frames, **settings),
-                        None,
-                    )
+                    sampler.set_timesteps(num_inference_steps)
+                    start = first_latents(pipe, sampler, generators, num_frames)
+                    labels, seen = as_tensor(conditions[batch], pipe.transformer.device), None
+                    made = denoise(pipe.transformer, sampler, start, labels, generators=generators, **settings)
             latents.append(made.cpu())
             pictures += [] if seen is None else [seen]
             seconds += watch.seconds

@@ -16,6 +16,8 @@ from skipdit_cli.backbones import example_inputs
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.pipelines.arguments import Asked, encodes_alone, frames_argument, guidance_argument, takes
 
+CLEANERS = ("ftfy", "bs4")
+
 
 def decodes_here(pipe) -> bool:
     """Whether what the sampler leaves is made pixels by ``pixels.to_pixels``, not by the pipeline.
@@ -86,6 +88,11 @@ def sample_texts(
         except refused as cause:
             why = (str(cause).splitlines() or ["no reason given"])[0].rstrip(".")
             raise UsageError(f"{type(pipe).__name__} refuses what it was asked for: {why}.") from cause
+        except NameError as cause:  # so diffusers ends where a package to clean texts with is missing
+            if cause.name not in CLEANERS:
+                raise
+            kind = type(pipe).__name__
+            raise UsageError(f"A {kind} reads texts with one more package; run pip install {cause.name}.") from cause
     latents = result if steps.latents is None and not decode else steps.latents
     return latents.float(), _pixels(result, pipe) if decode else None
 
