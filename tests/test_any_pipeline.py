@@ -188,13 +188,20 @@ def test_a_start_from_an_image(skipdit, picture, tmp_path):
         assert ran.json["settings"]["image"] == str(picture)
     assert skipdit("sample", "--from", tmp_path / "0.5.png", "-o", tmp_path / "again.png").code == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "0.5.png").read_bytes()
-    for flags, says in [
+    refused = [
         (("--strength", 0.1), "leaves no step of 8"),
         (("--strength", 1.5), "more than 0 and at most 1"),
         (("--image", tmp_path / "no.png"), "which is not a file"),
-    ]:
+    ]
+    for flags, says in refused:
         ran = skipdit(*given, *flags, "-o", tmp_path / "bad.png")
         assert ran.code == 2 and says in ran.stderr, ran.stderr
+    torch.manual_seed(0)
+    sd3().save_pretrained(tmp_path / "texts")  # its sibling takes over
+    flags = ("--strength", 0.5, "--cache-layers", 1, "--npz", tmp_path / "texts.npz", "-o", tmp_path / "texts.png")
+    ran = skipdit(*given[:2], tmp_path / "texts", *given[3:], *flags)
+    assert ran.code == 0, ran.stderr
+    assert (np.load(tmp_path / "texts.npz")["arr_0"][0] == np.asarray(Image.open(tmp_path / "0.5.png"))).all()
     ran = skipdit("sample", "-m", tmp_path / "model", "--prompt", CAT, "-o", tmp_path / "bad.png")
     assert ran.code == 2 and "no --image, but a StableDiffusion3Img2ImgPipeline starts from one" in ran.stderr
 

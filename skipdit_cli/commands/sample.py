@@ -128,6 +128,7 @@ def sample(
     loading = {"dtype": precision, "local_files_only": local_files_only}
     parts = {} if vae is None else {"vae": load_vae(vae, **loading)}
     pipe = open_model(model, preset, revision=revision, **loading, **parts)
+    pipe = pipe if image is None else fitting.starting_from_image(pipe)
     conditions.check_given(pipe, class_labels, prompts)
     samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, pipe)
     settings = _settle(settings, samples, pipe)

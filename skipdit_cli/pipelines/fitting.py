@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import logging
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.arguments import takes_text
+from skipdit_cli.pipelines.arguments import takes, takes_text
 from skipdit_cli.pipelines.device import move, transformers_of
 
 OFFLOADS = ("model", "group")
@@ -39,6 +39,19 @@ def fit(
         offload(pipe, cpu_offload, device)
     if compile:
         compile_transformers(pipe)
+
+
+def starting_from_image(pipe):
+    """The pipeline's sibling that takes an image, on the same parts, where diffusers has one of its family (SD3, Flux,
+    Qwen-Image, ...); else the pipeline itself."""
+    if not takes_text(pipe) or "image" in takes(pipe):
+        return pipe
+    from diffusers import AutoPipelineForImage2Image  # and with it most pipelines: seconds
+
+    try:
+        return AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError:
+        return pipe
 
 
 def check_offload(kind: str | None, device: torch.device) -> None:
