@@ -51,7 +51,7 @@ def clip(width: int = TEXT, projected: bool = False):
     sizes = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
     ends = dict(bos_token_id=3, eos_token_id=1, pad_token_id=0)
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=16, projection_dim=width, **sizes, **ends
+        vocab_size=len(tokenizer), max_position_embeddings=77, projection_dim=width, **sizes, **ends
     )
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     return tokenizer, kind(config).eval()
@@ -226,10 +226,64 @@ def ltx():
     return LTXPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
 
 
+def hunyuan_video():
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline
+
+    (tokenizer, encoder), (tokenizer_2, encoder_2) = decoder_only("Llama", num_hidden_layers=4), clip()
+    kinds = dict(down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4)
+    sizes = dict(block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
+    decoder = AutoencoderKLHunyuanVideo(
+        latent_channels=2, spatial_compression_ratio=8, temporal_compression_ratio=4, **kinds, **sizes
+    ).eval()
+    transformer = tiny("HunyuanVideoTransformer3DModel", text_embed_dim=TEXT, pooled_projection_dim=TEXT)
+    return HunyuanVideoPipeline(encoder, tokenizer, transformer, decoder, flow(), encoder_2, tokenizer_2)
+
+
+def mochi():
+    from diffusers import AutoencoderKLMochi, MochiPipeline
+
+    tokenizer, encoder = t5(16)
+    sizes = dict(encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5)
+    spread = dict(latents_mean=[0.1] * 12, latents_std=[1.5] * 12)
+    decoder = AutoencoderKLMochi(latent_channels=12, **sizes, **spread).eval()
+    transformer = tiny("MochiTransformer3DModel", max_sequence_length=16, in_channels=12)
+    return MochiPipeline(flow(), decoder, encoder, tokenizer, transformer, force_zeros_for_empty_prompt=True)
+
+
+def qwen_image():
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast")
+    text = dict(hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=1, vocab_size=len(tokenizer),
+                rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6})  # fmt: skip
+    vision = dict(
+        depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=16, fullatt_block_indexes=[]
+    )
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    spread = dict(latents_mean=[0.1] * 2, latents_std=[1.5] * 2)
+    decoder = AutoencoderKLQwenImage(
+        base_dim=4, z_dim=2, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **spread
+    ).eval()
+    transformer = tiny("QwenImageTransformer2DModel", joint_attention_dim=16)
+    return QwenImagePipeline(flow(), decoder, encoder, tokenizer, transformer)
+
+
+def z_image():
+    from diffusers import ZImagePipeline
+
+    tokenizer, encoder = decoder_only("Qwen3")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    transformer = tiny("ZImageTransformer2DModel", cap_feat_dim=TEXT)
+    return ZImagePipeline(flow(), vae(2, shift_factor=0.1), encoder, tokenizer, transformer)
+
+
 IMAGE = ("--height", 16, "--width", 16)
 VIDEO = (*IMAGE, "--num-frames", 5)
 SHORT = ("--pipeline-arg", "max_sequence_length=16")
 FREE = ("--pipeline-arg", "use_resolution_binning=false")
+TEMPLATE = ("--pipeline-arg", "prompt_template={template: '{}', crop_start: 0}")
 PIPELINES = {
     "pixart-alpha": (lambda: pixart(sigma=False), (*IMAGE, *SHORT, *FREE)),
     "pixart-sigma": (pixart, (*IMAGE, *SHORT, *FREE)),
@@ -244,6 +298,10 @@ PIPELINES = {
     "cogvideox": (cogvideox, (*VIDEO, *SHORT)),
     "wan-2.1": (wan, (*VIDEO, *SHORT)),
     "wan-2.2": (lambda: wan(two=True), (*VIDEO, *SHORT)),
+    "hunyuan-video": (hunyuan_video, (*VIDEO, *TEMPLATE, *SHORT)),
+    "mochi": (mochi, (*VIDEO, *SHORT)),
+    "qwen-image": (qwen_image, (*IMAGE, *SHORT)),
+    "z-image": (z_image, (*IMAGE, *SHORT)),
     "ltx": (ltx, ("--height", 32, "--width", 32, "--num-frames", 5, *SHORT)),
 }
 """A family's pipeline, and the flags that keep it small."""

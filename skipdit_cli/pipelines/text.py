@@ -76,25 +76,40 @@ def sample_texts(
     }
     settings = {name: value for name, value in settings.items() if name in takes(pipe) and value is not None}
     settings |= asked.arguments
-    refused = (ValueError, TypeError) if asked.arguments else (ValueError,)
     steps = Steps(advance)
-    with _lent(pipe, scheduler), steps.told_by(pipe, scheduler) as callback:
-        try:
-            guided = guidance_scale is not None and guidance_scale > 1
-            texts = _texts(pipe, prompts, guided, asked.negative_prompt)
-            result = pipe(**texts, **settings, **callback)[0]
-        except UsageError:
-            raise
-        except refused as cause:
-            why = (str(cause).splitlines() or ["no reason given"])[0].rstrip(".")
-            raise UsageError(f"{type(pipe).__name__} refuses what it was asked for: {why}.") from cause
-        except NameError as cause:  # so diffusers ends where a package to clean texts with is missing
-            if cause.name not in CLEANERS:
-                raise
-            kind = type(pipe).__name__
-            raise UsageError(f"A {kind} reads texts with one more package; run pip install {cause.name}.") from cause
+    with _lent(pipe, scheduler), steps.told_by(pipe, scheduler) as callback, _refusals(pipe, bool(asked.arguments)):
+        guided = guidance_scale is not None and guidance_scale > 1
+        texts = _texts(pipe, prompts, guided, asked.negative_prompt)
+        result = pipe(**texts, **settings, **callback)[0]
     latents = result if steps.latents is None and not decode else steps.latents
     return latents.float(), _pixels(result, pipe) if decode else None
+
+
+@contextmanager
+def _refusals(pipe, typed: bool) -> Iterator[None]:
+    """A pipeline's refusals, as ours.
+
+    Args:
+        typed: Whether it was given values of a type that was not looked at.
+    """
+    kind = type(pipe).__name__
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, TypeError) as cause:
+        if isinstance(cause, TypeError) and not typed:
+            raise
+        why = (str(cause).splitlines() or ["no reason given"])[0].rstrip(".")
+        raise UsageError(f"{kind} refuses what it was asked for: {why}.") from cause
+    except NotImplementedError as cause:
+        if "without tiling" not in str(cause):
+            raise
+        raise UsageError(f"The VAE of a {kind} decodes in tiles alone; give --vae-tiling.") from cause
+    except NameError as cause:  # so diffusers ends where a package to clean texts with is missing
+        if cause.name not in CLEANERS:
+            raise
+        raise UsageError(f"A {kind} reads texts with one more package; run pip install {cause.name}.") from cause
 
 
 def _pixels(result, pipe) -> np.ndarray:
