@@ -152,6 +152,14 @@ def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
         add_skip_branches(transformer, branches=branches)
 
 
+def parts_of(pipeline: Path | None) -> list[str]:
+    """The component folders that a pipeline's index lists."""
+    if pipeline is None:
+        return []
+    index = read_json(pipeline / INDEX)
+    return [name for name, value in index.items() if isinstance(value, list) and value != [None, None]]
+
+
 def load_branches(folder, part: str = "transformer") -> SkipBranches:
     """The branches of ``folder/skip/``, not attached to anything; those of the second transformer are in ``skip_2/``.
 

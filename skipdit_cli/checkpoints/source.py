@@ -123,7 +123,10 @@ def _transformer_config(folder: Path) -> dict:
     config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
     name = config.get("_class_name")
     if not is_transformer(name):
-        raise UsageError(f"Folder {folder} holds a {name}, which is no diffusion transformer of diffusers.")
+        raise UsageError(
+            f"Folder {folder} holds a {name}, but expected is a transformer, such as DiTTransformer2DModel or "
+            "LatteTransformer3DModel; see 'skipdit info --families'."
+        )
     if name in BACKBONES and BACKBONES[name].native_skips:
         raise UsageError(f"Folder {folder} holds a {name}, which has skips of its own: sample it as it is.")
     for key in NUMBERS if name in OFFICIAL else ():

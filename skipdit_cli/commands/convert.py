@@ -72,6 +72,7 @@ def convert(
         raise UsageError("Got no output; give -o/--output FOLDER.")
     from skipdit_cli.checkpoints import check_target, load_vae, named_model
     from skipdit_cli.checkpoints import convert as work
+    from skipdit_cli.checkpoints.conversion import plan_conversion
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
     from skipdit_cli.pipelines.device import DTYPES
@@ -83,7 +84,7 @@ def convert(
     source = open_source(named_model(one_model(model_argument, model), preset), **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     text = None if text_from is None else find_text_parts(text_from, source.config, with_vae=vae is None, **hub)
-    plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder, text)
+    plan = plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder, text)
     result = _describe(plan)
     if dry_run:
         console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
