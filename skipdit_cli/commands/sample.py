@@ -105,6 +105,7 @@ def sample(
     A video goes to clip.mp4 or clip.gif, with clip.json (how it was made) and clip.png (its frames) beside it.
 
     skipdit sample --preset digits --class-labels 0,1,2,3 --cache-layers 1 -o digits.png
+
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
