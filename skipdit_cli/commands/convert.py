@@ -78,6 +78,7 @@ def convert(
     from skipdit_cli.checkpoints import check_target, load_vae, named_model
     from skipdit_cli.checkpoints import convert as work
     from skipdit_cli.checkpoints.card import find_origin
+    from skipdit_cli.checkpoints.conversion import plan_conversion
     from skipdit_cli.checkpoints.hub import check_push, push
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
@@ -91,7 +92,7 @@ def convert(
     source = open_source(named_model(one_model(model_argument, model), preset), **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     text = None if text_from is None else find_text_parts(text_from, source.config, with_vae=vae is None, **hub)
-    plan = work.plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder, text)
+    plan = plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder, text)
     result = _describe(plan)
     if dry_run:
         console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
