@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.latents import Latents
 from skipdit_cli.training.loss import Losses
@@ -51,6 +52,7 @@ class Trainer:
         pipe: A pipeline in float32; ``vae`` is None for a model of pixels.
         num_frames: Of a clip; None for a model of images.
         only_branches: Train the skip branches alone, the trunk frozen (stage 1 of Skip-DiT).
+        lora: What identifies a LoRA that is loaded.
     Raises:
         UsageError: The settings, the machine and the model do not go together.
     """
@@ -63,6 +65,7 @@ class Trainer:
         settings: TrainingSettings,
         accelerator,
         only_branches: bool = False,
+        lora: str | None = None,
     ):
         self.pipe, self.transformer, self.settings, self.accelerator = pipe, pipe.transformer, settings, accelerator
         set_seed(settings.seed)
@@ -75,14 +78,19 @@ class Trainer:
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
-        self.recorded["processes"] = self.accelerator.num_processes
+        self.recorded |= {"processes": self.accelerator.num_processes, "lora": lora}
         store = None if settings.cache_latents is None else Store(settings.cache_latents)
-        pixels = Pixels(samples, *pixel_shape(pipe), num_frames, settings.frame_stride)
+        pixels = Pixels(
+            samples, *pixel_shape(pipe, settings.height, settings.width), num_frames, settings.frame_stride
+        )
         self.data = pixels if store is None else self.encoded(pixels, store)
         device = self.accelerator.device
-        self.objective = Objective(pipe, device, settings.seed, settings.label_dropout, store)
+        dropout = settings.label_dropout
+        self.objective = Objective(pipe, device, settings.seed, dropout, store, settings.weighting)
+        if store is not None and isinstance(self.objective.condition, CaptionConditioning):
+            self.encode_texts(self.objective.condition, {*samples.conditions, *([""] if dropout else [])})
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.grid = grid_run(samples, pipe.transformer.config, num_frames)
+        self.grid = grid_run(samples, pipe.transformer.config, num_frames, size)
         self.schedule = make_schedule(optimizer, settings)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         parameters = list(self.trained.values())
@@ -201,6 +209,13 @@ class Trainer:
         latents.encode(accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         return latents
+
+    def encode_texts(self, condition: CaptionConditioning, texts: set[str]) -> None:
+        """Each text made once and kept; the encoders then leave the device, unless grids will want them."""
+        condition.prepare(texts, self.accelerator.process_index, self.accelerator.num_processes)
+        self.accelerator.wait_for_everyone()
+        if not self.settings.validation_steps:
+            condition.release()
 
     def refuse_nan(self, loss: float, norm: float) -> None:
         """Stop before a step that would spoil the weights (under fp16 the scaler skips such steps itself)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from skipdit_cli import console
+from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
@@ -24,7 +25,17 @@ from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints
 
 INDEX = "model_index.json"
-PIPELINE_FILES = (INDEX, "transformer", "scheduler", "vae", "skip")
+PARTS = (
+    "transformer",
+    "scheduler",
+    "vae",
+    "skip",
+    "text_encoder*",
+    "tokenizer*",
+    "image_encoder",
+    "feature_extractor",
+)
+PIPELINE_FILES = (INDEX, *PARTS, "safety_checker")
 RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
 
 
@@ -56,8 +67,16 @@ def demand(folder: Path) -> Demand:
     Raises:
         UsageError: The config of its transformer is missing, or of a kind that is not trained here.
     """
-    path = folder / "transformer" / "config.json"
-    return demand_of(read_json(path), path)
+    path, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
+    return demand_of(read_json(path), path, read_json(folder / INDEX), read_json(vae) if vae.is_file() else None)
+
+
+def way_out(folder: Path) -> str:
+    """What to do about a model without branches."""
+    backbone = BACKBONES.get(read_json(folder / "transformer" / "config.json").get("_class_name"))
+    if backbone is not None and backbone.native_skips:
+        return "it has long skips of its own: give --train all"
+    return f"run 'skipdit convert -m {folder} -o FOLDER'"
 
 
 def check_apart(output: Path, model: Path) -> None:
@@ -91,14 +110,17 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
     return Session(settings, samples, num_frames, checkpoint, accelerator)
 
 
-def train(session: Session, pipe, only_branches: bool = False, trunk: Path | None = None) -> Outcome:
+def train(
+    session: Session, pipe, only_branches: bool = False, trunk: Path | None = None, lora: str | None = None
+) -> Outcome:
     """Run the loop, and unless it was interrupted leave the finished pipeline in the output folder.
 
     Args:
         trunk: The pipeline folder whose files stay as they are when only branches are trained.
+        lora: What identifies a LoRA that was loaded; a resumed run has to have the same.
     """
     settings, accelerator = session.settings, session.accelerator
-    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches)
+    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches, lora)
     if session.checkpoint is not None:
         trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
