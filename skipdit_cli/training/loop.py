@@ -80,13 +80,11 @@ class Trainer:
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
         self.recorded |= {"processes": self.accelerator.num_processes, "lora": lora}
         store = None if settings.cache_latents is None else Store(settings.cache_latents)
-        pixels = Pixels(
-            samples, *pixel_shape(pipe, settings.height, settings.width), num_frames, settings.frame_stride
-        )
-        self.data = pixels if store is None else self.encoded(pixels, store)
-        device = self.accelerator.device
-        dropout = settings.label_dropout
+        size, channels = pixel_shape(pipe, settings.height, settings.width)
+        pixels = Pixels(samples, size, channels, num_frames, settings.frame_stride)
+        device, dropout = self.accelerator.device, settings.label_dropout
         self.objective = Objective(pipe, device, settings.seed, dropout, store, settings.weighting)
+        self.data = pixels if store is None else self.encoded(pixels, store)
         if store is not None and isinstance(self.objective.condition, CaptionConditioning):
             self.encode_texts(self.objective.condition, {*samples.conditions, *([""] if dropout else [])})
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)

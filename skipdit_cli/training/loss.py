@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
