@@ -91,7 +91,7 @@ def flux(words: Path):
 
 
 def hunyuan(words: Path):
-    from diffusers import DDPMScheduler, HunyuanDiTPipeline
+    from diffusers import AutoencoderKL, DDPMScheduler, HunyuanDiTPipeline
 
     tokens = tiny_tokenizer(words)
     bert_tokens, encoder = bert(words.parent / "bert", 8)
@@ -99,8 +99,10 @@ def hunyuan(words: Path):
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.03, beta_schedule="scaled_linear", prediction_type="v_prediction"
     )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(**blocks, block_out_channels=(4,) * 4, norm_num_groups=2)  # the pipeline counts on 8 a side
     return HunyuanDiTPipeline(
-        tiny_vae(), encoder, bert_tokens, transformer, scheduler, None, None, False, t5(tokens, 8), tokens
+        vae.eval(), encoder, bert_tokens, transformer, scheduler, None, None, False, t5(tokens, 8), tokens
     )
 
 
