@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from text_pipelines import MADE, text_pipeline
+from text_pipelines import MADE, VARIANTS, text_pipeline
 
 from skipdit_cli import media
 from skipdit_cli.checkpoints import load_pipeline, save_pipeline
@@ -56,9 +56,10 @@ def sampled(pipe, name: str, text: str, noise: torch.Tensor) -> tuple[torch.Tens
     return output[0], time
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [*MADE, *VARIANTS])
 def test_a_caption_in_a_batch_is_told_as_the_pipeline_tells_it_alone(name, tmp_path):
     pipe, source = text_pipeline(name, tmp_path), torch.Generator().manual_seed(0)
+    name = name.split("-")[0]
     noises = [torch.randn(1, *latent_shape(name), generator=source) for _ in TEXTS]
     alone = [sampled(pipe, name, text, noise) for text, noise in zip(TEXTS, noises)]
     times = torch.cat([time.flatten()[:1] for _, time in alone])
@@ -131,10 +132,17 @@ def test_finetune_with_captions(skipdit, prepared, tmp_path, name):
     assert all(math.isfinite(value) for row in losses(tmp_path / "whole") for value in row)
     assert not changed(tmp_path / "whole", tmp_path / "parts")
     touched = changed(tmp_path / "model", tmp_path / "whole")
+    assert ("distilled with guidance: it is trained at a scale of 3.5" in whole.stdout) == (name == "flux")
     if name == "hunyuan":
         assert {"blocks.0.attn1.to_q.weight", "blocks.5.skip_linear.weight"} <= touched
     else:
         assert touched and all(parameter.startswith("skip_branches.") for parameter in touched)
+
+
+def test_a_model_with_long_skips_of_its_own_is_trained_whole(skipdit, prepared, tmp_path):
+    model, data = prepared("hunyuan")
+    ran = skipdit("finetune", "-m", model, "--data", data, "-o", tmp_path / "out")
+    assert ran.code == 2 and "it has long skips of its own: give --train all." in ran.stderr
 
 
 def test_stage_2_trains_everything_and_encodes_at_each_step_without_a_store(skipdit, prepared, tmp_path):

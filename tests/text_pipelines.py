@@ -106,7 +106,7 @@ def hunyuan(words: Path):
     )
 
 
-def wan(words: Path):
+def wan(words: Path, **options):
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
     tokens = tiny_tokenizer(words)
@@ -114,15 +114,26 @@ def wan(words: Path):
     torch.manual_seed(1)
     vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return WanPipeline(tokens, t5(tokens, 6, "UMT5"), vae, scheduler, transformer)
+    return WanPipeline(tokens, t5(tokens, 6, "UMT5"), vae, scheduler, transformer, **options)
+
+
+def pixart_1024(words: Path):
+    """Told of the picture's size."""
+    return pixart(words, sample_size=128, num_attention_heads=3, cross_attention_dim=24)
+
+
+def wan_5b(words: Path):
+    """Told a time for every token, as Wan 2.2's 5B is."""
+    return wan(words, expand_timesteps=True)
 
 
 MADE = {"latte": latte, "pixart": pixart, "sd3": sd3, "flux": flux, "hunyuan": hunyuan, "wan": wan}
+VARIANTS = {"pixart-1024": pixart_1024, "wan-5b": wan_5b}
 
 
 def text_pipeline(name: str, folder: Path):
     """The pipeline of a family, its tokenizers' files below ``folder``."""
     torch.manual_seed(0)
-    pipe = MADE[name](folder / "words")
+    pipe = {**MADE, **VARIANTS}[name](folder / "words")
     pipe.set_progress_bar_config(disable=True)
     return pipe

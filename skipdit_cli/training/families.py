@@ -22,6 +22,9 @@ class Family:
         pipe: The pipeline.
     """
 
+    note: str | None = None
+    """What to know about a model before it is trained."""
+
     def __init__(self, pipe):
         self.pipe, self.config = pipe, pipe.transformer.config
 
@@ -100,6 +103,13 @@ class Flux(Family):
     def guidance(self) -> float | None:
         """What a model distilled with guidance is told; None for one that is not."""
         return takes(self.pipe)["guidance_scale"].default if self.config.guidance_embeds else None
+
+    @property
+    def note(self) -> str | None:
+        scale = self.guidance
+        return (
+            None if scale is None else f"The model was distilled with guidance: it is trained at a scale of {scale}."
+        )
 
     def predict(self, model, xt, times, texts, **arguments):
         height, width = xt.shape[-2:]

@@ -18,6 +18,7 @@ from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.demand import Demand, demand_of
+from skipdit_cli.training.families import family_of
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
@@ -125,6 +126,9 @@ def train(
         trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
             console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
+    family = family_of(pipe)
+    if accelerator.is_main_process and family is not None and family.note:
+        console.say(family.note)
     if accelerator.is_main_process:
         for path in parts_of_run(settings.output) if settings.overwrite else ():
             _remove(path)

@@ -132,8 +132,7 @@ class TrainingSettings:
             if value is not None and value not in allowed:
                 expected = f"but expected one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 raise UsageError(f"Got {_flag(name)} {value} {expected}")
-        if self.logit_std is not None and not self.logit_std > 0:
-            raise UsageError(f"Got --logit-std {self.logit_std} but expected a number above 0.")
+        self._check_weighting()
         for name in ("clip", "crop"):
             if self.cache_latents is not None and getattr(self, name) == "random":
                 raise UsageError(
@@ -144,6 +143,14 @@ class TrainingSettings:
             raise UsageError(
                 "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
             )
+
+    def _check_weighting(self) -> None:
+        if self.logit_std is not None and not self.logit_std > 0:
+            raise UsageError(f"Got --logit-std {self.logit_std} but expected a number above 0.")
+        scheme = self.weighting_scheme or Weighting.scheme
+        for name, its in {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}.items():
+            if getattr(self, name) is not None and scheme != its:
+                raise UsageError(f"Got {_flag(name)} {getattr(self, name)} without --weighting-scheme {its}.")
 
     def _at_least(self, name: str, least: int) -> None:
         if not getattr(self, name) >= least:
