@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -114,8 +115,11 @@ class Group(TyperGroup):
                     parameter.split_envvar_value = str.splitlines  # not at every blank: texts have them
 
     def make_context(self, info_name, args, parent=None, **extra):
+        typed = shlex.join(["skipdit", *args])
         with sentences(debug="--debug" in args):
-            return super().make_context(info_name, args, parent, **extra)
+            ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta["typed"] = typed  # for those who record it; sys.argv is another one's where 'demo' calls commands
+        return ctx
 
     def invoke(self, ctx):
         try:

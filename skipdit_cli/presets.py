@@ -11,6 +11,8 @@ from skipdit_cli.errors import UsageError, nearest
 
 PACKAGE = Path(__file__).parent
 OWN_KEYS = ("about", "source", "weights", "model")
+ONLY_TYPED = ("push-to-hub", "private")
+"""Flags that no preset may set: a file that somebody passed on must not publish a model."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def _flags(
         raise UsageError(f"Preset {path} has '{command}: {values}' but expected flags and their values.")
     given = {}
     for flag, value in (values or {}).items():
+        if flag in ONLY_TYPED:
+            raise UsageError(f"Preset {path} sets '{command}: {flag}', which publishes; give --{flag} by hand.")
         if commands is not None and flag not in commands[command]:
             hint = nearest(flag, commands[command])
             raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")

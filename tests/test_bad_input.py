@@ -49,7 +49,14 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
-MACHINE = {"no room": no_room, "full disk": full_disk, "no gpu": no_gpu}
+def no_token(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+
+
+MACHINE = {"no room": no_room, "full disk": full_disk, "no gpu": no_gpu, "no token": no_token}
 CONVERT, SAMPLE = "convert {w}/tiny -o out", "sample -m {w}/skip -o out.png --class-labels 0 --steps 4"
 VIDEO, FREE = "sample -m {w}/latte -o out.mp4 --steps 2", "sample -m {w}/free -o out.gif --steps 2"
 TEXT = "sample -m {w}/text -o out.mp4 --steps 2"
@@ -97,6 +104,13 @@ CASES = [
     Case("unwritable output", "convert {w}/tiny -o {w}/file/out", 2, "Cannot write to"),
     Case("no room for the output", CONVERT, 2, "free", "no room"),
     Case("full disk while saving", CONVERT, 1, "No space left on device", "full disk"),
+    Case("hub id of another form", f"{CONVERT} --push-to-hub dit", 2, "OWNER/NAME"),
+    Case("hub id that is an address", f"{CONVERT} --push-to-hub https://huggingface.co/a/b", 2, "OWNER/NAME"),
+    Case("push without a token", f"{CONVERT} --push-to-hub alice/dit", 2, "run 'hf auth login'", "no token"),
+    Case("push offline", f"{CONVERT} --push-to-hub alice/dit", 2, "HF_HUB_OFFLINE=1"),
+    Case("push of a dry run", f"{CONVERT} --dry-run --push-to-hub alice/dit", 2, "HF_HUB_OFFLINE=1"),
+    Case("private without a push", f"{CONVERT} --private", 2, "--private without --push-to-hub"),
+    Case("preset that pushes", f"{CONVERT} --preset {{w}}/push.yaml", 2, "give --push-to-hub by hand"),
     Case("no model to sample", "sample -o out.png", 2, "model"),
     Case("preset without weights", "sample --preset dit-s-8-256 -o out.png", 2, "dit-s-8-256"),
     Case("truncated branches", "sample -m {w}/cut -o out.png --steps 2", 2, "cannot be read"),
@@ -204,10 +218,16 @@ CASES = [
     Case("bench label out of range", f"{BENCH} --class-labels 99", 2, "0..9"),
     Case("bench random weights of nothing", "bench --random-weights", 2, "--preset"),
     Case("bench existing output", f"{BENCH} -o {{w}}/skip", 2, "exists"),
+    Case("bench into no card", f"{BENCH} --update-card", 2, "README.md does not exist"),
+    Case("bench into a card of the hub", "bench -m a/b --update-card", 2, "-m/--model FOLDER"),
+    Case("bench into a card of nothing", "bench --preset digits --update-card", 2, "-m/--model FOLDER"),
+    Case("bench into a card of no text", "bench -m {w}/binary --update-card", 2, "cannot be read"),
     Case("bench too slow", f"{BENCH} --cache-interval 2 --min-speedup 1000", 3, "1000"),
     Case("demo existing output", "demo -o {w}/tiny", 2, "exists"),
     Case("demo unwritable output", "demo -o {w}/file/out", 2, "Cannot write to"),
     Case("demo of no step", "demo --steps 0", 2, "--num-inference-steps"),
+    Case("training pushed nowhere", f"{FINETUNE} --push-to-hub /tmp/dit", 2, "OWNER/NAME"),
+    Case("training pushed without a token", f"{TRAIN} --push-to-hub alice/dit", 2, "hf auth login", "no token"),
     Case("missing data", "finetune -m {w}/skip --data {w}/missing -o out", 2, "is not a folder"),
     Case("data without an image", "finetune -m {w}/skip --data {w}/nothing -o out", 2, "there is no image"),
     Case("unreadable images", "finetune -m {w}/skip --data {w}/bad-images -o out", 2, "above 1 %"),
@@ -258,6 +278,7 @@ def world(tmp_path_factory, tiny_dit, tiny_latte, text_pipeline):
         "command": "smaple: {seed: 1}",
         "value": "finetune: {learning-rate: fast}",
         "empty": "about: nothing",
+        "push": "convert: {push-to-hub: alice/dit}",
     }
     config = {**json.loads((model / "transformer" / "config.json").read_text())}
     config = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -266,6 +287,8 @@ def world(tmp_path_factory, tiny_dit, tiny_latte, text_pipeline):
         (folder / f"{name}.yaml").write_text(text)
     (folder / "file").write_text("a file")
     (folder / "nothing").mkdir()
+    (folder / "binary").mkdir()
+    (folder / "binary" / "README.md").write_bytes(b"\xff\xfe\x00")
     return folder
 
 

@@ -19,7 +19,8 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
-from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches
+from skipdit_cli.checkpoints.card import Origin, write_card
+from skipdit_cli.checkpoints.folder import check_target, copy_legal, drop_paths, replace_folder, save_branches
 from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, load_branches, load_pipeline
 from skipdit_cli.checkpoints.source import Source
 from skipdit_cli.checkpoints.text_parts import TextParts
@@ -163,9 +164,17 @@ class Proof:
     weights: bool | None = None
     outputs: bool | None = None
 
+    def __str__(self) -> str:
+        if self.weights is None:
+            return "Not compared with the source (--no-verify)."
+        if self.outputs:
+            outputs = "outputs with the branches are bit for bit equal to those without"
+            return f"Proved: weights are the source's, and {outputs}."
+        return "Proved: the weights are the source's. Outputs cannot equal vanilla's with 'replace' branches."
 
-def convert(plan: Conversion, output, overwrite: bool = False, verify: bool = True) -> Proof:
-    """Write the converted pipeline folder and prove, from what is on disk, that nothing else changed.
+
+def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, verify: bool = True) -> Proof:
+    """Write the converted pipeline folder with its card, and prove, from what is on disk, that nothing else changed.
 
     Raises:
         UsageError: The output cannot be written there, or the source is damaged.
@@ -186,11 +195,14 @@ def convert(plan: Conversion, output, overwrite: bool = False, verify: bool = Tr
             reference = next(iter(each.source.weights().values())).dtype
             branches = torch.nn.Module.to(each.branches, dtype=plan.dtype or reference)
             save_branches(branches, folder, each.source.part)
-        if not verify:
-            return Proof()
-        for each in plans:
-            _prove(each, folder)
-    return Proof(weights=True, outputs=True if plan.provable else None)
+        drop_paths(folder)
+        proof = Proof()
+        if verify:
+            for each in plans:
+                _prove(each, folder)
+            proof = Proof(weights=True, outputs=True if plan.provable else None)
+        write_card(folder, origin, {"source": f"{origin.source}, {source.layout}", "conversion": proof})
+    return proof
 
 
 def _prove(plan: Conversion, folder: Path) -> None:
@@ -264,9 +276,8 @@ def _parts(pipeline: Path | None) -> list[str]:
 def _copy_pipeline(plan: Conversion, folder: Path) -> None:
     """Copy the source as it is; only ``.bin`` weights, and those of another dtype, are written anew."""
     source = plan.source.pipeline
-    for file in source.iterdir():
-        if file.name == INDEX or file.name.lower().startswith(("readme", "license")):
-            shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(source / INDEX, folder / INDEX)
+    copy_legal(source, folder)
     for part in _parts(source):
         _copy_part(source / part, folder / part, plan.dtype if part in ("transformer", SECOND) else None)
 

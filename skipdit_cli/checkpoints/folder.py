@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.media.files import check_writable
 from skipdit_cli.skip import SkipBranches, skip_folder
@@ -93,6 +96,7 @@ def _sync(path: Path) -> None:
 def save_branches(branches: SkipBranches, folder, part: str = "transformer") -> None:
     """Write ``folder/skip/``: what stage 1 of training changes, small enough to share like an adapter."""
     branches.save_pretrained(Path(folder) / skip_folder(part), safe_serialization=True)
+    drop_paths(Path(folder) / skip_folder(part))
 
 
 def save_pipeline(pipe, folder) -> None:
@@ -106,3 +110,31 @@ def save_pipeline(pipe, folder) -> None:
         if component is not None:
             component.save_pretrained(folder / name)
     pipe.save_config(folder)
+    drop_paths(folder)
+
+
+def drop_paths(folder: Path) -> None:
+    """Take this machine's paths out of the configs in a folder, which may be shared.
+
+    diffusers notes under ``_name_or_path`` where a part was loaded from. Of a path in the hub's cache the id is kept.
+    """
+    for file in [*folder.rglob("*config.json"), *folder.glob("model_index.json")]:
+        config = read_json(file)
+        place = str(config.get("_name_or_path", ""))
+        if Path(place).is_absolute():
+            del config["_name_or_path"]
+            on_hub = re.search(r"models--(\w[\w.-]*?)--([\w.-]+)", place)
+            config |= {"_name_or_path": f"{on_hub[1]}/{on_hub[2]}"} if on_hub else {}
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def is_legal(name: str) -> bool:
+    """Whether a file of this name says on what terms a model may be used: it goes where the weights go."""
+    return name.lower().startswith(("license", "licence", "notice"))
+
+
+def copy_legal(source: Path, folder: Path) -> None:
+    """Copy the files of a pipeline folder that ``is_legal`` names."""
+    for file in source.iterdir():
+        if file.is_file() and is_legal(file.name):
+            shutil.copyfile(file, folder / file.name)

@@ -202,7 +202,8 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
             left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
             folder = Path(_pipeline_class(index).download(hub_id, **arguments, **left))
             if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
-                snapshot_download(hub_id, allow_patterns=[f"{SKIP}/*", f"{skip_folder(SECOND)}/*"], **plain)
+                patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
+                snapshot_download(hub_id, allow_patterns=patterns, **plain)
         except UNREADABLE as cause:
             why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
             raise UsageError(

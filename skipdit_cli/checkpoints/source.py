@@ -106,7 +106,7 @@ def open_source(
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = read_json(folder / INDEX)
     if index.get("transformer") in (None, [None, None]):
-        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer to convert.")
+        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer trunk to convert.")
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
     official = _native(config) or _on_hub(name, index, config, folder)
@@ -124,7 +124,7 @@ def _transformer_config(folder: Path) -> dict:
     config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
     name = config.get("_class_name")
     if not is_transformer(name):
-        raise UsageError(f"Folder {folder} holds a {name}, which is no diffusion transformer of diffusers.")
+        raise UsageError(f"Folder {folder} holds a {name}, which has no transformer trunk.")
     if name in BACKBONES and BACKBONES[name].native_skips:
         raise UsageError(f"Folder {folder} holds a {name}, which has skips of its own: sample it as it is.")
     for key in NUMBERS if name in OFFICIAL else ():

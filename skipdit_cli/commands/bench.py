@@ -86,6 +86,9 @@ def bench(
     ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the table into README.md of the --model folder.")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     local_files_only: LocalFilesOnly = False,
@@ -100,9 +103,10 @@ def bench(
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
     from skipdit_cli.checkpoints import replace_folder
+    from skipdit_cli.checkpoints.card import check_card, put_bench
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
-    from skipdit_cli.measure.report import READING, save_report, table
+    from skipdit_cli.measure.report import READING, results, save_report, table
     from skipdit_cli.pipelines.device import move, place
     from skipdit_cli.pipelines.generation import batches
     from skipdit_cli.pipelines.text import takes_text
@@ -115,6 +119,7 @@ def bench(
         _words(forecast),
         _words(cache_target),
     )
+    card = check_card(model) if update_card else None
     labels = None if class_labels is None else parse_integers(class_labels, "--class-labels")
     prompts = read_prompts(ctx, prompt, prompts_file)
     if random_weights and (prompts or negative_prompt):
@@ -148,6 +153,9 @@ def bench(
     console.table(*table(rows))
     for line in (READING, *report["notes"], *([f"Wrote {output}/bench.json, bench.md and bench.png."] * bool(output))):
         console.say(line)
+    if card:
+        put_bench(card, results(report))
+        console.say(f"Wrote the table into {card}.")
     console.emit(report)
     _check(rows, min_speedup, min_psnr)
 

@@ -17,6 +17,8 @@ from skipdit_cli.commands.options import (
     Output,
     Overwrite,
     Preset,
+    Private,
+    PushToHub,
     Revision,
     one_model,
 )
@@ -40,6 +42,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 
 
 def convert(
+    ctx: typer.Context,
     model_argument: ModelArgument = None,
     model: Model = None,
     output: Output = None,
@@ -54,6 +57,8 @@ def convert(
     verify: Verify = True,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     preset: Preset = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
@@ -72,11 +77,14 @@ def convert(
         raise UsageError("Got no output; give -o/--output FOLDER.")
     from skipdit_cli.checkpoints import check_target, load_vae, named_model
     from skipdit_cli.checkpoints import convert as work
+    from skipdit_cli.checkpoints.card import find_origin
+    from skipdit_cli.checkpoints.hub import check_push, push
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
     from skipdit_cli.pipelines.device import DTYPES
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
+    check_push(push_to_hub, private)
     check_target(output, overwrite)
     hub = {"revision": revision, "local_files_only": local_files_only}
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
@@ -88,10 +96,12 @@ def convert(
     if dry_run:
         console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
     else:
-        proof = work.convert(plan, output, overwrite, verify)
-        console.say(_said(proof))
+        origin = find_origin(output, push_to_hub, ctx.meta["typed"], source.name, source.pipeline)
+        proof = work.convert(plan, output, origin, overwrite, verify)
+        console.say(str(proof))
         console.say(f"Wrote {output}. Next: skipdit sample -m {output}{_conditions(source)} --cache-layers 1")
         result.update(weights_equal=proof.weights, bitwise_equal=proof.outputs)
+        result["pushed_to"] = push(output, push_to_hub, private) if push_to_hub else None
     console.emit({**result, "output": str(output), "dry_run": dry_run})
 
 
@@ -163,13 +173,3 @@ def _new_pipeline(plan) -> list[str]:
         size = f"Size: latents {config['sample_size']} high, {config['video_length']} frames"
         lines.append(f"{size}. Text encoder and tokenizer: {text}.")
     return lines
-
-
-def _said(proof) -> str:
-    if proof.weights is None:
-        return "Not compared with the source (--no-verify)."
-    if proof.outputs:
-        return (
-            "Proved: weights are the source's, and outputs with the branches are bit for bit equal to those without."
-        )
-    return "Proved: the weights are the source's. Outputs cannot equal vanilla's with 'replace' branches."

@@ -20,6 +20,7 @@ Part = Annotated[str, typer.Option(help="'skip': the branches alone, trunk froze
 
 @with_training_settings
 def finetune(
+    ctx: typer.Context,
     model: options.Model = None,
     preset: options.Preset = None,
     train: Part = "skip",
@@ -44,7 +45,7 @@ def finetune(
 
     import torch
 
-    from skipdit_cli.checkpoints import open_model
+    from skipdit_cli.checkpoints import named_model, open_model
     from skipdit_cli.training import session
     from skipdit_cli.training.lora import load_lora, lora_file
 
@@ -55,7 +56,8 @@ def finetune(
     if train == "skip" and not (folder / "skip").is_dir():
         raise UsageError(f"Model {folder} has no skip branches to train; {session.way_out(folder)}.")
     begun = session.begin(settings, asked)
+    origin = session.origin_of(settings, ctx.meta["typed"], named_model(model, preset), folder)
     pipe = open_model(str(folder), dtype=torch.float32)
-    digest = None if under is None else load_lora(pipe, under)
-    trunk = folder if train == "skip" else None
-    report("finetune", settings, begun.samples, session.train(begun, pipe, train == "skip", trunk, digest))
+    if under is not None:
+        load_lora(pipe, under)
+    report("finetune", settings, begun.samples, session.train(begun, pipe, origin, folder, train == "skip"))

@@ -74,6 +74,11 @@ Debug = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Image i uses seed + i.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16 (fp32, bf16, fp16).")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished folder there.", show_default=False),
+]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository of --push-to-hub a private one.")]
 LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub; use its cache.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
 

@@ -18,6 +18,7 @@ Vae = Annotated[str | None, typer.Option(help="Folder or hub id of the VAE of a 
 
 @with_training_settings
 def train(
+    ctx: typer.Context,
     preset: options.Preset = None,
     skip_branches: SkipBranches = True,
     vae: Vae = None,
@@ -43,4 +44,5 @@ def train(
     begun = session.begin(settings, demand_of(config, f"Preset {preset}"))
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
     pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed)
-    report("train", settings, begun.samples, session.train(begun, pipe))
+    origin = session.origin_of(settings, ctx.meta["typed"])
+    report("train", settings, begun.samples, session.train(begun, pipe, origin))

@@ -13,7 +13,12 @@ from skipdit_cli import console
 from skipdit_cli.commands import options
 from skipdit_cli.training.settings import TrainingSettings
 
-SHARED = {"output": options.Output, "overwrite": options.Overwrite}
+SHARED = {
+    "output": options.Output,
+    "overwrite": options.Overwrite,
+    "push_to_hub": options.PushToHub,
+    "private": options.Private,
+}
 
 
 def with_training_settings(command):
@@ -51,9 +56,11 @@ def _option(field):
 
 
 def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
-    """The end of a training command: what was trained and where it is, or how to go on (exit code 130)."""
+    """The end of a training command: what was trained and where it is, or how to go on (exit code 130). Pushes it."""
     if not outcome.main:
         return
+    if not outcome.interrupted:
+        _say_trained(settings, outcome)
     console.emit(
         {
             "command": command,
@@ -67,6 +74,7 @@ def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
             "seconds": outcome.seconds,
             "data_seconds": outcome.data_seconds,
             **{key: outcome.last.get(key) for key in ("loss", "mse", "vb", "lr", "grad_norm")},
+            "pushed_to": None if outcome.interrupted else _push(settings),
         }
     )
     if outcome.interrupted:
@@ -75,7 +83,16 @@ def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
             "--resume-from-checkpoint latest."
         )
         raise typer.Exit(130)
+
+
+def _say_trained(settings: TrainingSettings, outcome) -> None:
     count = f"{outcome.trained_parameters:,} parameters"
     loss = f", loss {outcome.last['loss']:.4f}" if outcome.last else ""
     console.say(f"Steps took {outcome.seconds:.1f} s, {outcome.data_seconds:.1f} s of it waiting for data.")
     console.say(f"Trained {count} for {outcome.step:,} steps{loss}. The pipeline is in {settings.output}.")
+
+
+def _push(settings: TrainingSettings) -> str | None:
+    from skipdit_cli.checkpoints.hub import push
+
+    return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None

@@ -54,13 +54,17 @@ def table(rows: Sequence[dict], on_paper: bool = False) -> tuple[list[str], list
 
 def markdown(report: dict) -> str:
     """The page ``bench.md``."""
+    picture = "![speed and quality](bench.png)"
+    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", picture, ""])
+
+
+def results(report: dict) -> str:
+    """What was measured, on what and how, as markdown without a heading."""
     columns, lines = table(report["rows"], on_paper=True)
     drawn = [columns, ["---"] * len(columns), *lines]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return "\n".join(
         [
-            f"# {report['model']}: speed and quality",
-            "",
             f"{report['device_name']}, {report['threads']} threads, {report['dtype']}, {versions}. "
             f"{report['num_inference_steps']} steps of {report['scheduler']}, guidance {report['guidance_scale']:g}, "
             f"batch {report['batch_size']}, seed {report['seed']}, {report['rounds']} interleaved rounds, "
@@ -72,9 +76,6 @@ def markdown(report: dict) -> str:
             *(line for note in report["notes"] for line in ("", note)),
             "",
             f"`{report['command']}`",
-            "",
-            "![speed and quality](bench.png)",
-            "",
         ]
     )
 

@@ -18,6 +18,7 @@ from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.latents import Latents
+from skipdit_cli.training.lora import adapters
 from skipdit_cli.training.loss import Losses
 from skipdit_cli.training.objective import Objective
 from skipdit_cli.training.order import Order
@@ -52,7 +53,6 @@ class Trainer:
         pipe: A pipeline in float32; ``vae`` is None for a model of pixels.
         num_frames: Of a clip; None for a model of images.
         only_branches: Train the skip branches alone, the trunk frozen (stage 1 of Skip-DiT).
-        lora: What identifies a LoRA that is loaded.
     Raises:
         UsageError: The settings, the machine and the model do not go together.
     """
@@ -65,7 +65,6 @@ class Trainer:
         settings: TrainingSettings,
         accelerator,
         only_branches: bool = False,
-        lora: str | None = None,
     ):
         self.pipe, self.transformer, self.settings, self.accelerator = pipe, pipe.transformer, settings, accelerator
         set_seed(settings.seed)
@@ -78,7 +77,7 @@ class Trainer:
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
-        self.recorded |= {"processes": self.accelerator.num_processes, "lora": lora}
+        self.recorded |= {"processes": self.accelerator.num_processes, "lora": adapters(self.transformer)}
         store = None if settings.cache_latents is None else Store(settings.cache_latents)
         size, channels = pixel_shape(pipe, settings.height, settings.width)
         pixels = Pixels(samples, size, channels, num_frames, settings.frame_stride)

@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+import torch
+
 from skipdit_cli.errors import UsageError
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -26,11 +28,9 @@ def lora_file(path: str) -> Path:
     return found
 
 
-def load_lora(pipe, file: Path) -> str:
+def load_lora(pipe, file: Path) -> None:
     """Put a LoRA into a pipeline, through the pipeline's own loader where it has one.
 
-    Returns:
-        A hash of the file.
     Raises:
         UsageError: It cannot be read, or is of another model.
     """
@@ -48,4 +48,14 @@ def load_lora(pipe, file: Path) -> str:
         raise UsageError(f"Got --lora {file}, which cannot be loaded into a {type(pipe).__name__}: {why}.") from cause
     if not getattr(pipe.transformer, "peft_config", None):
         raise UsageError(f"Got --lora {file}, which holds nothing for the transformer of a {type(pipe).__name__}.")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def adapters(transformer) -> str | None:
+    """A hash of the adapters that are loaded into a transformer, which a resumed run has to have; None without."""
+    digest, names = hashlib.sha256(), 0
+    for name, tensor in sorted(transformer.state_dict().items()):
+        if ".lora_" in name:
+            names += 1
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest() if names else None

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,10 +15,13 @@ from accelerate import Accelerator
 from skipdit_cli import console
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
+from skipdit_cli.checkpoints.folder import copy_legal, is_legal
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.demand import Demand, demand_of
+from skipdit_cli.training.facts import training_facts
 from skipdit_cli.training.families import family_of
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
@@ -26,17 +30,8 @@ from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints
 
 INDEX = "model_index.json"
-PARTS = (
-    "transformer",
-    "scheduler",
-    "vae",
-    "skip",
-    "text_encoder*",
-    "tokenizer*",
-    "image_encoder",
-    "feature_extractor",
-)
-PIPELINE_FILES = (INDEX, *PARTS, "safety_checker")
+TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
+PIPELINE_FILES = (INDEX, "transformer", "scheduler", "vae", "skip", *TEXT_PARTS)
 RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
 
 
@@ -111,17 +106,26 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
     return Session(settings, samples, num_frames, checkpoint, accelerator)
 
 
-def train(
-    session: Session, pipe, only_branches: bool = False, trunk: Path | None = None, lora: str | None = None
-) -> Outcome:
+def origin_of(settings: TrainingSettings, command: str, model=None, folder: Path | None = None) -> Origin:
+    """What the card of a run takes over: from the model it begins with, if any, and from its own when it is resumed.
+
+    Args:
+        command: The command line, as typed.
+        model: As given, a path or hub id; ``folder``: where it lies.
+    """
+    former = settings.output if settings.resume_from_checkpoint else None
+    return find_origin(settings.output, settings.push_to_hub, command, model, folder, former)
+
+
+def train(session: Session, pipe, origin: Origin, model: Path | None = None, only_branches: bool = False) -> Outcome:
     """Run the loop, and unless it was interrupted leave the finished pipeline in the output folder.
 
     Args:
-        trunk: The pipeline folder whose files stay as they are when only branches are trained.
-        lora: What identifies a LoRA that was loaded; a resumed run has to have the same.
+        origin: For its card.
+        model: The pipeline folder that the run begins with; its files stay as they are when only branches are trained.
     """
     settings, accelerator = session.settings, session.accelerator
-    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches, lora)
+    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches)
     if session.checkpoint is not None:
         trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
@@ -140,27 +144,34 @@ def train(
     outcome = trainer.run()
     if outcome.main and not outcome.interrupted:
         with whole_or_nothing(settings.output) as part:
-            if trunk is None:
-                save_pipeline(pipe, part)
+            if only_branches:
+                copy_with_branches(pipe, model, part)
             else:
-                copy_with_branches(pipe, trunk, part)
+                save_pipeline(pipe, part)
+            if model is not None:
+                copy_legal(model, part)
+            write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
     return outcome
 
 
 def copy_with_branches(pipe, trunk: Path, folder: Path) -> None:
     """The files of ``trunk`` as they are, and the branches of ``pipe``."""
-    shutil.copytree(trunk, folder, ignore=shutil.ignore_patterns(*RUN_FILES, "skip"), dirs_exist_ok=True)
+    left = shutil.ignore_patterns(*RUN_FILES, "skip", CARD)
+    shutil.copytree(trunk, folder, ignore=left, dirs_exist_ok=True)
     save_branches(pipe.transformer.skip_branches, folder)
 
 
 @contextmanager
 def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A folder to fill with a pipeline, whose parts are then moved into ``output``, ``model_index.json`` last: an
-    output that has it is whole."""
+    output that has it is whole. A README.md there that no run wrote stays."""
     result = output / ".result"
     with replace_folder(result, overwrite=True) as part:
         yield part
     (output / INDEX).unlink(missing_ok=True)
+    if (output / CARD).exists() and not is_own_card(output / CARD):
+        (result / CARD).unlink()
+        console.warn(f"{output / CARD} is not from skipdit, so it was kept and no card was written.")
     for path in sorted(result.iterdir(), key=lambda path: path.name == INDEX):
         _remove(output / path.name)
         os.replace(path, output / path.name)
@@ -175,11 +186,17 @@ def parts_of_run(output: Path) -> list[Path]:
     """
     if not output.is_dir():
         return []
-    parts = [path for name in (*PIPELINE_FILES, *RUN_FILES) for path in output.glob(name)]
-    others = sorted(path.name for path in output.iterdir() if path not in parts)
+    parts = sorted(output.iterdir())
+    others = [path.name for path in parts if not _of_a_run(path)]
     if others:
         raise UsageError(f"Output {output} holds {others[0]}, which no run wrote; give another -o.")
     return parts
+
+
+def _of_a_run(path: Path) -> bool:
+    if path.name == CARD:
+        return is_own_card(path)
+    return is_legal(path.name) or any(fnmatchcase(path.name, name) for name in (*PIPELINE_FILES, *RUN_FILES))
 
 
 def _remove(path: Path) -> None:

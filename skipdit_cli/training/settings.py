@@ -17,7 +17,7 @@ PLACES = ("center", "random")
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 FREE_TO_CHANGE = (
     "data output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint force_config "
-    "validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite"
+    "validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite push_to_hub private"
 ).split()
 
 
@@ -49,6 +49,8 @@ class TrainingSettings:
     )
     output: Path | None = _setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
     overwrite: bool = _setting(False, "Delete an existing output first.")
+    push_to_hub: str | None = _setting(None, "Upload the finished pipeline there.")
+    private: bool = _setting(False, "Make the repository of --push-to-hub a private one.")
     random_flip: bool = _setting(False, "Mirror half of the images, drawn anew each time.")
     label_dropout: float = _setting(0.1, "Share of labels, or captions, replaced by none, for guidance.")
     crop: str = _setting("center", "Which square of a picture: center, or random, drawn anew each time.")
@@ -138,6 +140,10 @@ class TrainingSettings:
                 raise UsageError(
                     f"Got {_flag(name)} random with --cache-latents, which keeps one latent a sample; expected center."
                 )
+        if self.push_to_hub is not None or self.private:
+            from skipdit_cli.checkpoints.hub import check_push
+
+            check_push(self.push_to_hub, self.private)
         self._check_output()
         if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
             raise UsageError(
