@@ -444,6 +444,15 @@ def test_another_list_of_left_out_layers_is_a_full_step():
     assert cache.trace == ["full", "full"]
 
 
+def test_a_timestep_that_is_a_plain_number():
+    model = Toy().eval()
+    cache = enable_skip_cache(model, CachePolicy(1))
+    with torch.no_grad():
+        for timestep in (900, 800, 700, 600):
+            model(**toy_inputs(), timestep=timestep)
+    assert cache.trace == ["full", "reused"] * 2
+
+
 def test_a_call_that_fills_another_cache_is_full():
     model = tiny("Flux2Transformer2DModel")
     given = arguments(model)

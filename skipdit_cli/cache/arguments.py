@@ -13,9 +13,10 @@ CHANGING = (*TIMES, "r_timestep", "timestep_r", "audio_timestep", "sigma", "audi
 
 def signature_of(arguments: dict) -> tuple:
     """Shapes, dtypes and devices of all tensors, and every switch and size: memory is never used for another."""
+    plain = {name: value for name, value in arguments.items() if name not in CHANGING or not isinstance(value, int)}
     return tuple(
         (path, value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else (path, value)
-        for path, value in _leaves(arguments)
+        for path, value in _leaves(plain)
     )
 
 

@@ -56,6 +56,13 @@ class CachedForward(Interposed):
         keep_trunk(cache.transformer, cache.trunk)
 
 
+REWEIGHING = (
+    "load_lora_adapter", "add_adapter", "set_adapter", "set_adapters", "enable_adapters", "disable_adapters",
+    "enable_lora", "disable_lora", "fuse_lora", "unfuse_lora", "unload_lora", "delete_adapters",
+)  # fmt: skip
+"""Methods of diffusers' transformers (``PeftAdapterMixin``) after which a block computes something else."""
+
+
 class NamedContext(Interposed):
     """A transformer's ``cache_context(name)``, which pipelines open around each branch of guidance."""
 
@@ -81,7 +88,8 @@ class _Named:
 
 
 class Watched(Interposed):
-    """A scheduler's ``set_timesteps`` or ``step``: ``tell`` is called for each bound cache after it."""
+    """A scheduler's ``set_timesteps`` or ``step``, or what changes a transformer's weights: ``tell`` is called for
+    each bound cache after it."""
 
     def __init__(self, inner, tell):
         super().__init__(inner)
@@ -141,6 +149,8 @@ def disable_skip_cache(transformer) -> None:
         return
     restore(cache.outer, "forward")
     restore(cache.transformer, "cache_context")
+    for name in REWEIGHING:
+        restore(cache.transformer, name)
     cache.release()
     for name in _EVENTS:
         watched = None if cache.scheduler is None else find(cache.scheduler, name)
@@ -166,6 +176,9 @@ def _put_on(cache: SkipCache) -> None:
     interpose(cache.outer, "forward", partial(CachedForward, cache=cache))
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
+    for name in REWEIGHING:
+        if hasattr(cache.transformer, name):
+            interpose(cache.transformer, name, partial(Watched, tell=SkipCache.forget)).caches[:] = [cache]
 
 
 def _begin(cache: SkipCache) -> None:

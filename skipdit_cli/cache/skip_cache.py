@@ -31,6 +31,11 @@ class CacheReport:
     blocks_run: int
     blocks_total: int
 
+    @classmethod
+    def over(cls, reports: list[CacheReport]) -> CacheReport:
+        """The counts of transformers that took turns (Wan 2.2)."""
+        return cls(*(sum(counts) for counts in zip(*(vars(report).values() for report in reports))))
+
     def __str__(self) -> str:
         return f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
 
@@ -72,6 +77,10 @@ class SkipCache:
         self.plan: tuple[bool, ...] | None = None
         self.peak_bytes = 0
         self.release()
+
+    def forget(self) -> None:
+        """The weights have changed: the next call of each branch of guidance is full."""
+        self.slots.clear()
 
     def release(self) -> None:
         """Let every remembered tensor go; the counts stay."""
@@ -217,7 +226,7 @@ class SkipCache:
         return len(self.slots), None
 
     def _warn_if_inert(self) -> None:
-        if "reused" not in self.trace and not all(self.plan):
+        if self.trace and "reused" not in self.trace and not all(self.plan[step] for step in self.steps):
             warnings.warn(
                 f"Skip-Cache reused none of {len(set(self.steps))} steps; its schedule leaves out "
                 f"{self.plan.count(False)}.",

@@ -77,6 +77,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
     index = read_json(folder / INDEX)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
+    check_denoiser(path, index)
     _check_tokenizers(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
@@ -90,7 +91,9 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
-        check_vae(pipe.vae, pipe.transformer.config.in_channels)
+        former = folder / "vae" / "config.json"  # of packed latents the model's channels are more
+        own = read_json(former).get("latent_channels") if former.is_file() else None
+        check_vae(pipe.vae, own or pipe.transformer.config.in_channels)
     for part in ("transformer", SECOND):
         transformer = getattr(pipe, part, None)
         if transformer is None:
@@ -110,6 +113,17 @@ def _pipeline_class(index: dict):
     from diffusers import DiffusionPipeline
 
     return LatteClassPipeline if index.get("_class_name") == LatteClassPipeline.__name__ else DiffusionPipeline
+
+
+def check_denoiser(path, index: dict) -> None:
+    """
+    Raises:
+        UsageError: What a pipeline denoises with is no transformer (a UNet, say).
+    """
+    if index.get("transformer") in (None, [None, None]):
+        kind, others = index.get("_class_name"), [name for name in ("unet", "prior", "decoder") if index.get(name)]
+        with_what = f": it denoises with its {others[0]}" if others else ""
+        raise UsageError(f"Model {path} is a {kind}, which has no transformer trunk{with_what}.")
 
 
 def _check_tokenizers(path, folder: Path, index: dict) -> None:
@@ -136,6 +150,14 @@ def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
     set_time_embedding(transformer, branches.config.time_embedding)
     if wanted:
         add_skip_branches(transformer, branches=branches)
+
+
+def parts_of(pipeline: Path | None) -> list[str]:
+    """The component folders that a pipeline's index lists."""
+    if pipeline is None:
+        return []
+    index = read_json(pipeline / INDEX)
+    return [name for name, value in index.items() if isinstance(value, list) and value != [None, None]]
 
 
 def load_branches(folder, part: str = "transformer") -> SkipBranches:

@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, has_own_time, is_transformer
 from skipdit_cli.checkpoints.official import read_official
-from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, find_folder
+from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, check_denoiser, find_folder
 from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SKIP, SkipBranches
@@ -105,8 +105,7 @@ def open_source(
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = read_json(folder / INDEX)
-    if index.get("transformer") in (None, [None, None]):
-        raise UsageError(f"Model {name} is a {index.get('_class_name')}, which has no transformer trunk to convert.")
+    check_denoiser(name, index)
     config = _transformer_config(folder / "transformer")
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
     official = _native(config) or _on_hub(name, index, config, folder)
@@ -124,7 +123,9 @@ def _transformer_config(folder: Path) -> dict:
     config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
     name = config.get("_class_name")
     if not is_transformer(name):
-        raise UsageError(f"Folder {folder} holds a {name}, which has no transformer trunk.")
+        raise UsageError(
+            f"Folder {folder} holds a {name}, which has no transformer trunk; see 'skipdit info --families'."
+        )
     if name in BACKBONES and BACKBONES[name].native_skips:
         raise UsageError(f"Folder {folder} holds a {name}, which has skips of its own: sample it as it is.")
     for key in NUMBERS if name in OFFICIAL else ():

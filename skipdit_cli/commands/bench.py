@@ -107,9 +107,9 @@ def bench(
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
     from skipdit_cli.measure.report import READING, results, save_report, table
+    from skipdit_cli.pipelines.arguments import takes_text
     from skipdit_cli.pipelines.device import move, place
     from skipdit_cli.pipelines.generation import batches
-    from skipdit_cli.pipelines.text import takes_text
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -169,11 +169,11 @@ def _samples(
 ) -> list[int] | list[str] | list[None]:
     """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
     and where random weights have no text."""
-    from skipdit_cli.pipelines.text import takes_text
+    from skipdit_cli.pipelines.arguments import takes_text
 
     if not random_weights:
         check_given(pipe, labels, prompts)
-    count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.num_embeds_ada_norm
+    count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.get("num_embeds_ada_norm")
     if labels or prompts:
         return labels or prompts
     if classes is None or takes_text(pipe):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console, media
-from skipdit_cli.commands import conditions, options, sample_files
+from skipdit_cli.commands import conditions, options, pipeline_options, sample_files
 from skipdit_cli.errors import UsageError
 
 
@@ -27,8 +27,6 @@ NumImages = Annotated[
     int | None,
     typer.Option(help="How many; of texts, of each. One per label if not given.", show_default=False),
 ]
-Height = Annotated[int | None, typer.Option(help="In pixels, of a model of texts.", show_default=False)]
-Width = Annotated[int | None, typer.Option(help="In pixels, of a model of texts.", show_default=False)]
 Vae = Annotated[
     str | None,
     typer.Option(help="VAE folder or hub id to decode with, in place of the model's own.", show_default=False),
@@ -67,8 +65,6 @@ def sample(
     negative_prompt: conditions.NegativePrompt = None,
     num_images: NumImages = None,
     num_frames: NumFrames = None,
-    height: Height = None,
-    width: Width = None,
     fps: Fps = None,
     num_inference_steps: Steps = 50,
     guidance_scale: Guidance = None,
@@ -82,6 +78,14 @@ def sample(
     full_steps: options.FullSteps = None,
     forecast: options.Forecast = "reuse",
     cache_target: options.CacheTarget = "boundary",
+    height: pipeline_options.Height = None,
+    width: pipeline_options.Width = None,
+    image: pipeline_options.Image = None,
+    strength: pipeline_options.Strength = None,
+    pipeline_arg: pipeline_options.PipelineArg = None,
+    lora: pipeline_options.Lora = None,
+    cpu_offload: pipeline_options.CpuOffload = None,
+    vae_tiling: pipeline_options.VaeTiling = False,
     vae: Vae = None,
     npz: Npz = None,
     dtype: options.Dtype = "auto",
@@ -104,31 +108,36 @@ def sample(
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
+    settings |= {"image": str(image)} if image is not None else {}
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
     _check(settings)
     prompts = conditions.read_prompts(ctx, prompt, prompts_file)
+    pipeline_options.check_strength(strength, image, num_inference_steps)
+    asked = {"arguments": pipeline_options.read_arguments(pipeline_arg)}
+    asked["image"] = pipeline_options.read_image(image)
     target = sample_files.choose_target(output, npz, overwrite)
 
     from skipdit_cli.checkpoints import load_vae, open_model
     from skipdit_cli.pipelines import device as devices
-    from skipdit_cli.pipelines import generation, schedulers
+    from skipdit_cli.pipelines import fitting, generation, schedulers
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
+    fitting.check_offload(cpu_offload, where)
+    fitting.check_lora(lora)
     loading = {"dtype": precision, "local_files_only": local_files_only}
     parts = {} if vae is None else {"vae": load_vae(vae, **loading)}
-    pipe = devices.move(open_model(model, preset, revision=revision, **loading, **parts), where)
+    pipe = open_model(model, preset, revision=revision, **loading, **parts)
+    pipe = pipe if image is None else fitting.starting_from_image(pipe)
     conditions.check_given(pipe, class_labels, prompts)
     samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, pipe)
     settings = _settle(settings, samples, pipe)
     sample_files.check_kind(target, pipe, height, width)
-    if compile:
-        import torch
-
-        pipe.transformer.forward = torch.compile(pipe.transformer.forward)
-    batches = len(generation.batches(pipe, samples, batch_size))
-    with console.progress("denoise", num_inference_steps * batches) as advance:
-        run = {name: settings[name] for name in _OF_A_RUN if name in settings}
+    run = {name: settings[name] for name in _OF_A_RUN if name in settings} | asked
+    fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
+    batches = len(generation.batches(pipe, samples, batch_size, alone=image is not None))
+    steps = int(num_inference_steps * (strength or 1))
+    with console.progress("denoise", steps * batches) as advance:
         made = generation.generate(pipe, samples, policy=policy, advance=advance, **run)
     written = sample_files.save(made.images, target, npz, settings, samples)
     _report(pipe, made, target, written, settings)
@@ -136,10 +145,11 @@ def sample(
 
 _NOT_RECORDED = (
     "ctx", "from_file", "output", "npz", "overwrite", "json", "debug", "local_files_only", "prompt", "prompts_file",
+    "cpu_offload",
 )  # fmt: skip
 _OF_A_RUN = (
     "negative_prompt", "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "cfg_channels",
-    "scheduler", "seed", "batch_size",
+    "scheduler", "seed", "batch_size", "strength",
 )  # fmt: skip
 
 
@@ -147,7 +157,7 @@ def _check(settings: dict) -> None:
     for flag in ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size"):
         if settings.get(flag, 1) < 1:
             raise UsageError(f"Got --{flag.replace('_', '-')} {settings[flag]} but expected 1 or more.")
-    if not 1 <= settings.get("guidance_scale", 1) < float("inf"):
+    if not 0 <= settings.get("guidance_scale", 1) < float("inf"):
         raise UsageError(f"Got --guidance-scale {settings['guidance_scale']:g} but expected 1 (off) or more.")
     if not 0 <= settings["seed"] < 2**32:
         raise UsageError(f"Got --seed {settings['seed']} but expected 0..{2**32 - 1}.")
@@ -164,7 +174,7 @@ def _texts(prompts: list[str], num_images: int | None) -> list[str]:
 
 def _labels(text: str | None, num_images: int | None, pipe) -> list[int | None]:
     """One label a sample: the given ones in turn, or the model's classes in turn; None of a model without classes."""
-    classes = pipe.transformer.config.num_embeds_ada_norm
+    classes = pipe.transformer.config.get("num_embeds_ada_norm")
     names = getattr(pipe, "labels", None) or {}
     if text is None and classes is None:
         labels = [None]
@@ -188,22 +198,23 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     from skipdit_cli.pipelines.generation import default_guidance
     from skipdit_cli.pipelines.pixels import is_video
 
-    scale = settings.get("guidance_scale", default_guidance(pipe))
-    if scale > 1 and samples[0] is None:
-        raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
-    own = {**sample_files.which(samples), "guidance_scale": scale}
+    scale, own = settings.get("guidance_scale", default_guidance(pipe)), sample_files.which(samples)
+    if scale is not None:
+        own["guidance_scale"] = scale
+        if scale > 1 and samples[0] is None:
+            raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
     if is_video(pipe):
         own["fps"] = settings.get("fps", 8.0)  # as the sample.py of Latte
     elif "fps" in settings:
         raise UsageError(f"Got --fps {settings['fps']:g}, but this model makes images; leave the flag out.")
     settings.pop("num_images", None)
-    return {**settings, **own}
+    return dict(sorted({**settings, **own}.items()))  # in one order, so that a replay writes the same bytes
 
 
 def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> None:
     from skipdit_cli.pipelines.pixels import is_pixel_space
 
-    if pipe.vae is None and not is_pixel_space(pipe):
+    if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
     count = len(made.latents)
     kind = "image" if made.images.ndim == 4 else "video"

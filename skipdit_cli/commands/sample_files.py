@@ -47,8 +47,9 @@ def check_kind(target: Path, pipe, height: int | None = None, width: int | None 
             f"Got --output {target}, but this model makes {kind}; expected a {expected} file or a folder."
         )
     if is_video(pipe):
-        path = target if target.suffix else _numbered(target, 0, ".mp4")
-        media.check_video_size(path, *reversed(pixel_size(pipe, height, width)))
+        path, size = target if target.suffix else _numbered(target, 0, ".mp4"), pixel_size(pipe, height, width)
+        if size is not None:
+            media.check_video_size(path, *reversed(size))
 
 
 def save(images, target: Path, npz: Path | None, settings: dict, conditions: list[int | str | None]) -> list[Path]:

@@ -18,15 +18,14 @@ from skipdit_cli.measure.flops import StepFlops
 from skipdit_cli.measure.quality import compare
 from skipdit_cli.measure.report import environment
 from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
+from skipdit_cli.pipelines.arguments import Asked, takes_text
 from skipdit_cli.pipelines.device import computes_wide
 from skipdit_cli.pipelines.generation import Generated, batches, check_run, default_guidance, generate
 from skipdit_cli.pipelines.pixels import is_pixel_space
 from skipdit_cli.pipelines.schedulers import make_scheduler
-from skipdit_cli.pipelines.text import takes_text
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 
 WARM_UP_STEPS = 2
-_CHECKED = ("guidance_scale", "cfg_channels", "negative_prompt")
 
 
 class Bench:
@@ -63,11 +62,12 @@ class Bench:
     ):
         self.pipe, self.vanilla, self.conditions = pipe, vanilla or pipe, conditions
         asked = {"guidance_scale": default_guidance(pipe), **sampling}
-        check_run(pipe, conditions, **{name: asked[name] for name in _CHECKED if name in asked})
+        wanted = Asked(negative_prompt=asked.get("negative_prompt"))
+        check_run(pipe, conditions, asked["guidance_scale"], asked.get("cfg_channels", "all"), wanted)
         sampler = make_scheduler(scheduler, pipe)
         sampler.set_timesteps(num_inference_steps)
         self.has_branches = trunk_of(pipe.transformer).branches is not None
-        self.has_pictures = pipe.vae is not None or is_pixel_space(pipe)
+        self.has_pictures = getattr(pipe, "vae", None) is not None or is_pixel_space(pipe)
         with _without_branches(self.vanilla.transformer):
             self.flops = {"vanilla": StepFlops(self.vanilla.transformer)}
         if self.has_branches:

@@ -7,7 +7,7 @@ import time
 import torch
 from torch.nn import functional
 
-from skipdit_cli.backbones import Interposed, interpose
+from skipdit_cli.backbones import Interposed, interpose, restore
 from skipdit_cli.errors import UsageError, nearest
 
 DTYPES = {
@@ -60,11 +60,18 @@ def _device(name: str) -> torch.device:
 def move(pipe, device: torch.device):
     """The pipeline on ``device``, with products in float32 where that CPU has no bfloat16 arithmetic."""
     pipe.to(device)
-    if computes_wide(pipe.transformer):
-        for module in pipe.transformer.modules():
-            if isinstance(module, torch.nn.Linear):
-                interpose(module, "forward", WideLinear)
+    for transformer in transformers_of(pipe).values():
+        if computes_wide(transformer):
+            for module in transformer.modules():
+                if isinstance(module, torch.nn.Linear):
+                    interpose(module, "forward", WideLinear)
     return pipe
+
+
+def transformers_of(pipe) -> dict[str, torch.nn.Module]:
+    """The pipeline's transformers by their parts' names: one, or two that take turns (Wan 2.2)."""
+    found = {part: getattr(pipe, part, None) for part in ("transformer", "transformer_2")}
+    return {part: transformer for part, transformer in found.items() if transformer is not None}
 
 
 def now(device: torch.device) -> float:
@@ -75,27 +82,49 @@ def now(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Times a block from the first call of ``transformer`` in it to its end, so without the encoding of texts.
+    """Times a block from the first call of one of the pipeline's transformers in it to its end, or to the first use of
+    the decoder after that: so without the encoding of texts and the decoding of latents.
 
     Attributes:
-        seconds: After the block; 0 where the transformer was not called.
+        seconds: After the block; 0 where no transformer was called.
     """
 
-    def __init__(self, transformer: torch.nn.Module):
-        self.transformer, self.began, self.seconds = transformer, None, 0.0
+    def __init__(self, pipe):
+        self.transformers, self.vae = list(transformers_of(pipe).values()), getattr(pipe, "vae", None)
+        self.began, self.seconds, self.running = None, 0.0, False
 
     def __enter__(self) -> Stopwatch:
-        self.hook = self.transformer.register_forward_pre_hook(self._begin)
+        self.hooks = [transformer.register_forward_pre_hook(self._begin) for transformer in self.transformers]
+        if hasattr(self.vae, "decode"):
+            interpose(self.vae, "decode", lambda inner: _After(inner, self._end))
         return self
 
     def _begin(self, *_) -> None:
         if self.began is None:
-            self.began = now(self.transformer.device)
+            self.began, self.running = now(self.transformers[0].device), True
+
+    def _end(self) -> None:
+        if self.running:
+            self.seconds, self.running = now(self.transformers[0].device) - self.began, False
 
     def __exit__(self, *exception) -> None:
-        self.hook.remove()
-        if self.began is not None:
-            self.seconds = now(self.transformer.device) - self.began
+        for hook in self.hooks:
+            hook.remove()
+        if hasattr(self.vae, "decode"):
+            restore(self.vae, "decode")
+        self._end()
+
+
+class _After(Interposed):
+    """A method that begins once ``before`` has been called."""
+
+    def __init__(self, inner, before):
+        super().__init__(inner)
+        self.before = before
+
+    def __call__(self, *args, **kwargs):
+        self.before()
+        return self.inner(*args, **kwargs)
 
 
 def computes_wide(transformer) -> bool:

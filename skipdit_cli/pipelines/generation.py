@@ -12,11 +12,12 @@ import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.arguments import Asked, check_texts, encodes_alone, own_guidance, takes_text
 from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
-from skipdit_cli.pipelines.device import Stopwatch
+from skipdit_cli.pipelines.device import Stopwatch, transformers_of
 from skipdit_cli.pipelines.pixels import to_pixels
 from skipdit_cli.pipelines.schedulers import make_scheduler
-from skipdit_cli.pipelines.text import check_texts, denoise_texts, encodes_alone, takes, takes_text
+from skipdit_cli.pipelines.text import decodes_here, sample_texts
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Generated:
 
     Args:
         images: uint8 (N, H, W, 3), of a video model (N, F, H, W, 3); None where decoding was not asked for.
-        latents: float32 (N, C, [F,] h, w) on the CPU, as the sampler left them.
-        report: Counts of the last batch; None without a cache.
+        latents: float32 (N, C, [F,] h, w) on the CPU, as the sampler left them; of a text pipeline in its own layout.
+        report: Counts of the last batch, over both transformers where there are two; None without a cache.
         denoise_seconds, total_seconds: The loop alone, and everything.
         cache_bytes: The most the cache held at once.
     """
@@ -43,10 +44,7 @@ def generate(
     pipe,
     conditions: Sequence[int | str | None],
     *,
-    negative_prompt: str | None = None,
     num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float | None = None,
     cfg_channels: str = "all",
@@ -56,6 +54,7 @@ def generate(
     policy: CachePolicy | None = None,
     decode: bool = True,
     advance: Callable[[], None] | None = None,
+    **asked,
 ) -> Generated:
     """Sample one image or video per condition of a ``DiTPipeline`` or ``LatteClassPipeline``, or of a text pipeline of
     diffusers. ``vae`` may be None: a pixel-space model.
@@ -67,58 +66,70 @@ def generate(
     Args:
         conditions: Class ids; texts; None for each sample of an unconditional model. None for a model of texts stands
             for seeded noise in the place of one, to time it without a text encoder.
-        negative_prompt: What guidance leads away from; of a model of texts.
         num_frames: Of a video; as many as the model was trained on if not given.
-        height, width: In pixels, of a model of texts; the model's own if not given.
         guidance_scale: ``default_guidance`` if not given.
         cfg_channels: ``all`` guides every noise channel (diffusers), ``3`` the first three (the DiT repository).
         scheduler: A name of ``schedulers.SCHEDULERS``; None for the pipeline's own.
-        policy: Turns the cache on for this call.
+        policy: Turns the cache on for this call, on each of the pipeline's transformers.
         advance: Called after each denoising step of each batch.
+        asked: Of a model of texts, the rest of ``arguments.Asked``: negative_prompt, height, image, ...
     Raises:
         UsageError: A condition or a setting that the model has not, too many steps, an unknown scheduler, a policy
             that does not fit the run.
     """
     began = time.perf_counter()
-    transformer = pipe.transformer
+    asked = Asked(num_frames=num_frames, **asked)
     scale = default_guidance(pipe) if guidance_scale is None else guidance_scale
-    size = {"num_frames": num_frames, "height": height, "width": width}
-    check_run(pipe, conditions, scale, cfg_channels, negative_prompt, **size)
+    check_run(pipe, conditions, scale, cfg_channels, asked)
     sampler = make_scheduler(scheduler, pipe)
-    trained = sampler.config.num_train_timesteps
+    trained = sampler.config.get("num_train_timesteps", num_inference_steps)
     if num_inference_steps > trained:
         raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {trained} timesteps.")
     settings = {"guidance_scale": scale, "advance": advance}
     if takes_text(pipe):
-        settings |= {"num_inference_steps": num_inference_steps, "negative_prompt": negative_prompt, **size}
+        settings |= {"num_inference_steps": num_inference_steps, "decode": decode and not decodes_here(pipe)}
     else:
-        settings["guided_channels"] = 3 if cfg_channels == "3" else transformer.config.in_channels
-    cache = enable_skip_cache(transformer, policy, sampler) if policy else None
-    latents, seconds, cache_bytes = [], 0.0, 0
+        settings["guided_channels"] = 3 if cfg_channels == "3" else pipe.transformer.config.in_channels
+    transformers = list(transformers_of(pipe).values())
+    caches, latents, pictures, seconds, cache_bytes = [], [], [], 0.0, 0
     try:
-        for batch in batches(pipe, conditions, batch_size):
+        if policy is not None:
+            caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
+        for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
-            with Stopwatch(transformer) as watch:
+            with Stopwatch(pipe) as watch:
                 if takes_text(pipe):
-                    made = denoise_texts(pipe, sampler, conditions[batch], generators, **settings)
+                    made, seen = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
                 else:
                     sampler.set_timesteps(num_inference_steps)
                     start = first_latents(pipe, sampler, generators, num_frames)
-                    labels = as_tensor(conditions[batch], transformer.device)
-                    made = denoise(transformer, sampler, start, labels, generators=generators, **settings)
+                    labels, seen = as_tensor(conditions[batch], pipe.transformer.device), None
+                    made = denoise(pipe.transformer, sampler, start, labels, generators=generators, **settings)
             latents.append(made.cpu())
+            pictures += [] if seen is None else [seen]
             seconds += watch.seconds
-            cache_bytes = max(cache_bytes, cache.peak_bytes) if cache else 0
-        report = cache.report() if cache else None
+            cache_bytes = max(cache_bytes, sum(cache.peak_bytes for cache in caches))
+        report = CacheReport.over([cache.report() for cache in caches]) if caches else None
     finally:
-        disable_skip_cache(transformer)
+        for transformer in transformers:
+            disable_skip_cache(transformer)
     latents = torch.cat(latents)
-    images = to_pixels(pipe, latents, batch_size or len(latents)) if decode else None
+    images = np.concatenate(pictures) if pictures else None
+    if decode and images is None:
+        images = to_pixels(pipe, latents, batch_size or len(latents))
     return Generated(images, latents, report, seconds, time.perf_counter() - began, cache_bytes)
 
 
-def batches(pipe, conditions: Sequence[int | str | None], batch_size: int | None = None) -> list[slice]:
-    """Which samples are made at once: ``batch_size`` of them, or all; of one text each where a pipeline wants that."""
+def batches(
+    pipe, conditions: Sequence[int | str | None], batch_size: int | None = None, alone: bool = False
+) -> list[slice]:
+    """Which samples are made at once: ``batch_size`` of them, or all; of one text each where a pipeline wants that.
+
+    Args:
+        alone: One at a time: those that start from an image, which pipelines do not all repeat for several.
+    """
+    if alone:
+        return [slice(at, at + 1) for at in range(len(conditions))]
     runs, at = [len(conditions)], 0
     if takes_text(pipe) and encodes_alone(pipe):
         runs = [len(list(same)) for _, same in groupby(conditions)]
@@ -130,34 +141,37 @@ def batches(pipe, conditions: Sequence[int | str | None], batch_size: int | None
     return found
 
 
-def default_guidance(pipe) -> float:
-    """4 for classes, as DiT's pipeline has it; off without; for texts what the pipeline's own call says."""
+def default_guidance(pipe) -> float | None:
+    """4 for classes, as DiT's pipeline has it; off without; for texts what the pipeline's own call says, None where it
+    says nothing."""
     if takes_text(pipe):
-        return float(takes(pipe)["guidance_scale"].default) if "guidance_scale" in takes(pipe) else 1.0
-    return 1.0 if pipe.transformer.config.num_embeds_ada_norm is None else 4.0
+        return own_guidance(pipe)
+    return 1.0 if pipe.transformer.config.get("num_embeds_ada_norm") is None else 4.0
 
 
 def check_run(
     pipe,
     conditions: Sequence[int | str | None],
-    guidance_scale: float,
+    guidance_scale: float | None,
     cfg_channels: str = "all",
-    negative_prompt: str | None = None,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
+    asked: Asked | None = None,
 ) -> None:
     """Refuse what the model cannot make.
 
+    Args:
+        guidance_scale: The one in force; None for a text pipeline's own.
     Raises:
         UsageError: A condition of another kind or out of range, a setting that the model has no use for.
     """
+    asked = asked or Asked()
     if takes_text(pipe):
         if cfg_channels != "all":
             raise UsageError(f"Got --cfg-channels {cfg_channels}, which a model of texts does not take; leave it out.")
-        return check_texts(pipe, conditions, guidance_scale, negative_prompt, num_frames, height, width)
-    check_labels(conditions, pipe.transformer.config.num_embeds_ada_norm)
-    for flag, value in {"--negative-prompt": negative_prompt, "--height": height, "--width": width}.items():
-        if value is not None:
-            raise UsageError(f"Got {flag} {value}, which only a model of texts takes; leave the flag out.")
-    sample_shape(pipe, num_frames)
+        return check_texts(pipe, conditions, guidance_scale, asked)
+    check_labels(conditions, pipe.transformer.config.get("num_embeds_ada_norm"))
+    for name, said in asked.given().items():
+        if name != "num_frames":
+            raise UsageError(f"Got {said}, which only a model of texts takes; leave the flag out.")
+    if guidance_scale < 1:
+        raise UsageError(f"Got --guidance-scale {guidance_scale:g} but expected 1 (off) or more.")
+    sample_shape(pipe, asked.num_frames)

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
+from skipdit_cli.errors import UsageError
 from skipdit_cli.media import to_uint8
-from skipdit_cli.pipelines.text import frames_argument
+from skipdit_cli.pipelines.arguments import frames_argument, takes
 
 FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal decoder sees so far
 
@@ -20,6 +21,8 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
 
     Args:
         batch_size: Pictures decoded at once; of videos it is ``FRAMES_AT_ONCE`` frames, never of two videos.
+    Raises:
+        UsageError: There is no VAE, and the latents are tokens in a row.
     """
     if pipe.vae is not None:
         scaled = 1 / pipe.vae.config.scaling_factor * latents
@@ -28,6 +31,8 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
         return np.stack([_decode(pipe.vae, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in scaled])
     if is_pixel_space(pipe):
         return to_uint8(latents)
+    if latents.ndim == 3:
+        raise UsageError("This model's latents are no pictures, and it has no VAE here; give --vae.")
     preview = latents[:, :3] if latents.shape[1] > 3 else latents[:, :1]
     return to_uint8(preview / (3 * preview.std() + 1e-8))
 
@@ -44,15 +49,21 @@ def _decode(vae, scaled: torch.Tensor, at_once: int, is_video: bool = False) -> 
 
 def is_pixel_space(pipe) -> bool:
     """Whether the model makes pixels itself: no VAE, and one or three channels."""
-    return pipe.vae is None and pipe.transformer.config.in_channels in (1, 3)
+    return getattr(pipe, "vae", None) is None and pipe.transformer.config.in_channels in (1, 3)
 
 
-def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-    """Height and width of what ``to_pixels`` makes.
+def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tuple[int, int] | None:
+    """Height and width of what is made; None where the pipeline alone knows.
 
     Args:
         height, width: Those asked for, if any.
     """
+    if "video_length" not in pipe.transformer.config and "height" in takes(pipe):
+        sides = [
+            takes(pipe)[name].default if given is None else given
+            for name, given in {"height": height, "width": width}.items()
+        ]
+        return tuple(sides) if None not in sides else None
     enlarged = 1 if pipe.vae is None else 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     shrunk = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # sizes are asked for as with a VAE
     own = enlarged * pipe.transformer.config.sample_size

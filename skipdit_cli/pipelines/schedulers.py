@@ -7,7 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.pipelines.text import takes_text
+from skipdit_cli.pipelines.arguments import takes_text
 
 
 class RespacedDDIMScheduler(diffusers.DDIMScheduler):
@@ -53,6 +53,9 @@ SCHEDULERS: dict[str, tuple[type, dict]] = {
     "heun": (diffusers.HeunDiscreteScheduler, {}),
 }
 
+FLOWS = ("dpm++", "dpm++-sde", "unipc", "deis")
+"""Those that can sample a flow, where the configuration says so (Wan)."""
+
 
 def check_name(name: str | None) -> None:
     """
@@ -72,10 +75,14 @@ def make_scheduler(name: str | None, pipe):
         name: One of ``SCHEDULERS``, or None for the pipeline's own kind; of a text pipeline that is its very own, so
             that a sample is the one diffusers makes.
     Raises:
-        UsageError: An unknown name.
+        UsageError: An unknown name, or one that cannot sample what the model was trained for.
     """
     check_name(name)
     own = pipe.scheduler
+    flow = "beta_schedule" not in own.config or own.config.get("prediction_type") == "flow_prediction"
+    if name is not None and flow and ("beta_schedule" not in own.config or name not in FLOWS):
+        among = f"takes {', '.join(FLOWS)}" if "beta_schedule" in own.config else "has a scheduler of its own alone"
+        raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {among}.")
     if name is None and takes_text(pipe):
         return type(own).from_config(own.config)
     if name is None and type(own) is diffusers.DDIMScheduler:

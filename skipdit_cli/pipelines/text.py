@@ -1,99 +1,129 @@
 """Images and videos of a text: diffusers' own pipeline, called as it is, with our seeds and our scheduler.
 
-What a pipeline takes is read off the signature of its ``__call__``; none is known here by name.
+What a pipeline takes is read off the signature of its ``__call__`` (``arguments``); none is known here by name.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 
+import numpy as np
 import torch
 
 from skipdit_cli.backbones import example_inputs
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.pipelines.arguments import Asked, encodes_alone, frames_argument, guidance_argument, takes
 
-FRAMES = ("num_frames", "video_length")
-"""What diffusers calls the number of frames, by pipeline."""
-
-
-def takes(pipe) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline can be told when it is called."""
-    return inspect.signature(type(pipe).__call__).parameters
+CLEANERS = ("ftfy", "bs4")
 
 
-def takes_text(pipe) -> bool:
-    return "prompt" in takes(pipe)
+def decodes_here(pipe) -> bool:
+    """Whether what the sampler leaves is made pixels by ``pixels.to_pixels``, not by the pipeline.
 
-
-def frames_argument(pipe) -> str | None:
-    """The name of the number of frames; None for a pipeline that has none."""
-    return next((name for name in FRAMES if name in takes(pipe)), None)
-
-
-def encodes_alone(pipe) -> bool:
-    """Whether what a text is encoded to depends on the texts beside it, so that each is encoded alone here.
-
-    A pipeline with ``mask_feature`` (Latte) shows its transformer no mask: it cuts a single text to its own tokens,
-    but fills several, or several videos of one, up to 120 with zeros that are attended to. That changes the video.
+    So it is for a pipeline without its VAE, and for one that decodes a few frames at once (Latte), which would join
+    those of two videos.
     """
-    return "mask_feature" in takes(pipe)
+    return ("vae" in pipe.components and pipe.vae is None) or "decode_chunk_size" in takes(pipe)
 
 
 @torch.no_grad()
-def denoise_texts(
+def sample_texts(
     pipe,
     scheduler,
     prompts: Sequence[str | None],
     generators: list[torch.Generator],
+    asked: Asked,
     *,
     num_inference_steps: int,
-    guidance_scale: float,
-    negative_prompt: str | None = None,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
+    guidance_scale: float | None,
+    decode: bool = True,
     advance: Callable[[], None] | None = None,
-) -> torch.Tensor:
-    """One call of the pipeline, up to its latents.
+) -> tuple[torch.Tensor, np.ndarray | None]:
+    """One call of the pipeline.
 
     Captions are never "cleaned" (``clean_caption``), which diffusers does only where two more packages are installed.
 
     Args:
         prompts: One a sample, the same for all where the pipeline ``encodes_alone``. None: noise in place of a text.
         generators: One a sample.
-        num_frames, height, width: None for the model's own. Sizes are those of the pixels.
+        guidance_scale: None for the pipeline's own.
+        decode: Have the pipeline make pixels, too.
         advance: Called after each denoising step.
     Returns:
-        (B, C, [F,] h, w), float32.
+        What the sampler left, float32, in the layout of the pipeline (of Latte (B, C, F, h, w), of Flux packed into
+        (B, tokens, 4 C)); and uint8 (B, [F,] H, W, 3), or None.
     Raises:
         UsageError: The pipeline refuses a setting.
+        SkipditError: It makes no pictures.
     """
     config, own = pipe.transformer.config, None
-    if "sample_size" in config:  # a call alone takes some model's size, whichever model this is
+    if "video_length" in config:  # a call of Latte alone takes some model's size, whichever model this is
         own = config.sample_size * getattr(pipe, "vae_scale_factor", 1)
     settings = {
         "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "height": height or own,
-        "width": width or own,
-        frames_argument(pipe): num_frames or config.get("video_length"),
+        guidance_argument(pipe): guidance_scale,
+        "height": asked.height or own,
+        "width": asked.width or own,
+        frames_argument(pipe): asked.num_frames or config.get("video_length"),
+        "image": asked.image,
+        "strength": asked.strength,
         "clean_caption": False,
-        "generator": generators,
-        "output_type": "latent",
+        "generator": generators if len(generators) > 1 else generators[0],
+        "output_type": "np" if decode else "latent",
         "return_dict": False,
     }
     settings = {name: value for name, value in settings.items() if name in takes(pipe) and value is not None}
-    with _lent(pipe, scheduler):
-        try:
-            texts = _texts(pipe, prompts, guidance_scale > 1, negative_prompt)
-            return pipe(**texts, **settings, **_stepwise(pipe, advance))[0].float()
-        except UsageError:
+    settings |= asked.arguments
+    steps = Steps(advance)
+    with _lent(pipe, scheduler), steps.told_by(pipe, scheduler) as callback, _refusals(pipe, bool(asked.arguments)):
+        guided = guidance_scale is not None and guidance_scale > 1
+        texts = _texts(pipe, prompts, guided, asked.negative_prompt)
+        result = pipe(**texts, **settings, **callback)[0]
+    latents = result if steps.latents is None and not decode else steps.latents
+    return latents.float(), _pixels(result, pipe) if decode else None
+
+
+@contextmanager
+def _refusals(pipe, typed: bool) -> Iterator[None]:
+    """A pipeline's refusals, as ours.
+
+    Args:
+        typed: Whether it was given values of a type that was not looked at.
+    """
+    kind = type(pipe).__name__
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, TypeError) as cause:
+        if isinstance(cause, TypeError) and not typed:
             raise
-        except ValueError as cause:
-            why = str(cause).rstrip(".")
-            raise UsageError(f"{type(pipe).__name__} refuses what it was asked for: {why}.") from cause
+        why = (str(cause).splitlines() or ["no reason given"])[0].rstrip(".")
+        raise UsageError(f"{kind} refuses what it was asked for: {why}.") from cause
+    except NotImplementedError as cause:
+        if "without tiling" not in str(cause):
+            raise
+        raise UsageError(f"The VAE of a {kind} decodes in tiles alone; give --vae-tiling.") from cause
+    except NameError as cause:  # so diffusers ends where a package to clean texts with is missing
+        if cause.name not in CLEANERS:
+            raise
+        raise UsageError(f"A {kind} reads texts with one more package; run pip install {cause.name}.") from cause
+
+
+def _pixels(result, pipe) -> np.ndarray:
+    """uint8 (B, [F,] H, W, 3) from what a pipeline calls "np": floats of 0..1, rounded as its own PIL images are."""
+    try:
+        array = np.asarray(result)
+    except ValueError:  # of several shapes
+        array = np.empty(0)
+    if array.dtype != np.uint8:
+        array = (np.nan_to_num(array) * 255).round().clip(0, 255).astype(np.uint8)
+    array = array[None] if array.ndim == 4 and frames_argument(pipe) is not None else array
+    if array.ndim not in (4, 5) or array.shape[-1] != 3:
+        raise SkipditError(f"A {type(pipe).__name__} makes no pictures or videos of three colours; nothing was kept.")
+    return array
 
 
 def _texts(pipe, prompts: Sequence[str | None], guided: bool, negative_prompt: str | None) -> dict:
@@ -118,18 +148,48 @@ def _noise_texts(transformer) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator).to(transformer.device, transformer.dtype) for _ in range(2)]
 
 
-def _stepwise(pipe, advance: Callable[[], None] | None) -> dict:
-    """The callback that tells of every step, in the form that the pipeline takes."""
+class Steps:
+    """What a pipeline tells of its steps as it goes: that one is done, and the latents after it.
 
-    def tell(pipe, step, timestep, tensors):
-        advance()
-        return tensors
+    Attributes:
+        latents: After the last step; None before the first.
+    """
 
-    if advance is None:
-        return {}
-    if "callback_on_step_end" in takes(pipe):
-        return {"callback_on_step_end": tell}
-    return {"callback": lambda *_: advance()} if "callback" in takes(pipe) else {}
+    def __init__(self, advance: Callable[[], None] | None):
+        self.advance, self.latents = advance, None
+
+    def _done(self, latents) -> None:
+        self.latents = latents
+        if self.advance is not None:
+            self.advance()
+
+    @contextmanager
+    def told_by(self, pipe, scheduler) -> Iterator[dict]:
+        """The arguments of a call that tells: its callback of the newer or the older form; of a pipeline that has
+        neither, none, and its scheduler is listened to."""
+
+        def tell(pipe, step, timestep, tensors):
+            self._done(tensors["latents"])
+            return tensors
+
+        if "callback_on_step_end" in takes(pipe):
+            yield {"callback_on_step_end": tell}
+        elif "callback" in takes(pipe):
+            yield {"callback": lambda step, timestep, latents: self._done(latents)}
+        else:
+            own = scheduler.step  # of the cache, perhaps, which is there until the run ends
+
+            @wraps(own)
+            def step(*args, **kwargs):
+                result = own(*args, **kwargs)
+                self._done(result[0])
+                return result
+
+            scheduler.step = step
+            try:
+                yield {}
+            finally:
+                scheduler.step = own
 
 
 @contextmanager
@@ -143,54 +203,3 @@ def _lent(pipe, scheduler) -> Iterator[None]:
     finally:
         pipe.scheduler = own
         pipe.set_progress_bar_config(**bar)
-
-
-def check_texts(
-    pipe,
-    prompts: Sequence[int | str | None],
-    guidance_scale: float,
-    negative_prompt: str | None,
-    num_frames: int | None,
-    height: int | None,
-    width: int | None,
-) -> None:
-    """Refuse what a model of texts cannot make.
-
-    Raises:
-        UsageError: No text, a class, no text encoder, a negative prompt that does nothing, a size the model has not.
-    """
-    for prompt in prompts:
-        if isinstance(prompt, int):
-            raise UsageError(f"Got --class-labels {prompt}, but this is a model of texts; give --prompt instead.")
-    if not prompts:
-        raise UsageError("Got no --prompt but expected one or more.")
-    if pipe.text_encoder is None and not {*prompts, negative_prompt} <= {None}:
-        raise UsageError(
-            "This model has no text encoder to read a --prompt with; make its folder again with "
-            "'skipdit convert CHECKPOINT -o FOLDER --text-from maxin-cn/Latte-1'."
-        )
-    if negative_prompt is not None and guidance_scale <= 1:
-        raise UsageError(f"Got --negative-prompt, but guidance is off at --guidance-scale {guidance_scale:g}.")
-    told = {"--negative-prompt": negative_prompt, "--height": height, "--width": width}
-    for flag, value in told.items():
-        if value is not None and flag[2:].replace("-", "_") not in takes(pipe):
-            raise UsageError(f"Got {flag} {value}, which a {type(pipe).__name__} does not take; leave it out.")
-    _check_frames(pipe, num_frames)
-    _check_size(pipe, {"--height": height, "--width": width})
-
-
-def _check_frames(pipe, num_frames: int | None) -> None:
-    if num_frames is None:
-        return
-    if frames_argument(pipe) is None:
-        raise UsageError(f"Got --num-frames {num_frames}, but this model makes images; leave the flag out.")
-    most = pipe.transformer.config.get("video_length")
-    if most is not None and num_frames not in (1, most):  # it adds all its positions, or none to one frame
-        raise UsageError(f"Got --num-frames {num_frames} but the model makes {most}, or 1.")
-
-
-def _check_size(pipe, size: dict[str, int | None]) -> None:
-    unit = getattr(pipe, "vae_scale_factor", 1) * pipe.transformer.config.get("patch_size", 1)
-    for flag, pixels in size.items():
-        if pixels is not None and (pixels < 1 or pixels % unit):
-            raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit}.")

@@ -1,0 +1,108 @@
+"""Options that only pipelines of diffusers have: an image to start from, the rest of their call, a LoRA, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skipdit_cli.errors import UsageError
+
+PANEL = "Pipelines of diffusers"
+
+Height = Annotated[int | None, typer.Option(help="In pixels.", show_default=False, rich_help_panel=PANEL)]
+Width = Annotated[int | None, typer.Option(help="In pixels.", show_default=False, rich_help_panel=PANEL)]
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        help="Picture to start from: image to image, or image to video.", show_default=False, rich_help_panel=PANEL
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How far from --image: over 0 and up to 1 (all noise).", show_default=False, rich_help_panel=PANEL
+    ),
+]
+PipelineArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="More of the pipeline's call, in YAML; several by giving it again.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="LoRA to load: file, folder or hub id.", show_default=False, rich_help_panel=PANEL
+    ),
+]
+CpuOffload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="model|group",
+        help="Keep weights off the accelerator but for the part, or the block, that runs.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+VaeTiling = Annotated[
+    bool, typer.Option("--vae-tiling", help="Decode in tiles, in less memory.", rich_help_panel=PANEL)
+]
+
+
+def check_strength(strength: float | None, image: Path | None, steps: int) -> None:
+    """
+    Args:
+        steps: Of a whole run, of which the strength leaves its part.
+    Raises:
+        UsageError: Outside its range, no image that it could be of, or no step left.
+    """
+    if strength is None:
+        return
+    if not 0 < strength <= 1:
+        raise UsageError(f"Got --strength {strength:g} but expected more than 0 and at most 1.")
+    if image is None:
+        raise UsageError(f"Got --strength {strength:g} without --image FILE, which it is of.")
+    if int(steps * strength) < 1:
+        raise UsageError(f"Got --strength {strength:g}, which leaves no step of {steps}; give more --steps.")
+
+
+def read_arguments(given: list[str] | None) -> dict[str, object]:
+    """``["eta=0.5", "sigmas=[1, 0.5]"]`` to names and values.
+
+    Raises:
+        UsageError: One is no KEY=VALUE, no YAML, given twice, or has a flag of its own.
+    """
+    import yaml
+
+    from skipdit_cli.pipelines.arguments import check_key
+
+    found = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"Got --pipeline-arg '{text}' but expected KEY=VALUE, such as eta=0.5.")
+        check_key(name)
+        if name in found:
+            raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as cause:
+            raise UsageError(f"Got --pipeline-arg '{text}', whose value is no YAML; quote it.") from cause
+    return found
+
+
+def read_image(file: Path | None):
+    """The picture in RGB; None for none.
+
+    Raises:
+        UsageError: It is missing or no picture.
+    """
+    from skipdit_cli.media.pictures import open_picture
+
+    return None if file is None else open_picture(file).convert("RGB")

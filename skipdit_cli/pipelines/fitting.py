@@ -1,0 +1,150 @@
+"""What is done to a loaded pipeline before it runs: a LoRA, tiles for its decoder, weights off the accelerator."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from diffusers.utils import logging
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.arguments import takes, takes_text
+from skipdit_cli.pipelines.device import move, transformers_of
+
+OFFLOADS = ("model", "group")
+
+
+def fit(
+    pipe,
+    device: torch.device,
+    lora: str | None = None,
+    cpu_offload: str | None = None,
+    vae_tiling: bool = False,
+    compile: bool = False,
+    local_files_only: bool = False,
+) -> None:
+    """All of it, in the order that it has to be done in, and the pipeline on its device.
+
+    Raises:
+        UsageError: The pipeline has not what is asked for.
+    """
+    if vae_tiling:
+        tile_vae(pipe)
+    if lora is not None:
+        load_lora(pipe, lora, local_files_only)
+    if cpu_offload is None:
+        move(pipe, device)
+    else:
+        offload(pipe, cpu_offload, device)
+    if compile:
+        compile_transformers(pipe)
+
+
+def starting_from_image(pipe):
+    """The pipeline's sibling that takes an image, on the same parts, where diffusers has one of its family (SD3, Flux,
+    Qwen-Image, ...); else the pipeline itself."""
+    if not takes_text(pipe) or "image" in takes(pipe):
+        return pipe
+    from diffusers import AutoPipelineForImage2Image  # and with it most pipelines: seconds
+
+    try:
+        return AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError:
+        return pipe
+
+
+def check_offload(kind: str | None, device: torch.device) -> None:
+    """
+    Raises:
+        UsageError: Another kind, or nothing to take the weights off.
+    """
+    if kind is not None and kind not in OFFLOADS:
+        raise UsageError(f"Got --cpu-offload {kind}, allowed are {' and '.join(OFFLOADS)}.")
+    if kind is not None and device.type == "cpu":
+        raise UsageError(f"Got --cpu-offload {kind}, but this run is on the CPU; leave it out, or give --device cuda.")
+
+
+def offload(pipe, kind: str, device: torch.device) -> None:
+    """Keep the weights in the CPU's memory, and bring to ``device`` what is run: a whole part of the pipeline
+    (``model``), or one block (``group``).
+
+    Blocks are not fetched ahead: the order that diffusers learns for that is another on a reused step.
+
+    Raises:
+        UsageError: The pipeline is not diffusers' own call.
+    """
+    if not takes_text(pipe):
+        raise UsageError(f"Got --cpu-offload {kind}, which only a model of texts takes; leave it out.")
+    if kind == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_group_offload(device, offload_type="block_level", num_blocks_per_group=1)
+
+
+def tile_vae(pipe) -> None:
+    """
+    Raises:
+        UsageError: There is no VAE, or its kind decodes in one piece alone.
+    """
+    vae = getattr(pipe, "vae", None)
+    try:
+        if vae is None:
+            raise NotImplementedError
+        vae.enable_tiling()
+    except (AttributeError, NotImplementedError) as cause:
+        kind = "none" if vae is None else f"an {type(vae).__name__}, which has no tiles"
+        raise UsageError(f"Got --vae-tiling, but the VAE of this model is {kind}; leave it out.") from cause
+
+
+def check_lora(path: str | None) -> None:
+    """
+    Raises:
+        UsageError: A package is missing, or there is no such file.
+    """
+    if path is None:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError("Got --lora, which needs one more package; run pip install 'skipdit-cli[lora]'.")
+    local = Path(path).expanduser()
+    if not local.exists() and (path.count("/") != 1 or local.suffix):
+        raise UsageError(f"Got --lora {path}, which does not exist; give a file, a folder or a hub id (OWNER/NAME).")
+
+
+def load_lora(pipe, path: str, local_files_only: bool = False) -> None:
+    """Load a LoRA into the pipeline, as its own ``load_lora_weights`` does.
+
+    Args:
+        path: A file of safetensors, a folder or a hub id.
+    Raises:
+        UsageError: The pipeline takes none, it cannot be read, or holds nothing for this model.
+    """
+    if not hasattr(pipe, "load_lora_weights"):
+        raise UsageError(f"Got --lora {path}, but a {type(pipe).__name__} takes none; leave it out.")
+    local, before = Path(path).expanduser(), _adapters(pipe)
+    where = {"weight_name": local.name} if local.is_file() else {}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of every part that the LoRA leaves alone
+    try:
+        pipe.load_lora_weights(
+            str(local.parent if where else local if local.exists() else path),
+            **where, local_files_only=local_files_only, use_safetensors=True,
+        )  # fmt: skip
+    except Exception as cause:  # of diffusers, peft, safetensors or the hub, by what is wrong with the file
+        why = (str(cause).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".:")
+        raise UsageError(f"Got --lora {path}, which cannot be loaded into a {type(pipe).__name__}: {why}.") from cause
+    finally:
+        logging.set_verbosity(level)
+    if _adapters(pipe) == before:  # diffusers only logs it
+        raise UsageError(f"Got --lora {path}, which holds nothing for the transformer of a {type(pipe).__name__}.")
+
+
+def _adapters(pipe) -> list[str]:
+    return [f"{part}.{name}" for part, model in transformers_of(pipe).items() for name in
+            getattr(model, "peft_config", {})]  # fmt: skip
+
+
+def compile_transformers(pipe) -> None:
+    """``torch.compile`` the forward of each transformer."""
+    for transformer in transformers_of(pipe).values():
+        transformer.forward = torch.compile(transformer.forward)

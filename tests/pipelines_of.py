@@ -1,0 +1,324 @@
+"""Whole tiny pipelines of diffusers, one a family, with tokenizers and random weights made without a download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from string import ascii_lowercase
+from tempfile import TemporaryDirectory
+
+import torch
+from families import tiny
+
+TEXT = 8  # width of an encoded text
+WORDS = ("a", "cat", "dog", "red", "runs")
+
+
+def word_tokenizer(kind: str, **config):
+    """A fast tokenizer of a few words and all letters, of a class of transformers."""
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+    from tokenizers.pre_tokenizers import Metaspace
+    from tokenizers.processors import TemplateProcessing
+
+    special = ["<pad>", "</s>", "<unk>", "<s>"]
+    scores = [*((name, 0.0) for name in special), ("▁", -2.0), *((letter, -3.0) for letter in ascii_lowercase)]
+    tokenizer = Tokenizer(Unigram([*scores, *((f"▁{word}", -1.0) for word in WORDS)], unk_id=2))
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    own = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 16, **config}
+    with TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **own}))
+        return getattr(transformers, kind).from_pretrained(folder)
+
+
+def t5(width: int = TEXT, kind: str = "T5", **sizes):
+    """A tokenizer and an encoder."""
+    import transformers
+
+    tokenizer = word_tokenizer("T5TokenizerFast", extra_ids=0)
+    own = dict(d_model=width, d_kv=4, d_ff=8, num_layers=1, num_heads=2, initializer_factor=5.0)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **own, **sizes)
+    return tokenizer, getattr(transformers, f"{kind}EncoderModel")(config).eval()
+
+
+def clip(width: int = TEXT, projected: bool = False):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast", bos_token="<s>")
+    sizes = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+    ends = dict(bos_token_id=3, eos_token_id=1, pad_token_id=0)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=77, projection_dim=width, **sizes, **ends
+    )
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return tokenizer, kind(config).eval()
+
+
+def bert(width: int = TEXT):
+    from transformers import BertConfig, BertModel
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast")
+    sizes = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    return tokenizer, BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
+
+
+def decoder_only(kind: str, width: int = TEXT, **sizes):
+    """Of Gemma, Llama, ..., without a head."""
+    import transformers
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="right")
+    own = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, head_dim=4)
+    own |= dict(num_key_value_heads=1, max_position_embeddings=600, pad_token_id=0)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **{**own, **sizes})
+    return tokenizer, getattr(transformers, f"{kind}Model")(config).eval()
+
+
+def vae(channels: int, stages: int = 1, **config):
+    """Of pictures, 2 ** (stages - 1) times as fine."""
+    from diffusers import AutoencoderKL
+
+    own = {"block_out_channels": (8,) * stages, "norm_num_groups": 2, "latent_channels": channels}
+    down, up = ("DownEncoderBlock2D",) * stages, ("UpDecoderBlock2D",) * stages
+    return AutoencoderKL(down_block_types=down, up_block_types=up, **own, **config).eval()
+
+
+def flow(**config):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**config)
+
+
+def pixart(sigma: bool = True):
+    import diffusers
+
+    tokenizer, encoder = t5()
+    kind = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
+    transformer = tiny("PixArtTransformer2DModel", caption_channels=TEXT)
+    return kind(tokenizer, encoder, vae(2), transformer, diffusers.DPMSolverMultistepScheduler())
+
+
+def hunyuan_dit():
+    from diffusers import DDPMScheduler, HunyuanDiTPipeline
+
+    (tokenizer, encoder), (tokenizer_2, encoder_2) = bert(), t5()
+    transformer = tiny("HunyuanDiT2DModel", text_len=77, text_len_t5=256)
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    parts = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return HunyuanDiTPipeline(
+        vae(2), encoder, tokenizer, transformer, scheduler, text_encoder_2=encoder_2, tokenizer_2=tokenizer_2, **parts
+    )
+
+
+def sd3(img2img: bool = False):
+    import diffusers
+
+    (one, first), (two, second), (three, third) = clip(projected=True), clip(projected=True), t5(2 * TEXT)
+    sizes = dict(joint_attention_dim=2 * TEXT, pooled_projection_dim=2 * TEXT)
+    kind = diffusers.StableDiffusion3Img2ImgPipeline if img2img else diffusers.StableDiffusion3Pipeline
+    transformer = tiny("SD3Transformer2DModel", **sizes)
+    return kind(transformer, flow(), vae(2, shift_factor=0.1), first, one, second, two, third, three)
+
+
+def flux():
+    from diffusers import FluxPipeline
+
+    (one, first), (two, second) = clip(), t5()
+    transformer = tiny("FluxTransformer2DModel", in_channels=8, joint_attention_dim=TEXT, pooled_projection_dim=TEXT)
+    return FluxPipeline(flow(), vae(2, shift_factor=0.1), first, one, second, two, transformer)
+
+
+def chroma():
+    from diffusers import ChromaPipeline
+
+    tokenizer, encoder = t5()
+    transformer = tiny("ChromaTransformer2DModel", in_channels=8, joint_attention_dim=TEXT)
+    return ChromaPipeline(flow(), vae(2, shift_factor=0.1), encoder, tokenizer, transformer)
+
+
+def aura_flow():
+    from diffusers import AuraFlowPipeline
+
+    tokenizer, encoder = t5(kind="UMT5")
+    transformer = tiny("AuraFlowTransformer2DModel", joint_attention_dim=TEXT, pos_embed_max_size=64)
+    return AuraFlowPipeline(tokenizer, encoder, vae(2), transformer, flow())
+
+
+def lumina2():
+    from diffusers import Lumina2Pipeline
+
+    tokenizer, encoder = decoder_only("Gemma2")
+    transformer = tiny("Lumina2Transformer2DModel", cap_feat_dim=TEXT, axes_lens=(300, 32, 32))
+    return Lumina2Pipeline(transformer, flow(), vae(2, shift_factor=0.1), encoder, tokenizer)
+
+
+def sana():
+    from diffusers import AutoencoderDC, SanaPipeline
+
+    tokenizer, encoder = decoder_only("Gemma2")
+    blocks = dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), attention_head_dim=4)
+    layers = dict(encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1))
+    layers |= dict(encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()))
+    decoder = AutoencoderDC(latent_channels=2, **blocks, **layers).eval()
+    return SanaPipeline(tokenizer, encoder, decoder, tiny("SanaTransformer2DModel", caption_channels=TEXT), flow())
+
+
+def cogview4():
+    from diffusers import CogView4Pipeline
+
+    tokenizer, encoder = decoder_only("Glm")
+    transformer = tiny("CogView4Transformer2DModel", text_embed_dim=TEXT)
+    scheduler = flow(base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True)
+    return CogView4Pipeline(tokenizer, encoder, vae(2), transformer, scheduler)
+
+
+def cogvideox():
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline
+
+    tokenizer, encoder = t5()
+    kinds = dict(down_block_types=("CogVideoXDownBlock3D",) * 2, up_block_types=("CogVideoXUpBlock3D",) * 2)
+    sizes = dict(block_out_channels=(8, 8), norm_num_groups=2, layers_per_block=1, temporal_compression_ratio=2)
+    decoder = AutoencoderKLCogVideoX(latent_channels=2, sample_height=16, sample_width=16, **kinds, **sizes).eval()
+    transformer = tiny(
+        "CogVideoXTransformer3DModel", text_embed_dim=TEXT, max_text_seq_length=16, sample_frames=5,
+        temporal_compression_ratio=2, use_rotary_positional_embeddings=True, attention_head_dim=16,
+    )  # fmt: skip
+    return CogVideoXPipeline(tokenizer, encoder, decoder, transformer, CogVideoXDDIMScheduler())
+
+
+def wan_vae(channels: int = 2):
+    from diffusers import AutoencoderKLWan
+
+    spread = dict(latents_mean=[0.1] * channels, latents_std=[1.5] * channels)
+    sizes = dict(base_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True])
+    return AutoencoderKLWan(z_dim=channels, scale_factor_temporal=2, scale_factor_spatial=2, **spread, **sizes).eval()
+
+
+def wan(two: bool = False, image: bool = False):
+    from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
+
+    tokenizer, encoder = t5(kind="UMT5")
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+    )
+    config = dict(text_dim=TEXT, in_channels=6 if image else 2)
+    parts = dict(tokenizer=tokenizer, text_encoder=encoder, vae=wan_vae(), scheduler=scheduler)
+    parts["transformer"] = tiny("WanTransformer3DModel", **config)
+    if two:
+        parts |= dict(transformer_2=tiny("WanTransformer3DModel", seed=1, **config), boundary_ratio=0.8)
+    if image:
+        return WanImageToVideoPipeline(image_processor=None, image_encoder=None, **parts)
+    return WanPipeline(**parts)
+
+
+def ltx():
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline
+
+    tokenizer, encoder = t5()
+    kinds = dict(down_block_types=("LTXVideoDownBlock3D",), block_out_channels=(8,), layers_per_block=(1, 1))
+    scaling = dict(spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,))
+    up = dict(decoder_block_out_channels=(8,), decoder_layers_per_block=(1, 1), decoder_inject_noise=(False, False))
+    more = dict(upsample_residual=(False,), upsample_factor=(1,), latent_channels=4, patch_size=1)
+    decoder = AutoencoderKLLTXVideo(**kinds, **scaling, **up, **more).eval()
+    transformer = tiny("LTXVideoTransformer3DModel", caption_channels=TEXT)
+    return LTXPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
+
+
+def hunyuan_video():
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline
+
+    (tokenizer, encoder), (tokenizer_2, encoder_2) = decoder_only("Llama", num_hidden_layers=4), clip()
+    kinds = dict(down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4)
+    sizes = dict(block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
+    decoder = AutoencoderKLHunyuanVideo(
+        latent_channels=2, spatial_compression_ratio=8, temporal_compression_ratio=4, **kinds, **sizes
+    ).eval()
+    transformer = tiny("HunyuanVideoTransformer3DModel", text_embed_dim=TEXT, pooled_projection_dim=TEXT)
+    return HunyuanVideoPipeline(encoder, tokenizer, transformer, decoder, flow(), encoder_2, tokenizer_2)
+
+
+def mochi():
+    from diffusers import AutoencoderKLMochi, MochiPipeline
+
+    tokenizer, encoder = t5(16)
+    sizes = dict(encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5)
+    spread = dict(latents_mean=[0.1] * 12, latents_std=[1.5] * 12)
+    decoder = AutoencoderKLMochi(latent_channels=12, **sizes, **spread).eval()
+    transformer = tiny("MochiTransformer3DModel", max_sequence_length=16, in_channels=12)
+    return MochiPipeline(flow(), decoder, encoder, tokenizer, transformer, force_zeros_for_empty_prompt=True)
+
+
+def qwen_image():
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast")
+    text = dict(hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=1, vocab_size=len(tokenizer),
+                rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6})  # fmt: skip
+    vision = dict(
+        depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=16, fullatt_block_indexes=[]
+    )
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    spread = dict(latents_mean=[0.1] * 2, latents_std=[1.5] * 2)
+    decoder = AutoencoderKLQwenImage(
+        base_dim=4, z_dim=2, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **spread
+    ).eval()
+    transformer = tiny("QwenImageTransformer2DModel", joint_attention_dim=16)
+    return QwenImagePipeline(flow(), decoder, encoder, tokenizer, transformer)
+
+
+def z_image():
+    from diffusers import ZImagePipeline
+
+    tokenizer, encoder = decoder_only("Qwen3")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    transformer = tiny("ZImageTransformer2DModel", cap_feat_dim=TEXT)
+    return ZImagePipeline(flow(), vae(2, shift_factor=0.1), encoder, tokenizer, transformer)
+
+
+IMAGE = ("--height", 16, "--width", 16)
+VIDEO = (*IMAGE, "--num-frames", 5)
+SHORT = ("--pipeline-arg", "max_sequence_length=16")
+FREE = ("--pipeline-arg", "use_resolution_binning=false")
+TEMPLATE = ("--pipeline-arg", "prompt_template={template: '{}', crop_start: 0}")
+PIPELINES = {
+    "pixart-alpha": (lambda: pixart(sigma=False), (*IMAGE, *SHORT, *FREE)),
+    "pixart-sigma": (pixart, (*IMAGE, *SHORT, *FREE)),
+    "hunyuan-dit": (hunyuan_dit, (*IMAGE, *FREE)),
+    "sd3": (sd3, (*IMAGE, *SHORT)),
+    "flux": (flux, (*IMAGE, *SHORT)),
+    "chroma": (chroma, (*IMAGE, *SHORT)),
+    "aura-flow": (aura_flow, (*IMAGE, *SHORT)),
+    "lumina-2": (lumina2, ("--height", 64, "--width", 64, *SHORT)),
+    "sana": (sana, ("--height", 32, "--width", 32, *SHORT, *FREE)),
+    "cogview-4": (cogview4, (*IMAGE, *SHORT)),
+    "cogvideox": (cogvideox, (*VIDEO, *SHORT)),
+    "wan-2.1": (wan, (*VIDEO, *SHORT)),
+    "wan-2.2": (lambda: wan(two=True), (*VIDEO, *SHORT)),
+    "hunyuan-video": (hunyuan_video, (*VIDEO, *TEMPLATE, *SHORT)),
+    "mochi": (mochi, (*VIDEO, *SHORT)),
+    "qwen-image": (qwen_image, (*IMAGE, *SHORT)),
+    "z-image": (z_image, (*IMAGE, *SHORT)),
+    "ltx": (ltx, ("--height", 32, "--width", 32, "--num-frames", 5, *SHORT)),
+}
+"""A family's pipeline, and the flags that keep it small."""
+
+
+def build(name: str):
+    """A family's pipeline, in eval mode, the same each time."""
+    torch.manual_seed(0)
+    return PIPELINES[name][0]()
+
+
+def settings_of(name: str) -> dict:
+    """Its flags as ``generate`` takes them."""
+    import yaml
+
+    flags = PIPELINES[name][1]
+    pairs = list(zip(flags[::2], flags[1::2]))
+    more = dict(value.split("=") for flag, value in pairs if flag == "--pipeline-arg")
+    own = {flag[2:].replace("-", "_"): value for flag, value in pairs if flag != "--pipeline-arg"}
+    return {**own, "arguments": {name: yaml.safe_load(value) for name, value in more.items()}}
