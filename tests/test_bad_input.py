@@ -267,7 +267,7 @@ CASES = [
     Case("weighting without flow matching", f"{FINETUNE} --weighting-scheme mode", 2, "which is for flow matching"),
     Case("size of a model of classes", f"{FINETUNE} --height 12", 2, "this model is of 8 pixels"),
     Case("height of 0", f"{FINETUNE} --height 0", 2, "--height 0"),
-    Case("no LoRA there", f"{FINETUNE} --lora {{w}}/missing", 2, "expected a .safetensors file"),
+    Case("no LoRA there", f"{FINETUNE} --lora {{w}}/missing", 2, "which does not exist"),
     Case("LoRA below everything", f"{FINETUNE} --train all --lora {{w}}/missing", 2, "--lora with --train all"),
     Case("batch of 0", f"{FINETUNE} --train-batch-size 0", 2, "--train-batch-size 0"),
     Case("unknown schedule", f"{FINETUNE} --lr-scheduler cosin", 2, "cosine"),

@@ -299,7 +299,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(skipdit, prepared, tmp_
     assert "--height 18 but expected a multiple of 4" in refused("--height", 18)
     assert "which are images, but the model is trained on images with captions" in refused("--data", "digits")
     assert "this model makes images" in refused("--num-frames", 4)
-    assert "expected a .safetensors file" in refused("--lora", tmp_path / "none")
+    assert "which does not exist" in refused("--lora", tmp_path / "none")
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     assert "cannot be loaded into a FluxPipeline" in refused("--lora", tmp_path / "bad.safetensors")
     assert "--lora with --train all" in refused("--lora", tmp_path / "bad.safetensors", "--train", "all")

@@ -46,18 +46,18 @@ def finetune(
     import torch
 
     from skipdit_cli.checkpoints import named_model, open_model
+    from skipdit_cli.pipelines.fitting import check_lora, load_lora
     from skipdit_cli.training import session
-    from skipdit_cli.training.lora import load_lora, lora_file
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
     session.check_apart(settings.output, folder)
-    under = None if lora is None else lora_file(lora)
+    check_lora(lora)
     asked = session.demand(folder)
     if train == "skip" and not (folder / "skip").is_dir():
         raise UsageError(f"Model {folder} has no skip branches to train; {session.way_out(folder)}.")
     begun = session.begin(settings, asked)
     origin = session.origin_of(settings, ctx.meta["typed"], named_model(model, preset), folder)
     pipe = open_model(str(folder), dtype=torch.float32)
-    if under is not None:
-        load_lora(pipe, under)
+    if lora is not None:
+        load_lora(pipe, lora, local_files_only)
     report("finetune", settings, begun.samples, session.train(begun, pipe, origin, folder, train == "skip"))

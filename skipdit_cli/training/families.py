@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from skipdit_cli.pipelines.text import takes
+from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.training.store import Tensors
 
 

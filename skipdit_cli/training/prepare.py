@@ -8,7 +8,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.text import takes
+from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.training.families import family_of, patch_of
 from skipdit_cli.training.settings import TrainingSettings
 
