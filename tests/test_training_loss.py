@@ -77,12 +77,13 @@ def test_variance_does_not_pull_at_the_noise_and_plain_epsilon_has_no_bound():
 
 
 def test_labels_are_dropped_once_for_the_whole_model():
-    labels, device = torch.arange(10).repeat(400), torch.device("cpu")
+    labels = torch.arange(10).repeat(400)
     drawn = draw((1, 2, 0, 0), (4000, 1, 1, 1), 1000, 0.1)
     assert 0.08 < drawn.dropped.float().mean() < 0.12
-    told = ClassConditioning(10)(labels.tolist(), drawn.dropped, device)["class_labels"]
+    given = (lambda x, **told: [told], torch.zeros(4000, 1, 1, 1), drawn.t)
+    told = ClassConditioning(10).predict(*given, labels.tolist(), drawn.dropped)["class_labels"]
     assert torch.equal(told == 10, drawn.dropped) and torch.equal(told[~drawn.dropped], labels[~drawn.dropped])
-    assert NoConditioning()([None] * 4000, drawn.dropped, device) == {}
+    assert set(NoConditioning().predict(*given, [None] * 4000, drawn.dropped)) == {"timestep", "return_dict"}
     assert drawn.t.min() < 10 and drawn.t.max() > 990
     again = draw((1, 2, 0, 0), (4000, 1, 1, 1), 1000, 0.1)
     assert torch.equal(again.noise, drawn.noise) and torch.equal(again.dropped, drawn.dropped)

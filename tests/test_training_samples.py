@@ -113,7 +113,7 @@ def test_crop_resize_grey_and_mirror(tmp_path):
     assert Pixels(images, 16, 1)[Choice(0)][0].shape == (1, 16, 16)
 
     ramp = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    assert crop(ramp, 8) is ramp
+    assert crop(ramp, (8, 8)) is ramp
     ramp.save(tmp_path / "0" / "wide.png")
     plain, mirrored = (Pixels(read_images(str(tmp_path)), 8, 1)[Choice(0, flip)][0] for flip in (False, True))
     assert torch.equal(plain.flip(-1), mirrored) and not torch.equal(plain, mirrored)

@@ -242,21 +242,3 @@ def test_a_model_of_texts_learns_from_captions(skipdit, text_pipeline, tmp_path)
     before, after = (load_pipeline(tmp_path / name).transformer for name in ("skip", "one"))
     changed = {n for n, p in before.named_parameters() if not torch.equal(p, after.get_parameter(n))}
     assert changed and all(name.startswith("skip_branches.") for name in changed)
-
-
-def test_captions_in_a_batch_see_what_each_sees_alone(text_pipeline):
-    from skipdit_cli.training.conditioning import CaptionConditioning
-
-    pipe = load_pipeline(text_pipeline)
-    told = CaptionConditioning(pipe, CPU)
-    texts, keep = ["a red cat runs", "dog"], torch.tensor([False, False])
-    x, t = torch.randn(2, 4, 4, 8, 8), torch.tensor([10, 600])
-    with torch.no_grad():
-        both = pipe.transformer(x, timestep=t, **told(texts, keep, CPU, 4)).sample
-        for at, text in enumerate(texts):
-            tokens = pipe.encode_prompt(text, do_classifier_free_guidance=False, clean_caption=False)[0]
-            alone = pipe.transformer(x[at : at + 1], timestep=t[at : at + 1], encoder_hidden_states=tokens).sample
-            assert torch.allclose(both[at], alone[0], atol=1e-5)
-    dropped = told(texts, torch.tensor([False, True]), CPU)
-    empty = told(["", ""], keep, CPU)["encoder_hidden_states"]
-    assert torch.equal(dropped["encoder_hidden_states"][1, : empty.shape[1]], empty[1])

@@ -159,7 +159,7 @@ def _metadata(kind: Kind, origin: Origin, attached: bool, trained: bool) -> dict
 
 
 def _body(kind: Kind, outline: Outline, origin: Origin, facts: Mapping, training: Mapping | None) -> str:
-    title, blocks = origin.name.rsplit("/", 1)[-1], outline.transformer.skip_branches.config.num_layers
+    title, blocks = origin.name.rsplit("/", 1)[-1], len(outline.trunk)
     bench = "Not measured yet. `skipdit bench -m FOLDER --update-card` measures it and writes it here."
     parts = [
         f"# {title}",
@@ -188,9 +188,10 @@ def _summary(outline: Outline, origin: Origin) -> str:
 
 
 def _rows(outline: Outline, origin: Origin) -> dict[str, object]:
-    branches, counted = outline.transformer.skip_branches, count_parameters(outline.transformer)
-    rows = {"class": f"`{outline.transformer.config['_class_name']}`", "blocks": branches.config.num_layers}
-    rows |= {"parameters": console.amount(counted.model), "skip branches": "none"}
+    branches, counted = outline.branches, count_parameters(outline.transformer)
+    rows = {"class": f"`{outline.transformer.config['_class_name']}`", "blocks": len(outline.trunk)}
+    native = outline.trunk.backbone.native_skips
+    rows |= {"parameters": console.amount(counted.model), "skip branches": "its own" if native else "none"}
     if outline.attached:
         added = f"+{console.amount(counted.skip)} parameters, +{100 * counted.skip / counted.model:.1f} %"
         rows["skip branches"] = f"{branches.num_pairs} pairs, `{branches.config.merge}` merge ({added})"

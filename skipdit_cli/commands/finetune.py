@@ -12,6 +12,9 @@ from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.training.settings import TrainingSettings
 
 PARTS = ("skip", "all")
+Lora = Annotated[
+    str | None, typer.Option(help="A LoRA to load below the branches, as it will be when the result is used.")
+]
 Part = Annotated[str, typer.Option(help="'skip': the branches alone, trunk frozen (stage 1); 'all': everything.")]
 
 
@@ -21,6 +24,7 @@ def finetune(
     model: options.Model = None,
     preset: options.Preset = None,
     train: Part = "skip",
+    lora: Lora = None,
     settings: TrainingSettings = None,
     revision: options.Revision = None,
     local_files_only: options.LocalFilesOnly = False,
@@ -35,18 +39,25 @@ def finetune(
     """
     if train not in PARTS:
         raise UsageError(f"Got --train {train} but expected skip or all.{nearest(train, PARTS)}")
+    if lora is not None and train != "skip":
+        raise UsageError("Got --lora with --train all, but under a LoRA only the branches are trained: --train skip.")
     settings.check()
 
     import torch
 
     from skipdit_cli.checkpoints import named_model, open_model
+    from skipdit_cli.pipelines.fitting import check_lora, load_lora
     from skipdit_cli.training import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
     session.check_apart(settings.output, folder)
+    check_lora(lora)
+    asked = session.demand(folder)
     if train == "skip" and not (folder / "skip").is_dir():
-        raise UsageError(f"Model {folder} has no skip branches to train; run 'skipdit convert -m {folder} -o FOLDER'.")
-    begun = session.begin(settings, session.demand(folder))
+        raise UsageError(f"Model {folder} has no skip branches to train; {session.way_out(folder)}.")
+    begun = session.begin(settings, asked)
     origin = session.origin_of(settings, ctx.meta["typed"], named_model(model, preset), folder)
     pipe = open_model(str(folder), dtype=torch.float32)
+    if lora is not None:
+        load_lora(pipe, lora, local_files_only)
     report("finetune", settings, begun.samples, session.train(begun, pipe, origin, folder, train == "skip"))

@@ -112,21 +112,22 @@ def check_lora(path: str | None) -> None:
 
 
 def load_lora(pipe, path: str, local_files_only: bool = False) -> None:
-    """Load a LoRA into the pipeline, as its own ``load_lora_weights`` does.
+    """Load a LoRA into the pipeline, as its own ``load_lora_weights`` does, or without one (PixArt) its transformer.
 
     Args:
         path: A file of safetensors, a folder or a hub id.
     Raises:
         UsageError: The pipeline takes none, it cannot be read, or holds nothing for this model.
     """
-    if not hasattr(pipe, "load_lora_weights"):
+    load = getattr(pipe, "load_lora_weights", None) or getattr(pipe.transformer, "load_lora_adapter", None)
+    if load is None:
         raise UsageError(f"Got --lora {path}, but a {type(pipe).__name__} takes none; leave it out.")
     local, before = Path(path).expanduser(), _adapters(pipe)
     where = {"weight_name": local.name} if local.is_file() else {}
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of every part that the LoRA leaves alone
     try:
-        pipe.load_lora_weights(
+        load(
             str(local.parent if where else local if local.exists() else path),
             **where, local_files_only=local_files_only, use_safetensors=True,
         )  # fmt: skip

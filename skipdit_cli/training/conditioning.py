@@ -1,18 +1,19 @@
-"""What a model is told about a sample, as arguments of its forward."""
+"""What a model is told about a sample, and what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
+from skipdit_cli import console
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.listing import Condition
-from skipdit_cli.training.store import Store, fingerprint
+from skipdit_cli.training.families import Family, family_of
+from skipdit_cli.training.store import Store, Tensors, fingerprint
 
-REMEMBERED = 4096
+REMEMBERED = 256
 
 
 class ClassConditioning:
@@ -21,69 +22,95 @@ class ClassConditioning:
     def __init__(self, num_classes: int):
         self.null_label = num_classes
 
-    def __call__(
-        self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device, frames: int = 1
-    ) -> dict:
-        """
+    def predict(
+        self,
+        model,
+        xt: torch.Tensor,
+        times: torch.Tensor,
+        conditions: Sequence[int],
+        dropped: torch.Tensor,
+        **arguments,
+    ) -> torch.Tensor:
+        """The model's output.
+
         Args:
+            xt: (B, C, [F,] h, w).
+            times: (B,), as the model is told them.
             conditions: B class ids.
             dropped: (B,) bool.
         """
-        labels = torch.where(dropped, self.null_label, torch.tensor(conditions))
-        return {"class_labels": labels.to(device)}
+        labels = torch.where(dropped, self.null_label, torch.tensor(conditions)).to(xt.device)
+        return model(xt, timestep=times, class_labels=labels, return_dict=False, **arguments)[0]
 
 
 class NoConditioning:
     """A model of nothing but noise and time."""
 
-    def __call__(
-        self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device, frames: int = 1
-    ) -> dict:
-        return {}
+    def predict(self, model, xt, times, conditions: Sequence[None], dropped, **arguments) -> torch.Tensor:
+        return model(xt, timestep=times, return_dict=False, **arguments)[0]
 
 
 class CaptionConditioning:
-    """Captions through the pipeline's own ``encode_prompt``; a dropped one becomes the empty text.
+    """Captions as the pipeline's own ``encode_prompt`` encodes them; a dropped one becomes the empty text.
 
     Args:
-        pipe: A pipeline with tokenizer and text encoder, which goes to ``device``.
+        family: Of a pipeline with tokenizers and text encoders, which go to ``device``.
         store: Where encoded texts are kept; without it the last ``REMEMBERED`` are, in memory.
     Raises:
         UsageError: The pipeline has no text encoder.
     """
 
-    def __init__(self, pipe, device: torch.device, store: Store | None = None):
-        if pipe.text_encoder is None:
+    def __init__(self, family: Family, device: torch.device, store: Store | None = None):
+        self.family, self.store = family, store
+        parts = family.pipe.components
+        missing = [name for name in ("text_encoder", "text_encoder_2") if name in parts and parts[name] is None]
+        if missing:
             raise UsageError(
-                "The model's folder has no text encoder to read captions with; 'skipdit convert --text-from' adds one."
+                f"The model's folder has no {missing[0]} to read captions with; give one that 'skipdit convert' made "
+                "of a whole pipeline, or with --text-from."
             )
-        self.pipe = pipe
-        pipe.text_encoder.to(device).requires_grad_(False).eval()
+        names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
+        self.encoders = {name: parts[name].to(device).requires_grad_(False).eval() for name in names}
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode if store is None else self._kept)
         if store is not None:
-            self.store, self.made = store, {"text_encoder": fingerprint(pipe.text_encoder, {})}
+            prints = {name: fingerprint(encoder, {}) for name, encoder in self.encoders.items()}
+            self.made = {**prints, "pipeline": type(family.pipe).__name__}
 
-    def __call__(
-        self, conditions: Sequence[Condition], dropped: torch.Tensor, device: torch.device, frames: int = 1
-    ) -> dict:
-        """``encoder_hidden_states`` (B, tokens, channels), and a bias (B·frames, 1, tokens) that hides what only fills
-        up the shorter texts: each sees its own tokens, as it does alone in ``LattePipeline``."""
+    def predict(self, model, xt, times, conditions: Sequence[str], dropped, **arguments) -> torch.Tensor:
         texts = ["" if drop else text for text, drop in zip(conditions, dropped.tolist())]
-        encoded = [self.encode(text) for text in texts]
-        own = pad_sequence([torch.ones(len(tokens)) for tokens in encoded], batch_first=True)
-        bias = ((1 - own) * -10000.0)[:, None].repeat_interleave(frames, dim=0)
-        padded = pad_sequence(encoded, batch_first=True)
-        return {"encoder_hidden_states": padded.to(device), "encoder_attention_mask": bias.to(device)}
+        gathered = self.family.gather([self.encode(text) for text in texts])
+        told = {name: tensor.to(xt.device) for name, tensor in gathered.items()}
+        return self.family.predict(model, xt, times, told, **arguments)
 
-    def _kept(self, text: str) -> torch.Tensor:
-        return self.store.get({**self.made, "text": text}, lambda: self._encode(text))
+    def prepare(self, texts: Iterable[str], rank: int = 0, world: int = 1) -> None:
+        """Encode and keep what is missing of this process's share of the texts."""
+        mine = sorted(set(texts))[rank::world]
+        missing = [text for text in mine if self.store.read(self.key(text)) is None]
+        if rank == 0:
+            console.say(f"{len(mine) - len(missing):,} of {len(mine):,} texts are kept in {self.store.folder}.")
+        with console.progress("texts", len(missing)) if missing else nullcontext() as advance:
+            for text in missing:
+                self._kept(text)
+                advance()
+
+    def release(self) -> None:
+        """Text encoders off the device: all that is asked for is kept."""
+        for encoder in self.encoders.values():
+            encoder.to("cpu")
+
+    def key(self, text: str) -> dict:
+        return {**self.made, "text": text}
+
+    def _kept(self, text: str) -> Tensors:
+        return self.store.get(self.key(text), lambda: self._encode(text))
 
     @torch.no_grad()
-    def _encode(self, text: str) -> torch.Tensor:
-        """(tokens, channels), float32, on the CPU."""
-        device = self.pipe.text_encoder.device
-        embeddings, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, device=device)
-        return embeddings[0].float().cpu()
+    def _encode(self, text: str) -> Tensors:
+        """On the CPU, numbers in float32."""
+        encoded = self.family.encode(text, next(iter(self.encoders.values())).device)
+        return {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in encoded.items()
+        }
 
 
 def conditioning_of(pipe, device: torch.device, store: Store | None = None):
@@ -92,8 +119,8 @@ def conditioning_of(pipe, device: torch.device, store: Store | None = None):
     Args:
         store: Where encoded texts are kept.
     """
-    config = pipe.transformer.config
-    if "caption_channels" in config:
-        return CaptionConditioning(pipe, device, store)
-    classes = config.num_embeds_ada_norm
+    family = family_of(pipe)
+    if family is not None:
+        return CaptionConditioning(family, device, store)
+    classes = pipe.transformer.config.num_embeds_ada_norm
     return NoConditioning() if classes is None else ClassConditioning(classes)

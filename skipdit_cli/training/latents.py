@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from skipdit_cli import console
@@ -14,24 +15,44 @@ from skipdit_cli.errors import SkipditError
 from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.order import Choice
 from skipdit_cli.training.pixels import Pixels
-from skipdit_cli.training.store import Store, fingerprint
+from skipdit_cli.training.store import Store, Tensors, fingerprint
 
 FRAMES_AT_ONCE = 16
 
 
 @torch.no_grad()
 def moments(vae, pixels: torch.Tensor) -> torch.Tensor:
-    """Mean and logarithm of the variance of the VAE's posterior, frame by frame.
+    """Mean and logarithm of the variance of the VAE's posterior; frame by frame, if it is a VAE of images.
 
     Args:
         pixels: (B, C, [F,] H, W) in [-1, 1].
     Returns:
-        (B, 2c, [F,] h, w).
+        (B, 2c, [f,] h, w).
     """
+    if encodes_videos(vae):
+        return torch.cat([vae.encode(one).latent_dist.parameters for one in pixels.split(1)])
     if pixels.ndim == 4:
         return torch.cat([vae.encode(some).latent_dist.parameters for some in pixels.split(FRAMES_AT_ONCE)])
     frames = moments(vae, pixels.transpose(1, 2).flatten(0, 1))
     return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+
+
+def encodes_videos(vae) -> bool:
+    """Whether frames are encoded together."""
+    return any(isinstance(module, nn.Conv3d) for module in vae.encoder.modules())
+
+
+def scaled(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as transformers see them; undone by their pipelines before they decode.
+
+    Args:
+        latents: (B, c, [f,] h, w), as the VAE encodes them.
+    """
+    config, shape = vae.config, (1, -1, *[1] * (latents.ndim - 2))
+    if config.get("latents_mean") is not None:
+        mean, std = (torch.tensor(config[name]).view(shape).to(latents) for name in ("latents_mean", "latents_std"))
+        latents = (latents - mean) / std
+    return (latents - (config.get("shift_factor") or 0.0)) * config.get("scaling_factor", 1.0)
 
 
 class Latents(Dataset):
@@ -71,9 +92,9 @@ class Latents(Dataset):
     def key(self, choice: Choice) -> dict:
         return {**self.made, "content": self.digests[choice.index], "mirrored": choice.mirrored}
 
-    def make(self, choice: Choice) -> torch.Tensor:
+    def make(self, choice: Choice) -> Tensors:
         pixels = self.pixels[replace(choice, images=())][0]
-        return moments(self.vae, pixels[None].to(self.device))[0].cpu()
+        return {"moments": moments(self.vae, pixels[None].to(self.device))[0].cpu()}
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -86,10 +107,10 @@ class Latents(Dataset):
         return self.held(choice), conditions[choice.index], torch.stack(extra) if extra else None, others
 
     def held(self, choice: Choice) -> torch.Tensor:
-        tensor = self.store.read(self.key(choice))
-        if tensor is None:
+        entry = self.store.read(self.key(choice))
+        if entry is None:
             raise SkipditError(f"{self.store.path(self.key(choice))} is gone or damaged; run again to make it anew.")
-        return tensor
+        return entry["moments"]
 
     def frame(self, choice: Choice) -> torch.Tensor:
         """(2c, 1, h, w)."""

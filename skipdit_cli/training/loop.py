@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.latents import Latents
+from skipdit_cli.training.lora import adapters
 from skipdit_cli.training.loss import Losses
 from skipdit_cli.training.objective import Objective
 from skipdit_cli.training.order import Order
@@ -75,14 +77,17 @@ class Trainer:
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
-        self.recorded["processes"] = self.accelerator.num_processes
+        self.recorded |= {"processes": self.accelerator.num_processes, "lora": adapters(self.transformer)}
         store = None if settings.cache_latents is None else Store(settings.cache_latents)
-        pixels = Pixels(samples, *pixel_shape(pipe), num_frames, settings.frame_stride)
+        size, channels = pixel_shape(pipe, settings.height, settings.width)
+        pixels = Pixels(samples, size, channels, num_frames, settings.frame_stride)
+        device, dropout = self.accelerator.device, settings.label_dropout
+        self.objective = Objective(pipe, device, settings.seed, dropout, store, settings.weighting)
         self.data = pixels if store is None else self.encoded(pixels, store)
-        device = self.accelerator.device
-        self.objective = Objective(pipe, device, settings.seed, settings.label_dropout, store)
+        if store is not None and isinstance(self.objective.condition, CaptionConditioning):
+            self.encode_texts(self.objective.condition, {*samples.conditions, *([""] if dropout else [])})
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.grid = grid_run(samples, pipe.transformer.config, num_frames)
+        self.grid = grid_run(samples, pipe.transformer.config, num_frames, size)
         self.schedule = make_schedule(optimizer, settings)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         parameters = list(self.trained.values())
@@ -201,6 +206,13 @@ class Trainer:
         latents.encode(accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         return latents
+
+    def encode_texts(self, condition: CaptionConditioning, texts: set[str]) -> None:
+        """Each text made once and kept; the encoders then leave the device, unless grids will want them."""
+        condition.prepare(texts, self.accelerator.process_index, self.accelerator.num_processes)
+        self.accelerator.wait_for_everyone()
+        if not self.settings.validation_steps:
+            condition.release()
 
     def refuse_nan(self, loss: float, norm: float) -> None:
         """Stop before a step that would spoil the weights (under fp16 the scaler skips such steps itself)."""

@@ -1,4 +1,4 @@
-"""The DiT loss: the noise's squared error, and for models that predict a variance its variational bound."""
+"""The DiT loss: the error of what is predicted, and for models that predict a variance its variational bound."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from typing import NamedTuple
 
 import torch
+
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 class Losses(NamedTuple):
@@ -17,17 +19,22 @@ class Losses(NamedTuple):
 
 
 class DiffusionLoss:
-    """Epsilon loss on a scheduler's noise levels (arXiv 2006.11239, and 2102.09672 for the learned variance).
+    """The loss on a scheduler's noise levels (arXiv 2006.11239, and 2102.09672 for the learned variance).
 
     Exactly what the DiT repository minimises (``training_losses`` in diffusion/gaussian_diffusion.py, with
-    ``LossType.MSE`` and ``ModelVarType.LEARNED_RANGE``): mse + vb, vb unscaled, its mean detached.
+    ``LossType.MSE`` and ``ModelVarType.LEARNED_RANGE``): mse + vb, vb unscaled, its mean detached. PixArt and
+    HunyuanDiT train with copies of that file, the latter to predict v (arXiv 2202.00512).
 
     Args:
         betas: (T,), the noise schedule.
+        prediction: What the model predicts: ``epsilon``, the noise, or ``v_prediction``.
     """
 
-    def __init__(self, betas: torch.Tensor):
-        betas = betas.double()
+    density = None
+    """Timesteps are drawn evenly."""
+
+    def __init__(self, betas: torch.Tensor, prediction: str = "epsilon"):
+        betas, self.prediction = betas.double(), prediction
         alphas = torch.cumprod(1 - betas, dim=0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
         posterior = betas * (1 - before) / (1 - alphas)
@@ -54,28 +61,37 @@ class DiffusionLoss:
         """x_t of q(x_t | x_0), shape (B, C, [F,] H, W), t (B,) int64."""
         return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
 
+    def times(self, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """Timesteps as the model is told them."""
+        return t
+
     def __call__(self, output, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Losses:
         """
         Args:
-            output: (B, C or 2C, [F,] H, W): the predicted noise, and behind it the variance if the model has one.
+            output: (B, C or 2C, [F,] H, W): the prediction, and behind it the variance if the model has one.
             x0, noise: (B, C, [F,] H, W).
             t: (B,) int64 in 0..T-1.
         """
         channels = x0.shape[1]
-        epsilon, variance = output.float().split([channels, output.shape[1] - channels], dim=1)
-        mse = (noise - epsilon).square().mean()
+        predicted, variance = output.float().split([channels, output.shape[1] - channels], dim=1)
+        signal, level = self._at("signal", t, x0), self._at("noise", t, x0)
+        target = noise if self.prediction == "epsilon" else signal * noise - level * x0
+        mse = (target - predicted).square().mean()
         if variance.shape[1] == 0:
             return Losses(mse, mse.detach(), torch.zeros_like(mse))
-        vb = self.bound(epsilon.detach(), variance, x0, self.add_noise(x0, noise, t), t).mean()
+        xt, predicted = self.add_noise(x0, noise, t), predicted.detach()
+        restored = (
+            (xt - level * predicted) / signal if self.prediction == "epsilon" else signal * xt - level * predicted
+        )
+        vb = self.bound(restored, variance, x0, xt, t).mean()
         return Losses(mse + vb, mse.detach(), vb.detach())
 
-    def bound(self, epsilon, variance, x0, xt, t) -> torch.Tensor:
+    def bound(self, x0_predicted, variance, x0, xt, t) -> torch.Tensor:
         """The term of the variational bound at t, in bits per dimension: (B,)."""
 
         def at(name: str) -> torch.Tensor:
             return self._at(name, t, x0)
 
-        x0_predicted = (xt - at("noise") * epsilon) / at("signal")
         mean = at("from_x0") * x0_predicted + at("from_xt") * xt
         true_mean = at("from_x0") * x0 + at("from_xt") * xt
         share = (variance + 1) / 2

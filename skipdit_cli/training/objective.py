@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from skipdit_cli.training.conditioning import conditioning_of
-from skipdit_cli.training.latents import moments
+from skipdit_cli.training.families import patch_of
+from skipdit_cli.training.flow import loss_of
+from skipdit_cli.training.latents import moments, scaled
 from skipdit_cli.training.listing import Condition
-from skipdit_cli.training.loss import DiffusionLoss, Losses
+from skipdit_cli.training.loss import Losses
 from skipdit_cli.training.order import LATENT, NOISE, Draws, draw, generator
 from skipdit_cli.training.pixels import Batch
+from skipdit_cli.training.settings import Weighting
 from skipdit_cli.training.store import Store
 
 
@@ -22,13 +26,24 @@ class Objective:
     Args:
         device: Where the losses are computed.
         store: Where what is made once is kept: batches hold the moments of ``Latents`` instead of pixels.
+        weighting: Of a flow matching loss; None for the usual one.
+    Raises:
+        UsageError: There is no such loss, or no text encoder.
     """
 
-    def __init__(self, pipe, device: torch.device, seed: int, label_dropout: float, store: Store | None = None):
+    def __init__(
+        self,
+        pipe,
+        device: torch.device,
+        seed: int,
+        label_dropout: float,
+        store: Store | None = None,
+        weighting: Weighting | None = None,
+    ):
         self.vae, self.device, self.seed, self.label_dropout = pipe.vae, device, seed, label_dropout
         self.encoded = store is not None
         self.condition = conditioning_of(pipe, device, store)
-        self.loss = DiffusionLoss(pipe.scheduler.betas).to(device)
+        self.loss = loss_of(pipe.scheduler, weighting, math.prod(patch_of(pipe))).to(device)
 
     def __call__(self, model, batch: Batch, *key: int) -> Losses:
         """The loss of a micro-batch; all that is drawn depends on the seed and ``key``.
@@ -50,19 +65,21 @@ class Objective:
     def draw(self, pixels: torch.Tensor, key: tuple[int, ...]) -> tuple[torch.Tensor, Draws]:
         """What the model is to restore, and the noise and timesteps for it."""
         x0 = self.encode(pixels.to(self.device), generator(self.seed, LATENT, *key))
-        return x0, draw((self.seed, NOISE, *key), x0.shape, self.loss.num_timesteps, self.label_dropout)
+        loss = self.loss
+        key = (self.seed, NOISE, *key)
+        return x0, draw(key, x0.shape, loss.num_timesteps, self.label_dropout, loss.density)
 
     def losses(self, model, x0: torch.Tensor, drawn: Draws, conditions: list[Condition], **arguments) -> Losses:
         """The loss on latents or pixels (B, C, [F,] h, w); ``arguments`` go to the model."""
         noise, t = drawn.noise.to(self.device), drawn.t.to(self.device)
-        frames = x0.shape[2] if x0.ndim == 5 else 1
-        told = self.condition(conditions, drawn.dropped, self.device, frames)
-        xt = self.loss.add_noise(x0, noise, t)
-        return self.loss(model(xt, timestep=t, return_dict=False, **told, **arguments)[0], x0, noise, t)
+        xt, times = self.loss.add_noise(x0, noise, t), self.loss.times(t, x0)
+        return self.loss(
+            self.condition.predict(model, xt, times, conditions, drawn.dropped, **arguments), x0, noise, t
+        )
 
     def encode(self, pixels: torch.Tensor, source: torch.Generator) -> torch.Tensor:
         """Latents drawn from the VAE's posterior, scaled; for a model of pixels, those."""
         if self.vae is None:
             return pixels
         posterior = DiagonalGaussianDistribution(pixels if self.encoded else moments(self.vae, pixels))
-        return posterior.sample(generator=source) * self.vae.config.scaling_factor
+        return scaled(self.vae, posterior.sample(generator=source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -110,12 +110,24 @@ class Draws:
     dropped: torch.Tensor
 
 
-def draw(key: tuple[int, ...], shape, num_timesteps: int, label_dropout: float) -> Draws:
+def draw(
+    key: tuple[int, ...],
+    shape,
+    num_timesteps: int,
+    label_dropout: float,
+    density: Callable[[int, torch.Generator], torch.Tensor] | None = None,
+) -> Draws:
     """Noise, timesteps and condition dropout for one micro-batch, on the CPU.
 
     Labels are dropped here, once for the whole model: diffusers' DiT would draw anew in each of its blocks.
+
+    Args:
+        density: (count, generator) to where timesteps lie among all, from 0 to 1; evenly without it.
     """
     source = generator(*key)
     noise = torch.randn(shape, generator=source)
-    t = torch.randint(num_timesteps, (shape[0],), generator=source)
+    if density is None:
+        t = torch.randint(num_timesteps, (shape[0],), generator=source)
+    else:
+        t = (density(shape[0], source) * num_timesteps).long().clamp(0, num_timesteps - 1)
     return Draws(noise, t, torch.rand(shape[0], generator=source) < label_dropout)

@@ -28,15 +28,21 @@ class Pixels(Dataset):
     """Samples as tensors: a ``Choice`` gives (pixels, condition, images, their conditions), images or None.
 
     Args:
-        size: Height and width; pictures are cropped to a square and resized.
+        size: Height and width, or one number for both; pictures are cropped to its shape and resized.
         channels: 1 (grey) or 3.
-        num_frames: F of a clip; None for images, whose pixels are (C, size, size).
+        num_frames: F of a clip; None for images, whose pixels are (C, H, W).
         frame_stride: Frames of the file from one frame of the clip to the next.
     """
 
     def __init__(
-        self, samples: SampleSet, size: int, channels: int, num_frames: int | None = None, frame_stride: int = 1
+        self,
+        samples: SampleSet,
+        size: int | tuple[int, int],
+        channels: int,
+        num_frames: int | None = None,
+        frame_stride: int = 1,
     ):
+        size = (size, size) if isinstance(size, int) else size
         self.samples, self.size, self.mode = samples, size, {1: "L", 3: "RGB"}[channels]
         self.num_frames, self.frame_stride = num_frames, frame_stride
 
@@ -52,18 +58,18 @@ class Pixels(Dataset):
         return pixels, self.samples.conditions[choice.index], torch.stack(extra) if extra else None, conditions
 
     def clip(self, choice: Choice, count: int) -> torch.Tensor:
-        """(C, count, size, size) float32 in [-1, 1]."""
+        """(C, count, H, W) float32 in [-1, 1]."""
         room = self.samples.lengths[choice.index] - (count - 1) * self.frame_stride
         first = int(choice.start * room)
         frames = [first + i * self.frame_stride for i in range(count)]
-        pictures = [self.square(picture, choice) for picture in self.samples.read(choice.index, frames)]
+        pictures = [self.cut(picture, choice) for picture in self.samples.read(choice.index, frames)]
         return torch.stack(pictures, dim=1)
 
-    def square(self, picture: Image.Image, choice: Choice) -> torch.Tensor:
-        """(C, size, size) in [-1, 1]."""
+    def cut(self, picture: Image.Image, choice: Choice) -> torch.Tensor:
+        """(C, H, W) in [-1, 1]."""
         cropped = crop(picture.convert(self.mode), self.size, choice.crop)
         pixels = torch.from_numpy(np.array(ImageOps.mirror(cropped) if choice.mirrored else cropped))
-        return pixels.view(self.size, self.size, -1).permute(2, 0, 1).float() / 127.5 - 1
+        return pixels.view(*self.size, -1).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def collate(items: list) -> Batch:
@@ -73,14 +79,16 @@ def collate(items: list) -> Batch:
     return Batch(torch.stack(pixels), list(conditions), together, [c for own in image_conditions for c in own])
 
 
-def crop(image: Image.Image, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """A square of ``size``; halved while twice too large, then bicubic (ADM's image_datasets.py).
+def crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """A part of the picture in the height and width of ``size``, as large a part as there is; halved while twice too
+    large, then bicubic (ADM's image_datasets.py).
 
     Args:
-        place: Of the square in the picture, (0, 0) left and top, (1, 1) right and bottom.
+        place: Of the part in the picture, (0, 0) left and top, (1, 1) right and bottom.
     """
-    if image.size == (size, size):
+    height, width = size
+    if image.size == (width, height):
         return image
-    while min(image.size) >= 2 * size:
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC, centering=place)
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, centering=place)

@@ -8,6 +8,8 @@ from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.arguments import takes
+from skipdit_cli.training.families import family_of, patch_of
 from skipdit_cli.training.settings import TrainingSettings
 
 
@@ -56,18 +58,41 @@ def set_train_mode(transformer, only_branches: bool | None = None) -> None:
             transformer.skip_branches.requires_grad_(True)
 
 
-def pixel_shape(pipe) -> tuple[int, int]:
-    """(height and width, channels) of the pictures a pipeline is trained on.
+def pixel_shape(pipe, height: int | None = None, width: int | None = None) -> tuple[tuple[int, int], int]:
+    """((height, width), channels) of the pictures a pipeline is trained on.
 
+    Args:
+        height, width: Those asked for; None for the model's own.
     Raises:
-        UsageError: It works on latents and has no VAE to make them.
+        UsageError: It works on latents and has no VAE to make them, or the size is not one of it.
     """
     config, vae = pipe.transformer.config, pipe.vae
-    if vae is not None:
-        return config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1), vae.config.in_channels
-    if config.in_channels not in (1, 3):
+    if vae is None and config.in_channels not in (1, 3):
         raise UsageError(
             f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE to make them: "
             "give 'train' a --vae FOLDER_OR_HUB_ID, or 'finetune' a folder that holds vae/."
         )
-    return config.sample_size, config.in_channels
+    unit, size = 1 if vae is None else shrinks(vae), own_size(pipe)
+    for at, (flag, pixels, patch) in enumerate(zip(("--height", "--width"), (height, width), patch_of(pipe))):
+        if pixels is None:
+            continue
+        if family_of(pipe) is None and pixels != size[at]:
+            raise UsageError(f"Got {flag} {pixels}, but this model is of {size[at]} pixels; leave the flag out.")
+        if pixels % (unit * patch):
+            raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit * patch}.")
+        size[at] = pixels
+    return tuple(size), config.in_channels if vae is None else vae.config.in_channels
+
+
+def own_size(pipe) -> list[int]:
+    """Height and width of the pictures a model is made for: its config's, or its pipeline's."""
+    unit = 1 if pipe.vae is None else shrinks(pipe.vae)
+    if "sample_size" in pipe.transformer.config:
+        return [unit * pipe.transformer.config.sample_size] * 2
+    own = [takes(pipe)[name].default for name in ("height", "width")]
+    return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in own]
+
+
+def shrinks(vae) -> int:
+    """Pixels to a latent, along a side."""
+    return vae.config.get("scale_factor_spatial") or 2 ** (len(vae.config.block_out_channels) - 1)

@@ -43,10 +43,11 @@ def _step_of(line: str) -> float:
         return float("inf")  # the half line of a killed run
 
 
-def grid_run(samples: SampleSet, config, num_frames: int | None) -> dict:
+def grid_run(samples: SampleSet, config, num_frames: int | None, size: tuple[int, int]) -> dict:
     """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither."""
-    if "caption_channels" in config:
-        return {"conditions": list(dict.fromkeys(samples.conditions))[:GRID_TEXTS], "num_frames": num_frames}
+    if isinstance(samples.conditions[0], str):
+        texts = list(dict.fromkeys(samples.conditions))[:GRID_TEXTS]
+        return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1]}
     classes = config.num_embeds_ada_norm
     shown = [None] * GRID_TEXTS if classes is None else list(range(min(GRID_CLASSES, classes)))
     return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE}

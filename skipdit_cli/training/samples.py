@@ -125,7 +125,7 @@ def _holds_frames(path: Path) -> bool:
 
 def _embedded(source: str, demand: Demand, span: int) -> SampleSet:
     if EMBEDDED[source] != demand.kind or demand.captions:
-        wanted = "videos with captions" if demand.captions else demand.kind
+        wanted = f"{demand.kind} with captions" if demand.captions else demand.kind
         raise UsageError(f"Got --data {source}, which are {EMBEDDED[source]}, but the model is trained on {wanted}.")
     if source == "digits":
         scans, labels = digits.scans()

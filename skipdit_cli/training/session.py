@@ -13,6 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from skipdit_cli import console
+from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
 from skipdit_cli.checkpoints.folder import copy_legal, is_legal
@@ -21,6 +22,7 @@ from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.demand import Demand, demand_of
 from skipdit_cli.training.facts import training_facts
+from skipdit_cli.training.families import family_of
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
@@ -28,7 +30,8 @@ from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints
 
 INDEX = "model_index.json"
-PIPELINE_FILES = (INDEX, "transformer", "scheduler", "vae", "skip", "text_encoder", "tokenizer")
+TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
+PIPELINE_FILES = (INDEX, "transformer", "scheduler", "vae", "skip", *TEXT_PARTS)
 RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
 
 
@@ -60,8 +63,16 @@ def demand(folder: Path) -> Demand:
     Raises:
         UsageError: The config of its transformer is missing, or of a kind that is not trained here.
     """
-    path = folder / "transformer" / "config.json"
-    return demand_of(read_json(path), path)
+    path, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
+    return demand_of(read_json(path), path, read_json(folder / INDEX), read_json(vae) if vae.is_file() else None)
+
+
+def way_out(folder: Path) -> str:
+    """What to do about a model without branches."""
+    backbone = BACKBONES.get(read_json(folder / "transformer" / "config.json").get("_class_name"))
+    if backbone is not None and backbone.native_skips:
+        return "it has long skips of its own: give --train all"
+    return f"run 'skipdit convert -m {folder} -o FOLDER'"
 
 
 def check_apart(output: Path, model: Path) -> None:
@@ -119,6 +130,9 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
         trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
             console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
+    family = family_of(pipe)
+    if accelerator.is_main_process and family is not None and family.note:
+        console.say(family.note)
     if accelerator.is_main_process:
         for path in parts_of_run(settings.output) if settings.overwrite else ():
             _remove(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
@@ -14,6 +14,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard")
 PLACES = ("center", "random")
+WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 FREE_TO_CHANGE = (
     "data output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint force_config "
     "validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite push_to_hub private"
@@ -22,6 +23,21 @@ FREE_TO_CHANGE = (
 
 def _setting(default, help: str, panel: str | None = None):
     return field(default=default, metadata={"help": help, "panel": panel})
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Which timesteps a flow matching loss is taken at and how much each counts, as in diffusers' training scripts.
+
+    Args:
+        scheme: ``logit_normal`` and ``mode`` say how timesteps are drawn, ``sigma_sqrt`` and ``cosmap`` weigh those
+            drawn evenly; ``none`` does neither.
+    """
+
+    scheme: str = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,10 @@ class TrainingSettings:
     push_to_hub: str | None = _setting(None, "Upload the finished pipeline there.")
     private: bool = _setting(False, "Make the repository of --push-to-hub a private one.")
     random_flip: bool = _setting(False, "Mirror half of the images, drawn anew each time.")
-    label_dropout: float = _setting(0.1, "Share of labels replaced by the null class, for guidance.")
+    label_dropout: float = _setting(0.1, "Share of labels, or captions, replaced by none, for guidance.")
     crop: str = _setting("center", "Which square of a picture: center, or random, drawn anew each time.")
+    height: int | None = _setting(None, "Of the pictures, for a model of texts; its own if not given.")
+    width: int | None = _setting(None, "As --height.")
     cache_latents: Path | None = _setting(
         None, "Folder where the VAE's latents, and texts encoded, are kept for this run and later ones."
     )
@@ -55,6 +73,13 @@ class TrainingSettings:
     image_frames: int = _setting(
         0, "Single frames of other videos trained on beside each clip, as Latte does.", "Video"
     )
+
+    weighting_scheme: str | None = _setting(
+        None, f"Of timesteps: {', '.join(WEIGHTINGS)}; logit_normal if not given.", "Flow matching"
+    )
+    logit_mean: float | None = _setting(None, "Of logit_normal; 0 if not given.", "Flow matching")
+    logit_std: float | None = _setting(None, "Of logit_normal; 1 if not given.", "Flow matching")
+    mode_scale: float | None = _setting(None, "Of mode; 1.29 if not given.", "Flow matching")
 
     train_batch_size: int = _setting(32, "Samples per process and forward.", "Optimisation")
     gradient_accumulation_steps: int = _setting(1, "Forwards per optimizer step.", "Optimisation")
@@ -92,7 +117,7 @@ class TrainingSettings:
             self._at_least(name, 1)
         for name in ("lr_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed", "validation_steps"):
             self._at_least(name, 0)
-        for name in ("checkpoints_total_limit", "num_frames"):
+        for name in ("checkpoints_total_limit", "num_frames", "height", "width"):
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         self._at_least("frame_stride", 1)
@@ -103,11 +128,13 @@ class TrainingSettings:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected 0 <= value < 1.")
         choices = {"lr_scheduler": SCHEDULES, "mixed_precision": PRECISIONS, "report_to": TRACKERS}
-        for name, allowed in {**choices, "clip": PLACES, "crop": PLACES}.items():
+        choices |= {"clip": PLACES, "crop": PLACES, "weighting_scheme": WEIGHTINGS}
+        for name, allowed in choices.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 expected = f"but expected one of {', '.join(allowed)}.{nearest(value, allowed)}"
                 raise UsageError(f"Got {_flag(name)} {value} {expected}")
+        self._check_weighting()
         for name in ("clip", "crop"):
             if self.cache_latents is not None and getattr(self, name) == "random":
                 raise UsageError(
@@ -122,6 +149,14 @@ class TrainingSettings:
             raise UsageError(
                 "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
             )
+
+    def _check_weighting(self) -> None:
+        if self.logit_std is not None and not self.logit_std > 0:
+            raise UsageError(f"Got --logit-std {self.logit_std} but expected a number above 0.")
+        scheme = self.weighting_scheme or Weighting.scheme
+        for name, its in {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}.items():
+            if getattr(self, name) is not None and scheme != its:
+                raise UsageError(f"Got {_flag(name)} {getattr(self, name)} without --weighting-scheme {its}.")
 
     def _at_least(self, name: str, least: int) -> None:
         if not getattr(self, name) >= least:
@@ -143,6 +178,13 @@ class TrainingSettings:
             raise UsageError(f"Cannot write to {output}: {above} is no writable folder; give another -o.")
 
     @property
+    def weighting(self) -> Weighting | None:
+        """None where no flag says anything of it."""
+        given = (self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
+        told = {field.name: value for field, value in zip(fields(Weighting), given) if value is not None}
+        return Weighting(**told) if told else None
+
+    @property
     def random_clip(self) -> bool:
         return self.clip == "random" or (self.clip is None and self.cache_latents is None)
 
@@ -152,7 +194,14 @@ class TrainingSettings:
         Raises:
             UsageError: The model has no positions for it; or a flag of video for a model of images.
         """
-        most = demand.video_length
+        most, joined = demand.video_length, demand.joined_frames
+        if joined is not None:
+            frames = self.num_frames or most
+            if (frames - 1) % joined:
+                raise UsageError(f"Got --num-frames {frames} but expected 1 more than a multiple of {joined}.")
+            if self.image_frames:
+                raise UsageError(f"Got --image-frames {self.image_frames}, which only a Latte can be trained with.")
+            return frames
         if most is not None:
             frames = self.num_frames or most
             if frames > most or (demand.captions and frames != most):  # diffusers' Latte adds all positions or none

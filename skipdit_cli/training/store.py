@@ -14,27 +14,30 @@ from safetensors.torch import load_file, save_file
 from skipdit_cli.errors import SkipditError
 from skipdit_cli.media.files import replacing
 
+Tensors = dict[str, torch.Tensor]
+
 
 class Store:
-    """``FOLDER/ab/abcdef....safetensors``, one tensor each. Two runs may use one folder at the same time."""
+    """``FOLDER/ab/abcdef....safetensors``, an entry each: tensors by name. Two runs may use one folder at the same
+    time."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def path(self, key: dict) -> Path:
-        """Where the tensor of a key (anything JSON can hold) is."""
+        """Where the entry of a key (anything JSON can hold) is."""
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def read(self, key: dict) -> torch.Tensor | None:
-        """The tensor, or None where there is none, or a damaged one."""
+    def read(self, key: dict) -> Tensors | None:
+        """The entry, or None where there is none, or a damaged one."""
         try:
-            return load_file(self.path(key))["tensor"]
-        except (OSError, KeyError, SafetensorError):
+            return load_file(self.path(key))
+        except (OSError, SafetensorError):
             return None
 
-    def get(self, key: dict, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor; made and kept if it is not there.
+    def get(self, key: dict, make: Callable[[], Tensors]) -> Tensors:
+        """The entry; made and kept if it is not there.
 
         Raises:
             SkipditError: It could not be written.
@@ -42,11 +45,11 @@ class Store:
         held = self.read(key)
         if held is not None:
             return held
-        made, path = make().contiguous(), self.path(key)
+        made, path = {name: tensor.contiguous() for name, tensor in make().items()}, self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
-                save_file({"tensor": made}, part)
+                save_file(made, part)
         except (OSError, SafetensorError) as cause:
             raise SkipditError(f"Cannot keep {path}: {cause}; give another --cache-latents.") from cause
         return made

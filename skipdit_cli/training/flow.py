@@ -1,0 +1,110 @@
+"""The flow matching loss: the velocity from sample to noise (arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.training.loss import PREDICTIONS, DiffusionLoss, Losses
+from skipdit_cli.training.settings import Weighting
+
+
+class FlowLoss:
+    """The velocity's squared error at the noise levels of a scheduler, shifted as it shifts them.
+
+    Timesteps are counted from the most noise to the least, as in diffusers' training scripts.
+
+    Args:
+        scheduler: One of flow matching.
+        token: Height times width of a token in latents: a scheduler may shift by the number of tokens.
+    """
+
+    def __init__(self, scheduler, weighting: Weighting = Weighting(), token: int = 1):
+        self.scheduler, self.weighting, self.token = type(scheduler).from_config(scheduler.config), weighting, token
+        self.num_timesteps = scheduler.config.num_train_timesteps
+        self.tables = lru_cache(maxsize=4)(self._tables)
+
+    def to(self, device: torch.device) -> FlowLoss:
+        return self  # the tables are made where they are asked for
+
+    def _tables(self, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T,) sigmas and (T,) timesteps."""
+        scheduler, config = self.scheduler, self.scheduler.config
+        if config.get("use_dynamic_shifting"):
+            even = torch.arange(self.num_timesteps, 0, -1) / self.num_timesteps
+            sigmas = scheduler.time_shift(shift_of(config, tokens), 1.0, even)
+            return sigmas.to(device), (sigmas * self.num_timesteps).to(device)
+        if config.get("use_flow_sigmas"):
+            scheduler.set_timesteps(self.num_timesteps)
+        sigmas, timesteps = scheduler.sigmas[: self.num_timesteps], scheduler.timesteps
+        return sigmas.float().to(device), timesteps.to(device)
+
+    def _at(self, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        sigmas, _ = self.tables(x0[0, 0].numel() // self.token, x0.device)
+        return sigmas[t].view(-1, *[1] * (x0.ndim - 1))
+
+    def density(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Where timesteps lie among all: (count,), from 0 to 1."""
+        own = self.weighting
+        return compute_density_for_timestep_sampling(
+            own.scheme, count, own.logit_mean, own.logit_std, own.mode_scale, generator=generator
+        )
+
+    def times(self, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """Timesteps as the model is told them."""
+        return self.tables(x0[0, 0].numel() // self.token, x0.device)[1][t]
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sigma = self._at(t, x0)
+        return (1 - sigma) * x0 + sigma * noise
+
+    def __call__(self, output, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Losses:
+        """
+        Args:
+            output: (B, C, [F,] h, w), the predicted velocity.
+            x0, noise: (B, C, [F,] h, w).
+            t: (B,) int64 in 0..T-1.
+        """
+        squared = (noise - x0 - output.float()).square()
+        weighted = compute_loss_weighting_for_sd3(self.weighting.scheme, self._at(t, x0)) * squared
+        return Losses(weighted.mean(), squared.mean().detach(), torch.zeros_like(squared.mean()))
+
+
+def shift_of(config, tokens: int) -> float:
+    """mu of a scheduler that shifts by the number of tokens."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    return calculate_shift(tokens, *(config[name] for name in names))
+
+
+def is_flow(scheduler) -> bool:
+    config = scheduler.config
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+
+
+def loss_of(scheduler, weighting: Weighting | None, token: int = 1) -> DiffusionLoss | FlowLoss:
+    """The loss of what a scheduler denoises.
+
+    Args:
+        weighting: Of a flow matching loss; None for the usual one.
+    Raises:
+        UsageError: There is none for its prediction type, or a weighting for a loss of another kind.
+    """
+    if is_flow(scheduler):
+        return FlowLoss(scheduler, weighting or Weighting(), token)
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise UsageError(
+            f"The model's scheduler has prediction type {kind}, but what can be trained is {', '.join(PREDICTIONS)} "
+            "and flow matching."
+        )
+    if weighting is not None:
+        raise UsageError(
+            f"Got --weighting-scheme {weighting.scheme} or one of its numbers, which is for flow matching, but the "
+            f"model's {type(scheduler).__name__} has prediction type {kind}; leave it out."
+        )
+    return DiffusionLoss(scheduler.betas, kind)

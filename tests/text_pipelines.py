@@ -1,0 +1,83 @@
+"""Tiny pipelines to try training on, made of the parts in ``pipelines_of``; no scaling or schedule is another's."""
+
+import torch
+from conftest import tiny_text_transformer
+from families import tiny
+from pipelines_of import TEXT, bert, clip, flow, t5, vae
+
+
+def latte():
+    from diffusers import DDIMScheduler, LattePipeline
+
+    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    return LattePipeline(*t5(12), vae(4, 2), tiny_text_transformer(), scheduler)
+
+
+def pixart(**config):
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
+
+    transformer = tiny("PixArtTransformer2DModel", num_layers=4, caption_channels=TEXT, **config)
+    scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    return PixArtAlphaPipeline(*t5(), vae(2, 2, scaling_factor=0.7), transformer, scheduler)
+
+
+def pixart_1024():
+    """Told of the picture's size."""
+    return pixart(sample_size=128, num_attention_heads=3, cross_attention_dim=24)
+
+
+def sd3():
+    from diffusers import StableDiffusion3Pipeline
+
+    (one, first), (two, second), (three, third) = clip(projected=True), clip(projected=True), t5(2 * TEXT)
+    sizes = {"joint_attention_dim": 2 * TEXT, "pooled_projection_dim": 2 * TEXT}
+    transformer = tiny("SD3Transformer2DModel", num_layers=4, dual_attention_layers=(), **sizes)
+    decoder = vae(2, 2, scaling_factor=1.5, shift_factor=0.06)
+    return StableDiffusion3Pipeline(transformer, flow(shift=3.0), decoder, first, one, second, two, third, three)
+
+
+def flux():
+    from diffusers import FluxPipeline
+
+    (one, first), (two, second) = clip(), t5()
+    transformer = tiny("FluxTransformer2DModel", in_channels=8, joint_attention_dim=TEXT, pooled_projection_dim=TEXT)
+    decoder = vae(2, 2, scaling_factor=0.36, shift_factor=0.11)
+    return FluxPipeline(flow(use_dynamic_shifting=True), decoder, first, one, second, two, transformer)
+
+
+def hunyuan():
+    from diffusers import DDPMScheduler, HunyuanDiTPipeline
+
+    (one, first), (two, second) = bert(), t5()
+    transformer = tiny("HunyuanDiT2DModel", text_len=77, text_len_t5=256)
+    betas = {"beta_start": 0.00085, "beta_end": 0.03, "beta_schedule": "scaled_linear"}
+    scheduler = DDPMScheduler(prediction_type="v_prediction", **betas)
+    decoder = vae(2, 4)  # the pipeline counts on 8 pixels to a latent
+    return HunyuanDiTPipeline(decoder, first, one, transformer, scheduler, None, None, False, second, two)
+
+
+def wan(**options):
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+
+    (tokenizer, encoder), transformer = t5(kind="UMT5"), tiny("WanTransformer3DModel", num_layers=4, text_dim=TEXT)
+    spread = {"latents_mean": [0.3, -0.2], "latents_std": [1.5, 0.7]}
+    decoder = AutoencoderKLWan(base_dim=3, z_dim=2, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **spread).eval()
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return WanPipeline(tokenizer, encoder, decoder, scheduler, transformer, **options)
+
+
+def wan_5b():
+    """Told a time for every token, as Wan 2.2's 5B is."""
+    return wan(expand_timesteps=True)
+
+
+MADE = {"latte": latte, "pixart": pixart, "sd3": sd3, "flux": flux, "hunyuan": hunyuan, "wan": wan}
+VARIANTS = {"pixart-1024": pixart_1024, "wan-5b": wan_5b}
+
+
+def text_pipeline(name: str):
+    """The pipeline of a family, the same each time."""
+    torch.manual_seed(0)
+    pipe = {**MADE, **VARIANTS}[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
