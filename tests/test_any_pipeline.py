@@ -98,7 +98,7 @@ def test_it_is_the_pipeline_called_by_hand(name):
     pipe.set_progress_bar_config(disable=True)
     if "pixart" in name or name == "sana":
         given["clean_caption"] = False
-    out = pipe([CAT, CAT], num_inference_steps=4, generator=generators, output_type="np", return_dict=False,
+    out = pipe(prompt=[CAT, CAT], num_inference_steps=4, generator=generators, output_type="np", return_dict=False,
                **given, **settings["arguments"])[0]  # fmt: skip
     assert (made.images == (out * 255).round().astype(np.uint8)).all()
 
