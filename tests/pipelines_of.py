@@ -252,6 +252,19 @@ def hunyuan_video():
     return HunyuanVideoPipeline(encoder, tokenizer, transformer, decoder, flow(), encoder_2, tokenizer_2)
 
 
+def allegro():
+    """Its decoder's tiles are of 24 frames and over 120 pixels, and of less it makes black."""
+    from diffusers import AllegroPipeline, AutoencoderKLAllegro, EulerAncestralDiscreteScheduler
+
+    tokenizer, encoder = t5()
+    sizes = dict(block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, sample_size=128)
+    decoder = AutoencoderKLAllegro(latent_channels=2, **sizes).eval()
+    transformer = tiny(
+        "AllegroTransformer3DModel", caption_channels=TEXT, attention_head_dim=12, cross_attention_dim=24
+    )
+    return AllegroPipeline(tokenizer, encoder, decoder, transformer, EulerAncestralDiscreteScheduler())
+
+
 def mochi():
     from diffusers import AutoencoderKLMochi, MochiPipeline
 
@@ -326,6 +339,7 @@ PIPELINES = {
             "spatio_temporal_guidance_blocks=[2]",
         ),
     ),
+    "allegro": (allegro, ("--height", 128, "--width", 128, "--num-frames", 24, *SHORT)),
     "mochi": (mochi, (*VIDEO, *SHORT)),
     "qwen-image": (qwen_image, (*IMAGE, *SHORT)),
     "z-image": (z_image, (*IMAGE, *SHORT)),
