@@ -12,6 +12,7 @@ from families import tiny
 
 TEXT = 8  # width of an encoded text
 WORDS = ("a", "cat", "dog", "red", "runs")
+CHAT = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def word_tokenizer(kind: str, **config):
@@ -65,15 +66,15 @@ def bert(width: int = TEXT):
     return tokenizer, BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
 
 
-def decoder_only(kind: str, width: int = TEXT, **sizes):
-    """Of Gemma, Llama, ..., without a head."""
+def decoder_only(kind: str, width: int = TEXT, head: str = "Model", **sizes):
+    """Of Gemma, Llama, ..., without a head unless one is named."""
     import transformers
 
     tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="right")
     own = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, head_dim=4)
     own |= dict(num_key_value_heads=1, max_position_embeddings=600, pad_token_id=0)
     config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), **{**own, **sizes})
-    return tokenizer, getattr(transformers, f"{kind}Model")(config).eval()
+    return tokenizer, getattr(transformers, f"{kind}{head}")(config).eval()
 
 
 def vae(channels: int, stages: int = 1, **config):
@@ -128,6 +129,18 @@ def flux():
     (one, first), (two, second) = clip(), t5()
     transformer = tiny("FluxTransformer2DModel", in_channels=8, joint_attention_dim=TEXT, pooled_projection_dim=TEXT)
     return FluxPipeline(flow(), vae(2, shift_factor=0.1), first, one, second, two, transformer)
+
+
+def flux2_klein():
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+
+    tokenizer, encoder = decoder_only("Qwen3", head="ForCausalLM")
+    tokenizer.chat_template = CHAT
+    kinds = dict(down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",))
+    sizes = dict(block_out_channels=(8,), norm_num_groups=2, latent_channels=2)
+    decoder = AutoencoderKLFlux2(**kinds, **sizes).eval()
+    transformer = tiny("Flux2Transformer2DModel", in_channels=8, joint_attention_dim=2 * TEXT, guidance_embeds=False)
+    return Flux2KleinPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
 
 
 def chroma():
@@ -239,6 +252,19 @@ def hunyuan_video():
     return HunyuanVideoPipeline(encoder, tokenizer, transformer, decoder, flow(), encoder_2, tokenizer_2)
 
 
+def allegro():
+    """Its decoder's tiles are of 24 frames and over 120 pixels, and of less it makes black."""
+    from diffusers import AllegroPipeline, AutoencoderKLAllegro, EulerAncestralDiscreteScheduler
+
+    tokenizer, encoder = t5()
+    sizes = dict(block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, sample_size=128)
+    decoder = AutoencoderKLAllegro(latent_channels=2, **sizes).eval()
+    transformer = tiny(
+        "AllegroTransformer3DModel", caption_channels=TEXT, attention_head_dim=12, cross_attention_dim=24
+    )
+    return AllegroPipeline(tokenizer, encoder, decoder, transformer, EulerAncestralDiscreteScheduler())
+
+
 def mochi():
     from diffusers import AutoencoderKLMochi, MochiPipeline
 
@@ -274,7 +300,7 @@ def z_image():
     from diffusers import ZImagePipeline
 
     tokenizer, encoder = decoder_only("Qwen3")
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.chat_template = CHAT
     transformer = tiny("ZImageTransformer2DModel", cap_feat_dim=TEXT)
     return ZImagePipeline(flow(), vae(2, shift_factor=0.1), encoder, tokenizer, transformer)
 
@@ -290,6 +316,7 @@ PIPELINES = {
     "hunyuan-dit": (hunyuan_dit, (*IMAGE, *FREE)),
     "sd3": (sd3, (*IMAGE, *SHORT)),
     "flux": (flux, (*IMAGE, *SHORT)),
+    "flux-2-klein": (flux2_klein, (*IMAGE, *SHORT, "--pipeline-arg", "text_encoder_out_layers=[0, 2]")),
     "chroma": (chroma, (*IMAGE, *SHORT)),
     "aura-flow": (aura_flow, (*IMAGE, *SHORT)),
     "lumina-2": (lumina2, ("--height", 64, "--width", 64, *SHORT)),
@@ -299,6 +326,20 @@ PIPELINES = {
     "wan-2.1": (wan, (*VIDEO, *SHORT)),
     "wan-2.2": (lambda: wan(two=True), (*VIDEO, *SHORT)),
     "hunyuan-video": (hunyuan_video, (*VIDEO, *TEMPLATE, *SHORT)),
+        ltx2,
+        (
+            "--height",
+            32,
+            "--width",
+            32,
+            "--num-frames",
+            5,
+            *SHORT,
+            "--pipeline-arg",
+            "spatio_temporal_guidance_blocks=[2]",
+        ),
+    ),
+    "allegro": (allegro, ("--height", 128, "--width", 128, "--num-frames", 24, *SHORT)),
     "mochi": (mochi, (*VIDEO, *SHORT)),
     "qwen-image": (qwen_image, (*IMAGE, *SHORT)),
     "z-image": (z_image, (*IMAGE, *SHORT)),

@@ -96,9 +96,9 @@ def test_it_is_the_pipeline_called_by_hand(name):
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     given = {key: value for key, value in settings.items() if key != "arguments"}
     pipe.set_progress_bar_config(disable=True)
-    if "pixart" in name or name == "sana":
+    if "pixart" in name or name in ("sana", "allegro"):
         given["clean_caption"] = False
-    out = pipe([CAT, CAT], num_inference_steps=4, generator=generators, output_type="np", return_dict=False,
+    out = pipe(prompt=[CAT, CAT], num_inference_steps=4, generator=generators, output_type="np", return_dict=False,
                **given, **settings["arguments"])[0]  # fmt: skip
     assert (made.images == (out * 255).round().astype(np.uint8)).all()
 

@@ -83,7 +83,8 @@ def offload(pipe, kind: str, device: torch.device) -> None:
 
 
 def tile_vae(pipe) -> None:
-    """
+    """Have it decode in tiles, of one image or video at a time where it can (Allegro's has no tiles of several).
+
     Raises:
         UsageError: There is no VAE, or its kind decodes in one piece alone.
     """
@@ -92,6 +93,8 @@ def tile_vae(pipe) -> None:
         if vae is None:
             raise NotImplementedError
         vae.enable_tiling()
+        if hasattr(vae, "use_slicing"):
+            vae.enable_slicing()
     except (AttributeError, NotImplementedError) as cause:
         kind = "none" if vae is None else f"an {type(vae).__name__}, which has no tiles"
         raise UsageError(f"Got --vae-tiling, but the VAE of this model is {kind}; leave it out.") from cause

@@ -15,6 +15,7 @@ import torch
 from skipdit_cli.backbones import example_inputs
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.pipelines.arguments import Asked, encodes_alone, frames_argument, guidance_argument, takes
+from skipdit_cli.pipelines.fitting import tile_vae
 
 CLEANERS = ("ftfy", "bs4")
 
@@ -77,7 +78,8 @@ def sample_texts(
     settings = {name: value for name, value in settings.items() if name in takes(pipe) and value is not None}
     settings |= asked.arguments
     steps = Steps(advance)
-    with _lent(pipe, scheduler), steps.told_by(pipe, scheduler) as callback, _refusals(pipe, bool(asked.arguments)):
+    told, refusals = steps.told_by(pipe, scheduler), _refusals(pipe, bool(asked.arguments))
+    with _lent(pipe, scheduler), _tiles(pipe), told as callback, refusals:
         guided = guidance_scale is not None and guidance_scale > 1
         texts = _texts(pipe, prompts, guided, asked.negative_prompt)
         result = pipe(**texts, **settings, **callback)[0]
@@ -102,14 +104,36 @@ def _refusals(pipe, typed: bool) -> Iterator[None]:
             raise
         why = (str(cause).splitlines() or ["no reason given"])[0].rstrip(".")
         raise UsageError(f"{kind} refuses what it was asked for: {why}.") from cause
-    except NotImplementedError as cause:
-        if "without tiling" not in str(cause):
-            raise
-        raise UsageError(f"The VAE of a {kind} decodes in tiles alone; give --vae-tiling.") from cause
     except NameError as cause:  # so diffusers ends where a package to clean texts with is missing
         if cause.name not in CLEANERS:
             raise
         raise UsageError(f"A {kind} reads texts with one more package; run pip install {cause.name}.") from cause
+
+
+@contextmanager
+def _tiles(pipe) -> Iterator[None]:
+    """A VAE that says, once it is to decode, that it does so in tiles alone (Allegro's) does so, and from then on."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        yield
+        return
+    decode = vae.decode
+
+    @wraps(decode)
+    def tiled(*args, **kwargs):
+        try:
+            return decode(*args, **kwargs)
+        except NotImplementedError as cause:
+            if "without tiling" not in str(cause):
+                raise
+            tile_vae(pipe)
+            return decode(*args, **kwargs)
+
+    vae.decode = tiled
+    try:
+        yield
+    finally:
+        vae.decode = decode
 
 
 def _pixels(result, pipe) -> np.ndarray:
