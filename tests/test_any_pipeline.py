@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import relative_l2
 from PIL import Image
 from pipelines_of import PIPELINES, build, sd3, settings_of, wan
 
@@ -51,10 +52,6 @@ def picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "start.png")
     return tmp_path / "start.png"
-
-
-def rel(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -115,7 +112,7 @@ def test_each_branch_of_guidance_has_its_own_memory(name):
     assert guided.report.blocks_total == 2 * alone.report.blocks_total
     assert guided.report.blocks_run == 2 * alone.report.blocks_run
     assert guided.cache_bytes > alone.cache_bytes
-    assert rel(guided.latents, generate(pipe, [CAT], guidance_scale=3.0, **QUICK, **settings).latents) < 0.5
+    assert relative_l2(guided.latents, generate(pipe, [CAT], guidance_scale=3.0, **QUICK, **settings).latents) < 0.5
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -275,7 +272,7 @@ def test_a_lora_loaded_while_the_cache_is_on(tmp_path):
     run(callback_on_step_end=load)
     assert cache.trace == ["full", "reused", "reused", "full", "reused", "reused"]
     after = run()
-    assert cache.trace == ["full"] + ["reused"] * 5 and rel(after, before) > 1e-3
+    assert cache.trace == ["full"] + ["reused"] * 5 and relative_l2(after, before) > 1e-3
     fresh = trained(build("sd3"))
     fitting.load_lora(fresh, str(file))
     enabled = enable_skip_cache(fresh.transformer, CachePolicy(1, interval=6), fresh.scheduler)
