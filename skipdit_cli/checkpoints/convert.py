@@ -20,7 +20,9 @@ WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.
 
 
 def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, verify: bool = True) -> Proof:
-    """Write the converted pipeline folder with its card, and prove, from what is on disk, that nothing else changed.
+    """Write the converted folder with its card, and prove, from what is on disk, that nothing else changed.
+
+    It is a pipeline's, or that of a transformer alone if that is all there is (``Source.alone``).
 
     Raises:
         UsageError: The output cannot be written there, or the source is damaged.
@@ -28,11 +30,14 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
     """
     source = plan.source
     check_target(output, overwrite)
-    if source.pipeline is not None and Path(output).resolve() == source.pipeline.resolve():
+    given = source.pipeline or source.transformer
+    if given is not None and Path(output).resolve() == given.resolve():
         raise UsageError(f"Output {output} is the model itself; give another --output.")
     source.build()  # whether weights and config fit, before anything is written
     with replace_folder(output, overwrite, plan.needed_bytes()) as folder:
-        if source.pipeline is None:
+        if source.alone:
+            _copy_part(source.transformer, folder, plan.dtype)
+        elif source.pipeline is None:
             _write_new_pipeline(plan, folder)
         else:
             _copy_pipeline(plan, folder)
@@ -64,7 +69,7 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
     if not any(source.glob(f"{STEM}*")):
         shutil.copytree(source, target)  # a scheduler, say
         return
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, target / file.name)

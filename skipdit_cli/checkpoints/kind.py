@@ -1,10 +1,11 @@
-"""What a pipeline folder makes, and of what: told from its configs."""
+"""What a folder makes, and of what: told from its configs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from skipdit_cli.checkpoints.pipeline import INDEX, is_part
 from skipdit_cli.checkpoints.weights import read_json
 
 
@@ -12,7 +13,7 @@ from skipdit_cli.checkpoints.weights import read_json
 class Kind:
     """
     Args:
-        pipeline: Name of the pipeline's class.
+        pipeline: Name of the pipeline's class; empty of a transformer alone, which makes nothing by itself.
         video: It makes videos, not pictures.
         text: It is given texts.
         classes: It is given class ids; without either it is given nothing.
@@ -30,6 +31,8 @@ class Kind:
         """The hub's name for it (PIPELINE_DATA in packages/tasks/src/pipelines.ts of huggingface.js), which it has not
         for videos of a class or of nothing. Images of a class count as ``unconditional-image-generation`` there.
         """
+        if not self.pipeline:
+            return None
         if self.text:
             return "text-to-video" if self.video else "text-to-image"
         return None if self.video else "unconditional-image-generation"
@@ -40,7 +43,9 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         UsageError: A config is missing or damaged.
     """
-    index, config = read_json(folder / "model_index.json"), read_json(folder / "transformer" / "config.json")
+    if is_part(folder):
+        return Kind(pipeline="", video=False, text=False, classes=False, encodes=False)
+    index, config = read_json(folder / INDEX), read_json(folder / "transformer" / "config.json")
     reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     return Kind(
         pipeline=str(index.get("_class_name")),

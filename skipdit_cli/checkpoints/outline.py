@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import Trunk, known_trunk
-from skipdit_cli.checkpoints.architecture import build_transformer
-from skipdit_cli.checkpoints.pipeline import find_folder, named_model
+from skipdit_cli.checkpoints.architecture import build_transformer, is_transformer
+from skipdit_cli.checkpoints.pipeline import find_folder, is_part, named_model
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
@@ -39,7 +40,7 @@ class Outline:
 
 
 def read_outline(model: str | None, preset_name: str | None = None, **hub_arguments) -> Outline:
-    """The outline of a pipeline folder, hub id, or the model a preset names; no weights are read.
+    """The outline of a pipeline folder, transformer folder, hub id, or the model a preset names; no weights are read.
 
     A model without skip branches gets those of the ``residual`` merge, to see what they would cost.
 
@@ -50,8 +51,12 @@ def read_outline(model: str | None, preset_name: str | None = None, **hub_argume
     if preset is not None and preset.model and preset.weights_path is None:
         config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
         return _outline(preset.name, config, None)
-    folder = find_folder(named_model(model, preset_name), **hub_arguments)
-    config = read_json(folder / "transformer" / "config.json")
+    named = named_model(model, preset_name)
+    alone = is_part(Path(named).expanduser())
+    folder = Path(named).expanduser() if alone else find_folder(named, **hub_arguments)
+    config = read_json((folder if alone else folder / "transformer") / "config.json")
+    if not is_transformer(config.get("_class_name")):
+        raise UsageError(f"Folder {folder} holds a {config.get('_class_name')}, which has no transformer trunk.")
     skip = read_json(folder / SKIP / "config.json") if (folder / SKIP).is_dir() else None
     return _outline(str(model or preset_name), config, skip)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from skipdit_cli.checkpoints.architecture import (
+    OFFICIAL,
     build_transformer,
     default_scheduler,
     has_own_mlp,
@@ -199,12 +200,21 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
     return _fetch(str(path), {key: arguments[key] for key in (*_HUB, "variant") if key in arguments}, without)
 
 
+def is_part(folder: Path) -> bool:
+    """Whether a folder holds one part of a pipeline: a transformer that was saved by itself, say."""
+    return (folder / "config.json").is_file() and not (folder / INDEX).is_file()
+
+
 def _check_folder(folder: Path) -> None:
     if (folder / INDEX).is_file():
         return
-    convert = f"run 'skipdit convert -m {folder} -o FOLDER' first"
-    if (folder / "config.json").is_file():
-        raise UsageError(f"Folder {folder} holds one part of a pipeline (config.json, no {INDEX}); {convert}.")
+    if is_part(folder):
+        name = read_json(folder / "config.json").get("_class_name")
+        convertible = name in OFFICIAL and not (folder / SKIP).exists()
+        convert = f"run 'skipdit convert -m {folder} -o FOLDER' first"
+        put = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
+        hint = convert if convertible else put
+        raise UsageError(f"Folder {folder} holds one part of a pipeline (config.json, no {INDEX}); {hint}.")
     if (folder / SKIP).is_dir():
         raise UsageError(f"Folder {folder} holds skip/ alone, no {INDEX}; put skip/ into the folder of its model.")
     raise UsageError(
