@@ -558,6 +558,33 @@ def test_convert_finds_the_trunk_of_a_class_that_is_not_declared(write, skipdit,
 
 
 @pytest.mark.parametrize(
+    "given, words",
+    [
+        ([1], "of type list but expected a dict"),
+        ({}, "missing a required argument: 'hidden_states'"),
+        (
+            {"hidden_states": 1, "timestep": 1, "encoder_hidden_states": 1, "foo": 1},
+            "unexpected keyword argument 'foo'",
+        ),
+    ],
+)
+def test_example_inputs_that_are_none(given, words):
+    model = tiny("SanaTransformer2DModel")
+    with pytest.raises(UsageError, match=words):
+        add_skip_branches(model, example_inputs=given)
+    with pytest.raises(UsageError, match=words):
+        enable_skip_cache(model, CachePolicy(1), example_inputs=given)
+
+
+@pytest.mark.parametrize("thing", [None, object()])
+def test_what_is_no_model(thing):
+    with pytest.raises(UsageError, match="such as pipe.transformer"):
+        add_skip_branches(thing)
+    with pytest.raises(UsageError, match="such as pipe.transformer"):
+        enable_skip_cache(thing, CachePolicy(1))
+
+
+@pytest.mark.parametrize(
     "kind, name, config, reason",
     [
         ("HunyuanDiTPipeline", "HunyuanDiT2DModel", {}, "has skips of its own"),

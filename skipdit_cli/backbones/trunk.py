@@ -247,8 +247,14 @@ def attached_trunk(transformer) -> Trunk | None:
 
 
 def known_trunk(transformer) -> Trunk | None:
-    """The trunk of a model, if its class is declared or it has been found before."""
+    """The trunk of a model, if its class is declared or it has been found before.
+
+    Raises:
+        UsageError: It is no model, or not of the shape that is declared for its class.
+    """
     transformer = getattr(transformer, "_orig_mod", transformer)
+    if not isinstance(transformer, torch.nn.Module):
+        raise UsageError(f"Got {type(transformer).__name__} but expected a transformer, such as pipe.transformer.")
     trunk = attached_trunk(transformer) or _found.get(transformer)
     backbone = BACKBONES.get(type(transformer).__name__)
     return Trunk(transformer, backbone) if trunk is None and backbone is not None else trunk

@@ -124,8 +124,9 @@ def _new_branches(source: Source, merge: str) -> SkipBranches:
     except UsageError:
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as cause:
+        why = first_line(cause).split(". ")[0]  # of a library that says more than a sentence
         raise UsageError(
-            f"Model {source.name} is a {name}, of which no example inputs can be made up ({first_line(cause)}); "
+            f"Model {source.name} is a {name}, of which no example inputs can be made up ({why}); "
             "call add_skip_branches with example_inputs in Python, then save_pretrained."
         ) from cause
 
