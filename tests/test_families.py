@@ -558,6 +558,32 @@ def test_convert_finds_the_trunk_of_a_class_that_is_not_declared(write, skipdit,
 
 
 @pytest.mark.parametrize(
+    "name, double, single",
+    [
+        ("AuraFlowTransformer2DModel", "num_mmdit_layers", "num_single_dit_layers"),
+        ("ChromaTransformer2DModel", "num_layers", "num_single_layers"),
+        ("Flux2Transformer2DModel", "num_layers", "num_single_layers"),
+    ],
+)
+@pytest.mark.parametrize("doubles", [0, 1, 5])
+def test_every_branch_counts_whatever_the_mixture_of_double_and_single_blocks(name, double, single, doubles):
+    model = tiny(name, **{double: doubles, single: 6 - doubles})
+    given = arguments(model)
+    before = run(model, given)
+    branches = add_skip_branches(model)
+    assert torch.equal(run(model, given), before)
+    for linear in branches.linears:
+        before = run(model, given)
+        with torch.no_grad():
+            linear.weight.add_(0.1)
+        assert not torch.equal(run(model, given), before)
+    full = run(model, given)
+    cache = enable_skip_cache(model, CachePolicy(2))
+    assert torch.equal(run(model, given), full) and torch.equal(run(model, given), full)
+    assert cache.trace == ["full", "reused"]
+
+
+@pytest.mark.parametrize(
     "given, words",
     [
         ([1], "of type list but expected a dict"),

@@ -49,8 +49,9 @@ class Trunk:
         self.listings = [tuple(listing for _, listing in unit) for unit in grouped]
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
-        self.joining = any(listing.joins for listing in backbone.lists)
-        self.tokens = 0  # of the joined stream, where it is alone
+        joins = [bool(unit[0].joins) for unit in self.listings]
+        self.joining, self.only_joined = any(joins), all(joins)
+        self.tokens = 0  # of the stream that branches join, where it is alone
         self.branches = None
         self.cache = None
         self.first_pass: FirstPass | None = FirstPass(self.model_class) if declared else None
@@ -130,7 +131,7 @@ class Trunk:
         if self.branches is None:
             return
         joins = self.listings[index][0].joins
-        if self.joining and not joins:
+        if self.joining and (not joins or self.only_joined):  # of a model without double blocks, all of them
             self.tokens = x.shape[TOKENS]
         if 1 <= index <= self.branches.num_pairs:
             start = self.start(index, x, self.tokens)
