@@ -80,7 +80,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     check_denoiser(path, index)
     _check_tokenizers(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
-        arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
+        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     with _quiet(text=any(value[0] == "transformers" for value in index.values() if isinstance(value, list))):
