@@ -102,6 +102,14 @@ class Watched(Interposed):
         return result
 
 
+class Followed(Watched):
+    """Of a scheduler. A copy of the scheduler alone (LTX-2 steps its sound with one) drives no cache, and takes no model
+    along; a cache that is copied with its model binds itself to the scheduler copied with it."""
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "caches": []}
+
+
 def enable_skip_cache(
     transformer, policy: CachePolicy, scheduler=None, example_inputs: dict | None = None
 ) -> SkipCache:
@@ -135,7 +143,7 @@ def enable_skip_cache(
     _put_on(cache)
     if scheduler is not None:
         for name, tell in _EVENTS.items():
-            interpose(scheduler, name, partial(Watched, tell=tell)).caches.append(cache)
+            interpose(scheduler, name, partial(Followed, tell=tell)).caches.append(cache)
     return cache
 
 

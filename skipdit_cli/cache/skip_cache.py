@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from skipdit_cli.backbones import Trunk
+from skipdit_cli.backbones import Trunk, find
 from skipdit_cli.cache.arguments import TIMES, condition_of, fills_other_cache, signature_of
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.slot import Slot, each
@@ -57,6 +57,13 @@ class SkipCache:
         self.context: str | None = None
         self.num_blocks = 0
         self.reset()
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        for name in ("set_timesteps", "step") if self.scheduler is not None else ():
+            watched = find(self.scheduler, name)
+            if watched is not None:
+                watched.caches.append(self)
 
     def set_trunk(self, trunk: Trunk) -> None:
         """Cache the deep part of this trunk.
