@@ -239,6 +239,44 @@ def ltx():
     return LTXPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
 
 
+def gemma3():
+    """The text half of one that sees; its vision is a single layer that nothing calls."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="left")
+    sizes = dict(hidden_size=TEXT, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    text = dict(sizes, num_key_value_heads=1, head_dim=4, vocab_size=len(tokenizer), pad_token_id=0)
+    vision = dict(sizes, image_size=4, patch_size=2)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    return tokenizer, Gemma3ForConditionalGeneration(config).eval()
+
+
+def ltx2():
+    """Videos with sound."""
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    tokenizer, encoder = gemma3()
+    scaling = dict(spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,))
+    up = dict(decoder_block_out_channels=(8,), decoder_layers_per_block=(1, 1), decoder_inject_noise=(False, False))
+    more = dict(downsample_type=("spatial",), upsample_residual=(False,), upsample_factor=(1,), patch_size=1)
+    sizes = dict(latent_channels=4, block_out_channels=(8,), layers_per_block=(1,))
+    decoder = AutoencoderKLLTX2Video(**sizes, **scaling, **up, **more).eval()
+    sizes = dict(base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8)
+    audio = AutoencoderKLLTX2Audio(**sizes).eval()
+    rate = dict(upsample_kernel_sizes=[16, 20], upsample_factors=[8, 20], output_sampling_rate=16000)
+    layers = dict(hidden_channels=16, resnet_kernel_sizes=[3], resnet_dilations=[[1]])
+    vocoder = LTX2Vocoder(in_channels=16, out_channels=2, **layers, **rate).eval()
+    streams = {}
+    for stream in ("video", "audio"):
+        own = dict(num_attention_heads=2, attention_head_dim=4, num_layers=1, num_learnable_registers=None)
+        streams |= {f"{stream}_connector_{name}": value for name, value in own.items()}
+    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=2, **streams).eval()
+    transformer = tiny("LTX2VideoTransformer3DModel", caption_channels=TEXT, perturbed_attn=True)
+    return LTX2Pipeline(flow(), decoder, audio, encoder, tokenizer, connectors, transformer, vocoder)
+
+
 def hunyuan_video():
     from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline
 
@@ -310,6 +348,7 @@ VIDEO = (*IMAGE, "--num-frames", 5)
 SHORT = ("--pipeline-arg", "max_sequence_length=16")
 FREE = ("--pipeline-arg", "use_resolution_binning=false")
 TEMPLATE = ("--pipeline-arg", "prompt_template={template: '{}', crop_start: 0}")
+PERTURBED = ("--pipeline-arg", "spatio_temporal_guidance_blocks=[2]")
 PIPELINES = {
     "pixart-alpha": (lambda: pixart(sigma=False), (*IMAGE, *SHORT, *FREE)),
     "pixart-sigma": (pixart, (*IMAGE, *SHORT, *FREE)),
@@ -331,6 +370,7 @@ PIPELINES = {
     "qwen-image": (qwen_image, (*IMAGE, *SHORT)),
     "z-image": (z_image, (*IMAGE, *SHORT)),
     "ltx": (ltx, ("--height", 32, "--width", 32, "--num-frames", 5, *SHORT)),
+    "ltx-2": (ltx2, ("--height", 32, "--width", 32, "--num-frames", 5, *SHORT, *PERTURBED)),
 }
 """A family's pipeline, and the flags that keep it small."""
 

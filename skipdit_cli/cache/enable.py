@@ -103,8 +103,8 @@ class Watched(Interposed):
 
 
 class Followed(Watched):
-    """Of a scheduler. A copy of the scheduler alone (LTX-2 steps its sound with one) drives no cache, and takes no model
-    along; a cache that is copied with its model binds itself to the scheduler copied with it."""
+    """Of a scheduler. A copy of the scheduler alone (LTX-2 steps its sound with one) drives no cache and takes no
+    model along; a cache that is copied with its model binds itself to the copied scheduler."""
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "caches": []}
