@@ -131,16 +131,35 @@ def flux():
     return FluxPipeline(flow(), vae(2, shift_factor=0.1), first, one, second, two, transformer)
 
 
-def flux2_klein():
-    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+def mistral3():
+    """Its processor, made only where torchvision is, reads texts as the tokenizer in it does; here is the tokenizer.
+    A chat is read from its end: what is asked, and then as much of the long instructions as there is room for."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
-    tokenizer, encoder = decoder_only("Qwen3", head="ForCausalLM")
-    tokenizer.chat_template = CHAT
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="right")
+    tokenizer.chat_template = "{% for message in messages | reverse %}{{ message.content[0].text }} {% endfor %}"
+    sizes = dict(hidden_size=TEXT, intermediate_size=8, num_attention_heads=2, head_dim=4)
+    text = dict(sizes, model_type="mistral", num_hidden_layers=2, num_key_value_heads=1, vocab_size=len(tokenizer))
+    vision = dict(sizes, model_type="pixtral", num_hidden_layers=1, image_size=4, patch_size=2)
+    config = Mistral3Config(text_config={**text, "pad_token_id": 0}, vision_config=vision)
+    return tokenizer, Mistral3ForConditionalGeneration(config).eval()
+
+
+def flux2(klein: bool = False):
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline
+
+    if klein:
+        tokenizer, encoder = decoder_only("Qwen3", head="ForCausalLM")
+        tokenizer.chat_template = CHAT
+    else:
+        tokenizer, encoder = mistral3()
     kinds = dict(down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",))
     sizes = dict(block_out_channels=(8,), norm_num_groups=2, latent_channels=2)
     decoder = AutoencoderKLFlux2(**kinds, **sizes).eval()
-    transformer = tiny("Flux2Transformer2DModel", in_channels=8, joint_attention_dim=2 * TEXT, guidance_embeds=False)
-    return Flux2KleinPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
+    sizes = dict(in_channels=8, joint_attention_dim=2 * TEXT, guidance_embeds=not klein)
+    transformer = tiny("Flux2Transformer2DModel", **sizes)
+    kind = Flux2KleinPipeline if klein else Flux2Pipeline
+    return kind(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
 
 
 def chroma():
@@ -347,6 +366,7 @@ IMAGE = ("--height", 16, "--width", 16)
 VIDEO = (*IMAGE, "--num-frames", 5)
 SHORT = ("--pipeline-arg", "max_sequence_length=16")
 FREE = ("--pipeline-arg", "use_resolution_binning=false")
+LAYERS = ("--pipeline-arg", "text_encoder_out_layers=[0, 2]")
 TEMPLATE = ("--pipeline-arg", "prompt_template={template: '{}', crop_start: 0}")
 PERTURBED = ("--pipeline-arg", "spatio_temporal_guidance_blocks=[2]")
 PIPELINES = {
@@ -355,7 +375,8 @@ PIPELINES = {
     "hunyuan-dit": (hunyuan_dit, (*IMAGE, *FREE)),
     "sd3": (sd3, (*IMAGE, *SHORT)),
     "flux": (flux, (*IMAGE, *SHORT)),
-    "flux-2-klein": (flux2_klein, (*IMAGE, *SHORT, "--pipeline-arg", "text_encoder_out_layers=[0, 2]")),
+    "flux-2": (flux2, (*IMAGE, *SHORT, *LAYERS)),
+    "flux-2-klein": (lambda: flux2(klein=True), (*IMAGE, *SHORT, *LAYERS)),
     "chroma": (chroma, (*IMAGE, *SHORT)),
     "aura-flow": (aura_flow, (*IMAGE, *SHORT)),
     "lumina-2": (lumina2, ("--height", 64, "--width", 64, *SHORT)),
