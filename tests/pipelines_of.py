@@ -132,8 +132,8 @@ def flux():
 
 
 def mistral3():
-    """Its processor, made only where torchvision is, reads texts as the tokenizer in it does; here is the tokenizer.
-    A chat is read from its end: what is asked, and then as much of the long instructions as there is room for."""
+    """Its processor is made only where torchvision is; for texts alone its tokenizer does. A chat is read from its
+    end: what is asked, and then as much of the long instructions as there is room for."""
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
     tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="right")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -438,3 +439,14 @@ def test_what_denoises_with_no_transformer_is_refused(skipdit, tmp_path):
         assert ran.code == 2 and "no transformer trunk: it denoises with its unet" in ran.stderr, ran.stderr
     with pytest.raises(UsageError, match="no transformer trunk"):
         load_pipeline(tmp_path / "unet")
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="nothing is missing here")
+def test_a_processor_that_wants_one_more_package_says_which(folder, skipdit, tmp_path):
+    """As that of the released FLUX.2."""
+    model = tmp_path / "model"
+    shutil.copytree(folder("flux-2"), model)
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "tokenizer": ["transformers", "PixtralProcessor"]}))
+    ran = skipdit("sample", "-m", model, "--prompt", CAT, "-o", tmp_path / "out.png")
+    assert ran.code == 2 and "needs torchvision; run pip install torchvision." in ran.stderr, ran.stderr
