@@ -8,6 +8,7 @@ from string import ascii_lowercase
 from tempfile import TemporaryDirectory
 
 import torch
+from conftest import tiny_text_transformer
 from families import tiny
 
 TEXT = 8  # width of an encoded text
@@ -113,13 +114,14 @@ def hunyuan_dit():
     )
 
 
-def sd3(img2img: bool = False):
+def sd3(img2img: bool = False, **config):
+    """Of 3.5 medium's kind, with two attentions in some blocks, if not told otherwise."""
     import diffusers
 
     (one, first), (two, second), (three, third) = clip(projected=True), clip(projected=True), t5(2 * TEXT)
     sizes = dict(joint_attention_dim=2 * TEXT, pooled_projection_dim=2 * TEXT)
     kind = diffusers.StableDiffusion3Img2ImgPipeline if img2img else diffusers.StableDiffusion3Pipeline
-    transformer = tiny("SD3Transformer2DModel", **sizes)
+    transformer = tiny("SD3Transformer2DModel", **sizes, **config)
     return kind(transformer, flow(), vae(2, shift_factor=0.1), first, one, second, two, third, three)
 
 
@@ -204,6 +206,14 @@ def cogview4():
     transformer = tiny("CogView4Transformer2DModel", text_embed_dim=TEXT)
     scheduler = flow(base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True)
     return CogView4Pipeline(tokenizer, encoder, vae(2), transformer, scheduler)
+
+
+def latte():
+    """Its own decoder is of pictures; it makes a video of as many frames as it was trained on."""
+    from diffusers import DDIMScheduler, LattePipeline
+
+    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    return LattePipeline(*t5(12), vae(4, 2), tiny_text_transformer(num_layers=6), scheduler)
 
 
 def cogvideox():
@@ -373,7 +383,8 @@ PIPELINES = {
     "pixart-alpha": (lambda: pixart(sigma=False), (*IMAGE, *SHORT, *FREE)),
     "pixart-sigma": (pixart, (*IMAGE, *SHORT, *FREE)),
     "hunyuan-dit": (hunyuan_dit, (*IMAGE, *FREE)),
-    "sd3": (sd3, (*IMAGE, *SHORT)),
+    "sd3": (lambda: sd3(dual_attention_layers=(), qk_norm=None), (*IMAGE, *SHORT)),
+    "sd3.5": (sd3, (*IMAGE, *SHORT)),
     "flux": (flux, (*IMAGE, *SHORT)),
     "flux-2": (flux2, (*IMAGE, *SHORT, *LAYERS)),
     "flux-2-klein": (lambda: flux2(klein=True), (*IMAGE, *SHORT, *LAYERS)),
@@ -382,6 +393,7 @@ PIPELINES = {
     "lumina-2": (lumina2, ("--height", 64, "--width", 64, *SHORT)),
     "sana": (sana, ("--height", 32, "--width", 32, *SHORT, *FREE)),
     "cogview-4": (cogview4, (*IMAGE, *SHORT)),
+    "latte": (latte, (*IMAGE, "--num-frames", 4)),
     "cogvideox": (cogvideox, (*VIDEO, *SHORT)),
     "wan-2.1": (wan, (*VIDEO, *SHORT)),
     "wan-2.2": (lambda: wan(two=True), (*VIDEO, *SHORT)),

@@ -1,16 +1,8 @@
 """Tiny pipelines to try training on, made of the parts in ``pipelines_of``; no scaling or schedule is another's."""
 
 import torch
-from conftest import tiny_text_transformer
 from families import tiny
-from pipelines_of import TEXT, bert, clip, flow, t5, vae
-
-
-def latte():
-    from diffusers import DDIMScheduler, LattePipeline
-
-    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
-    return LattePipeline(*t5(12), vae(4, 2), tiny_text_transformer(), scheduler)
+from pipelines_of import TEXT, bert, clip, flow, latte, t5, vae
 
 
 def pixart(**config):
