@@ -412,15 +412,22 @@ def test_tiles_and_compilation(folder, skipdit, monkeypatch, tmp_path):
     assert abs(pixels[0] - pixels[1]).max() <= 1
 
 
-def test_groups_off_the_accelerator():
+def test_groups_off_the_accelerator_are_moved_where_they_run(monkeypatch):
     """On a CPU they go from memory to memory, by the same hooks."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
     policy, settings = CachePolicy(1), settings_of("sd3")
     plain = generate(trained(build("sd3")), [CAT], policy=policy, **QUICK, **settings)
-    pipe = trained(build("sd3"))
+    pipe, moved = trained(build("sd3")), []
     fitting.offload(pipe, "group", torch.device("cpu"))
+    onload = ModuleGroup.onload_
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: moved.extend(group.modules) or onload(group))
     for _ in range(2):
         made = generate(pipe, [CAT], policy=policy, **QUICK, **settings)
         assert torch.equal(made.latents, plain.latents) and made.report == plain.report
+        counts = [sum(block is other for other in moved) for block in pipe.transformer.transformer_blocks]
+        assert counts[0] == counts[-1] == 2 * counts[1] > 0  # every other step leaves out those between
+        moved.clear()
 
 
 def test_what_guidance_is_called():

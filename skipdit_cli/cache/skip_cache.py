@@ -20,6 +20,8 @@ from skipdit_cli.cache.slot import Slot, each
 from skipdit_cli.errors import UsageError
 
 MOST_CALLS_A_STEP = 8
+EVENTS = ("set_timesteps", "step")
+"""Methods of a scheduler that a cache follows: they begin a generation, and end a step."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ class SkipCache:
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
+        """A copy follows the copy of its scheduler, whichever of them was copied first."""
         self.__dict__.update(state)
-        for name in ("set_timesteps", "step") if self.scheduler is not None else ():
-            watched = find(self.scheduler, name)
-            if watched is not None:
+        for event in EVENTS if self.scheduler is not None else ():
+            watched = find(self.scheduler, event)
+            if watched is not None and self not in watched.caches:
                 watched.caches.append(self)
 
     def set_trunk(self, trunk: Trunk) -> None:
@@ -153,7 +156,10 @@ class SkipCache:
         condition = condition_of(arguments, self.parameters[0])
         key, slot = self._find_slot(condition)
         if slot is None or slot.signature != signature:
+            self.slots.pop(key, None)
             slot = self.slots[key] = Slot(self.policy.forecast, condition, signature)
+            if len(self.slots) > MOST_CALLS_A_STEP:  # without a scheduler nothing else tells which are over
+                del self.slots[next(iter(self.slots))]
         slot.condition = condition
         self.called.add(key)
         self.slot = slot
@@ -181,8 +187,9 @@ class SkipCache:
         self.base, self.shallow, self.captured, self.fresh = [], None, None, None
 
     def advance(self) -> None:
-        """The scheduler has made its step."""
+        """The scheduler has made its step. A branch of guidance that was not called in it is forgotten."""
         self.step += 1
+        self.slots = {key: slot for key, slot in self.slots.items() if key in self.called}
         self.called.clear()
         if self.plan is not None and self.step >= len(self.plan):
             self._warn_if_inert()
@@ -191,8 +198,7 @@ class SkipCache:
     def _follow_schedule(self, timestep) -> None:
         if self.scheduler is not None:
             if self.plan is None:
-                first = getattr(self.scheduler, "begin_index", None) or 0
-                self.timesteps = self.scheduler.timesteps[first:].tolist()
+                self.timesteps = self._steps_ahead(timestep)
                 self.plan = self.policy.plan(self.timesteps)
             return
         # One call is one step. Only a window needs t then, and reading it is the one place that waits for a device.
@@ -209,28 +215,34 @@ class SkipCache:
         else:
             self.plan = (True,) * self.begun + self.policy.plan(self.timesteps[self.begun :])
 
+    def _steps_ahead(self, timestep) -> list[float]:
+        """The timesteps of this generation, which image-to-image begins in the middle of the scheduler's. Where the
+        scheduler does not say so, the first timestep is read: one wait for a device a generation, none a step."""
+        steps = self.scheduler.timesteps.tolist()
+        if hasattr(self.scheduler, "begin_index"):
+            return steps[self.scheduler.begin_index or 0 :]
+        first = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        return steps[max(steps.index(first) - self.step, 0) :] if first in steps else steps
+
     def _time(self) -> float:
         """Where the current step lies on the axis of the forecast."""
         return self.timesteps[self.step] if self.step < len(self.timesteps) else -float(self.step)
 
     def _find_slot(self, condition: list[torch.Tensor]) -> tuple[str | int, Slot | None]:
-        """The memory of this branch of guidance: by context name, else by what it is conditioned on.
-
-        With one call a step there is nothing to tell apart and nothing is compared.
-        """
+        """The memory of this branch of guidance: by context name, else by what it is conditioned on."""
         if self.context is not None:
             return self.context, self.slots.get(self.context)
         open_slots = {key: slot for key, slot in self.slots.items() if key not in self.called}
-        if len(self.slots) > 1 or not open_slots:
-            open_slots = {key: slot for key, slot in open_slots.items() if slot.matches(condition)}
-        if open_slots:
-            return next(iter(open_slots.items()))
+        for same in (Slot.holds, Slot.matches):  # what is not held has to be compared, which waits for a device
+            for key, slot in open_slots.items():
+                if same(slot, condition):
+                    return key, slot
         if len(self.called) >= MOST_CALLS_A_STEP:
             raise UsageError(
                 f"The transformer was called {len(self.called) + 1} times within one step of its scheduler; "
                 "was the scheduler replaced after enable_skip_cache? Enable the cache again with the one in use."
             )
-        return len(self.slots), None
+        return 1 + max((key for key in self.slots if isinstance(key, int)), default=-1), None
 
     def _warn_if_inert(self) -> None:
         if self.trace and "reused" not in self.trace and not all(self.plan[step] for step in self.steps):
