@@ -1,6 +1,7 @@
 """DESIGN section 5: one generation, one state."""
 
 import copy
+import pickle
 import warnings
 
 import diffusers
@@ -10,6 +11,7 @@ from test_skip import inputs, run, traces, train_a_little
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
+from skipdit_cli.backbones import attached_trunk
 from skipdit_cli.cache import FORECASTS, TARGETS
 from skipdit_cli.cache.forecast import weights
 from skipdit_cli.errors import UsageError
@@ -634,3 +636,35 @@ def test_compiles_into_two_graphs(model, order, policy):
     assert all(torch.equal(run(compiled), expected) for _ in range(8))
     assert cache.trace == ["full", "reused"] * 4
     assert counter.frame_count == 2
+
+
+def test_a_copy_of_the_scheduler_alone_drives_no_cache_and_takes_no_model_along(model):
+    """LTX-2 steps its sound with such a copy, in the loop that steps its pictures."""
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    scheduler.set_timesteps(10)
+    second = copy.deepcopy(scheduler)
+    assert len(pickle.dumps(second)) < len(pickle.dumps(model)) / 4
+    expected = sample(model, scheduler)
+
+    def between(model, x, t):
+        output = noise(model, x, t, torch.arange(2))
+        second.step(output, t, x)
+        return output
+
+    assert torch.equal(sample(model, scheduler, call=between), expected)
+    assert cache.trace == ["full", "reused"] * 5
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("model_first", [True, False])
+def test_a_model_and_its_scheduler_copied_together_are_cached_as_they_were(model, duplicate, model_first):
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    expected = sample(model, scheduler)
+    pair = duplicate([model, scheduler][:: 1 if model_first else -1])
+    copied, own = pair[:: 1 if model_first else -1]
+    disable_skip_cache(model)
+    assert torch.equal(sample(copied, own), expected)
+    assert attached_trunk(copied).cache.trace == ["full", "reused"] * 5
+    assert cache is not attached_trunk(copied).cache

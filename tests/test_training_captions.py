@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 TEXTS = ["a red cat runs", "dog"]
 KEPT = torch.tensor([False, False])
 SIDE = {"wan": 32, "hunyuan": 64}
+TRIED = [name for name in (*MADE, *VARIANTS) if name not in ("latte", "pixart-1024", "wan-5b")]
 
 
 def latent_shape(name: str) -> tuple[int, ...]:
@@ -80,7 +81,8 @@ def prepared(tmp_path):
     """``prepared("sd3")``: the folder of a pipeline with branches (HunyuanDiT has its own), and one of data."""
 
     def make(name: str) -> tuple[Path, Path]:
-        pipe, side = text_pipeline(name), SIDE.get(name, 16)
+        pipe, name = text_pipeline(name), name.split("-")[0]
+        side = SIDE.get(name, 16)
         if name != "hunyuan":
             add_skip_branches(pipe.transformer)
         save_pipeline(pipe, tmp_path / "model")
@@ -102,6 +104,7 @@ def prepared(tmp_path):
 
 def command(name: str, model: Path, data: Path, kept: Path) -> tuple:
     """``skipdit finetune`` of two samples a step, stage 1 where there are branches."""
+    name = name.split("-")[0]
     side, stage = SIDE.get(name, 16), "all" if name == "hunyuan" else "skip"
     run = ("finetune", "-m", model, "--data", data, "--train", stage, "--train-batch-size", 2, "--cache-latents", kept)
     run += ("--height", side, "--width", side, "--learning-rate", 1e-3, "--label-dropout", 0.5, "--random-flip")
@@ -118,7 +121,7 @@ def changed(before: Path, after: Path) -> set[str]:
     return {name for name, p in old.named_parameters() if not torch.equal(p, new.get_parameter(name))}
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name != "latte"])
+@pytest.mark.parametrize("name", TRIED)
 def test_finetune_with_captions(skipdit, prepared, tmp_path, name):
     run = command(name, *prepared(name), tmp_path / "kept")
     whole = skipdit(*run, "-o", tmp_path / "whole", "--max-train-steps", 4)
@@ -180,9 +183,11 @@ def by_hand(name: str, pipe, x0: torch.Tensor, noise: torch.Tensor, t: torch.Ten
     return (1 - level) * x0 + level * noise, times.long() if name == "wan" else times, noise - x0
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name != "latte"])
+@pytest.mark.parametrize("name", TRIED)
 def test_the_loss_against_one_worked_out_by_hand(name):
-    pipe, side = text_pipeline(name), SIDE.get(name, 16)
+    pipe, learned = text_pipeline(name), name != "pixart-sigma-of-noise"
+    name = name.split("-")[0]
+    side = SIDE.get(name, 16)
     pixels = torch.rand(2, 3, *([5] if name == "wan" else []), side, side, generator=torch.Generator().manual_seed(1))
     objective = Objective(pipe, CPU, seed=5, label_dropout=0.5)
     with torch.no_grad():
@@ -207,7 +212,7 @@ def test_the_loss_against_one_worked_out_by_hand(name):
         answer = objective.condition.predict(pipe.transformer, xt, times, TEXTS, dropped)
     mse = (answer[:, : x0.shape[1]] - target).square().mean()
     assert float(ours.mse) == pytest.approx(float(mse), rel=1e-4)
-    if name in ("pixart", "hunyuan"):
+    if name in ("pixart", "hunyuan") and learned:
         assert float(ours.vb) > 0 and float(ours.total) == pytest.approx(float(mse + ours.vb), rel=1e-4)
     else:
         assert float(ours.vb) == 0 and float(ours.total) == pytest.approx(float(mse), rel=1e-4)
