@@ -39,6 +39,6 @@ def interrupt() -> Iterator[threading.Event]:
 
 
 def deaf_worker(number: int) -> None:
-    """A worker's first act: to ignore what stops a run and reaches it as well, so that the step in progress can end."""
+    """A worker's first act: to ignore what stops a run, and reaches it as well: the step in progress needs it still."""
     for each in STOPPING:
         signal.signal(each, signal.SIG_IGN)
