@@ -39,6 +39,6 @@ def interrupt() -> Iterator[threading.Event]:
 
 
 def deaf_worker(number: int) -> None:
-    """A worker's first act: to ignore what stops a run, and reaches it as well: the step in progress needs it still."""
+    """A worker's first act: to ignore what stops a run and reaches it as well: the last step still needs it."""
     for each in STOPPING:
         signal.signal(each, signal.SIG_IGN)
