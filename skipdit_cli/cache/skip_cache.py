@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -40,6 +40,31 @@ class CacheReport:
 
     def __str__(self) -> str:
         return f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
+
+
+@dataclass
+class Call:
+    """One forward call of the transformer.
+
+    Args:
+        slot: The memory of its branch of guidance; None where the cache stands aside (training).
+        reusing: The deep part is left out.
+        base: On a reused step what the forecast makes of the slot: a stream each, (batch, tokens, width) or alike.
+        shallow: The shallow output at the last full step, in the layout of the boundary; on a full step, of this one.
+        fresh: The shallow output of this call.
+        captured: On a full step the boundary.
+    """
+
+    slot: Slot | None = None
+    reusing: bool = False
+    base: list = field(default_factory=list)
+    shallow: list | None = None
+    fresh: list | None = None
+    captured: list | None = None
+
+    @property
+    def capturing(self) -> bool:
+        return self.slot is not None and not self.reusing
 
 
 class SkipCache:
@@ -96,12 +121,7 @@ class SkipCache:
         """Let every remembered tensor go; the counts stay."""
         self.slots: dict[str | int, Slot] = {}
         self.called: set[str | int] = set()
-        self.slot: Slot | None = None
-        self.reusing = self.capturing = False
-        self.base: list = []
-        self.shallow: list | None = None
-        self.captured: list | None = None
-        self.fresh: list | None = None
+        self.call = Call()
 
     def report(self) -> CacheReport:
         """How much of the generation so far was reused."""
@@ -119,37 +139,37 @@ class SkipCache:
     # What the blocks ask (see Trunk.enter)
 
     def leaves_out(self, index: int) -> bool:
-        return self.reusing and self.layers <= index < self.boundary
+        return self.call.reusing and self.layers <= index < self.boundary
 
     def cross(self, index: int, streams: list) -> list:
         """At the input of a unit: capture on a full step, put in the forecast on a reused one."""
-        residual = self.policy.target == "residual"
-        if residual and index == self.layers and (self.reusing or self.capturing):
-            self.fresh = list(streams)
-        if index != self.boundary or not (self.reusing or self.capturing):
+        call = self.call
+        if call.slot is None:
             return streams
-        fresh = self.trunk.carry(self.fresh, self.layers, index) if residual else None
-        if self.capturing:
+        residual = self.policy.target == "residual"
+        if residual and index == self.layers:
+            call.fresh = list(streams)
+        if index != self.boundary:
+            return streams
+        fresh = self.trunk.carry(call.fresh, self.layers, index) if residual else None
+        if call.capturing:
             if fresh is not None and any(each(lambda x, last: x.shape != last.shape, streams, fresh)):
                 name = self.trunk.model_class
                 raise UsageError(f"Got --cache-target residual, but the streams of {name} change; take 'boundary'.")
-            self.captured, self.shallow = list(streams), fresh
+            call.captured, call.shallow = list(streams), fresh
             return streams
         if fresh is None:
-            return self.base
-        return each(lambda base, x, last: base + (x - last), self.base, fresh, self.shallow)
+            return call.base
+        return each(lambda base, x, last: base + (x - last), call.base, fresh, call.shallow)
 
     # Around one call of the transformer
 
     @torch.compiler.disable
     def begin(self, args: tuple, kwargs: dict) -> None:
         """Decide the kind of this call, before any block runs."""
-        if torch.is_grad_enabled() or self.transformer.training:
-            self.slot, self.reusing, self.capturing = None, False, False
-            return
+        self.call = Call()
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
-        if fills_other_cache(arguments):
-            self.slot, self.reusing, self.capturing = None, False, False
+        if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
             return
         self._follow_schedule(next((arguments[name] for name in TIMES if name in arguments), None))
         signature = signature_of(arguments)
@@ -162,12 +182,8 @@ class SkipCache:
                 del self.slots[next(iter(self.slots))]
         slot.condition = condition
         self.called.add(key)
-        self.slot = slot
-        self.reusing = bool(slot.times) and self.step < len(self.plan) and not self.plan[self.step]
-        self.capturing = not self.reusing
-        self.captured = self.fresh = None
-        self.shallow = slot.shallow if self.reusing else None
-        self.base = slot.base(self._time()) if self.reusing else []
+        reusing = bool(slot.times) and self.step < len(self.plan) and not self.plan[self.step]
+        self.call = Call(slot, True, slot.base(self._time()), slot.shallow) if reusing else Call(slot)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
@@ -175,16 +191,15 @@ class SkipCache:
         if not finished:
             self.release()
             return
-        self.trace.append("reused" if self.reusing else "full")
+        call, self.call = self.call, Call()
+        self.trace.append("reused" if call.reusing else "full")
         self.steps.append(self.step)
-        if self.capturing and self.captured is not None:
-            self.slot.remember(self._time(), self.captured, self.shallow)
+        if call.captured is not None:
+            call.slot.remember(self._time(), call.captured, call.shallow)
             self.peak_bytes = max(self.peak_bytes, self._held_bytes())
-        if self.scheduler is None and self.slot is not None:
+        if self.scheduler is None and call.slot is not None:
             self.step += 1
             self.called.clear()
-        self.slot, self.reusing, self.capturing = None, False, False
-        self.base, self.shallow, self.captured, self.fresh = [], None, None, None
 
     def advance(self) -> None:
         """The scheduler has made its step. A branch of guidance that was not called in it is forgotten."""
