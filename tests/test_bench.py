@@ -129,7 +129,7 @@ def test_compiling_makes_a_graph_of_a_full_and_one_of_a_reused_step(tiny_pipelin
 
     bench = Bench(pipe, [CachePolicy(1)], [0], num_inference_steps=4, guidance_scale=1.0)
     plain = bench.run(rounds=1, warmup=0)
-    with compiled(pipe.transformer, backend):
+    with compiled([pipe], backend):
         rows = bench.run(rounds=1, warmup=0)
     assert len(graphs) == 6  # uncached, full and reused, of the model with and without branches
     for row, other in zip(rows, plain):

@@ -97,7 +97,7 @@ def _show(facts: dict, speedups: list[dict], steps: int) -> None:
         of = f"one {facts['sample']} of {'x'.join(map(str, facts['macs_of']))} latents"
         rows.append(["a forward", f"{console.amount(facts['macs'])} multiply-adds ({of}, vanilla)"])
     elif facts["blocks"]:
-        rows.append(["a forward", "not counted: info cannot make up what this class is called with; 'bench' counts it"])
+        rows.append(["a forward", "not counted: no example of what this class is called with; 'bench' counts it"])
     if facts["pairs"]:
         rows += _skip_rows(facts)
     elif facts["blocks"]:

@@ -42,6 +42,9 @@ class StepFlops:
         branches, found = trunk.branches, None if trunk.declared else trunk.backbone
         merge = None if branches is None else branches.config.merge
         model = meta_transformer(type(transformer), transformer.config, merge, found)
+        for name, adapter in getattr(transformer, "peft_config", {}).items():
+            model.add_adapter(adapter, name)  # a LoRA that is not fused costs, too
+        model.eval()
         inputs = example_inputs(model) if inputs is None else tree_map_only(torch.Tensor, _plain, dict(inputs))
         denoised = next(iter(inputs.values()))  # (batch, ...), or a list of as many
         self.shape: tuple[int, ...] = tuple(denoised[0].shape)
