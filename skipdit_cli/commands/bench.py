@@ -35,7 +35,10 @@ def bench(
     model: Model = None,
     preset: Preset = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Build the preset's model at full size; speed alone, no download.")
+        bool,
+        typer.Option(
+            "--random-weights", help="Build the preset's transformer at full size; its speed alone, no download."
+        ),
     ] = False,
     merge: Annotated[
         str, typer.Option(help="Skip branches for --random-weights: residual, replace or none.")
@@ -205,7 +208,8 @@ def _samples(
 def _guidance(given: float | None, pipe, random_weights: bool) -> float:
     from skipdit_cli.pipelines.generation import default_guidance
 
-    return given if given is not None else 1.0 if random_weights else default_guidance(pipe)
+    own = default_guidance(pipe)
+    return given if given is not None else 1.0 if random_weights and own is not None else own
 
 
 def _conditions(samples: list) -> dict:

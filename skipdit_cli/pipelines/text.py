@@ -152,7 +152,7 @@ def _pixels(result, pipe) -> np.ndarray:
 
 def _texts(pipe, prompts: Sequence[str | None], guided: bool, negative_prompt: str | None) -> dict:
     """The arguments that say what is to be made."""
-    if prompts[0] is None:
+    if prompts[0] is None and encodes_alone(pipe):
         embeds, negative = _noise_texts(pipe.transformer)
     elif encodes_alone(pipe):
         told = {"negative_prompt": negative_prompt or "", "clean_caption": False}
