@@ -75,7 +75,7 @@ def test_every_family_costs_what_its_real_forward_costs(name):
     model = family(name)
     if name != "HunyuanDiT2DModel":
         add_skip_branches(model)
-    flops = StepFlops(model, arguments(model))
+    flops = StepFlops(model, [arguments(model)])
     enable_skip_cache(model, CachePolicy(1))
     assert [counted(model, arguments(model)) for _ in range(2)] == [flops.full, flops.reused(1)]
     assert 1 < flops.limit((True, False), 1) < 2
@@ -86,9 +86,9 @@ def test_a_batch_and_a_lower_precision_cost_what_one_image_costs():
     model = family("SD3Transformer2DModel")
     one, three = (example_inputs(model, batch, small=True, dtype=dtype) for batch, dtype in
                   ((1, torch.float32), (3, torch.bfloat16)))  # fmt: skip
-    assert StepFlops(model, one).units == StepFlops(model, three).units
+    assert StepFlops(model, [one]).units == StepFlops(model, [three]).units == StepFlops(model, [one, three]).units
     with torch.autocast("cpu", torch.bfloat16):
-        assert counted(model, one) == StepFlops(model, one).full
+        assert counted(model, one) == StepFlops(model, [one]).full
 
 
 def test_attention_is_counted():

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from skipdit_cli.backbones import Trial, check_class, known_trunk
+from skipdit_cli.backbones import Trial, check_class, keep_trunk, known_trunk, trunk_of
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.measure.cases import Case, make_cases
 from skipdit_cli.measure.flops import StepFlops
@@ -21,7 +21,7 @@ from skipdit_cli.measure.report import environment
 from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
 from skipdit_cli.pipelines.arguments import takes_text
 from skipdit_cli.pipelines.device import computes_wide, transformers_of
-from skipdit_cli.pipelines.first_call import first_call
+from skipdit_cli.pipelines.first_step import first_step
 from skipdit_cli.pipelines.generation import Generated, batches, generate
 from skipdit_cli.pipelines.pixels import is_pixel_space
 from skipdit_cli.pipelines.schedulers import make_scheduler
@@ -46,7 +46,8 @@ class Bench:
         cases: In the order of the rows.
         has_branches: Whether ``pipe`` has skip branches.
         has_pictures: Whether its latents can be made pictures, so that PSNR and SSIM exist.
-        macs: Multiply-adds of one forward for one image: "vanilla", and "skip" if it has branches.
+        macs: Multiply-adds of one forward for one image, the mean where guidance takes calls of different length:
+            "vanilla", and "skip" if it has branches.
         generated: What each case's first round made; after ``run``.
         warm_up_seconds: Time of the runs that were not counted; mostly compilation if the forward is compiled.
     """
@@ -68,16 +69,16 @@ class Bench:
         self.has_pictures = getattr(pipe, "vae", None) is not None or is_pixel_space(pipe)
         self.sampling = {**sampling, "scheduler": scheduler, "batch_size": batch_size, "decode": self.has_pictures}
         run = {"num_inference_steps": num_inference_steps, **self.sampling}
-        calls = {each: first_call(each, conditions, **run) for each in dict.fromkeys([pipe, self.vanilla])}
-        for each, call in calls.items():
-            _find_trunks(each, call.arguments)
+        seen = {each: first_step(each, conditions, **run) for each in dict.fromkeys([pipe, self.vanilla])}
+        for each, step in seen.items():
+            _find_trunks(each, step.calls[0])
         with _without_branches(self.vanilla):
-            self.flops = {"vanilla": StepFlops(self.vanilla.transformer, calls[self.vanilla].arguments)}
+            self.flops = {"vanilla": StepFlops(self.vanilla.transformer, seen[self.vanilla].calls)}
         if self.has_branches:
-            self.flops["skip"] = StepFlops(pipe.transformer, calls[pipe].arguments)
+            self.flops["skip"] = StepFlops(pipe.transformer, seen[pipe].calls)
         self.macs = {name: flops.full for name, flops in self.flops.items()}
         self.least = math.ceil(1 / (sampling.get("strength") or 1))
-        self.cases = make_cases(policies, num_inference_steps, calls[pipe].timesteps, **self.flops, least=self.least)
+        self.cases = make_cases(policies, num_inference_steps, seen[pipe].timesteps, **self.flops, least=self.least)
         self.batches = len(batches(pipe, conditions, batch_size, alone=sampling.get("image") is not None))
         self.generated: list[Generated] = []
         self.warm_up_seconds = 0.0
@@ -255,10 +256,19 @@ def compiled(pipes: Sequence, backend="inductor") -> Iterator[None]:
     torch._dynamo.config.recompile_limit = 64
     transformers = list(dict.fromkeys(transformer for pipe in pipes for transformer in _models(pipe)))
     for transformer in transformers:
+        _hold(transformer, True)
         transformer.forward = torch.compile(transformer.forward, backend=backend)
     try:
         yield
     finally:
         for transformer in transformers:
             del transformer.forward
+            _hold(transformer, False)
         torch._dynamo.config.recompile_limit = limit
+
+
+def _hold(transformer, held: bool) -> None:
+    """Have one and the same object stand before each block, so that one compilation serves all rounds."""
+    trunk = trunk_of(transformer)
+    trunk.held = held
+    keep_trunk(transformer, trunk)

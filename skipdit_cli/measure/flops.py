@@ -21,13 +21,13 @@ from skipdit_cli.skip import SkipBranches, add_skip_branches
 
 
 class StepFlops:
-    """What one step of a model costs, in multiply-adds for one image or video (half of its FLOPs).
+    """What one step of a model costs, in multiply-adds of a call for one image or video (half of its FLOPs).
 
     Args:
         transformer: A model whose trunk is known, with or without skip branches, on any device. Only its class and
-            configuration are read; the count is made on an empty copy, in one forward.
-        inputs: The arguments of that forward, of any batch; at the size of the model's configuration, or of its
-            pipeline's default, if not given.
+            configuration are read; the count is made on an empty copy.
+        calls: The arguments of each forward of a step, of any batch; one at the size of the model's configuration, or
+            of its pipeline's default, if not given.
 
     Attributes:
         shape: What is denoised, of one image or video: (C, [F,] h, w), or (tokens, width) where that is packed.
@@ -36,7 +36,7 @@ class StepFlops:
         units: Share of each unit of the trunk in ``full``, with the branch that joins it.
     """
 
-    def __init__(self, transformer, inputs: Mapping | None = None):
+    def __init__(self, transformer, calls: Sequence[Mapping] | None = None):
         transformer = getattr(transformer, "_orig_mod", transformer)
         trunk = trunk_of(transformer)
         branches, found = trunk.branches, None if trunk.declared else trunk.backbone
@@ -45,15 +45,18 @@ class StepFlops:
         for name, adapter in getattr(transformer, "peft_config", {}).items():
             model.add_adapter(adapter, name)  # a LoRA that is not fused costs, too
         model.eval()
-        inputs = example_inputs(model) if inputs is None else tree_map_only(torch.Tensor, _plain, dict(inputs))
-        denoised = next(iter(inputs.values()))  # (batch, ...), or a list of as many
-        self.shape: tuple[int, ...] = tuple(denoised[0].shape)
-        batch, counter = len(denoised), FlopCounterMode(display=False)
+        calls = (
+            [example_inputs(model)] if calls is None else [tree_map_only(torch.Tensor, _plain, dict(c)) for c in calls]
+        )
+        denoised = [next(iter(inputs.values())) for inputs in calls]  # (batch, ...), or lists of as many
+        self.shape: tuple[int, ...] = tuple(denoised[0][0].shape)
+        batch, counter = sum(map(len, denoised)), FlopCounterMode(display=False)
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")  # from here on the weights are fake; the inputs, masks say, have values
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), counter:
             warnings.simplefilter("ignore")  # Mochi's, of a precision that no CPU has
-            model(**inputs)  # with attention as plain products, which the counter knows
+            for inputs in calls:
+                model(**inputs)  # with attention as plain products, which the counter knows
         name_of = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
 
         def macs(module) -> int:
