@@ -88,7 +88,9 @@ def bench(
         int | None,
         typer.Option(min=1, help="How often every case runs. 3, or as many as fit 5 minutes.", rich_help_panel=RUN),
     ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Uncounted short runs before.", rich_help_panel=RUN)] = 1,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Uncounted short runs before; with --compile at least one.", rich_help_panel=RUN)
+    ] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.", rich_help_panel=RUN)] = False,
     min_speedup: Annotated[
         float | None,
@@ -168,7 +170,7 @@ def bench(
             raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
         stack.enter_context(compiled(pipes) if compile else nullcontext())
         with console.progress("Bench", run.steps(rounds)) as advance:
-            rows = run.run(rounds, warmup, advance)
+            rows = run.run(rounds, max(warmup, 1) if compile else warmup, advance)
         settings = {**sampling, "image": image and str(image), **_conditions(samples), "lora": lora}
         settings |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling, "warmup": warmup, "compile": compile}
         report = run.report(rows, model or preset, {**settings, "random_weights": random_weights})

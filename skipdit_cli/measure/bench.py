@@ -119,12 +119,14 @@ class Bench:
             "rounds": self.rounds,
             **seconds,
             "macs": self.macs,
-            "notes": self._notes(settings.get("random_weights", False)),
+            "notes": self._notes(settings.get("random_weights", False), settings.get("compile", False)),
             "rows": rows,
         }
 
-    def _notes(self, random_weights: bool) -> list[str]:
+    def _notes(self, random_weights: bool, compiled: bool) -> list[str]:
         notes = []
+        if compiled:
+            notes.append(f"Compiled, in {self.warm_up_seconds:.0f} s of runs before those that are timed.")
         if known_trunk(self.pipe.transformer).backbone.native_skips:
             notes.append(
                 "This class has skips of its own: vanilla is the model with them, vanilla-cache is Skip-Cache on "
