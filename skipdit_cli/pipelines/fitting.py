@@ -90,7 +90,7 @@ def tile_vae(pipe) -> None:
     """
     vae = getattr(pipe, "vae", None)
     if vae is None:
-        raise UsageError("Got --vae-tiling, but this model has no VAE; leave it out.")
+        raise UsageError("Got --vae-tiling, but the VAE of this model is none; leave it out.")
     try:
         vae.enable_tiling()
         if hasattr(vae, "use_slicing"):
