@@ -27,7 +27,8 @@ class Trunk:
 
     ``branches`` (a ``SkipBranches``) and ``cache`` (a ``SkipCache``) are each optional. While either is set, every
     block of this instance is interposed on; when both are gone the instance is as diffusers made it. Parameters
-    keep their names throughout.
+    keep their names throughout. While it is ``held`` the blocks stay interposed on, for what is compiled is bound to
+    them: a bench puts caches on and takes them off.
 
     Args:
         transformer: A model of the class that ``backbone`` is of.
@@ -53,6 +54,7 @@ class Trunk:
         self.tokens = 0  # of the joined stream, where it is alone
         self.branches = None
         self.cache = None
+        self.held = False
         self.first_pass: FirstPass | None = FirstPass(self.model_class) if declared else None
         self._forget()
 
@@ -73,9 +75,13 @@ class Trunk:
         self.sources: dict[int, torch.Tensor] = {}
         self.merged = WeakTensorKeyDictionary()
 
+    @property
+    def in_use(self) -> bool:
+        return self.branches is not None or self.cache is not None or self.held
+
     def update(self) -> None:
         """Interpose on every block if anything is attached, else give the blocks back. Idempotent."""
-        wanted = self.branches is not None or self.cache is not None
+        wanted = self.in_use
         for index, unit in enumerate(self.units):
             for position, block in enumerate(unit):
                 if wanted:
@@ -259,7 +265,7 @@ def keep_trunk(transformer, trunk: Trunk) -> None:
     """Keep a trunk on its model, which copies of the model then have too. Nothing is kept on a model that nothing is
     attached to; what was found of it is remembered elsewhere."""
     transformer = getattr(transformer, "_orig_mod", transformer)
-    if trunk.branches is not None or trunk.cache is not None:
+    if trunk.in_use:
         transformer.__dict__[_ATTRIBUTE] = trunk
     else:
         transformer.__dict__.pop(_ATTRIBUTE, None)

@@ -31,7 +31,6 @@ Vae = Annotated[
     str | None,
     typer.Option(help="VAE folder or hub id to decode with, in place of the model's own.", show_default=False),
 ]
-NumFrames = Annotated[int | None, typer.Option(help="Of a video; the model's own if not given.", show_default=False)]
 Fps = Annotated[
     float | None,
     typer.Option(help="Frames a second of a video; its pipeline's own if not given, or 8.", show_default=False),
@@ -67,7 +66,7 @@ def sample(
     prompts_file: conditions.PromptsFile = None,
     negative_prompt: conditions.NegativePrompt = None,
     num_images: NumImages = None,
-    num_frames: NumFrames = None,
+    num_frames: pipeline_options.NumFrames = None,
     fps: Fps = None,
     num_inference_steps: Steps = 50,
     guidance_scale: Guidance = None,
@@ -158,9 +157,8 @@ _OF_A_RUN = (
 
 
 def _check(settings: dict) -> None:
-    for flag in ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size"):
-        if settings.get(flag, 1) < 1:
-            raise UsageError(f"Got --{flag.replace('_', '-')} {settings[flag]} but expected 1 or more.")
+    counts = ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size")
+    pipeline_options.check_positive(**{name: settings.get(name) for name in counts})
     if not 0 <= settings.get("guidance_scale", 1) < float("inf"):
         raise UsageError(f"Got --guidance-scale {settings['guidance_scale']:g} but expected 1 (off) or more.")
     if not 0 <= settings["seed"] < 2**32:

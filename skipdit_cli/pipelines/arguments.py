@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 
 FRAMES = ("num_frames", "video_length")
 """What diffusers calls the number of frames, by pipeline."""
@@ -65,8 +66,12 @@ class Asked:
 
 
 def takes(pipe) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline can be told when it is called."""
-    return inspect.signature(type(pipe).__call__).parameters
+    """What the pipeline, or any of a class of pipelines, can be told when it is called."""
+    return inspect.signature(_class_of(pipe).__call__).parameters
+
+
+def _class_of(pipe) -> type:
+    return pipe if isinstance(pipe, type) else type(pipe)
 
 
 def takes_text(pipe) -> bool:
@@ -113,6 +118,11 @@ def encodes_alone(pipe) -> bool:
     return "mask_feature" in takes(pipe)
 
 
+def does_without_text(pipe) -> bool:
+    """Whether noise can stand for a text, to time the model by."""
+    return encodes_alone(pipe) or isinstance(pipe, DenoiserPipeline)
+
+
 def check_key(name: str) -> None:
     """Refuse an argument that ``--pipeline-arg`` cannot set, of whatever pipeline.
 
@@ -137,7 +147,7 @@ def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float
     for prompt in prompts:
         if isinstance(prompt, int):
             raise UsageError(f"Got --class-labels {prompt}, but this is a model of texts; give --prompt instead.")
-    if not prompts or (prompts[0] is None and not encodes_alone(pipe)):
+    if not prompts or (prompts[0] is None and not does_without_text(pipe)):
         raise UsageError("Got no --prompt but expected one or more.")
     _check_encoder(pipe, {*prompts, asked.negative_prompt} <= {None})
     if asked.num_frames is not None and frames_argument(pipe) is None:
@@ -161,7 +171,7 @@ def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float
 def needs_image(pipe) -> bool:
     """Whether the pipeline makes nothing without an image: it takes none by default, or is one from image to image."""
     parameter = takes(pipe).get("image")
-    named = any(part in type(pipe).__name__ for part in ("Img2Img", "ImageToVideo", "Inpaint"))
+    named = any(part in _class_of(pipe).__name__ for part in ("Img2Img", "ImageToVideo", "Inpaint"))
     return parameter is not None and (parameter.default is parameter.empty or named)
 
 

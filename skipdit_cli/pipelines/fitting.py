@@ -89,14 +89,14 @@ def tile_vae(pipe) -> None:
         UsageError: There is no VAE, or its kind decodes in one piece alone.
     """
     vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise UsageError("Got --vae-tiling, but the VAE of this model is none; leave it out.")
     try:
-        if vae is None:
-            raise NotImplementedError
         vae.enable_tiling()
         if hasattr(vae, "use_slicing"):
             vae.enable_slicing()
     except (AttributeError, NotImplementedError) as cause:
-        kind = "none" if vae is None else f"an {type(vae).__name__}, which has no tiles"
+        kind = f"an {type(vae).__name__}, which has no tiles"
         raise UsageError(f"Got --vae-tiling, but the VAE of this model is {kind}; leave it out.") from cause
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -29,6 +30,7 @@ class Generated:
         images: uint8 (N, H, W, 3), of a video model (N, F, H, W, 3); None where decoding was not asked for.
         latents: float32 (N, C, [F,] h, w) on the CPU, as the sampler left them; of a text pipeline in its own layout.
         report: Counts of the last batch, over both transformers where there are two; None without a cache.
+        steps, calls: Of the last batch: how often its sampler stepped, and a transformer was called.
         denoise_seconds, total_seconds: The loop alone, and everything.
         cache_bytes: The most the cache held at once.
         sounds: One a video, of a pipeline that makes sound and was to decode.
@@ -41,6 +43,8 @@ class Generated:
     total_seconds: float
     cache_bytes: int = 0
     sounds: list[Sound] = field(default_factory=list)
+    steps: int = 0
+    calls: int = 0
 
 
 def generate(
@@ -88,19 +92,22 @@ def generate(
     trained = sampler.config.get("num_train_timesteps", num_inference_steps)
     if num_inference_steps > trained:
         raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {trained} timesteps.")
-    settings = {"guidance_scale": scale, "advance": advance}
+    steps = _Counted(advance)
+    settings = {"guidance_scale": scale, "advance": steps}
     if takes_text(pipe):
         settings |= {"num_inference_steps": num_inference_steps, "decode": decode and not decodes_here(pipe)}
     else:
         settings["guided_channels"] = 3 if cfg_channels == "3" else pipe.transformer.config.in_channels
     transformers = list(transformers_of(pipe).values())
     caches, latents, pictures, sounds, seconds, cache_bytes = [], [], [], [], 0.0, 0
+    calls = 0
     try:
         if policy is not None:
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
-            with Stopwatch(pipe) as watch:
+            steps.count = 0
+            with _lent(pipe, sampler), Stopwatch(pipe) as watch:
                 if takes_text(pipe):
                     made, seen, heard = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
                 else:
@@ -111,7 +118,7 @@ def generate(
             latents.append(made.cpu())
             pictures += [] if seen is None else [seen]
             sounds += heard
-            seconds += watch.seconds
+            seconds, calls = seconds + watch.seconds, watch.calls
             cache_bytes = max(cache_bytes, sum(cache.peak_bytes for cache in caches))
         report = CacheReport.over([cache.report() for cache in caches]) if caches else None
     finally:
@@ -121,7 +128,33 @@ def generate(
     images = np.concatenate(pictures) if pictures else None
     if decode and images is None:
         images = to_pixels(pipe, latents, batch_size or len(latents))
-    return Generated(images, latents, report, seconds, time.perf_counter() - began, cache_bytes, sounds)
+    total = time.perf_counter() - began
+    return Generated(images, latents, report, seconds, total, cache_bytes, sounds, steps.count, calls)
+
+
+class _Counted:
+    """Counts how often it is called, and calls on."""
+
+    def __init__(self, advance: Callable[[], None] | None):
+        self.advance, self.count = advance, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.advance is not None:
+            self.advance()
+
+
+@contextmanager
+def _lent(pipe, scheduler) -> Iterator[None]:
+    """The pipeline with another scheduler, and without the progress bar of its own."""
+    own, bar = pipe.scheduler, dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+        pipe.set_progress_bar_config(**bar)
 
 
 def batches(

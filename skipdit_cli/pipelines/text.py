@@ -90,7 +90,7 @@ def sample_texts(
     settings |= asked.arguments
     steps = Steps(advance)
     told, refusals = steps.told_by(pipe, scheduler), _refusals(pipe, bool(asked.arguments))
-    with _lent(pipe, scheduler), _tiles(pipe), told as callback, refusals:
+    with _tiles(pipe), told as callback, refusals:
         guided = guidance_scale is not None and guidance_scale > 1
         texts = _texts(pipe, prompts, guided, asked.negative_prompt)
         result = pipe(**texts, **settings, **callback)
@@ -165,7 +165,7 @@ def _pixels(result, pipe) -> np.ndarray:
 
 def _texts(pipe, prompts: Sequence[str | None], guided: bool, negative_prompt: str | None) -> dict:
     """The arguments that say what is to be made."""
-    if prompts[0] is None:
+    if prompts[0] is None and encodes_alone(pipe):
         embeds, negative = _noise_texts(pipe.transformer)
     elif encodes_alone(pipe):
         told = {"negative_prompt": negative_prompt or "", "clean_caption": False}
@@ -227,16 +227,3 @@ class Steps:
                 yield {}
             finally:
                 scheduler.step = own
-
-
-@contextmanager
-def _lent(pipe, scheduler) -> Iterator[None]:
-    """The pipeline with another scheduler, and without the progress bar of its own."""
-    own, bar = pipe.scheduler, dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.scheduler = scheduler
-    pipe.set_progress_bar_config(**{**bar, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.scheduler = own
-        pipe.set_progress_bar_config(**bar)
