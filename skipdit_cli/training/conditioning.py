@@ -10,7 +10,7 @@ import torch
 
 from skipdit_cli import console
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.families import Family, family_of
+from skipdit_cli.training.families import Family, family_of, transformer_of
 from skipdit_cli.training.store import Store, Tensors, fingerprint
 
 REMEMBERED = 256
@@ -122,5 +122,5 @@ def conditioning_of(pipe, device: torch.device, store: Store | None = None):
     family = family_of(pipe)
     if family is not None:
         return CaptionConditioning(family, device, store)
-    classes = pipe.transformer.config.num_embeds_ada_norm
+    classes = transformer_of(pipe).config.num_embeds_ada_norm
     return NoConditioning() if classes is None else ClassConditioning(classes)
