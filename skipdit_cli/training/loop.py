@@ -95,7 +95,7 @@ class Trainer:
         if store is not None and isinstance(self.objective.condition, CaptionConditioning):
             self.encode_texts(self.objective.condition, {*samples.conditions, *([""] if dropout else [])})
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.grid = grid_run(samples, self.transformer.config, num_frames, size)
+        self.grid = grid_run(samples, pipe, num_frames, size)
         self.schedule = make_schedule(optimizer, settings)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         parameters = list(self.trained.values())

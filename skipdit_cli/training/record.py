@@ -10,6 +10,7 @@ import torch
 
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.pipelines.generation import generate
 from skipdit_cli.training.samples import SampleSet
 
@@ -43,12 +44,14 @@ def _step_of(line: str) -> float:
         return float("inf")  # the half line of a killed run
 
 
-def grid_run(samples: SampleSet, config, num_frames: int | None, size: tuple[int, int]) -> dict:
-    """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither."""
+def grid_run(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, int]) -> dict:
+    """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither. At the
+    size that is trained, not at the one of a pipeline's own that is nearest to it."""
     if isinstance(samples.conditions[0], str):
         texts = list(dict.fromkeys(samples.conditions))[:GRID_TEXTS]
-        return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1]}
-    classes = config.num_embeds_ada_norm
+        free = {"arguments": {"use_resolution_binning": False}} if "use_resolution_binning" in takes(pipe) else {}
+        return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1], **free}
+    classes = pipe.transformer.config.num_embeds_ada_norm
     shown = [None] * GRID_TEXTS if classes is None else list(range(min(GRID_CLASSES, classes)))
     return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE}
 
