@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from text_pipelines import text_pipeline
-from text_training import command, losses, prepare, rename
+from text_training import command, differ, losses, prepare, rename
 
 from skipdit_cli.checkpoints import load_pipeline, save_pipeline
 from skipdit_cli.errors import UsageError
@@ -29,20 +29,6 @@ def experts(tmp_path) -> tuple[Path, Path]:
             torch.nn.init.normal_(linear.weight, std=0.02)
     save_pipeline(pipe, tmp_path / "two")
     return tmp_path / "two", data
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Those of the pipeline, by path."""
-    left = ("checkpoint-", "samples", "metrics", "README")
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {str(path): (folder / path).read_bytes() for path in paths if not str(path).startswith(left)}
-
-
-def differ(one: Path, other: Path) -> set[str]:
-    """Top folders in which two pipelines differ; both have the same files."""
-    first, second = files(one), files(other)
-    assert first.keys() == second.keys()
-    return {path.split("/")[0] for path in first if first[path] != second[path]}
 
 
 @pytest.mark.parametrize("scheme", WEIGHTINGS)

@@ -57,3 +57,17 @@ def changed(before: Path, after: Path) -> set[str]:
 def rename(model: Path, **entries) -> None:
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps({**index, **entries}))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Those of the pipeline, by path."""
+    left = ("checkpoint-", "samples", "metrics", "README")
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (folder / path).read_bytes() for path in paths if not str(path).startswith(left)}
+
+
+def differ(one: Path, other: Path) -> set[str]:
+    """Top folders in which two pipelines differ; both have the same files."""
+    first, second = files(one), files(other)
+    assert first.keys() == second.keys()
+    return {path.split("/")[0] for path in first if first[path] != second[path]}

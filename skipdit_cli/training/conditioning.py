@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from skipdit_cli import console
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.families import Family, family_of, transformer_of
-from skipdit_cli.training.store import Store, Tensors, fingerprint
+from skipdit_cli.training.store import Store, Tensors, fingerprint, fingerprint_of_tokenizer, of_model
 
 REMEMBERED = 256
 
@@ -73,8 +74,10 @@ class CaptionConditioning:
         self.encoders = {name: parts[name].to(device).requires_grad_(False).eval() for name in names}
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode if store is None else self._kept)
         if store is not None:
-            prints = {name: fingerprint(encoder, {}) for name, encoder in self.encoders.items()}
-            self.made = {**prints, "pipeline": type(family.pipe).__name__}
+            prints = {name: fingerprint(encoder, of_model(encoder)) for name, encoder in self.encoders.items()}
+            readers = {name: fingerprint_of_tokenizer(part) for name, part in parts.items() if "tokenizer" in name}
+            self.made = {**prints, **readers, "pipeline": type(family.pipe).__name__, "longest": family.longest()}
+        self.cut = False
 
     def predict(self, model, xt, times, conditions: Sequence[str], dropped, **arguments) -> torch.Tensor:
         texts = ["" if drop else text for text, drop in zip(conditions, dropped.tolist())]
@@ -107,10 +110,33 @@ class CaptionConditioning:
     @torch.no_grad()
     def _encode(self, text: str) -> Tensors:
         """On the CPU, numbers in float32."""
-        encoded = self.family.encode(text, next(iter(self.encoders.values())).device)
+        with told_in_logs() as said:
+            encoded = self.family.encode(text, next(iter(self.encoders.values())).device)
+        if not self.cut and any("truncated" in line for line in said):
+            self.cut = True
+            console.warn(
+                f"a text encoder reads no more than the beginning of '{text[:40]}...'; so may it be of others."
+            )
         return {
             name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in encoded.items()
         }
+
+
+@contextmanager
+def told_in_logs() -> Iterator[list[str]]:
+    """What diffusers and transformers log in the block, instead of their printing it: of a text that is too long, all
+    that is cut off."""
+    said, note = [], logging.Handler()
+    note.emit = lambda record: said.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    held = [logger.handlers for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [note]
+    try:
+        yield said
+    finally:
+        for logger, handlers in zip(loggers, held):
+            logger.handlers = handlers
 
 
 def conditioning_of(pipe, device: torch.device, store: Store | None = None):

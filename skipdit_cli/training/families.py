@@ -47,9 +47,10 @@ class Family:
         """Height and width of the picture behind latents."""
         return tuple(side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
 
-    def longest(self) -> int:
-        """Tokens of a text, as many as the pipeline takes when it is called."""
-        return takes(self.pipe)["max_sequence_length"].default
+    def longest(self) -> int | None:
+        """Tokens of a text, as many as the pipeline takes when it is called; None where it does not say."""
+        said = takes(self.pipe).get("max_sequence_length")
+        return None if said is None else said.default
 
 
 class Latte(Family):
