@@ -108,6 +108,7 @@ def test_both_experts_one_after_the_other_and_grids_of_both(skipdit, experts, tm
     assert grids[2].read_bytes() != grids[0].read_bytes() and grids[5].read_bytes() != grids[3].read_bytes()
     card = (tmp_path / "two-trained" / "README.md").read_text()
     assert "--expert high" in card and "--expert low" in card
+    assert "pipeline_tag: text-to-video" in card and '"sample.gif"' in card
     pipe = load_pipeline(tmp_path / "two-trained")
     assert pipe.transformer.skip_branches.num_pairs == pipe.transformer_2.skip_branches.num_pairs == 2
 

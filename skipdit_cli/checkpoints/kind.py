@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.pipelines.arguments import FRAMES
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,16 @@ def kind_of(folder: Path) -> Kind:
     reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     return Kind(
         pipeline=str(index.get("_class_name")),
-        video="video_length" in config,
+        video="video_length" in config or _makes_frames(str(index.get("_class_name"))),
         text=bool(reads),
         classes=config.get("num_embeds_ada_norm") is not None,
         encodes=bool(reads) and [None, None] not in reads.values(),
     )
+
+
+def _makes_frames(pipeline: str) -> bool:
+    """Whether diffusers' pipeline of a name takes a number of frames."""
+    import diffusers
+
+    kind = getattr(diffusers, pipeline, None)
+    return kind is not None and any(name in inspect.signature(kind.__call__).parameters for name in FRAMES)

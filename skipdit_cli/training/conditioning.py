@@ -115,7 +115,7 @@ class CaptionConditioning:
         if not self.cut and any("truncated" in line for line in said):
             self.cut = True
             console.warn(
-                f"a text encoder reads no more than the beginning of '{text[:40]}...'; so may it be of others."
+                f"a text encoder reads no more than the beginning of '{text[:40]}...'; perhaps also of others."
             )
         return {
             name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in encoded.items()

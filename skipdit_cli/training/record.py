@@ -12,6 +12,7 @@ from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.training.conditioning import told_in_logs
 from skipdit_cli.training.samples import SampleSet
 
 GRID_CLASSES, GRID_TEXTS, GRID_STEPS, GRID_GUIDANCE = 8, 4, 25, 1.5
@@ -63,7 +64,7 @@ def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:
     run = {"num_inference_steps": GRID_STEPS, "seed": seed, **run}
     conditions = run.pop("conditions")
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), told_in_logs():
             full = generate(pipe, conditions, **run).images
             cached = generate(pipe, conditions, policy=CachePolicy(**GRID_POLICY), **run).images
         pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])
