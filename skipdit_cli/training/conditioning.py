@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 from skipdit_cli import console
-from skipdit_cli.errors import UsageError
+from skipdit_cli.training.demand import check_encoders
 from skipdit_cli.training.families import Family, family_of, transformer_of
 from skipdit_cli.training.store import Store, Tensors, fingerprint, fingerprint_of_tokenizer, of_model
 
@@ -64,12 +64,7 @@ class CaptionConditioning:
     def __init__(self, family: Family, device: torch.device, store: Store | None = None):
         self.family, self.store = family, store
         parts = family.pipe.components
-        missing = [name for name in ("text_encoder", "text_encoder_2") if name in parts and parts[name] is None]
-        if missing:
-            raise UsageError(
-                f"The model's folder has no {missing[0]} to read captions with; give one that 'skipdit convert' made "
-                "of a whole pipeline, or with --text-from."
-            )
+        check_encoders(name for name, part in parts.items() if part is None)
         names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
         self.encoders = {name: parts[name].to(device).requires_grad_(False).eval() for name in names}
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode if store is None else self._kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError
@@ -97,6 +98,8 @@ def demand_of(
     if pipeline is not None:
         _check_pipeline(pipeline, trained, config, vae or {})
         _check_expert(pipeline, expert)
+        if trained.captions:
+            check_encoders(name for name, part in pipeline.items() if part == [None, None])
     if name in USUAL_LENGTH:
         return Demand(None, True, USUAL_LENGTH[name], (vae or {}).get("scale_factor_temporal") or 4, expert)
     defaults = {"video_length": 16} if trained.videos else {"num_embeds_ada_norm": 1000}
@@ -118,6 +121,21 @@ def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> N
         *most, last = *trained.pipelines, *trained.siblings
         allowed = f"{', '.join(most)} or {last}" if most else last
         raise UsageError(f"Got a {kind}, but of a {name} {allowed} can be trained here.")
+
+
+def check_encoders(missing: Iterable[str]) -> None:
+    """
+    Args:
+        missing: The parts that a pipeline of texts has not. SD3's third encoder may be one.
+    Raises:
+        UsageError: It reads no texts without.
+    """
+    found = sorted({"text_encoder", "text_encoder_2"}.intersection(missing))
+    if found:
+        raise UsageError(
+            f"The model's folder has no {found[0]} to read captions with; give one that 'skipdit convert' made "
+            "of a whole pipeline, or with --text-from."
+        )
 
 
 def _check_expert(index: dict, expert: str | None) -> None:
