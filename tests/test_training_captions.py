@@ -23,6 +23,7 @@ from skipdit_cli.training.settings import Weighting
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 CPU = torch.device("cpu")
 KEPT = torch.tensor([False, False])
+TRIED = [name for name in (*MADE, *VARIANTS) if name not in ("latte", "pixart-1024", "wan-5b", "wan-22")]
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_caption_in_a_batch_is_told_as_the_pipeline_tells_it_alone(name):
     assert (both - swapped).abs().max() > 1e-3 and torch.equal(dropped, empty) and not torch.equal(dropped, both)
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name != "latte"])
+@pytest.mark.parametrize("name", TRIED)
 def test_finetune_with_captions(skipdit, prepared, tmp_path, name):
     run = command(name, *prepared(name), tmp_path / "kept")
     whole = skipdit(*run, "-o", tmp_path / "whole", "--max-train-steps", 4)
@@ -137,9 +138,11 @@ def by_hand(name: str, pipe, x0: torch.Tensor, noise: torch.Tensor, t: torch.Ten
     return (1 - level) * x0 + level * noise, times.long() if name == "wan" else times, noise - x0
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name != "latte"])
+@pytest.mark.parametrize("name", TRIED)
 def test_the_loss_against_one_worked_out_by_hand(name):
-    pipe, side = text_pipeline(name), SIDE.get(name, 16)
+    pipe, learned = text_pipeline(name), name != "pixart-sigma-of-noise"
+    name = name.split("-")[0]
+    side = SIDE.get(name, 16)
     pixels = torch.rand(2, 3, *([5] if name == "wan" else []), side, side, generator=torch.Generator().manual_seed(1))
     objective = Objective(pipe, CPU, seed=5, label_dropout=0.5)
     with torch.no_grad():
@@ -164,7 +167,7 @@ def test_the_loss_against_one_worked_out_by_hand(name):
         answer = objective.condition.predict(pipe.transformer, xt, times, TEXTS, dropped)
     mse = (answer[:, : x0.shape[1]] - target).square().mean()
     assert float(ours.mse) == pytest.approx(float(mse), rel=1e-4)
-    if name in ("pixart", "hunyuan"):
+    if name in ("pixart", "hunyuan") and learned:
         assert float(ours.vb) > 0 and float(ours.total) == pytest.approx(float(mse + ours.vb), rel=1e-4)
     else:
         assert float(ours.vb) == 0 and float(ours.total) == pytest.approx(float(mse), rel=1e-4)

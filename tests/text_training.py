@@ -18,7 +18,8 @@ SIDE = {"wan": 32, "hunyuan": 64}
 
 def prepare(folder: Path, name: str) -> tuple[Path, Path]:
     """The folder of a pipeline with branches (HunyuanDiT has its own), and one of data."""
-    pipe, side = text_pipeline(name), SIDE.get(name, 16)
+    pipe, name = text_pipeline(name), name.split("-")[0]
+    side = SIDE.get(name, 16)
     if name != "hunyuan":
         add_skip_branches(pipe.transformer)
     save_pipeline(pipe, folder / "model")
@@ -38,6 +39,7 @@ def prepare(folder: Path, name: str) -> tuple[Path, Path]:
 
 def command(name: str, model: Path, data: Path, kept: Path) -> tuple:
     """``skipdit finetune`` of two samples a step, stage 1 where there are branches."""
+    name = name.split("-")[0]
     side, stage = SIDE.get(name, 16), "all" if name == "hunyuan" else "skip"
     run = ("finetune", "-m", model, "--data", data, "--train", stage, "--train-batch-size", 2, "--cache-latents", kept)
     run += ("--height", side, "--width", side, "--learning-rate", 1e-3, "--label-dropout", 0.5, "--random-flip")

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.first_pass import FirstPass
-from skipdit_cli.backbones.interpose import Interposed, interpose, restore
+from skipdit_cli.backbones.interpose import Interposed, interpose_outside, restore
 from skipdit_cli.errors import UsageError
 
 _ATTRIBUTE = "_skipdit_trunk"
@@ -79,7 +79,8 @@ class Trunk:
         for index, unit in enumerate(self.units):
             for position, block in enumerate(unit):
                 if wanted:
-                    interpose(block, "forward", partial(InterposedBlock, trunk=self, index=index, position=position))
+                    make = partial(InterposedBlock, trunk=self, index=index, position=position)
+                    interpose_outside(block, "forward", make)
                 else:
                     restore(block, "forward")
         self._forget()
@@ -200,7 +201,7 @@ class InterposedBlock(Interposed):
                 kwargs[name] = stream
             else:
                 args[at] = stream
-        result = self.inner(*args, **kwargs)
+        result = self.call_inner(*args, **kwargs)
         if looking is not None:
             looking.left(self.listing, given, result)
             trunk.first_pass = looking if index < len(trunk) - 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
+from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
@@ -78,9 +78,10 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     index = read_json(folder / INDEX)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
     check_denoiser(path, index)
-    _check_tokenizers(path, folder, index)
+    check_packages(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
-        arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
+        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     with _quiet(text=any(value[0] == "transformers" for value in index.values() if isinstance(value, list))):
@@ -124,26 +125,6 @@ def check_denoiser(path, index: dict) -> None:
         kind, others = index.get("_class_name"), [name for name in ("unet", "prior", "decoder") if index.get(name)]
         with_what = f": it denoises with its {others[0]}" if others else ""
         raise UsageError(f"Model {path} is a {kind}, which has no transformer trunk{with_what}.")
-
-
-def _check_tokenizers(path, folder: Path, index: dict) -> None:
-    """Raise ``UsageError`` where a tokenizer lies in SentencePiece's format alone and nothing here can read that."""
-    for part in index:
-        alone = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
-        if alone and any((folder / part).glob("*.model")):
-            missing = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
-            if missing:
-                raise UsageError(
-                    f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
-                    "pip install 'skipdit-cli[text]'."
-                )
-
-
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
-        return False
 
 
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:

@@ -10,6 +10,8 @@ from skipdit_cli.errors import UsageError, nearest
 
 FRAMES = ("num_frames", "video_length")
 """What diffusers calls the number of frames, by pipeline."""
+RATES = ("frame_rate", "fps")
+"""What diffusers calls the number of frames a second, of which the motion depends, and the length of a sound."""
 FLAGS = {
     "prompt": "--prompt",
     "negative_prompt": "--negative-prompt",
@@ -17,6 +19,8 @@ FLAGS = {
     "width": "--width",
     "num_frames": "--num-frames",
     "video_length": "--num-frames",
+    "frame_rate": "--fps",
+    "fps": "--fps",
     "num_inference_steps": "--num-inference-steps",
     "guidance_scale": "--guidance-scale",
     "image": "--image",
@@ -37,6 +41,7 @@ class Asked:
 
     Args:
         num_frames, height, width: Sizes are those of the pixels.
+        fps: Frames a second; of a pipeline that is not told of it, its file's alone.
         image: A ``PIL.Image`` that it starts from, or makes a video of.
         strength: How much of the noise that image gets, over 0 and up to 1.
         arguments: More of its call, by name.
@@ -44,6 +49,7 @@ class Asked:
 
     negative_prompt: str | None = None
     num_frames: int | None = None
+    fps: float | None = None
     height: int | None = None
     width: int | None = None
     image: object = None
@@ -51,8 +57,9 @@ class Asked:
     arguments: Mapping[str, object] = field(default_factory=dict)
 
     def given(self) -> dict[str, str]:
-        """The names of those that were, with their flags as one gives them."""
-        own = {name: value for name, value in vars(self).items() if name != "arguments" and value is not None}
+        """The names of those that were, with their flags as one gives them; not ``fps``, which any video has."""
+        own = {name: value for name, value in vars(self).items() if value is not None}
+        own = {name: value for name, value in own.items() if name not in ("arguments", "fps")}
         said = {name: FLAGS[name] + (f" {value}" if name != "image" else "") for name, value in own.items()}
         return {**said, **{name: f"--pipeline-arg {name}" for name in self.arguments}}
 
@@ -69,6 +76,18 @@ def takes_text(pipe) -> bool:
 def frames_argument(pipe) -> str | None:
     """The name of the number of frames; None for a pipeline that has none."""
     return next((name for name in FRAMES if name in takes(pipe)), None)
+
+
+def rate_argument(pipe) -> str | None:
+    """The name of the number of frames a second; None for a pipeline that is not told of it."""
+    return next((name for name in RATES if name in takes(pipe)), None)
+
+
+def own_rate(pipe) -> float:
+    """Frames a second of its videos where nothing else is asked: what its own call says, else those of Latte's
+    sample.py."""
+    name = rate_argument(pipe)
+    return float((name and takes(pipe)[name].default) or 8)
 
 
 def guidance_argument(pipe) -> str | None:

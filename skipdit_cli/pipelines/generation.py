@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import UsageError
+from skipdit_cli.media import Sound
 from skipdit_cli.pipelines.arguments import Asked, check_texts, encodes_alone, own_guidance, takes_text
 from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
 from skipdit_cli.pipelines.device import Stopwatch, transformers_of
@@ -30,6 +31,7 @@ class Generated:
         report: Counts of the last batch, over both transformers where there are two; None without a cache.
         denoise_seconds, total_seconds: The loop alone, and everything.
         cache_bytes: The most the cache held at once.
+        sounds: One a video, of a pipeline that makes sound and was to decode.
     """
 
     images: np.ndarray | None
@@ -38,6 +40,7 @@ class Generated:
     denoise_seconds: float
     total_seconds: float
     cache_bytes: int = 0
+    sounds: list[Sound] = field(default_factory=list)
 
 
 def generate(
@@ -72,7 +75,7 @@ def generate(
         scheduler: A name of ``schedulers.SCHEDULERS``; None for the pipeline's own.
         policy: Turns the cache on for this call, on each of the pipeline's transformers.
         advance: Called after each denoising step of each batch.
-        asked: Of a model of texts, the rest of ``arguments.Asked``: negative_prompt, height, image, ...
+        asked: Of a model of texts, the rest of ``arguments.Asked``: negative_prompt, fps, height, ...
     Raises:
         UsageError: A condition or a setting that the model has not, too many steps, an unknown scheduler, a policy
             that does not fit the run.
@@ -91,7 +94,7 @@ def generate(
     else:
         settings["guided_channels"] = 3 if cfg_channels == "3" else pipe.transformer.config.in_channels
     transformers = list(transformers_of(pipe).values())
-    caches, latents, pictures, seconds, cache_bytes = [], [], [], 0.0, 0
+    caches, latents, pictures, sounds, seconds, cache_bytes = [], [], [], [], 0.0, 0
     try:
         if policy is not None:
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
@@ -99,14 +102,15 @@ def generate(
             generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
             with Stopwatch(pipe) as watch:
                 if takes_text(pipe):
-                    made, seen = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
+                    made, seen, heard = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
                 else:
                     sampler.set_timesteps(num_inference_steps)
                     start = first_latents(pipe, sampler, generators, num_frames)
-                    labels, seen = as_tensor(conditions[batch], pipe.transformer.device), None
+                    labels, seen, heard = as_tensor(conditions[batch], pipe.transformer.device), None, []
                     made = denoise(pipe.transformer, sampler, start, labels, generators=generators, **settings)
             latents.append(made.cpu())
             pictures += [] if seen is None else [seen]
+            sounds += heard
             seconds += watch.seconds
             cache_bytes = max(cache_bytes, sum(cache.peak_bytes for cache in caches))
         report = CacheReport.over([cache.report() for cache in caches]) if caches else None
@@ -117,7 +121,7 @@ def generate(
     images = np.concatenate(pictures) if pictures else None
     if decode and images is None:
         images = to_pixels(pipe, latents, batch_size or len(latents))
-    return Generated(images, latents, report, seconds, time.perf_counter() - began, cache_bytes)
+    return Generated(images, latents, report, seconds, time.perf_counter() - began, cache_bytes, sounds)
 
 
 def batches(

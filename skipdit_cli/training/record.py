@@ -10,6 +10,7 @@ import torch
 
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.media.files import replacing
 from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.pipelines.generation import generate
 from skipdit_cli.training.conditioning import told_in_logs
@@ -21,17 +22,17 @@ GRID_POLICY = {"layers": 1, "interval": 2}
 
 class Metrics:
     """``metrics.jsonl``: one line an optimizer step, each written at once. A resumed run drops the lines after its
-    checkpoint, so that the file reads as if there had been no break."""
+    checkpoint, so that the file reads as if there had been no break. What is not finite (the norm of gradients that
+    overflow in float16) is null."""
 
     def __init__(self, path: Path, step: int):
         lines = path.read_text().splitlines() if step and path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        self.file = path.open("w", encoding="utf-8")
-        self.file.writelines(line + "\n" for line in kept)
-        self.file.flush()
+        with replacing(path) as rewritten:
+            rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(console.plain(row), allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self) -> None:
