@@ -78,6 +78,12 @@ def wan_5b():
     return wan(expand_timesteps=True)
 
 
+def wan_22():
+    """Of two transformers, as Wan 2.2's 14B is."""
+    second = tiny("WanTransformer3DModel", seed=1, num_layers=4, text_dim=TEXT)
+    return wan(transformer_2=second, boundary_ratio=0.7)
+
+
 MADE = {"latte": latte, "pixart": pixart, "sd3": sd3, "flux": flux, "hunyuan": hunyuan, "wan": wan}
 VARIANTS = {
     "pixart-1024": pixart_1024,
@@ -85,6 +91,7 @@ VARIANTS = {
     "pixart-sigma-of-noise": pixart_sigma_of_noise,
     "sd3-5": sd3_5,
     "wan-5b": wan_5b,
+    "wan-22": wan_22,
 }
 """Of a kind whose name begins theirs."""
 
