@@ -7,6 +7,7 @@ from pathlib import Path
 
 from skipdit_cli.checkpoints.pipeline import INDEX, is_part
 from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.pipelines.arguments import frames_argument, needs_image
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Kind:
         video: It makes videos, not pictures.
         text: It is given texts.
         classes: It is given class ids; without either it is given nothing.
+        image: It is given a picture to start from, too.
         encodes: The parts that read texts are in the folder.
     """
 
@@ -24,6 +26,7 @@ class Kind:
     video: bool
     text: bool
     classes: bool
+    image: bool
     encodes: bool
 
     @property
@@ -34,7 +37,7 @@ class Kind:
         if not self.pipeline:
             return None
         if self.text:
-            return "text-to-video" if self.video else "text-to-image"
+            return f"{'image' if self.image else 'text'}-to-{'video' if self.video else 'image'}"
         return None if self.video else "unconditional-image-generation"
 
 
@@ -43,14 +46,19 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         UsageError: A config is missing or damaged.
     """
+    import diffusers
+
     if is_part(folder):
-        return Kind(pipeline="", video=False, text=False, classes=False, encodes=False)
+        return Kind(pipeline="", video=False, text=False, classes=False, image=False, encodes=False)
     index, config = read_json(folder / INDEX), read_json(folder / "transformer" / "config.json")
+    name = str(index.get("_class_name"))
+    pipeline = getattr(diffusers, name, None)
     reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     return Kind(
-        pipeline=str(index.get("_class_name")),
-        video="video_length" in config,
+        pipeline=name,
+        video="video_length" in config or (pipeline is not None and frames_argument(pipeline) is not None),
         text=bool(reads),
         classes=config.get("num_embeds_ada_norm") is not None,
-        encodes=bool(reads) and [None, None] not in reads.values(),
+        image=pipeline is not None and needs_image(pipeline),
+        encodes=any(value != [None, None] for value in reads.values()),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from skipdit_cli.backbones import example_inputs, known_trunk
 from skipdit_cli.checkpoints.architecture import (
     OFFICIAL,
     build_transformer,
@@ -19,9 +19,11 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
+from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
@@ -79,9 +81,10 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     index = read_json(folder / INDEX)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
     check_denoiser(path, index)
-    _check_tokenizers(path, folder, index)
+    check_packages(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
-        arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
+        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     with _quiet(text=any(value[0] == "transformers" for value in index.values() if isinstance(value, list))):
@@ -125,26 +128,6 @@ def check_denoiser(path, index: dict) -> None:
         kind, others = index.get("_class_name"), [name for name in ("unet", "prior", "decoder") if index.get(name)]
         with_what = f": it denoises with its {others[0]}" if others else ""
         raise UsageError(f"Model {path} is a {kind}, which has no transformer trunk{with_what}.")
-
-
-def _check_tokenizers(path, folder: Path, index: dict) -> None:
-    """Raise ``UsageError`` where a tokenizer lies in SentencePiece's format alone and nothing here can read that."""
-    for part in index:
-        alone = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
-        if alone and any((folder / part).glob("*.model")):
-            missing = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
-            if missing:
-                raise UsageError(
-                    f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
-                    "pip install 'skipdit-cli[text]'."
-                )
-
-
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
-        return False
 
 
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
@@ -260,7 +243,10 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     """The model of a preset at full size with seeded random weights and no VAE, to time it without a download.
 
     Args:
-        merge: Attach skip branches of this merge; None attaches none. Their weights are random, too.
+        merge: Attach skip branches of this merge, to a class that has no skips of its own; None attaches none. Their
+            weights are random, too.
+    Returns:
+        A pipeline of classes or of Latte; of any other transformer a ``DenoiserPipeline``.
     Raises:
         UsageError: The preset names no model.
     """
@@ -272,14 +258,16 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = torch.nn.Module.to(build_transformer(config), dtype)
-        if merge is not None:
-            for linear in add_skip_branches(transformer, merge).linears:
+        trunk = known_trunk(transformer)
+        if merge is not None and not (trunk is not None and trunk.backbone.native_skips):
+            given = example_inputs(transformer, dtype=dtype, small=True) if trunk is None else None
+            for linear in add_skip_branches(transformer, merge, given).linears:
                 torch.nn.init.normal_(linear.weight, std=0.02)
     scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
         scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
-    return pipeline_around(transformer, scheduler)
+    return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)
 
 
 @contextmanager

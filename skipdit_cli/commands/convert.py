@@ -123,8 +123,8 @@ def _next(source, output) -> str:
 
 def _conditions(source) -> str:
     """What ``sample`` needs besides the model."""
-    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteTransformer3DModel": " --prompt TEXT"}
-    return kinds.get(source.config["_class_name"], "")
+    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteClassTransformer3DModel": ""}
+    return kinds.get(source.config["_class_name"], " --prompt TEXT")
 
 
 def _describe(plan) -> dict:

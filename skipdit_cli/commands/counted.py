@@ -7,7 +7,7 @@ from skipdit_cli.errors import UsageError
 
 def counted(transformer):
     """The ``StepFlops`` of a transformer; None where no example inputs of it can be made up, or its forward does not
-    run without weights (Mochi, Lumina 2)."""
+    run without weights."""
     from skipdit_cli.measure.flops import StepFlops
 
     try:
