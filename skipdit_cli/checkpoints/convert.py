@@ -11,7 +11,7 @@ from skipdit_cli.checkpoints.architecture import default_scheduler, pipeline_aro
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
 from skipdit_cli.checkpoints.folder import check_target, copy_legal, drop_paths, replace_folder, save_branches
-from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, parts_of
+from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
 from skipdit_cli.errors import UsageError

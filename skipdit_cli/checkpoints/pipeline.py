@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -18,16 +17,25 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
+from skipdit_cli.checkpoints.index import (
+    INDEX,
+    SECOND,
+    TRANSFORMERS,
+    check_denoiser,
+    check_folder,
+    check_index,
+    check_tokenizers,
+    of_texts,
+    pipeline_class,
+)
+from skipdit_cli.checkpoints.noise import quiet
+from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
-INDEX = "model_index.json"
-SECOND = "transformer_2"
-"""The second transformer of a pipeline that has two (Wan 2.2)."""
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -75,18 +83,18 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
-    index = read_json(folder / INDEX)
+    index = check_index(path, folder, given=arguments)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
-    check_denoiser(path, index)
-    _check_tokenizers(path, folder, index)
+    check_tokenizers(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
-    with _quiet(text=any(value[0] == "transformers" for value in index.values() if isinstance(value, list))):
+    kind = pipeline_class(path, index)
+    with quiet(text=of_texts(index)):
         try:
-            pipe = _pipeline_class(index).from_pretrained(folder, **arguments)
-        except UNREADABLE as cause:
+            pipe = kind.from_pretrained(folder, **arguments)
+        except (*UNREADABLE, ImportError, AttributeError) as cause:
             raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
@@ -94,7 +102,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         former = folder / "vae" / "config.json"  # of packed latents the model's channels are more
         own = read_json(former).get("latent_channels") if former.is_file() else None
         check_vae(pipe.vae, own or pipe.transformer.config.in_channels)
-    for part in ("transformer", SECOND):
+    for part in TRANSFORMERS:
         transformer = getattr(pipe, part, None)
         if transformer is None:
             continue
@@ -108,56 +116,10 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     return pipe
 
 
-def _pipeline_class(index: dict):
-    """The class to load a pipeline with: ours where the index names it, else diffusers', which finds its own."""
-    from diffusers import DiffusionPipeline
-
-    return LatteClassPipeline if index.get("_class_name") == LatteClassPipeline.__name__ else DiffusionPipeline
-
-
-def check_denoiser(path, index: dict) -> None:
-    """
-    Raises:
-        UsageError: What a pipeline denoises with is no transformer (a UNet, say).
-    """
-    if index.get("transformer") in (None, [None, None]):
-        kind, others = index.get("_class_name"), [name for name in ("unet", "prior", "decoder") if index.get(name)]
-        with_what = f": it denoises with its {others[0]}" if others else ""
-        raise UsageError(f"Model {path} is a {kind}, which has no transformer trunk{with_what}.")
-
-
-def _check_tokenizers(path, folder: Path, index: dict) -> None:
-    """Raise ``UsageError`` where a tokenizer lies in SentencePiece's format alone and nothing here can read that."""
-    for part in index:
-        alone = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
-        if alone and any((folder / part).glob("*.model")):
-            missing = [name for name in ("sentencepiece", "google.protobuf") if not _importable(name)]
-            if missing:
-                raise UsageError(
-                    f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
-                    "pip install 'skipdit-cli[text]'."
-                )
-
-
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
-        return False
-
-
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
     set_time_embedding(transformer, branches.config.time_embedding)
     if wanted:
         add_skip_branches(transformer, branches=branches)
-
-
-def parts_of(pipeline: Path | None) -> list[str]:
-    """The component folders that a pipeline's index lists."""
-    if pipeline is None:
-        return []
-    index = read_json(pipeline / INDEX)
-    return [name for name, value in index.items() if isinstance(value, list) and value != [None, None]]
 
 
 def load_branches(folder, part: str = "transformer") -> SkipBranches:
@@ -168,7 +130,7 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     """
     where = Path(folder) / skip_folder(part)
     try:
-        with _quiet(errors_only=True):
+        with quiet(errors_only=True):
             branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
     except UNREADABLE as cause:
         raise UsageError(f"Skip branches {where} cannot be read: {first_line(cause)}.") from cause
@@ -189,50 +151,35 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
         UsageError: It is not a pipeline folder, or the hub or its cache does not have it.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
+    if os.path.isdir(folder):  # pathlib's own raise where the text is too long for a path
+        check_folder(folder)
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UsageError(f"Got {flag} {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
         raise UsageError(f"Got {flag} {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
     return _fetch(str(path), {key: arguments[key] for key in (*_HUB, "variant") if key in arguments}, without)
 
 
-def _check_folder(folder: Path) -> None:
-    if (folder / INDEX).is_file():
-        return
-    convert = f"run 'skipdit convert -m {folder} -o FOLDER' first"
-    if (folder / "config.json").is_file():
-        raise UsageError(f"Folder {folder} holds one part of a pipeline (config.json, no {INDEX}); {convert}.")
-    if (folder / SKIP).is_dir():
-        raise UsageError(f"Folder {folder} holds skip/ alone, no {INDEX}; put skip/ into the folder of its model.")
-    raise UsageError(
-        f"Folder {folder} holds no model ({INDEX} is missing); give a folder that 'skipdit convert' made."
-    )
-
-
 def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
-    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    local = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
-    arguments = {**arguments, "local_files_only": local}
-    with _quiet(errors_only=True):
+    arguments = {**arguments, "local_files_only": is_local(arguments)}
+    with quiet(errors_only=True):
         try:
             plain = {name: value for name, value in arguments.items() if name != "variant"}
             index = read_json(hf_hub_download(hub_id, INDEX, **plain))
+            check_denoiser(hub_id, index)
             left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
-            folder = Path(_pipeline_class(index).download(hub_id, **arguments, **left))
-            if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
+            folder = Path(pipeline_class(hub_id, index).download(hub_id, **arguments, **left))
+            if not arguments["local_files_only"]:  # diffusers fetches what the index lists, and skip/ is not listed
                 patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
                 snapshot_download(hub_id, allow_patterns=patterns, **plain)
+        except UsageError:
+            raise
         except UNREADABLE as cause:
-            why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
-            raise UsageError(
-                f"Model {hub_id} is no folder here and {why}; check the name"
-                + (", or go online without HF_HUB_OFFLINE and --local-files-only." if local else ".")
-            ) from cause
-    _check_folder(folder)
+            raise UsageError(why_not(hub_id, cause, arguments)) from cause
+    check_folder(folder)
     return folder
 
 
@@ -270,28 +217,3 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
         own = preset.model["scheduler"]
         scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
     return pipeline_around(transformer, scheduler)
-
-
-@contextmanager
-def _quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
-    """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
-    lines."""
-    from diffusers.utils import logging
-
-    libraries = [logging]
-    if text:
-        from transformers.utils import logging
-
-        libraries.append(logging)
-    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        if errors_only:
-            library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, bars, level in before:
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()

@@ -102,14 +102,15 @@ def bench(
 
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
-    from skipdit_cli.checkpoints import replace_folder
+    from skipdit_cli.checkpoints import named_model, replace_folder
     from skipdit_cli.checkpoints.card import check_card, put_bench
+    from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
     from skipdit_cli.measure.report import READING, results, save_report, table
     from skipdit_cli.pipelines.arguments import takes_text
     from skipdit_cli.pipelines.device import move, place
-    from skipdit_cli.pipelines.generation import batches
+    from skipdit_cli.pipelines.generation import batches, check_unloaded
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -125,6 +126,12 @@ def bench(
     if random_weights and (prompts or negative_prompt):
         raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
     where, precision = place(device, dtype)
+    if not random_weights:
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        outline = read_outline(named_model(model, preset), weights=True, **hub)
+        for policy in policies:
+            of_outline = _samples(outline, labels, prompts, batch_size, random_weights)
+            check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
     with ExitStack() as stack:
         folder = stack.enter_context(replace_folder(output, overwrite)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}

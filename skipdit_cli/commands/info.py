@@ -97,7 +97,10 @@ def _show(facts: dict, speedups: list[dict], steps: int) -> None:
     if facts["pairs"]:
         rows += _skip_rows(facts)
     elif facts["blocks"]:
-        rows.append(["skip branches", "none: the class has skips of its own, which the cache uses"])
+        why = (
+            "one block has no pair" if facts["blocks"] < 2 else "the class has skips of its own, which the cache uses"
+        )
+        rows.append(["skip branches", f"none: {why}"])
     console.table(["what", "here"], rows)
     if not speedups:
         return

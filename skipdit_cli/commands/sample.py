@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -118,7 +119,8 @@ def sample(
     asked["image"] = pipeline_options.read_image(image)
     target = sample_files.choose_target(output, npz, overwrite)
 
-    from skipdit_cli.checkpoints import load_vae, open_model
+    from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
+    from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.pipelines import device as devices
     from skipdit_cli.pipelines import fitting, generation, schedulers
 
@@ -126,15 +128,19 @@ def sample(
     where, precision = devices.place(device, dtype)
     fitting.check_offload(cpu_offload, where)
     fitting.check_lora(lora)
-    loading = {"dtype": precision, "local_files_only": local_files_only}
-    parts = {} if vae is None else {"vae": load_vae(vae, **loading)}
-    pipe = open_model(model, preset, revision=revision, **loading, **parts)
-    pipe = pipe if image is None else fitting.starting_from_image(pipe)
-    conditions.check_given(pipe, class_labels, prompts)
-    samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, pipe)
-    settings = _settle(settings, samples, pipe)
-    sample_files.check_kind(target, pipe, height, width)
+    hub = {"revision": revision, "local_files_only": local_files_only}
+    outline = read_outline(named_model(model, preset), weights=True, **hub)
+    outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+    conditions.check_given(outline, class_labels, prompts)
+    samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, outline)
+    settings = _settle(settings, samples, outline)
+    sample_files.check_kind(target, outline)
     run = {name: settings[name] for name in _OF_A_RUN if name in settings} | asked
+    generation.check_unloaded(outline, samples, policy, **run)
+    parts = {} if vae is None else {"vae": load_vae(vae, dtype=precision, local_files_only=local_files_only)}
+    pipe = load_pipeline(outline.folder, dtype=precision, **parts)
+    pipe = pipe if image is None else fitting.starting_from_image(pipe)
+    sample_files.check_size(target, pipe, height, width)
     fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
     batches = len(generation.batches(pipe, samples, batch_size, alone=image is not None))
     steps = int(num_inference_steps * (strength or 1))

@@ -17,6 +17,7 @@ from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
 from skipdit_cli.checkpoints.folder import copy_legal, is_legal
+from skipdit_cli.checkpoints.index import check_index
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
@@ -52,9 +53,12 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     Args:
         arguments: As for ``from_pretrained``: revision, local_files_only, ...
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, it is damaged, or quantised.
     """
-    return find_folder(named_model(model, preset), **arguments)
+    named = named_model(model, preset)
+    folder = find_folder(named, **arguments)
+    check_index(named, folder, plain=True)
+    return folder
 
 
 def demand(folder: Path) -> Demand:
