@@ -10,11 +10,17 @@ import torch
 from skipdit_cli.checkpoints.architecture import default_scheduler, pipeline_around
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
-from skipdit_cli.checkpoints.folder import check_target, copy_legal, drop_paths, replace_folder, save_branches
+from skipdit_cli.checkpoints.folder import (
+    check_apart,
+    check_target,
+    copy_legal,
+    drop_paths,
+    replace_folder,
+    save_branches,
+)
 from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
-from skipdit_cli.errors import UsageError
 
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
 
@@ -27,11 +33,10 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
-    check_target(output, overwrite)
-    if source.pipeline is not None and Path(output).resolve() == source.pipeline.resolve():
-        raise UsageError(f"Output {output} is the model itself; give another --output.")
+    check_target(output, overwrite, marks=(INDEX,))
+    check_apart(output, source.place)
     source.build()  # whether weights and config fit, before anything is written
-    with replace_folder(output, overwrite, plan.needed_bytes()) as folder:
+    with replace_folder(output, overwrite, plan.needed_bytes(), (INDEX,)) as folder:
         if source.pipeline is None:
             _write_new_pipeline(plan, folder)
         else:

@@ -55,13 +55,11 @@ class Outline:
         return {name.strip(): int(at) for at, names in named.items() for name in names.split(",")}
 
 
-def read_outline(model: str | None, preset_name: str | None = None, weights: bool = False, **hub_arguments) -> Outline:
+def read_outline(model: str | None, preset_name: str | None = None, **hub_arguments) -> Outline:
     """The outline of a pipeline folder, hub id, or the model a preset names; no weights are read.
 
     A model without skip branches gets those of the ``residual`` merge, to see what they would cost.
 
-    Args:
-        weights: Check that its files of weights are there and whole, as far as their headers tell.
     Raises:
         UsageError: There is no such model, or its configs are damaged.
     """
@@ -71,7 +69,7 @@ def read_outline(model: str | None, preset_name: str | None = None, weights: boo
         return Outline(preset.name, _transformer(preset.name, config, None), False)
     named = named_model(model, preset_name)
     folder = find_folder(named, **hub_arguments)
-    index = check_index(named, folder, weights=weights)
+    index = check_index(named, folder, weights=False)
     transformer, second = (
         _part(named, folder, part, index) if index.get(part) not in (None, [None, None]) else None
         for part in TRANSFORMERS

@@ -49,6 +49,11 @@ class Source:
     second: Source | None = None
 
     @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.pipeline or self.transformer or self.file[0]
+
+    @property
     def part(self) -> str:
         """Name of the transformer's folder in its pipeline."""
         return "transformer" if self.transformer is None or self.pipeline is None else self.transformer.name

@@ -27,6 +27,7 @@ from skipdit_cli.commands.options import (
 from skipdit_cli.errors import CheckError, UsageError
 
 RUN = "Measuring"
+REPORT = ("bench.json",)
 
 
 def bench(
@@ -102,8 +103,9 @@ def bench(
 
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
-    from skipdit_cli.checkpoints import named_model, replace_folder
+    from skipdit_cli.checkpoints import check_target, named_model, replace_folder
     from skipdit_cli.checkpoints.card import check_card, put_bench
+    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
@@ -125,15 +127,18 @@ def bench(
     prompts = read_prompts(ctx, prompt, prompts_file)
     if random_weights and (prompts or negative_prompt):
         raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
+    if output is not None:
+        check_apart(output, model, vanilla)
+        check_target(output, overwrite, marks=REPORT)
     where, precision = place(device, dtype)
     if not random_weights:
         hub = {"revision": revision, "local_files_only": local_files_only}
-        outline = read_outline(named_model(model, preset), weights=True, **hub)
+        outline = read_outline(named_model(model, preset), **hub)
         for policy in policies:
             of_outline = _samples(outline, labels, prompts, batch_size, random_weights)
             check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
     with ExitStack() as stack:
-        folder = stack.enter_context(replace_folder(output, overwrite)) if output else None
+        folder = stack.enter_context(replace_folder(output, overwrite, marks=REPORT)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipe, other = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
         samples = _samples(pipe, labels, prompts, batch_size, random_weights)

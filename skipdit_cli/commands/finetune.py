@@ -46,11 +46,12 @@ def finetune(
     import torch
 
     from skipdit_cli.checkpoints import named_model, open_model
+    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.pipelines.fitting import check_lora, load_lora
     from skipdit_cli.training import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
-    session.check_apart(settings.output, folder)
+    check_apart(settings.output, folder)
     check_lora(lora)
     asked = session.demand(folder)
     if train == "skip" and not (folder / "skip").is_dir():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +21,20 @@ def _replay(ctx: typer.Context, value: Path | None) -> Path | None:
         known = {parameter.name for parameter in ctx.command.params}
         ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in recorded.items() if k in known}}
     return value
+
+
+@contextmanager
+def _recorded(ctx: typer.Context, from_file: Path | None) -> Iterator[None]:
+    """A refusal of the model, which says so where the model is the one that a replayed file names."""
+    try:
+        yield
+    except UsageError as cause:
+        if from_file is None or ctx.get_parameter_source("model").name != "DEFAULT_MAP":
+            raise
+        raise UsageError(
+            f"{str(cause).rstrip('.')}; {from_file} names this model as it was typed where it was made: go there, or "
+            "give -m MODEL."
+        ) from cause
 
 
 ClassLabels = Annotated[
@@ -129,7 +145,8 @@ def sample(
     fitting.check_offload(cpu_offload, where)
     fitting.check_lora(lora)
     hub = {"revision": revision, "local_files_only": local_files_only}
-    outline = read_outline(named_model(model, preset), weights=True, **hub)
+    with _recorded(ctx, from_file):
+        outline = read_outline(named_model(model, preset), **hub)
     outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
     conditions.check_given(outline, class_labels, prompts)
     samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, outline)
@@ -223,6 +240,7 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
 
     if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
+    _warn_of_size(made.images.shape, settings)
     count = len(made.latents)
     kind = "image" if made.images.ndim == 4 else "video"
     frames = made.images.shape[1]
@@ -243,3 +261,11 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
             "cache": vars(made.report) if made.report else None,
         }
     )
+
+
+def _warn_of_size(shape: tuple[int, ...], settings: dict) -> None:
+    """Some pipelines round, and say so in their own words or not at all."""
+    sizes = dict(zip(("width", "height", "num_frames"), reversed(shape[1:-1])))
+    for name, made in sizes.items():
+        if settings.get(name, made) != made:
+            console.warn(f"--{name.replace('_', '-')} {settings[name]} was asked for, and the pipeline made {made}.")

@@ -57,7 +57,7 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     """
     named = named_model(model, preset)
     folder = find_folder(named, **arguments)
-    check_index(named, folder, plain=True)
+    check_index(named, folder, weights=False, plain=True)
     return folder
 
 
@@ -77,15 +77,6 @@ def way_out(folder: Path) -> str:
     if backbone is not None and backbone.native_skips:
         return "it has long skips of its own: give --train all"
     return f"run 'skipdit convert -m {folder} -o FOLDER'"
-
-
-def check_apart(output: Path, model: Path) -> None:
-    """
-    Raises:
-        UsageError: The run would write into the model's folder.
-    """
-    if output.resolve() == model.resolve():
-        raise UsageError(f"Got --output {output}, which is the model's own folder; give another -o.")
 
 
 def begin(settings: TrainingSettings, demand: Demand) -> Session:
