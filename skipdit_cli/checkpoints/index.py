@@ -13,7 +13,7 @@ from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
-from skipdit_cli.skip import SKIP
+from skipdit_cli.skip import SKIP, skip_folder
 
 INDEX = "model_index.json"
 SECOND = "transformer_2"
@@ -50,6 +50,11 @@ def check_index(name, folder: Path, given: Iterable[str] = (), weights: bool = T
         raise UsageError(f"Model {name} is a {kind.__name__}, which has no transformer trunk.")
     if index.get("scheduler") in (None, [None, None]) and "scheduler" in _parts_of_class(kind):
         raise UsageError(f"Model {name} has no scheduler ({INDEX} names none); give the folder of the whole pipeline.")
+    for part in TRANSFORMERS:
+        if (folder / skip_folder(part)).is_dir() and index.get(part) in (None, [None, None]):
+            raise UsageError(
+                f"Model {name} has {skip_folder(part)}/ but no {part}, which it would be of; take it out."
+            )
     for part, value in index.items():
         listed = isinstance(value, list) or part in TRANSFORMERS
         if listed and value not in (None, [None, None]) and part not in given:
@@ -176,19 +181,19 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
         UsageError: It is missing or damaged, or of a class that is no transformer of diffusers.
     """
     config = read_json(folder / "config.json")
-    listed = (index or {}).get(folder.name)
-    own = listed[1] if listed else config.get("_class_name")
-    legacy = own == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    own = "DiTTransformer2DModel" if legacy else own
-    if own is None:
+    listed = (index or {}).get(folder.name) or [None, None]
+    named = [kind for kind in (config.get("_class_name"), listed[1]) if kind is not None]
+    if not named:
         raise UsageError(f"Folder {folder} has a config.json without _class_name, so it is no part of a pipeline.")
-    if is_unknown(own):
-        raise UsageError(f"Folder {folder} holds a {_newer(own)}")
-    if not is_transformer(own):
-        raise UsageError(
-            f"Folder {folder} holds a {own}, which has no transformer trunk; see 'skipdit info --families'."
-        )
-    return {**config, "_class_name": own}
+    for kind in named:
+        if is_unknown(kind):
+            raise UsageError(f"Folder {folder} holds a {_newer(kind)}")
+        if not is_transformer(kind):
+            raise UsageError(
+                f"Folder {folder} holds a {kind}, which has no transformer trunk; see 'skipdit info --families'."
+            )
+    legacy = named[-1] == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
+    return {**config, "_class_name": "DiTTransformer2DModel" if legacy else named[-1]}
 
 
 def check_plain(folder: Path) -> None:

@@ -10,8 +10,7 @@ from accelerate import init_empty_weights
 from skipdit_cli.backbones import Trunk, known_trunk
 from skipdit_cli.checkpoints.architecture import build_transformer
 from skipdit_cli.checkpoints.index import TRANSFORMERS, check_index, pipeline_class, transformer_config
-from skipdit_cli.checkpoints.pipeline import find_folder, named_model
-from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.checkpoints.pipeline import branches_config, find_folder, named_model
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
@@ -81,7 +80,7 @@ def read_outline(model: str | None, preset_name: str | None = None, **hub_argume
 def _part(name, folder: Path, part: str, index: dict):
     skip = folder / skip_folder(part)
     return _transformer(
-        str(name), transformer_config(folder / part, index), read_json(skip / "config.json") if skip.is_dir() else None
+        str(name), transformer_config(folder / part, index), branches_config(skip) if skip.is_dir() else None
     )
 
 

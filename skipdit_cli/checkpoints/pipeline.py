@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -129,6 +130,7 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
         UsageError: Its files are incomplete or damaged.
     """
     where = Path(folder) / skip_folder(part)
+    branches_config(where)
     try:
         with quiet(errors_only=True):
             branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
@@ -138,6 +140,20 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
         missing = sorted(found["missing_keys"])
         raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
     return branches
+
+
+def branches_config(where: Path) -> dict:
+    """What the ``config.json`` of a ``skip/`` holds.
+
+    Raises:
+        UsageError: It is missing or damaged, or has keys that we do not know.
+    """
+    config = read_json(where / "config.json")
+    known = inspect.signature(SkipBranches.__init__).parameters
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    if unknown:
+        raise UsageError(f"{where / 'config.json'} has the unknown key '{unknown[0]}'; a newer skipdit may know it.")
+    return config
 
 
 def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **arguments) -> Path:
@@ -164,7 +180,7 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
 def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    arguments = {**arguments, "local_files_only": is_local(arguments)}
+    given, arguments = arguments, {**arguments, "local_files_only": is_local(arguments)}
     with quiet(errors_only=True):
         try:
             plain = {name: value for name, value in arguments.items() if name != "variant"}
@@ -178,7 +194,7 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
         except UsageError:
             raise
         except UNREADABLE as cause:
-            raise UsageError(why_not(hub_id, cause, arguments)) from cause
+            raise UsageError(why_not(hub_id, cause, given)) from cause
     check_folder(folder)
     return folder
 

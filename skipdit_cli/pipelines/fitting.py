@@ -48,7 +48,10 @@ def image_sibling(kind: type) -> type:
     call = inspect.signature(kind.__call__).parameters
     if "prompt" not in call or "image" in call:
         return kind
-    from diffusers.pipelines import auto_pipeline as auto  # and with it most pipelines: seconds
+    from skipdit_cli.checkpoints.noise import quiet  # a package that imports this one
+
+    with quiet(errors_only=True, text=True):
+        from diffusers.pipelines import auto_pipeline as auto  # and with it most pipelines: seconds
 
     names = [name for task in auto.SUPPORTED_TASKS_MAPPINGS for name, each in task.items() if each is kind]
     return next(filter(None, map(auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get, names)), kind)
