@@ -102,16 +102,16 @@ def emit(payload: dict) -> None:
     global _emitted
     if _json:
         _emitted = True
-        text = json.dumps(_plain({"schema": SCHEMA, **payload}), indent=2, default=str, allow_nan=False)
+        text = json.dumps(plain({"schema": SCHEMA, **payload}), indent=2, default=str, allow_nan=False)
         sys.stdout.write(text + "\n")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """``value`` with null for every float that JSON cannot write."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

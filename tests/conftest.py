@@ -156,6 +156,18 @@ def golden_pipeline(golden, tmp_path_factory):
     return convert
 
 
+def samples_in(path):
+    """The sound of a video file: float32, the mean of two channels."""
+    import subprocess
+
+    import numpy as np
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-map", "0:a:0", "-f", "f32le", "-ac", "2", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(raw, "<f4").reshape(-1, 2).mean(1)
+
+
 def relative_l2(actual, expected) -> float:
     """||a - b|| / ||b|| over two whole tensors."""
     return ((actual - expected).norm() / expected.norm()).item()

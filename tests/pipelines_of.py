@@ -8,6 +8,7 @@ from string import ascii_lowercase
 from tempfile import TemporaryDirectory
 
 import torch
+from conftest import tiny_text_transformer
 from families import tiny
 
 TEXT = 8  # width of an encoded text
@@ -113,13 +114,14 @@ def hunyuan_dit():
     )
 
 
-def sd3(img2img: bool = False):
+def sd3(img2img: bool = False, **config):
+    """Of 3.5 medium's kind, with two attentions in some blocks, if not told otherwise."""
     import diffusers
 
     (one, first), (two, second), (three, third) = clip(projected=True), clip(projected=True), t5(2 * TEXT)
     sizes = dict(joint_attention_dim=2 * TEXT, pooled_projection_dim=2 * TEXT)
     kind = diffusers.StableDiffusion3Img2ImgPipeline if img2img else diffusers.StableDiffusion3Pipeline
-    transformer = tiny("SD3Transformer2DModel", **sizes)
+    transformer = tiny("SD3Transformer2DModel", **sizes, **config)
     return kind(transformer, flow(), vae(2, shift_factor=0.1), first, one, second, two, third, three)
 
 
@@ -131,16 +133,35 @@ def flux():
     return FluxPipeline(flow(), vae(2, shift_factor=0.1), first, one, second, two, transformer)
 
 
-def flux2_klein():
-    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+def mistral3():
+    """Its processor is made only where torchvision is; for texts alone its tokenizer does. A chat is read from its
+    end: what is asked, and then as much of the long instructions as there is room for."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
-    tokenizer, encoder = decoder_only("Qwen3", head="ForCausalLM")
-    tokenizer.chat_template = CHAT
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="right")
+    tokenizer.chat_template = "{% for message in messages | reverse %}{{ message.content[0].text }} {% endfor %}"
+    sizes = dict(hidden_size=TEXT, intermediate_size=8, num_attention_heads=2, head_dim=4)
+    text = dict(sizes, model_type="mistral", num_hidden_layers=2, num_key_value_heads=1, vocab_size=len(tokenizer))
+    vision = dict(sizes, model_type="pixtral", num_hidden_layers=1, image_size=4, patch_size=2)
+    config = Mistral3Config(text_config={**text, "pad_token_id": 0}, vision_config=vision)
+    return tokenizer, Mistral3ForConditionalGeneration(config).eval()
+
+
+def flux2(klein: bool = False):
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline
+
+    if klein:
+        tokenizer, encoder = decoder_only("Qwen3", head="ForCausalLM")
+        tokenizer.chat_template = CHAT
+    else:
+        tokenizer, encoder = mistral3()
     kinds = dict(down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",))
     sizes = dict(block_out_channels=(8,), norm_num_groups=2, latent_channels=2)
     decoder = AutoencoderKLFlux2(**kinds, **sizes).eval()
-    transformer = tiny("Flux2Transformer2DModel", in_channels=8, joint_attention_dim=2 * TEXT, guidance_embeds=False)
-    return Flux2KleinPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
+    sizes = dict(in_channels=8, joint_attention_dim=2 * TEXT, guidance_embeds=not klein)
+    transformer = tiny("Flux2Transformer2DModel", **sizes)
+    kind = Flux2KleinPipeline if klein else Flux2Pipeline
+    return kind(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
 
 
 def chroma():
@@ -185,6 +206,14 @@ def cogview4():
     transformer = tiny("CogView4Transformer2DModel", text_embed_dim=TEXT)
     scheduler = flow(base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True)
     return CogView4Pipeline(tokenizer, encoder, vae(2), transformer, scheduler)
+
+
+def latte():
+    """Its own decoder is of pictures; it makes a video of as many frames as it was trained on."""
+    from diffusers import DDIMScheduler, LattePipeline
+
+    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    return LattePipeline(*t5(12), vae(4, 2), tiny_text_transformer(num_layers=6), scheduler)
 
 
 def cogvideox():
@@ -237,6 +266,44 @@ def ltx():
     decoder = AutoencoderKLLTXVideo(**kinds, **scaling, **up, **more).eval()
     transformer = tiny("LTXVideoTransformer3DModel", caption_channels=TEXT)
     return LTXPipeline(flow(use_dynamic_shifting=True), decoder, encoder, tokenizer, transformer)
+
+
+def gemma3():
+    """The text half of one that sees; its vision is a single layer that nothing calls."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = word_tokenizer("PreTrainedTokenizerFast", padding_side="left")
+    sizes = dict(hidden_size=TEXT, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    text = dict(sizes, num_key_value_heads=1, head_dim=4, vocab_size=len(tokenizer), pad_token_id=0)
+    vision = dict(sizes, image_size=4, patch_size=2)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    return tokenizer, Gemma3ForConditionalGeneration(config).eval()
+
+
+def ltx2():
+    """Videos with sound."""
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    tokenizer, encoder = gemma3()
+    scaling = dict(spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,))
+    up = dict(decoder_block_out_channels=(8,), decoder_layers_per_block=(1, 1), decoder_inject_noise=(False, False))
+    more = dict(downsample_type=("spatial",), upsample_residual=(False,), upsample_factor=(1,), patch_size=1)
+    sizes = dict(latent_channels=4, block_out_channels=(8,), layers_per_block=(1,))
+    decoder = AutoencoderKLLTX2Video(**sizes, **scaling, **up, **more).eval()
+    sizes = dict(base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8)
+    audio = AutoencoderKLLTX2Audio(**sizes).eval()
+    rate = dict(upsample_kernel_sizes=[16, 20], upsample_factors=[8, 20], output_sampling_rate=16000)
+    layers = dict(hidden_channels=16, resnet_kernel_sizes=[3], resnet_dilations=[[1]])
+    vocoder = LTX2Vocoder(in_channels=16, out_channels=2, **layers, **rate).eval()
+    streams = {}
+    for stream in ("video", "audio"):
+        own = dict(num_attention_heads=2, attention_head_dim=4, num_layers=1, num_learnable_registers=None)
+        streams |= {f"{stream}_connector_{name}": value for name, value in own.items()}
+    connectors = LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=2, **streams).eval()
+    transformer = tiny("LTX2VideoTransformer3DModel", caption_channels=TEXT, perturbed_attn=True)
+    return LTX2Pipeline(flow(), decoder, audio, encoder, tokenizer, connectors, transformer, vocoder)
 
 
 def hunyuan_video():
@@ -309,19 +376,24 @@ IMAGE = ("--height", 16, "--width", 16)
 VIDEO = (*IMAGE, "--num-frames", 5)
 SHORT = ("--pipeline-arg", "max_sequence_length=16")
 FREE = ("--pipeline-arg", "use_resolution_binning=false")
+LAYERS = ("--pipeline-arg", "text_encoder_out_layers=[0, 2]")
 TEMPLATE = ("--pipeline-arg", "prompt_template={template: '{}', crop_start: 0}")
+PERTURBED = ("--pipeline-arg", "spatio_temporal_guidance_blocks=[2]")
 PIPELINES = {
     "pixart-alpha": (lambda: pixart(sigma=False), (*IMAGE, *SHORT, *FREE)),
     "pixart-sigma": (pixart, (*IMAGE, *SHORT, *FREE)),
     "hunyuan-dit": (hunyuan_dit, (*IMAGE, *FREE)),
-    "sd3": (sd3, (*IMAGE, *SHORT)),
+    "sd3": (lambda: sd3(dual_attention_layers=(), qk_norm=None), (*IMAGE, *SHORT)),
+    "sd3.5": (sd3, (*IMAGE, *SHORT)),
     "flux": (flux, (*IMAGE, *SHORT)),
-    "flux-2-klein": (flux2_klein, (*IMAGE, *SHORT, "--pipeline-arg", "text_encoder_out_layers=[0, 2]")),
+    "flux-2": (flux2, (*IMAGE, *SHORT, *LAYERS)),
+    "flux-2-klein": (lambda: flux2(klein=True), (*IMAGE, *SHORT, *LAYERS)),
     "chroma": (chroma, (*IMAGE, *SHORT)),
     "aura-flow": (aura_flow, (*IMAGE, *SHORT)),
     "lumina-2": (lumina2, ("--height", 64, "--width", 64, *SHORT)),
     "sana": (sana, ("--height", 32, "--width", 32, *SHORT, *FREE)),
     "cogview-4": (cogview4, (*IMAGE, *SHORT)),
+    "latte": (latte, (*IMAGE, "--num-frames", 4)),
     "cogvideox": (cogvideox, (*VIDEO, *SHORT)),
     "wan-2.1": (wan, (*VIDEO, *SHORT)),
     "wan-2.2": (lambda: wan(two=True), (*VIDEO, *SHORT)),
@@ -331,6 +403,7 @@ PIPELINES = {
     "qwen-image": (qwen_image, (*IMAGE, *SHORT)),
     "z-image": (z_image, (*IMAGE, *SHORT)),
     "ltx": (ltx, ("--height", 32, "--width", 32, "--num-frames", 5, *SHORT)),
+    "ltx-2": (ltx2, ("--height", 32, "--width", 32, "--num-frames", 5, *SHORT, *PERTURBED)),
 }
 """A family's pipeline, and the flags that keep it small."""
 

@@ -129,9 +129,12 @@ def test_compiling_makes_a_graph_of_a_full_and_one_of_a_reused_step(tiny_pipelin
 
     bench = Bench(pipe, [CachePolicy(1)], [0], num_inference_steps=4, guidance_scale=1.0)
     plain = bench.run(rounds=1, warmup=0)
-    with compiled(pipe.transformer, backend):
-        rows = bench.run(rounds=1, warmup=0)
+    advanced = []
+    with compiled([pipe], backend):
+        rows = bench.run(rounds=2, warmup=1, advance=lambda: advanced.append(len(graphs)))
     assert len(graphs) == 6  # uncached, full and reused, of the model with and without branches
+    assert set(advanced) == {6}, "compiled in a round that is timed"
+    assert "forward" not in pipe.transformer.transformer_blocks[0].norm1.__dict__ and bench.warm_up_seconds > 0
     for row, other in zip(rows, plain):
         assert (row["latent_rel_l2"] or 0) == pytest.approx(other["latent_rel_l2"] or 0, rel=1e-3)
 

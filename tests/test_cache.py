@@ -1,6 +1,7 @@
 """DESIGN section 5: one generation, one state."""
 
 import copy
+import pickle
 import warnings
 
 import diffusers
@@ -10,6 +11,7 @@ from test_skip import inputs, run, traces, train_a_little
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
+from skipdit_cli.backbones import attached_trunk
 from skipdit_cli.cache import FORECASTS, TARGETS
 from skipdit_cli.cache.forecast import weights
 from skipdit_cli.errors import UsageError
@@ -342,8 +344,19 @@ def reference(model, order, policy):
         lambda step: (2, 0, 1),
         lambda step: (1, 0) if step < 4 else (0,),
         lambda step: (0, 1) if step < 4 else (0,),
+        lambda step: (0,) if step < 4 else (1, 0),
+        lambda step: (0,) if 2 < step < 7 else (1, 0),
     ],
-    ids=["cond first", "uncond first", "either", "three", "off mid-run", "off mid-run, cond first"],
+    ids=[
+        "cond first",
+        "uncond first",
+        "either",
+        "three",
+        "off mid-run",
+        "off mid-run, cond first",
+        "on",
+        "off and on",
+    ],
 )
 def test_guidance_in_several_calls(model, order):
     policy = CachePolicy(1, interval=3, forecast="linear")
@@ -352,6 +365,30 @@ def test_guidance_in_several_calls(model, order):
     cache = enable_skip_cache(model, policy, scheduler)
     assert torch.equal(sample(model, scheduler, call=guided(order)), expected)
     assert "reused" in cache.trace
+
+
+def test_another_prompt_mid_run_is_a_full_step(model):
+    scheduler = diffusers.DDIMScheduler()
+    cache, step = enable_skip_cache(model, CachePolicy(1, interval=20), scheduler), iter(range(100))
+    sample(model, scheduler, call=lambda m, x, t: noise(m, x, t, torch.tensor([0, 1 if next(step) < 5 else 7])))
+    assert [i for i, kind in enumerate(cache.trace) if kind == "full"] == [0, 5]
+
+
+def test_calls_with_the_same_tensors_are_told_apart_without_comparing_values(model, monkeypatch):
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    labels = [torch.tensor([3, 3]), torch.tensor([10, 10])]
+
+    def compared(*tensors):
+        raise AssertionError("values were compared, which waits for a device")
+
+    monkeypatch.setattr(torch, "equal", compared)
+
+    def call(m, x, t):
+        return sum(noise(m, x, t, each) for each in labels)
+
+    sample(model, scheduler, call=call)
+    assert cache.trace == ["full", "full", "reused", "reused"] * 5
 
 
 def test_guidance_in_one_batch_switched_off_is_a_full_step(model):
@@ -420,6 +457,18 @@ def test_timesteps_that_start_later(model):
         with torch.no_grad():
             x = scheduler.step(noise(model, scheduler.scale_model_input(x, t), t, torch.arange(2)), t, x).prev_sample
     assert len(cache.plan) == 6 and cache.trace.count("full") == 3
+
+
+def test_timesteps_that_start_later_where_the_scheduler_does_not_say(model):
+    scheduler = diffusers.DDIMScheduler()  # has no begin_index; CogVideoX's video-to-video starts it in the middle
+    cache = enable_skip_cache(model, CachePolicy(1, full_steps=3), scheduler)
+    for start in (4, 0, 7):
+        scheduler.set_timesteps(10)
+        for t in scheduler.timesteps[start:]:
+            with torch.no_grad():
+                scheduler.step(noise(model, torch.randn(2, 1, 8, 8), t, torch.arange(2)), t, torch.randn(2, 1, 8, 8))
+        assert len(cache.plan) == len(cache.trace) == 10 - start and cache.trace.count("full") == 3
+        assert cache.slots == {}
 
 
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "DPMSolverMultistepScheduler"])
@@ -540,6 +589,37 @@ def test_a_copy_with_the_cache_on_stands_alone(model):
     assert cache.trace == ["full"]
 
 
+def test_a_copy_of_the_scheduler_alone_is_of_no_cache(model):
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    memo = {}
+    sound = copy.deepcopy(scheduler, memo)
+    assert not any(copied is model or isinstance(copied, type(model)) for copied in memo.values())
+
+    def call(m, x, t):
+        sound.step(x, t, x)  # as LTX2's pipeline does for what is heard
+        return noise(m, x, t, torch.arange(2))
+
+    sound.set_timesteps(10)
+    sample(model, scheduler, call=call)
+    assert cache.trace == ["full", "reused"] * 5
+
+
+@pytest.mark.parametrize("first", ["model", "scheduler"])
+def test_a_copy_of_both_stands_alone(model, first):
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    expected, trace = sample(model, scheduler), list(cache.trace)
+    both = {"model": model, "scheduler": scheduler}
+    copied = copy.deepcopy({name: both[name] for name in sorted(both, reverse=first == "scheduler")})
+    assert torch.equal(sample(copied["model"], copied["scheduler"]), expected)
+    assert not torch.equal(sample(copied["model"], copied["scheduler"], seed=1), expected)
+    assert cache.trace == trace
+    assert torch.equal(sample(model, scheduler), expected)
+    disable_skip_cache(copied["model"])
+    assert not any("caches" in vars(method) for method in vars(copied["scheduler"]).values() if callable(method))
+
+
 @pytest.mark.parametrize("order", ["compiled first", "cached first"])
 @pytest.mark.parametrize("policy", [CachePolicy(1), CachePolicy(2, forecast="taylor2", target="residual")])
 def test_compiles_into_two_graphs(model, order, policy):
@@ -556,3 +636,35 @@ def test_compiles_into_two_graphs(model, order, policy):
     assert all(torch.equal(run(compiled), expected) for _ in range(8))
     assert cache.trace == ["full", "reused"] * 4
     assert counter.frame_count == 2
+
+
+def test_a_copy_of_the_scheduler_alone_drives_no_cache_and_takes_no_model_along(model):
+    """LTX-2 steps its sound with such a copy, in the loop that steps its pictures."""
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    scheduler.set_timesteps(10)
+    second = copy.deepcopy(scheduler)
+    assert len(pickle.dumps(second)) < len(pickle.dumps(model)) / 4
+    expected = sample(model, scheduler)
+
+    def between(model, x, t):
+        output = noise(model, x, t, torch.arange(2))
+        second.step(output, t, x)
+        return output
+
+    assert torch.equal(sample(model, scheduler, call=between), expected)
+    assert cache.trace == ["full", "reused"] * 5
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("model_first", [True, False])
+def test_a_model_and_its_scheduler_copied_together_are_cached_as_they_were(model, duplicate, model_first):
+    scheduler = diffusers.DDIMScheduler()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    expected = sample(model, scheduler)
+    pair = duplicate([model, scheduler][:: 1 if model_first else -1])
+    copied, own = pair[:: 1 if model_first else -1]
+    disable_skip_cache(model)
+    assert torch.equal(sample(copied, own), expected)
+    assert attached_trunk(copied).cache.trace == ["full", "reused"] * 5
+    assert cache is not attached_trunk(copied).cache

@@ -129,6 +129,22 @@ def test_the_python_of_every_kind_of_model_runs(tiny_dit, tiny_latte, text_pipel
     assert "Plain diffusers" in card(made["latents"]).text and "Plain diffusers" not in card(made["video"]).text
 
 
+@pytest.mark.parametrize(("name", "task"), [("wan-2.1", "text-to-video"), ("sd3-img2img", "image-to-image")])
+def test_the_python_of_a_pipeline_of_diffusers_runs(tmp_path, skipdit, monkeypatch, name, task):
+    import numpy as np
+    from PIL import Image
+    from pipelines_of import build, sd3, settings_of
+
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(sd3(img2img=True) if name == "sd3-img2img" else build(name), "source")
+    assert skipdit("convert", "source", "-o", "out", "--no-verify").code == 0
+    assert card(tmp_path / "out").data.pipeline_tag == task
+    Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save("start.png")
+    small = {"small": settings_of("sd3" if name == "sd3-img2img" else name)}
+    exec(lines(tmp_path / "out").replace("num_inference_steps=50", "num_inference_steps=4, **small"), small)
+    assert Path("sample.gif" if task.endswith("video") else "sample.png").is_file()
+
+
 def test_a_hub_model_is_the_base_model(tiny_dit, tmp_path, skipdit, monkeypatch):
     repository = tmp_path / "hub" / "models--someone--dit"
     write_pipeline(repository / "snapshots" / ("a" * 40), tiny_dit())

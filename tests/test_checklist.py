@@ -199,12 +199,7 @@ def test_09_compiled_there_is_no_break_and_nothing_is_compiled_after_both_kinds_
         assert counter.frame_count == 2
 
 
-UNDER_HOOKS = "branches put on before the hooks leave a block out only after its hook has moved it"
-
-
-@pytest.mark.parametrize(
-    "with_branches", [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason=UNDER_HOOKS))]
-)
+@pytest.mark.parametrize("with_branches", [False, True])
 def test_10_offloading_moves_no_left_out_block(model, scheduler, with_branches):
     """Groups of diffusers' own offloading: test_any_pipeline. Hooks taken off while the cache is on: test_cache."""
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from families import CONFIGS, arguments
+from families import tiny as family
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,17 +39,17 @@ def tiny(merge=None, num_layers=7):
 
 
 @torch.no_grad()
-def counted(model) -> int:
+def counted(model, inputs=None) -> int:
     """Multiply-adds of a real forward; the counter knows nothing of the CPU's fused attention."""
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        model(**example_inputs(model))
+        model(**(inputs or example_inputs(model)))
     return counter.get_total_flops() // 2
 
 
 def test_dit_xl_2_costs_what_the_paper_says_and_branches_add_8_percent():
     model = meta_transformer(DiTTransformer2DModel, XL_2_256, "residual")
-    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    assert all(tensor.is_meta for tensor in model.parameters())
     flops = StepFlops(model)
     assert flops.vanilla == pytest.approx(118.64e9, rel=5e-4)
     assert flops.full - flops.vanilla == pytest.approx(9.51e9, rel=1e-3)
@@ -65,6 +67,28 @@ def test_counts_are_those_of_the_forwards_that_run(merge):
         cache = enable_skip_cache(model, CachePolicy(layers, interval=2))
         assert [counted(model), counted(model)] == [flops.full, flops.reused(layers)]
         assert cache.trace == ["full", "reused"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_costs_what_its_real_forward_costs(name):
+    """Those too whose forward reads its masks (Lumina 2, Mochi) and those with an attention of their own."""
+    model = family(name)
+    if name != "HunyuanDiT2DModel":
+        add_skip_branches(model)
+    flops = StepFlops(model, [arguments(model)])
+    enable_skip_cache(model, CachePolicy(1))
+    assert [counted(model, arguments(model)) for _ in range(2)] == [flops.full, flops.reused(1)]
+    assert 1 < flops.limit((True, False), 1) < 2
+    StepFlops(model)  # at its own size
+
+
+def test_a_batch_and_a_lower_precision_cost_what_one_image_costs():
+    model = family("SD3Transformer2DModel")
+    one, three = (example_inputs(model, batch, small=True, dtype=dtype) for batch, dtype in
+                  ((1, torch.float32), (3, torch.bfloat16)))  # fmt: skip
+    assert StepFlops(model, [one]).units == StepFlops(model, [three]).units == StepFlops(model, [one, three]).units
+    with torch.autocast("cpu", torch.bfloat16):
+        assert counted(model, one) == StepFlops(model, [one]).full
 
 
 def test_attention_is_counted():

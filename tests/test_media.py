@@ -4,6 +4,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import samples_in
 from PIL import Image
 
 from skipdit_cli import media
@@ -59,6 +60,19 @@ def test_a_video_keeps_its_size(tmp_path):
     assert imageio.immeta(path, plugin="FFMPEG")["fps"] == pytest.approx(29.97, abs=0.01)
     assert media.read_metadata(path) == {"seed": 3}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.mp4"]
+
+
+def test_an_mp4_keeps_its_sound_and_a_gif_has_none(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (10, 16, 16, 3), dtype=np.uint8)
+    tone = np.sin(2 * np.pi * 500 * np.arange(16000) / 16000).astype(np.float32)
+    sound = media.Sound(np.stack([tone, 3 * tone]), 16000)  # the second is cut to what a file can hold
+    for name in ("a.mp4", "again.mp4", "a.gif"):
+        media.save_video(frames, tmp_path / name, 10, {}, sound)
+    heard = samples_in(tmp_path / "a.mp4")
+    assert len(heard) == pytest.approx(16000, abs=1024)
+    assert abs(np.fft.rfft(heard[:16000])).argmax() == 500 and heard.std() == pytest.approx(0.8, abs=0.05)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
+    assert len(media.read_video(tmp_path / "a.mp4", range(10))) == len(imageio.imread(tmp_path / "a.gif")) == 10
 
 
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -144,25 +144,26 @@ def test_gradient_checkpointing_changes_no_bit(skipdit, converted, tmp_path):
     assert_same_run(tmp_path / "plain", tmp_path / "saving", 3)
 
 
-def test_sigint_saves_and_says_how_to_go_on(skipdit, converted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(skipdit, converted, tmp_path, monkeypatch, number):
     written = Metrics.write
 
     def write(self, row):
         written(self, row)
         if row["step"] == 3:
             for child in multiprocessing.active_children():  # as Ctrl-C does: the readers are in our process group
-                os.kill(child.pid, signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+                os.kill(child.pid, number)
+            signal.raise_signal(number)
 
     model, output = converted(), tmp_path / "run"
     run = ("finetune", "-m", model, *RUN, "--dataloader-num-workers", 2, "-o", output, "--max-train-steps", 5)
     with monkeypatch.context() as patch:
         patch.setattr(Metrics, "write", write)
-        before = signal.getsignal(signal.SIGINT)
+        before = signal.getsignal(number)
         outcome = skipdit(*run)
     assert outcome.code == 130 and outcome.exception is None
     assert "stopped at step 3 of 5" in outcome.stderr and "--resume-from-checkpoint latest" in outcome.stderr
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert (output / "checkpoint-3").is_dir() and not (output / "model_index.json").exists()
     assert skipdit(*run, "--resume-from-checkpoint", "latest").code == 0
     assert skipdit(*run[:-4], "-o", tmp_path / "whole", "--max-train-steps", 5).code == 0
@@ -258,3 +259,22 @@ def test_latents_through_a_vae_in_bfloat16(skipdit, tiny_pipeline, tmp_path):
     assert len(metrics(tmp_path / "run")) == 2
     assert files(tmp_path / "run" / "vae").keys() == files(model / "vae").keys()
     assert load_pipeline(tmp_path / "run").transformer.dtype == torch.float32
+
+
+def test_metrics_stay_json_where_a_gradient_overflows_and_lose_no_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = Metrics(path, 0)
+    for step in (1, 2, 3):
+        first.write({"step": step, "grad_norm": float("inf")})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # killed here
+    resumed = Metrics(path, 2)
+    resumed.write({"step": 3, "grad_norm": 0.5})
+    resumed.close()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["grad_norm"]) for row in rows] == [(1, None), (2, None), (3, 0.5)]

@@ -1,24 +1,16 @@
 """Tiny pipelines to try training on, made of the parts in ``pipelines_of``; no scaling or schedule is another's."""
 
 import torch
-from conftest import tiny_text_transformer
 from families import tiny
-from pipelines_of import TEXT, bert, clip, flow, t5, vae
+from pipelines_of import TEXT, bert, clip, flow, latte, t5, vae
 
 
-def latte():
-    from diffusers import DDIMScheduler, LattePipeline
-
-    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
-    return LattePipeline(*t5(12), vae(4, 2), tiny_text_transformer(), scheduler)
-
-
-def pixart(**config):
-    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
+def pixart(kind: str = "Alpha", **config):
+    import diffusers
 
     transformer = tiny("PixArtTransformer2DModel", num_layers=4, caption_channels=TEXT, **config)
-    scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-    return PixArtAlphaPipeline(*t5(), vae(2, 2, scaling_factor=0.7), transformer, scheduler)
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    return getattr(diffusers, f"PixArt{kind}Pipeline")(*t5(), vae(2, 2, scaling_factor=0.7), transformer, scheduler)
 
 
 def pixart_1024():
@@ -26,14 +18,29 @@ def pixart_1024():
     return pixart(sample_size=128, num_attention_heads=3, cross_attention_dim=24)
 
 
-def sd3():
+def pixart_sigma(**config):
+    """Of the size at which alpha's is told of the picture's, and not told."""
+    return pixart("Sigma", sample_size=128, use_additional_conditions=False, **config)
+
+
+def pixart_sigma_of_noise():
+    """Without a learned variance."""
+    return pixart_sigma(out_channels=2)
+
+
+def sd3(**config):
     from diffusers import StableDiffusion3Pipeline
 
     (one, first), (two, second), (three, third) = clip(projected=True), clip(projected=True), t5(2 * TEXT)
     sizes = {"joint_attention_dim": 2 * TEXT, "pooled_projection_dim": 2 * TEXT}
-    transformer = tiny("SD3Transformer2DModel", num_layers=4, dual_attention_layers=(), **sizes)
+    transformer = tiny("SD3Transformer2DModel", num_layers=4, **{"dual_attention_layers": (), **sizes, **config})
     decoder = vae(2, 2, scaling_factor=1.5, shift_factor=0.06)
     return StableDiffusion3Pipeline(transformer, flow(shift=3.0), decoder, first, one, second, two, third, three)
+
+
+def sd3_5():
+    """With two attentions in some blocks."""
+    return sd3(dual_attention_layers=(0, 2))
 
 
 def flux():
@@ -71,8 +78,22 @@ def wan_5b():
     return wan(expand_timesteps=True)
 
 
+def wan_22():
+    """Of two transformers, as Wan 2.2's 14B is."""
+    second = tiny("WanTransformer3DModel", seed=1, num_layers=4, text_dim=TEXT)
+    return wan(transformer_2=second, boundary_ratio=0.7)
+
+
 MADE = {"latte": latte, "pixart": pixart, "sd3": sd3, "flux": flux, "hunyuan": hunyuan, "wan": wan}
-VARIANTS = {"pixart-1024": pixart_1024, "wan-5b": wan_5b}
+VARIANTS = {
+    "pixart-1024": pixart_1024,
+    "pixart-sigma": pixart_sigma,
+    "pixart-sigma-of-noise": pixart_sigma_of_noise,
+    "sd3-5": sd3_5,
+    "wan-5b": wan_5b,
+    "wan-22": wan_22,
+}
+"""Of a kind whose name begins theirs."""
 
 
 def text_pipeline(name: str):

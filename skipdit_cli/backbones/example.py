@@ -97,6 +97,9 @@ class _Example:
             frames = (self.config.sample_frames - 1) // self.config.temporal_compression_ratio + 1
         else:
             frames = self._get("video_length", "sample_frames") or frames
+        if self._get("axes_lens"):  # as many positions as it has
+            height, width = (min(side, most * step) for side, most, step in
+                             zip((height, width), self.config.axes_lens[1:], patch[1:]))  # fmt: skip
         if small and not self._get("use_learned_positional_embeddings"):
             height, width = min(height, SMALL * patch[1]), min(width, SMALL * patch[2])
             frames = frames if "video_length" in self.config else min(frames, 2 * patch[0])
@@ -120,7 +123,8 @@ class _Example:
     @property
     def _text(self) -> int:
         fixed = self._get("max_text_seq_length", "text_len")
-        return fixed or (SMALL if self.small else TEXT_TOKENS.get(self.name, 256))
+        most = (self._get("axes_lens") or (512,))[0] // 2  # the image's positions follow on the text's
+        return fixed or min(most, SMALL if self.small else TEXT_TOKENS.get(self.name, 256))
 
     def _time(self) -> torch.Tensor:
         whole = "num_embeds_ada_norm" in self.config

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.first_pass import FirstPass
-from skipdit_cli.backbones.interpose import Interposed, interpose, restore
+from skipdit_cli.backbones.interpose import Interposed, interpose_outside, restore
 from skipdit_cli.errors import UsageError
 
 _ATTRIBUTE = "_skipdit_trunk"
@@ -27,7 +27,8 @@ class Trunk:
 
     ``branches`` (a ``SkipBranches``) and ``cache`` (a ``SkipCache``) are each optional. While either is set, every
     block of this instance is interposed on; when both are gone the instance is as diffusers made it. Parameters
-    keep their names throughout.
+    keep their names throughout. While it is ``held`` the blocks stay interposed on, for what is compiled is bound to
+    them: a bench puts caches on and takes them off.
 
     Args:
         transformer: A model of the class that ``backbone`` is of.
@@ -53,6 +54,7 @@ class Trunk:
         self.tokens = 0  # of the joined stream, where it is alone
         self.branches = None
         self.cache = None
+        self.held = False
         self.first_pass: FirstPass | None = FirstPass(self.model_class) if declared else None
         self._forget()
 
@@ -73,13 +75,18 @@ class Trunk:
         self.sources: dict[int, torch.Tensor] = {}
         self.merged = WeakTensorKeyDictionary()
 
+    @property
+    def in_use(self) -> bool:
+        return self.branches is not None or self.cache is not None or self.held
+
     def update(self) -> None:
         """Interpose on every block if anything is attached, else give the blocks back. Idempotent."""
-        wanted = self.branches is not None or self.cache is not None
+        wanted = self.in_use
         for index, unit in enumerate(self.units):
             for position, block in enumerate(unit):
                 if wanted:
-                    interpose(block, "forward", partial(InterposedBlock, trunk=self, index=index, position=position))
+                    make = partial(InterposedBlock, trunk=self, index=index, position=position)
+                    interpose_outside(block, "forward", make)
                 else:
                     restore(block, "forward")
         self._forget()
@@ -200,7 +207,7 @@ class InterposedBlock(Interposed):
                 kwargs[name] = stream
             else:
                 args[at] = stream
-        result = self.inner(*args, **kwargs)
+        result = self.call_inner(*args, **kwargs)
         if looking is not None:
             looking.left(self.listing, given, result)
             trunk.first_pass = looking if index < len(trunk) - 1 else None
@@ -258,7 +265,7 @@ def keep_trunk(transformer, trunk: Trunk) -> None:
     """Keep a trunk on its model, which copies of the model then have too. Nothing is kept on a model that nothing is
     attached to; what was found of it is remembered elsewhere."""
     transformer = getattr(transformer, "_orig_mod", transformer)
-    if trunk.branches is not None or trunk.cache is not None:
+    if trunk.in_use:
         transformer.__dict__[_ATTRIBUTE] = trunk
     else:
         transformer.__dict__.pop(_ATTRIBUTE, None)

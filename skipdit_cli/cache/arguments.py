@@ -9,6 +9,8 @@ import torch
 TIMES = ("timestep", "timesteps", "t")
 CHANGING = (*TIMES, "r_timestep", "timestep_r", "audio_timestep", "sigma", "audio_sigma", "audio_hidden_states")
 """Arguments that change from step to step, besides the first, the input itself."""
+CONTROL = "controlnet"
+"""Part of the name of every argument that holds a ControlNet's residuals, which change as well."""
 
 
 def signature_of(arguments: dict) -> tuple:
@@ -26,7 +28,11 @@ def condition_of(arguments: dict, first: str) -> list[torch.Tensor]:
     Args:
         first: Name of the input, which does not.
     """
-    kept = {name: value for name, value in arguments.items() if name != first and name not in CHANGING}
+    kept = {
+        name: value
+        for name, value in arguments.items()
+        if name != first and name not in CHANGING and CONTROL not in name
+    }
     return [value for _, value in _leaves(kept) if isinstance(value, torch.Tensor)]
 
 

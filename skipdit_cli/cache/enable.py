@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from skipdit_cli.backbones import (
     restore,
 )
 from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.skip_cache import SkipCache
+from skipdit_cli.cache.skip_cache import EVENTS, SkipCache
 
 
 class CachedForward(Interposed):
@@ -101,6 +102,14 @@ class Watched(Interposed):
             self.tell(cache)
         return result
 
+    def __deepcopy__(self, memo: dict):
+        """Copies are bound to copies of caches alone: pipelines copy their scheduler (for the sound of LTX2, say) and
+        mean neither its cache nor, with that, the transformer."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        kept = {"caches": [cache for cache in self.caches if id(cache.transformer) in memo]}
+        copied.__dict__.update(copy.deepcopy(self.__dict__ | kept, memo))
+        return copied
+
 
 def enable_skip_cache(
     transformer, policy: CachePolicy, scheduler=None, example_inputs: dict | None = None
@@ -134,7 +143,7 @@ def enable_skip_cache(
         cache.set_trunk(trunk)
     _put_on(cache)
     if scheduler is not None:
-        for name, tell in _EVENTS.items():
+        for name, tell in zip(EVENTS, (_begin, SkipCache.advance)):
             interpose(scheduler, name, partial(Watched, tell=tell)).caches.append(cache)
     return cache
 
@@ -152,7 +161,7 @@ def disable_skip_cache(transformer) -> None:
     for name in REWEIGHING:
         restore(cache.transformer, name)
     cache.release()
-    for name in _EVENTS:
+    for name in EVENTS:
         watched = None if cache.scheduler is None else find(cache.scheduler, name)
         if watched is not None:
             watched.caches = [other for other in watched.caches if other is not cache]
@@ -185,6 +194,3 @@ def _begin(cache: SkipCache) -> None:
     """A generation begins. Offload hooks that a pipeline took off after the last one may have taken ours along."""
     _put_on(cache)
     cache.reset()
-
-
-_EVENTS = {"set_timesteps": _begin, "step": SkipCache.advance}

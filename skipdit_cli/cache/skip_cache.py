@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from skipdit_cli.backbones import Trunk
+from skipdit_cli.backbones import Trunk, find
 from skipdit_cli.cache.arguments import TIMES, condition_of, fills_other_cache, signature_of
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.slot import Slot, each
 from skipdit_cli.errors import UsageError
 
 MOST_CALLS_A_STEP = 8
+EVENTS = ("set_timesteps", "step")
+"""Methods of a scheduler that a cache follows: they begin a generation, and end a step."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,31 @@ class CacheReport:
         return f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
 
 
+@dataclass
+class Call:
+    """One forward call of the transformer.
+
+    Args:
+        slot: The memory of its branch of guidance; None where the cache stands aside (training).
+        reusing: The deep part is left out.
+        base: On a reused step what the forecast makes of the slot: a stream each, (batch, tokens, width) or alike.
+        shallow: The shallow output at the last full step, in the layout of the boundary; on a full step, of this one.
+        fresh: The shallow output of this call.
+        captured: On a full step the boundary.
+    """
+
+    slot: Slot | None = None
+    reusing: bool = False
+    base: list = field(default_factory=list)
+    shallow: list | None = None
+    fresh: list | None = None
+    captured: list | None = None
+
+    @property
+    def capturing(self) -> bool:
+        return self.slot is not None and not self.reusing
+
+
 class SkipCache:
     """The cache of one transformer. Made by ``enable_skip_cache``; its state belongs to one generation.
 
@@ -57,6 +84,14 @@ class SkipCache:
         self.context: str | None = None
         self.num_blocks = 0
         self.reset()
+
+    def __setstate__(self, state: dict) -> None:
+        """A copy follows the copy of its scheduler, whichever of them was copied first."""
+        self.__dict__.update(state)
+        for event in EVENTS if self.scheduler is not None else ():
+            watched = find(self.scheduler, event)
+            if watched is not None and self not in watched.caches:
+                watched.caches.append(self)
 
     def set_trunk(self, trunk: Trunk) -> None:
         """Cache the deep part of this trunk.
@@ -86,12 +121,7 @@ class SkipCache:
         """Let every remembered tensor go; the counts stay."""
         self.slots: dict[str | int, Slot] = {}
         self.called: set[str | int] = set()
-        self.slot: Slot | None = None
-        self.reusing = self.capturing = False
-        self.base: list = []
-        self.shallow: list | None = None
-        self.captured: list | None = None
-        self.fresh: list | None = None
+        self.call = Call()
 
     def report(self) -> CacheReport:
         """How much of the generation so far was reused."""
@@ -109,52 +139,51 @@ class SkipCache:
     # What the blocks ask (see Trunk.enter)
 
     def leaves_out(self, index: int) -> bool:
-        return self.reusing and self.layers <= index < self.boundary
+        return self.call.reusing and self.layers <= index < self.boundary
 
     def cross(self, index: int, streams: list) -> list:
         """At the input of a unit: capture on a full step, put in the forecast on a reused one."""
-        residual = self.policy.target == "residual"
-        if residual and index == self.layers and (self.reusing or self.capturing):
-            self.fresh = list(streams)
-        if index != self.boundary or not (self.reusing or self.capturing):
+        call = self.call
+        if call.slot is None:
             return streams
-        fresh = self.trunk.carry(self.fresh, self.layers, index) if residual else None
-        if self.capturing:
+        residual = self.policy.target == "residual"
+        if residual and index == self.layers:
+            call.fresh = list(streams)
+        if index != self.boundary:
+            return streams
+        fresh = self.trunk.carry(call.fresh, self.layers, index) if residual else None
+        if call.capturing:
             if fresh is not None and any(each(lambda x, last: x.shape != last.shape, streams, fresh)):
                 name = self.trunk.model_class
                 raise UsageError(f"Got --cache-target residual, but the streams of {name} change; take 'boundary'.")
-            self.captured, self.shallow = list(streams), fresh
+            call.captured, call.shallow = list(streams), fresh
             return streams
         if fresh is None:
-            return self.base
-        return each(lambda base, x, last: base + (x - last), self.base, fresh, self.shallow)
+            return call.base
+        return each(lambda base, x, last: base + (x - last), call.base, fresh, call.shallow)
 
     # Around one call of the transformer
 
     @torch.compiler.disable
     def begin(self, args: tuple, kwargs: dict) -> None:
         """Decide the kind of this call, before any block runs."""
-        if torch.is_grad_enabled() or self.transformer.training:
-            self.slot, self.reusing, self.capturing = None, False, False
-            return
+        self.call = Call()
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
-        if fills_other_cache(arguments):
-            self.slot, self.reusing, self.capturing = None, False, False
+        if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
             return
         self._follow_schedule(next((arguments[name] for name in TIMES if name in arguments), None))
         signature = signature_of(arguments)
         condition = condition_of(arguments, self.parameters[0])
         key, slot = self._find_slot(condition)
         if slot is None or slot.signature != signature:
+            self.slots.pop(key, None)
             slot = self.slots[key] = Slot(self.policy.forecast, condition, signature)
+            if len(self.slots) > MOST_CALLS_A_STEP:  # without a scheduler nothing else tells which are over
+                del self.slots[next(iter(self.slots))]
         slot.condition = condition
         self.called.add(key)
-        self.slot = slot
-        self.reusing = bool(slot.times) and self.step < len(self.plan) and not self.plan[self.step]
-        self.capturing = not self.reusing
-        self.captured = self.fresh = None
-        self.shallow = slot.shallow if self.reusing else None
-        self.base = slot.base(self._time()) if self.reusing else []
+        reusing = bool(slot.times) and self.step < len(self.plan) and not self.plan[self.step]
+        self.call = Call(slot, True, slot.base(self._time()), slot.shallow) if reusing else Call(slot)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
@@ -162,20 +191,20 @@ class SkipCache:
         if not finished:
             self.release()
             return
-        self.trace.append("reused" if self.reusing else "full")
+        call, self.call = self.call, Call()
+        self.trace.append("reused" if call.reusing else "full")
         self.steps.append(self.step)
-        if self.capturing and self.captured is not None:
-            self.slot.remember(self._time(), self.captured, self.shallow)
+        if call.captured is not None:
+            call.slot.remember(self._time(), call.captured, call.shallow)
             self.peak_bytes = max(self.peak_bytes, self._held_bytes())
-        if self.scheduler is None and self.slot is not None:
+        if self.scheduler is None and call.slot is not None:
             self.step += 1
             self.called.clear()
-        self.slot, self.reusing, self.capturing = None, False, False
-        self.base, self.shallow, self.captured, self.fresh = [], None, None, None
 
     def advance(self) -> None:
-        """The scheduler has made its step."""
+        """The scheduler has made its step. A branch of guidance that was not called in it is forgotten."""
         self.step += 1
+        self.slots = {key: slot for key, slot in self.slots.items() if key in self.called}
         self.called.clear()
         if self.plan is not None and self.step >= len(self.plan):
             self._warn_if_inert()
@@ -184,8 +213,7 @@ class SkipCache:
     def _follow_schedule(self, timestep) -> None:
         if self.scheduler is not None:
             if self.plan is None:
-                first = getattr(self.scheduler, "begin_index", None) or 0
-                self.timesteps = self.scheduler.timesteps[first:].tolist()
+                self.timesteps = self._steps_ahead(timestep)
                 self.plan = self.policy.plan(self.timesteps)
             return
         # One call is one step. Only a window needs t then, and reading it is the one place that waits for a device.
@@ -202,28 +230,34 @@ class SkipCache:
         else:
             self.plan = (True,) * self.begun + self.policy.plan(self.timesteps[self.begun :])
 
+    def _steps_ahead(self, timestep) -> list[float]:
+        """The timesteps of this generation, which image-to-image begins in the middle of the scheduler's. Where the
+        scheduler does not say so, the first timestep is read: one wait for a device a generation, none a step."""
+        steps = self.scheduler.timesteps.tolist()
+        if hasattr(self.scheduler, "begin_index"):
+            return steps[self.scheduler.begin_index or 0 :]
+        first = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        return steps[max(steps.index(first) - self.step, 0) :] if first in steps else steps
+
     def _time(self) -> float:
         """Where the current step lies on the axis of the forecast."""
         return self.timesteps[self.step] if self.step < len(self.timesteps) else -float(self.step)
 
     def _find_slot(self, condition: list[torch.Tensor]) -> tuple[str | int, Slot | None]:
-        """The memory of this branch of guidance: by context name, else by what it is conditioned on.
-
-        With one call a step there is nothing to tell apart and nothing is compared.
-        """
+        """The memory of this branch of guidance: by context name, else by what it is conditioned on."""
         if self.context is not None:
             return self.context, self.slots.get(self.context)
         open_slots = {key: slot for key, slot in self.slots.items() if key not in self.called}
-        if len(self.slots) > 1 or not open_slots:
-            open_slots = {key: slot for key, slot in open_slots.items() if slot.matches(condition)}
-        if open_slots:
-            return next(iter(open_slots.items()))
+        for same in (Slot.holds, Slot.matches):  # what is not held has to be compared, which waits for a device
+            for key, slot in open_slots.items():
+                if same(slot, condition):
+                    return key, slot
         if len(self.called) >= MOST_CALLS_A_STEP:
             raise UsageError(
                 f"The transformer was called {len(self.called) + 1} times within one step of its scheduler; "
                 "was the scheduler replaced after enable_skip_cache? Enable the cache again with the one in use."
             )
-        return len(self.slots), None
+        return 1 + max((key for key in self.slots if isinstance(key, int)), default=-1), None
 
     def _warn_if_inert(self) -> None:
         if self.trace and "reused" not in self.trace and not all(self.plan[step] for step in self.steps):

@@ -49,6 +49,10 @@ class Slot:
             base = each(lambda b, v, newest, w=weight: b + w * (v - newest), base, value, self.values[0])
         return base
 
+    def holds(self, condition: list[torch.Tensor]) -> bool:
+        """Whether a call is of this branch by its very tensors."""
+        return len(condition) == len(self.condition) and all(a is b for a, b in zip(condition, self.condition))
+
     def matches(self, condition: list[torch.Tensor]) -> bool:
         """Whether a call is of this branch: the same tensors, or equal ones."""
         return len(condition) == len(self.condition) and all(

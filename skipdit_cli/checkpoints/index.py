@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from skipdit_cli.checkpoints.architecture import OFFICIAL, is_transformer
 from skipdit_cli.checkpoints.noise import quiet
+from skipdit_cli.checkpoints.packages import importable
 from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES
@@ -233,30 +233,10 @@ def check_folder(folder: Path) -> None:
     raise UsageError(f"Folder {folder} holds no model ({INDEX} is missing); give a pipeline folder or a hub id.")
 
 
-def check_tokenizers(name, folder: Path, index: dict) -> None:
-    """Raise ``UsageError`` where a tokenizer lies in SentencePiece's format alone and nothing here can read that."""
-    for part in index:
-        alone = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
-        if alone and any((folder / part).glob("*.model")):
-            missing = [module for module in ("sentencepiece", "google.protobuf") if not importable(module)]
-            if missing:
-                raise UsageError(
-                    f"Model {name} has a tokenizer of SentencePiece, which needs two more packages; run "
-                    "pip install 'skipdit-cli[text]'."
-                )
-
-
 def is_installed(package: str) -> bool:
     try:
         return bool(version(package))
     except PackageNotFoundError:
-        return False
-
-
-def importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
         return False
 
 

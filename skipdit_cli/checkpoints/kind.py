@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.pipelines.arguments import frames_argument, needs_image
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Kind:
         video: It makes videos, not pictures.
         text: It is given texts.
         classes: It is given class ids; without either it is given nothing.
+        image: It is given a picture to start from, too.
         encodes: The parts that read texts are in the folder.
     """
 
@@ -23,6 +25,7 @@ class Kind:
     video: bool
     text: bool
     classes: bool
+    image: bool
     encodes: bool
 
     @property
@@ -31,7 +34,7 @@ class Kind:
         for videos of a class or of nothing. Images of a class count as ``unconditional-image-generation`` there.
         """
         if self.text:
-            return "text-to-video" if self.video else "text-to-image"
+            return f"{'image' if self.image else 'text'}-to-{'video' if self.video else 'image'}"
         return None if self.video else "unconditional-image-generation"
 
 
@@ -40,12 +43,17 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         UsageError: A config is missing or damaged.
     """
+    import diffusers
+
     index, config = read_json(folder / "model_index.json"), read_json(folder / "transformer" / "config.json")
+    name = str(index.get("_class_name"))
+    pipeline = getattr(diffusers, name, None)
     reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     return Kind(
-        pipeline=str(index.get("_class_name")),
-        video="video_length" in config,
+        pipeline=name,
+        video="video_length" in config or (pipeline is not None and frames_argument(pipeline) is not None),
         text=bool(reads),
         classes=config.get("num_embeds_ada_norm") is not None,
-        encodes=bool(reads) and [None, None] not in reads.values(),
+        image=pipeline is not None and needs_image(pipeline),
+        encodes=any(value != [None, None] for value in reads.values()),
     )

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from skipdit_cli.backbones import example_inputs, known_trunk
 from skipdit_cli.checkpoints.architecture import (
+    OFFICIAL,
     build_transformer,
     default_scheduler,
     has_own_mlp,
@@ -25,15 +27,16 @@ from skipdit_cli.checkpoints.index import (
     check_denoiser,
     check_folder,
     check_index,
-    check_tokenizers,
     of_texts,
     pipeline_class,
 )
 from skipdit_cli.checkpoints.noise import quiet
 from skipdit_cli.checkpoints.online import is_local, why_not
+from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
@@ -86,9 +89,10 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
     index = check_index(path, folder, given=arguments)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
-    check_tokenizers(path, folder, index)
+    check_packages(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
-        arguments["transformer"] = _load_transformer(folder / "transformer", arguments.get("dtype"))
+        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     kind = pipeline_class(path, index)
@@ -213,7 +217,10 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     """The model of a preset at full size with seeded random weights and no VAE, to time it without a download.
 
     Args:
-        merge: Attach skip branches of this merge; None attaches none. Their weights are random, too.
+        merge: Attach skip branches of this merge, to a class that has no skips of its own; None attaches none. Their
+            weights are random, too.
+    Returns:
+        A pipeline of classes or of Latte; of any other transformer a ``DenoiserPipeline``.
     Raises:
         UsageError: The preset names no model.
     """
@@ -225,11 +232,13 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = torch.nn.Module.to(build_transformer(config), dtype)
-        if merge is not None:
-            for linear in add_skip_branches(transformer, merge).linears:
+        trunk = known_trunk(transformer)
+        if merge is not None and not (trunk is not None and trunk.backbone.native_skips):
+            given = example_inputs(transformer, dtype=dtype, small=True) if trunk is None else None
+            for linear in add_skip_branches(transformer, merge, given).linears:
                 torch.nn.init.normal_(linear.weight, std=0.02)
     scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
         scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
-    return pipeline_around(transformer, scheduler)
+    return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)

@@ -8,8 +8,8 @@ from skipdit_cli.checkpoints.kind import Kind
 
 
 def loading_snippet(name: str, kind: Kind, num_blocks: int) -> str:
-    """Python source, one line each. It writes ``sample.png`` or ``sample.gif``; of a model of texts whose text encoder
-    lies elsewhere it loads the rest.
+    """Python source, one line each. It writes ``sample.png`` or ``sample.gif``, starting from ``start.png`` where the
+    model wants a picture; of a model of texts whose text encoder lies elsewhere it loads the rest.
 
     It samples as ``skipdit sample`` does: diffusers' ``DiTPipeline`` takes 1000 classes and a VAE for granted, its
     ``LattePipeline`` 16 frames, and videos of classes it has not.
@@ -22,14 +22,16 @@ def loading_snippet(name: str, kind: Kind, num_blocks: int) -> str:
         lines = ["from skipdit_cli import load_pipeline", "", f"{load}  # its text encoder is not in this folder"]
         return "\n".join([*lines, "print(pipe.transformer.num_parameters())", ""])
     condition = '"a cat on a red sofa"' if kind.text else 0 if kind.classes else None
-    policy = ", policy=CachePolicy(layers=1, interval=2)" if cached else ""
+    more = ', image=Image.open("start.png").convert("RGB")' if kind.image else ""
+    more += ", policy=CachePolicy(layers=1, interval=2)" if cached else ""
     lines = [
-        "import imageio.v3 as imageio" if kind.video else "from PIL import Image",
+        *["import imageio.v3 as imageio"] * kind.video,
+        *["from PIL import Image"] * (kind.image or not kind.video),
         f"from skipdit_cli import {'CachePolicy, ' if cached else ''}load_pipeline",
         "from skipdit_cli.pipelines.generation import generate",
         "",
         load,
-        f"made = generate(pipe, [{condition}], num_inference_steps=50{policy})",
+        f"made = generate(pipe, [{condition}], num_inference_steps=50{more})",
         'imageio.imwrite("sample.gif", made.images[0], duration=125, loop=0)'
         if kind.video
         else 'Image.fromarray(made.images[0]).save("sample.png")',

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands import pipeline_options
 from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile, check_given, read_prompts
 from skipdit_cli.commands.options import (
     CACHE,
@@ -35,7 +37,10 @@ def bench(
     model: Model = None,
     preset: Preset = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Build the preset's model at full size; speed alone, no download.")
+        bool,
+        typer.Option(
+            "--random-weights", help="Build the preset's transformer at full size; its speed alone, no download."
+        ),
     ] = False,
     merge: Annotated[
         str, typer.Option(help="Skip branches for --random-weights: residual, replace or none.")
@@ -57,7 +62,7 @@ def bench(
     num_inference_steps: Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1)] = 50,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(min=1, help="As of sample; 1.0 with --random-weights.", show_default=False),
+        typer.Option(min=0, help="As of sample; 1.0 with --random-weights.", show_default=False),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, ddpm, dpm++, ...; the model's own if not given.")
@@ -68,6 +73,15 @@ def bench(
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     negative_prompt: NegativePrompt = None,
+    num_frames: pipeline_options.NumFrames = None,
+    height: pipeline_options.Height = None,
+    width: pipeline_options.Width = None,
+    image: pipeline_options.Image = None,
+    strength: pipeline_options.Strength = None,
+    pipeline_arg: pipeline_options.PipelineArg = None,
+    lora: pipeline_options.Lora = None,
+    cpu_offload: pipeline_options.CpuOffload = None,
+    vae_tiling: pipeline_options.VaeTiling = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures at once. 4; 1 with --random-weights.", show_default=False)
     ] = None,
@@ -76,7 +90,9 @@ def bench(
         int | None,
         typer.Option(min=1, help="How often every case runs. 3, or as many as fit 5 minutes.", rich_help_panel=RUN),
     ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Uncounted short runs before.", rich_help_panel=RUN)] = 1,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Uncounted short runs before; with --compile at least one.", rich_help_panel=RUN)
+    ] = 1,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the model.", rich_help_panel=RUN)] = False,
     min_speedup: Annotated[
         float | None,
@@ -110,8 +126,8 @@ def bench(
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
     from skipdit_cli.measure.report import READING, results, save_report, table
-    from skipdit_cli.pipelines.arguments import takes_text
-    from skipdit_cli.pipelines.device import move, place
+    from skipdit_cli.pipelines import fitting
+    from skipdit_cli.pipelines.device import place
     from skipdit_cli.pipelines.generation import batches, check_unloaded
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
@@ -122,7 +138,6 @@ def bench(
         _words(forecast),
         _words(cache_target),
     )
-    card = check_card(model) if update_card else None
     labels = None if class_labels is None else parse_integers(class_labels, "--class-labels")
     prompts = read_prompts(ctx, prompt, prompts_file)
     if random_weights and (prompts or negative_prompt):
@@ -130,35 +145,48 @@ def bench(
     if output is not None:
         check_apart(output, model, vanilla)
         check_target(output, overwrite, marks=REPORT)
+    asked = {"negative_prompt": negative_prompt, "num_frames": num_frames, "height": height, "width": width}
+    pipeline_options.check_positive(num_frames=num_frames, height=height, width=width)
+    pipeline_options.check_strength(strength, image, num_inference_steps)
+    asked |= {"strength": strength, "arguments": pipeline_options.read_arguments(pipeline_arg)}
+    card = check_card(model) if update_card else None
+    start = pipeline_options.read_image(image)
     where, precision = place(device, dtype)
+    fitting.check_offload(cpu_offload, where)
+    fitting.check_lora(lora)
     if not random_weights:
         hub = {"revision": revision, "local_files_only": local_files_only}
         outline = read_outline(named_model(model, preset), **hub)
+        outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+        of_outline = _samples(outline, labels, prompts, batch_size, random_weights)
         for policy in policies:
-            of_outline = _samples(outline, labels, prompts, batch_size, random_weights)
-            check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+            check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, image=start, **asked)
     with ExitStack() as stack:
         folder = stack.enter_context(replace_folder(output, overwrite, marks=REPORT)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
-        pipe, other = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
+        pipes = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
+        for at, pipe in enumerate(pipes):
+            pipes[at] = pipe = pipe if image is None else fitting.starting_from_image(pipe)
+            fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, local_files_only=local_files_only)
+        pipe = pipes[0]
         samples = _samples(pipe, labels, prompts, batch_size, random_weights)
+        at_once = batches(pipe, samples, batch_size, alone=start is not None)
         sampling = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": _guidance(guidance_scale, pipe, random_weights),
-            "negative_prompt": negative_prompt,
             "scheduler": scheduler,
             "seed": seed,
-            "batch_size": max(batch.stop - batch.start for batch in batches(pipe, samples, batch_size)),
+            "batch_size": max(batch.stop - batch.start for batch in at_once),
+            **asked,
         }
-        run = Bench(move(pipe, where), policies, samples, vanilla=other and move(other, where), **sampling)
+        run = Bench(pipe, policies, samples, vanilla=pipes[-1], image=start, **sampling)
         if min_psnr is not None and not run.has_pictures:
             raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
-        for transformer in dict.fromkeys([pipe.transformer, run.vanilla.transformer] if compile else []):
-            stack.enter_context(compiled(transformer))
+        stack.enter_context(compiled(pipes) if compile else nullcontext())
         with console.progress("Bench", run.steps(rounds)) as advance:
-            rows = run.run(rounds, warmup, advance)
-        of = {"prompt" if takes_text(pipe) else "class_labels": samples}
-        settings = {**sampling, **of, "warmup": warmup, "compile": compile}
+            rows = run.run(rounds, max(warmup, 1) if compile else warmup, advance)
+        settings = {**sampling, "image": image and str(image), **_conditions(samples), "lora": lora}
+        settings |= {"cpu_offload": cpu_offload, "vae_tiling": vae_tiling, "warmup": warmup, "compile": compile}
         report = run.report(rows, model or preset, {**settings, "random_weights": random_weights})
         if folder:
             save_report(report, folder)
@@ -196,11 +224,17 @@ def _samples(
 def _guidance(given: float | None, pipe, random_weights: bool) -> float:
     from skipdit_cli.pipelines.generation import default_guidance
 
-    return given if given is not None else 1.0 if random_weights else default_guidance(pipe)
+    own = default_guidance(pipe)
+    return given if given is not None else 1.0 if random_weights and own is not None else own
 
 
-def _open(model, preset, random_merge, seed, vanilla, loading):
-    """The pipeline to bench, and the one for the rows without branches (None: the same)."""
+def _conditions(samples: list) -> dict:
+    """What was sampled, for the report."""
+    return {"prompt" if isinstance(samples[0], str) else "class_labels": samples}
+
+
+def _open(model, preset, random_merge, seed, vanilla, loading) -> list:
+    """The pipeline to bench, and if it is another one that for the rows without branches."""
     from skipdit_cli.checkpoints import open_model, random_pipeline
     from skipdit_cli.presets import load_preset
     from skipdit_cli.skip import MERGES
@@ -214,7 +248,7 @@ def _open(model, preset, random_merge, seed, vanilla, loading):
     else:
         merge = None if random_merge == "none" else random_merge
         pipe = random_pipeline(load_preset(preset), loading["dtype"], seed, merge)
-    return pipe, None if vanilla is None else open_model(vanilla, None, branches=False, **loading)
+    return [pipe, *([] if vanilla is None else [open_model(vanilla, None, branches=False, **loading)])]
 
 
 def _check(rows: list[dict], min_speedup: float | None, min_psnr: float | None) -> None:

@@ -118,8 +118,8 @@ def _one_of(flag: str, value, allowed: tuple) -> None:
 
 def _conditions(source) -> str:
     """What ``sample`` needs besides the model."""
-    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteTransformer3DModel": " --prompt TEXT"}
-    return kinds.get(source.config["_class_name"], "")
+    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteClassTransformer3DModel": ""}
+    return kinds.get(source.config["_class_name"], " --prompt TEXT")
 
 
 def _describe(plan) -> dict:

@@ -9,9 +9,13 @@ import typer
 from skipdit_cli.commands import options
 from skipdit_cli.commands.training_options import report, with_training_settings
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.training.demand import EXPERTS
 from skipdit_cli.training.settings import TrainingSettings
 
 PARTS = ("skip", "all")
+Expert = Annotated[
+    str | None, typer.Option(help="Of a model of two transformers (Wan 2.2), which: high (noise), or low.")
+]
 Lora = Annotated[
     str | None, typer.Option(help="A LoRA to load below the branches, as it will be when the result is used.")
 ]
@@ -24,6 +28,7 @@ def finetune(
     model: options.Model = None,
     preset: options.Preset = None,
     train: Part = "skip",
+    expert: Expert = None,
     lora: Lora = None,
     settings: TrainingSettings = None,
     revision: options.Revision = None,
@@ -39,26 +44,28 @@ def finetune(
     """
     if train not in PARTS:
         raise UsageError(f"Got --train {train} but expected skip or all.{nearest(train, PARTS)}")
+    if expert not in (None, *EXPERTS):
+        raise UsageError(f"Got --expert {expert} but expected {' or '.join(EXPERTS)}.{nearest(expert, EXPERTS)}")
     if lora is not None and train != "skip":
         raise UsageError("Got --lora with --train all, but under a LoRA only the branches are trained: --train skip.")
     settings.check()
 
-    import torch
-
-    from skipdit_cli.checkpoints import named_model, open_model
+    from skipdit_cli.checkpoints import named_model
     from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.pipelines.fitting import check_lora, load_lora
+    from skipdit_cli.skip import skip_folder
     from skipdit_cli.training import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
     check_apart(settings.output, folder)
     check_lora(lora)
-    asked = session.demand(folder)
-    if train == "skip" and not (folder / "skip").is_dir():
+    asked = session.demand(folder, expert)
+    part = EXPERTS[expert or "high"]
+    if train == "skip" and not (folder / skip_folder(part)).is_dir():
         raise UsageError(f"Model {folder} has no skip branches to train; {session.way_out(folder)}.")
     begun = session.begin(settings, asked)
     origin = session.origin_of(settings, ctx.meta["typed"], named_model(model, preset), folder)
-    pipe = open_model(str(folder), dtype=torch.float32)
+    pipe = session.open_to_train(folder, asked, whole=lora is not None or settings.validation_steps > 0)
     if lora is not None:
-        load_lora(pipe, lora, local_files_only)
+        load_lora(pipe, lora, local_files_only, part)
     report("finetune", settings, begun.samples, session.train(begun, pipe, origin, folder, train == "skip"))

@@ -63,6 +63,7 @@ def info(
         "parameters": parameters.model,
         "parameters_copied_by_diffusers": parameters.copies,
         "macs": flops and flops.vanilla,
+        "macs_of": flops and flops.shape,
         "skip_parameters": None if branches is None else parameters.skip,
         "skip_macs": flops and flops.full - flops.vanilla,
     }
@@ -93,7 +94,10 @@ def _show(facts: dict, speedups: list[dict], steps: int) -> None:
         ["parameters", f"{console.amount(facts['parameters'])}{held}"],
     ]
     if facts["macs"]:
-        rows.append(["a forward", f"{console.amount(facts['macs'])} multiply-adds (one {facts['sample']}, vanilla)"])
+        of = f"one {facts['sample']} of {'x'.join(map(str, facts['macs_of']))} latents"
+        rows.append(["a forward", f"{console.amount(facts['macs'])} multiply-adds ({of}, vanilla)"])
+    elif facts["blocks"]:
+        rows.append(["a forward", "not counted: no example of what this class is called with; 'bench' counts it"])
     if facts["pairs"]:
         rows += _skip_rows(facts)
     elif facts["blocks"]:

@@ -11,6 +11,7 @@ from skipdit_cli.errors import UsageError
 
 PANEL = "Pipelines of diffusers"
 
+NumFrames = Annotated[int | None, typer.Option(help="Of a video; the model's own if not given.", show_default=False)]
 Height = Annotated[int | None, typer.Option(help="In pixels.", show_default=False, rich_help_panel=PANEL)]
 Width = Annotated[int | None, typer.Option(help="In pixels.", show_default=False, rich_help_panel=PANEL)]
 Image = Annotated[
@@ -52,6 +53,16 @@ CpuOffload = Annotated[
 VaeTiling = Annotated[
     bool, typer.Option("--vae-tiling", help="Decode in tiles, in less memory.", rich_help_panel=PANEL)
 ]
+
+
+def check_positive(**given: int | None) -> None:
+    """
+    Raises:
+        UsageError: One that was given is less than 1.
+    """
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise UsageError(f"Got --{name.replace('_', '-')} {value} but expected 1 or more.")
 
 
 def check_strength(strength: float | None, image: Path | None, steps: int) -> None:

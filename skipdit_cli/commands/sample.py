@@ -48,8 +48,10 @@ Vae = Annotated[
     str | None,
     typer.Option(help="VAE folder or hub id to decode with, in place of the model's own.", show_default=False),
 ]
-NumFrames = Annotated[int | None, typer.Option(help="Of a video; the model's own if not given.", show_default=False)]
-Fps = Annotated[float | None, typer.Option(help="Frames a second of a video; 8 if not given.", show_default=False)]
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames a second of a video; its pipeline's own if not given, or 8.", show_default=False),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Classifier-free guidance; 1 turns it off. 4 for classes, what its pipeline says for texts."),
@@ -81,7 +83,7 @@ def sample(
     prompts_file: conditions.PromptsFile = None,
     negative_prompt: conditions.NegativePrompt = None,
     num_images: NumImages = None,
-    num_frames: NumFrames = None,
+    num_frames: pipeline_options.NumFrames = None,
     fps: Fps = None,
     num_inference_steps: Steps = 50,
     guidance_scale: Guidance = None,
@@ -163,7 +165,7 @@ def sample(
     steps = int(num_inference_steps * (strength or 1))
     with console.progress("denoise", steps * batches) as advance:
         made = generation.generate(pipe, samples, policy=policy, advance=advance, **run)
-    written = sample_files.save(made.images, target, npz, settings, samples)
+    written = sample_files.save(made.images, target, npz, settings, samples, made.sounds)
     _report(pipe, made, target, written, settings)
 
 
@@ -172,15 +174,14 @@ _NOT_RECORDED = (
     "cpu_offload",
 )  # fmt: skip
 _OF_A_RUN = (
-    "negative_prompt", "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "cfg_channels",
+    "negative_prompt", "num_frames", "fps", "height", "width", "num_inference_steps", "guidance_scale", "cfg_channels",
     "scheduler", "seed", "batch_size", "strength",
 )  # fmt: skip
 
 
 def _check(settings: dict) -> None:
-    for flag in ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size"):
-        if settings.get(flag, 1) < 1:
-            raise UsageError(f"Got --{flag.replace('_', '-')} {settings[flag]} but expected 1 or more.")
+    counts = ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size")
+    pipeline_options.check_positive(**{name: settings.get(name) for name in counts})
     if not 0 <= settings.get("guidance_scale", 1) < float("inf"):
         raise UsageError(f"Got --guidance-scale {settings['guidance_scale']:g} but expected 1 (off) or more.")
     if not 0 <= settings["seed"] < 2**32:
@@ -219,6 +220,7 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     Raises:
         UsageError: One that a model of this kind has no use for.
     """
+    from skipdit_cli.pipelines.arguments import own_rate
     from skipdit_cli.pipelines.generation import default_guidance
     from skipdit_cli.pipelines.pixels import is_video
 
@@ -228,7 +230,7 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
         if scale > 1 and samples[0] is None:
             raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
     if is_video(pipe):
-        own["fps"] = settings.get("fps", 8.0)  # as the sample.py of Latte
+        own["fps"] = settings.get("fps", own_rate(pipe))
     elif "fps" in settings:
         raise UsageError(f"Got --fps {settings['fps']:g}, but this model makes images; leave the flag out.")
     settings.pop("num_images", None)
@@ -246,6 +248,8 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
     frames = made.images.shape[1]
     plural = "s" * (count > 1) + (f" of {frames} frame{'s' * (frames > 1)}" if kind == "video" else "")
     console.say(f"{count} {kind}{plural} in {made.denoise_seconds:.2f} s of denoising: {target}")
+    if made.sounds:
+        console.say(sample_files.where_sounds_are(target, count))
     if made.report:
         console.say(str(made.report))
         if not made.report.reused_steps:

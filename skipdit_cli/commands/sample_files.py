@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from skipdit_cli import __version__, media
@@ -63,33 +64,58 @@ def check_size(target: Path, pipe, height: int | None = None, width: int | None 
             media.check_video_size(path, *reversed(size))
 
 
-def save(images, target: Path, npz: Path | None, settings: dict, conditions: list[int | str | None]) -> list[Path]:
+def save(
+    images,
+    target: Path,
+    npz: Path | None,
+    settings: dict,
+    conditions: list[int | str | None],
+    sounds: Sequence[media.Sound] = (),
+) -> list[Path]:
     """All samples in one file; or, in a folder, every sample (each with what makes it alone) and all of them.
 
     Args:
         images: uint8 (N, H, W, 3), or videos (N, F, H, W, 3).
         settings: Flags of the command that make the same again.
         conditions: One a sample: its class or its text; None of an unconditional model.
+        sounds: One a video, or none; see ``where_sounds_are``.
     Returns:
         The files, in the order they were written.
     """
     written, video = [], images.ndim == 5
-    write, scale = _save_videos if video else _save_image, _scale(images)
+    scale = _scale(images)
+
+    def write(images, path: Path, settings: dict, scale: int, sounds: Sequence[media.Sound]) -> list[Path]:
+        if video:
+            return _save_videos(images, path, settings, scale, sounds[0] if len(sounds) == 1 else None)
+        return _save_image(images, path, settings, scale)
+
     folder = target.parent if target.suffix else target
     folder.mkdir(parents=True, exist_ok=True)
     if target.suffix:
-        written += write(images, target, settings, scale)
+        written += write(images, target, settings, scale, sounds)
     else:
         for i, condition in enumerate(conditions):
             own = {**settings, **which([condition]), "seed": settings["seed"] + i}
             single = _numbered(target, i, ".mp4" if video else ".png")
-            written += write(images[i : i + 1], single, own, scale if video else 1)
-        written += write(images, target / ("grid.gif" if video else "grid.png"), settings, scale)
+            written += write(images[i : i + 1], single, own, scale if video else 1, sounds[i : i + 1])
+        written += write(images, target / ("grid.gif" if video else "grid.png"), settings, scale, ())
     if npz is not None:
         npz.parent.mkdir(parents=True, exist_ok=True)
         media.save_npz(images, npz)
         written.append(npz)
     return written
+
+
+def where_sounds_are(target: Path, count: int) -> str:
+    """In a sentence: an mp4 has the sound of its video, a gif none, nor has an mp4 of several videos side by side."""
+    if not target.suffix:
+        return "each mp4 has its sound."
+    if target.suffix.lower() == ".gif":
+        return "the model makes sound, which a gif has not: give -o NAME.mp4 to hear it."
+    if count > 1:
+        return "the sound of several videos in one file is left out: give a folder, for a file each."
+    return "the mp4 has its sound."
 
 
 def which(conditions: list[int | str | None]) -> dict:
@@ -106,9 +132,9 @@ def _save_image(images, path: Path, settings: dict, scale: int) -> list[Path]:
     return [path]
 
 
-def _save_videos(videos, path: Path, settings: dict, scale: int) -> list[Path]:
+def _save_videos(videos, path: Path, settings: dict, scale: int, sound: media.Sound | None) -> list[Path]:
     """The video, how it was made, and its frames in one picture."""
-    media.save_video(media.video_grid(videos, scale), path, settings["fps"], _history(settings))
+    media.save_video(media.video_grid(videos, scale), path, settings["fps"], _history(settings), sound)
     media.save_png(media.contact_sheet(videos, scale), _sheet(path), _history(settings))
     return [path, media.history_file(path), _sheet(path)]
 

@@ -48,7 +48,7 @@ def with_training_settings(command):
 
 
 def _option(field):
-    shown = field.default not in (None, False)
+    shown = field.default is not None and field.default is not False  # 0 is shown
     names = [f"--{field.name.replace('_', '-')}"] if field.default is False else []
     return typer.Option(
         *names, help=field.metadata["help"], rich_help_panel=field.metadata["panel"], show_default=shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -11,16 +12,17 @@ from dataclasses import replace
 
 import torch
 
-from skipdit_cli.backbones import trunk_of
+from skipdit_cli.backbones import Trial, check_class, keep_trunk, known_trunk, trunk_of
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.measure.cases import Case, make_cases
 from skipdit_cli.measure.flops import StepFlops
 from skipdit_cli.measure.quality import compare
 from skipdit_cli.measure.report import environment
 from skipdit_cli.measure.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
-from skipdit_cli.pipelines.arguments import Asked, takes_text
-from skipdit_cli.pipelines.device import computes_wide
-from skipdit_cli.pipelines.generation import Generated, batches, check_run, default_guidance, generate
+from skipdit_cli.pipelines.arguments import takes_text
+from skipdit_cli.pipelines.device import computes_wide, transformers_of
+from skipdit_cli.pipelines.first_step import first_step
+from skipdit_cli.pipelines.generation import Generated, batches, generate
 from skipdit_cli.pipelines.pixels import is_pixel_space
 from skipdit_cli.pipelines.schedulers import make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
@@ -35,7 +37,8 @@ class Bench:
         pipe: The pipeline; the cases with skip branches are left out if it has none.
         conditions: One per picture or video, as for ``generate``.
         vanilla: A pipeline for the cases without branches; ``pipe`` with its branches taken off if not given.
-        sampling: guidance_scale, cfg_channels, negative_prompt, seed, batch_size, as for ``generate``.
+        sampling: guidance_scale, cfg_channels, seed, batch_size, negative_prompt, height, image, ..., as for
+            ``generate``.
     Raises:
         UsageError: A policy or a setting does not fit.
 
@@ -43,7 +46,8 @@ class Bench:
         cases: In the order of the rows.
         has_branches: Whether ``pipe`` has skip branches.
         has_pictures: Whether its latents can be made pictures, so that PSNR and SSIM exist.
-        macs: Multiply-adds of one forward for one image: "vanilla", and "skip" if it has branches.
+        macs: Multiply-adds of one forward for one image, the mean where guidance takes calls of different length:
+            "vanilla", and "skip" if it has branches.
         generated: What each case's first round made; after ``run``.
         warm_up_seconds: Time of the runs that were not counted; mostly compilation if the forward is compiled.
     """
@@ -61,21 +65,21 @@ class Bench:
         **sampling,
     ):
         self.pipe, self.vanilla, self.conditions = pipe, vanilla or pipe, conditions
-        asked = {"guidance_scale": default_guidance(pipe), **sampling}
-        wanted = Asked(negative_prompt=asked.get("negative_prompt"))
-        check_run(pipe, conditions, asked["guidance_scale"], asked.get("cfg_channels", "all"), wanted)
-        sampler = make_scheduler(scheduler, pipe)
-        sampler.set_timesteps(num_inference_steps)
-        self.has_branches = trunk_of(pipe.transformer).branches is not None
+        self.has_branches = any(trunk.branches is not None for trunk in map(known_trunk, _models(pipe)) if trunk)
         self.has_pictures = getattr(pipe, "vae", None) is not None or is_pixel_space(pipe)
-        with _without_branches(self.vanilla.transformer):
-            self.flops = {"vanilla": StepFlops(self.vanilla.transformer)}
-        if self.has_branches:
-            self.flops["skip"] = StepFlops(pipe.transformer)
-        self.macs = {name: flops.full for name, flops in self.flops.items()}
-        self.cases = make_cases(policies, num_inference_steps, sampler.timesteps.tolist(), **self.flops)
         self.sampling = {**sampling, "scheduler": scheduler, "batch_size": batch_size, "decode": self.has_pictures}
-        self.batches = len(batches(pipe, conditions, batch_size))
+        run = {"num_inference_steps": num_inference_steps, **self.sampling}
+        seen = {each: first_step(each, conditions, **run) for each in dict.fromkeys([pipe, self.vanilla])}
+        for each, step in seen.items():
+            _find_trunks(each, step.calls[0])
+        with _without_branches(self.vanilla):
+            self.flops = {"vanilla": StepFlops(self.vanilla.transformer, seen[self.vanilla].calls)}
+        if self.has_branches:
+            self.flops["skip"] = StepFlops(pipe.transformer, seen[pipe].calls)
+        self.macs = {name: flops.full for name, flops in self.flops.items()}
+        self.least = math.ceil(1 / (sampling.get("strength") or 1))
+        self.cases = make_cases(policies, num_inference_steps, seen[pipe].timesteps, **self.flops, least=self.least)
+        self.batches = len(batches(pipe, conditions, batch_size, alone=sampling.get("image") is not None))
         self.generated: list[Generated] = []
         self.warm_up_seconds = 0.0
 
@@ -115,13 +119,20 @@ class Bench:
             "rounds": self.rounds,
             **seconds,
             "macs": self.macs,
-            "notes": self._notes(settings.get("random_weights", False)),
+            "notes": self._notes(settings.get("random_weights", False), settings.get("compile", False)),
             "rows": rows,
         }
 
-    def _notes(self, random_weights: bool) -> list[str]:
+    def _notes(self, random_weights: bool, compiled: bool) -> list[str]:
         notes = []
-        if not self.has_branches:
+        if compiled:
+            notes.append(f"Compiled, in {self.warm_up_seconds:.0f} s of runs before those that are timed.")
+        if known_trunk(self.pipe.transformer).backbone.native_skips:
+            notes.append(
+                "This class has skips of its own: vanilla is the model with them, vanilla-cache is Skip-Cache on "
+                "them; there are no skip rows, for there is nothing to convert."
+            )
+        elif not self.has_branches:
             notes.append("No skip rows: this model has no skip branches; 'skipdit convert' adds them.")
         elif self.vanilla is self.pipe:
             notes.append("vanilla is this model's own trunk with its skip branches taken off.")
@@ -139,12 +150,16 @@ class Bench:
         settings = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.sampling}
         if case.has_branches:
             return generate(self.pipe, self.conditions, **settings)
-        with _without_branches(self.vanilla.transformer):
+        with _without_branches(self.vanilla):
             return generate(self.vanilla, self.conditions, **settings)
 
     def _warm_ups(self) -> list[Case]:
-        """A short run for each model alone, and for each depth of its cache and way to forecast."""
-        steps = min(WARM_UP_STEPS, self.cases[0].steps)
+        """A short run for each model alone, and for each depth of its cache and way to forecast.
+
+        Where two transformers take turns, only a whole run is sure to reuse a step of each.
+        """
+        most = self.cases[0].steps
+        steps = min(WARM_UP_STEPS * self.least, most) if len(_models(self.pipe)) == 1 else most
         policies = [case.policy and replace(case.policy, interval=2, full_steps=None) for case in self.cases]
         return list(dict.fromkeys(Case(case.reference, steps, p) for case, p in zip(self.cases, policies)))
 
@@ -160,13 +175,11 @@ def row(case: Case, measured: dict[Case, Measured], flops: StepFlops) -> dict:
     uncached = {other.name: result for other, result in measured.items() if other.name == other.reference}
     made, reference = own.first, uncached[case.reference].first
     speedup = {name: ratios(result.seconds, own.seconds) for name, result in uncached.items()}
-    full_steps, limit, quality = case.steps, None, None
+    full_steps, limit, quality = made.steps, None, None
     if policy is not None:
         full_steps = made.report.steps - made.report.reused_steps
-        limit = flops.limit([True] * full_steps + [False] * made.report.reused_steps, policy.layers)
-    elif case.name == "fewer-steps":
-        limit = next(other.steps for other in measured if other.name == "vanilla") / case.steps
-    if limit is not None:
+    if case.name != case.reference:
+        limit = reference.calls * flops.full / _cost(case, made, flops)
         quality = compare(made.images, reference.images, made.latents, reference.latents)
     return {
         "case": case.name,
@@ -175,7 +188,7 @@ def row(case: Case, measured: dict[Case, Measured], flops: StepFlops) -> dict:
         "schedule": policy and policy.describe(),
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target,
-        "steps": case.steps,
+        "steps": made.steps,
         "full_steps": full_steps,
         "seconds": median(own.seconds),
         "seconds_iqr": spread(own.seconds),
@@ -201,25 +214,63 @@ def _interval(policy: CachePolicy | None) -> int | None:
     return 2 if policy.interval is None else policy.interval
 
 
+def _cost(case: Case, made: Generated, flops: StepFlops) -> int:
+    """Multiply-adds of all the calls that a run made."""
+    if case.policy is None:
+        return made.calls * flops.full
+    left_out = len(flops.units) - 2 * case.policy.layers
+    reused = (made.report.blocks_total - made.report.blocks_run) // left_out
+    return (made.calls - reused) * flops.full + reused * flops.reused(case.policy.layers)
+
+
+def _models(pipe) -> list:
+    return list(transformers_of(pipe).values())
+
+
+def _find_trunks(pipe, arguments) -> None:
+    """Find the trunk of each transformer whose class is not declared.
+
+    Raises:
+        UsageError: It has none.
+    """
+    for transformer in _models(pipe):
+        if known_trunk(transformer) is None:
+            check_class(transformer)
+            Trial(transformer, arguments).accept()
+
+
 @contextmanager
-def _without_branches(transformer) -> Iterator[None]:
-    branches = remove_skip_branches(transformer)
+def _without_branches(pipe) -> Iterator[None]:
+    taken = {transformer: remove_skip_branches(transformer) for transformer in _models(pipe)}
     try:
         yield
     finally:
-        if branches is not None:
-            add_skip_branches(transformer, branches=branches)
+        for transformer, branches in taken.items():
+            if branches is not None:
+                add_skip_branches(transformer, branches=branches)
 
 
 @contextmanager
-def compiled(transformer, backend="inductor") -> Iterator[None]:
-    """``torch.compile`` the forward while this lasts: for each model and depth of cache one graph of a full step and
-    one of a reused step."""
+def compiled(pipes: Sequence, backend="inductor") -> Iterator[None]:
+    """``torch.compile`` the forward of each transformer while this lasts: for each model and depth of cache one graph
+    of a full step and one of a reused step."""
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = 64
-    transformer.forward = torch.compile(transformer.forward, backend=backend)
+    transformers = list(dict.fromkeys(transformer for pipe in pipes for transformer in _models(pipe)))
+    for transformer in transformers:
+        _hold(transformer, True)
+        transformer.forward = torch.compile(transformer.forward, backend=backend)
     try:
         yield
     finally:
-        del transformer.forward
+        for transformer in transformers:
+            del transformer.forward
+            _hold(transformer, False)
         torch._dynamo.config.recompile_limit = limit
+
+
+def _hold(transformer, held: bool) -> None:
+    """Have one and the same object stand before each block, so that one compilation serves all rounds."""
+    trunk = trunk_of(transformer)
+    trunk.held = held
+    keep_trunk(transformer, trunk)

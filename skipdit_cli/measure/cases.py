@@ -41,6 +41,7 @@ def make_cases(
     timesteps: Sequence[float],
     vanilla: StepFlops,
     skip: StepFlops | None = None,
+    least: int = 1,
 ) -> list[Case]:
     """Every case of a bench, each once, in the order of its table.
 
@@ -49,6 +50,7 @@ def make_cases(
 
     Args:
         steps, timesteps: Those of the full run (second-order samplers visit more timesteps than steps).
+        least: So few steps are still a run.
         vanilla, skip: Cost of a step without and with skip branches; ``skip`` None where there are none.
     Raises:
         UsageError: A policy does not fit the model or the number of steps.
@@ -59,7 +61,7 @@ def make_cases(
     model = vanilla if skip is None else skip
     a_step = model.full / vanilla.full
     cost = [steps * a_step / model.limit(policy.plan(timesteps), policy.layers) for policy in policies]
-    fewer = sorted({max(1, round(count)) for count in cost}, reverse=True)
+    fewer = sorted({max(least, round(count)) for count in cost}, reverse=True)
     return list(dict.fromkeys([*cases, *(Case("fewer-steps", count) for count in fewer if count < steps)]))
 
 

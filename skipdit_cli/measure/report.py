@@ -66,7 +66,7 @@ def results(report: dict) -> str:
     return "\n".join(
         [
             f"{report['device_name']}, {report['threads']} threads, {report['dtype']}, {versions}. "
-            f"{report['num_inference_steps']} steps of {report['scheduler']}, guidance {report['guidance_scale']:g}, "
+            f"{report['num_inference_steps']} steps of {report['scheduler']}, {_guided(report)}{_sized(report)}"
             f"batch {report['batch_size']}, seed {report['seed']}, {report['rounds']} interleaved rounds, "
             f"{report['date']}.",
             "",
@@ -104,6 +104,18 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict:
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _guided(report: dict) -> str:
+    scale = report["guidance_scale"]
+    return "" if scale is None else f"guidance {scale:g}, "
+
+
+def _sized(report: dict) -> str:
+    """The size that was asked for, if one was."""
+    asked = {name: report.get(name) for name in ("height", "width", "num_frames")}
+    said = " x ".join(f"{name.removeprefix('num_')} {value}" for name, value in asked.items() if value is not None)
+    return f"{said}, " if said else ""
 
 
 def _processor() -> str:

@@ -4,10 +4,12 @@ from skipdit_cli.media.files import check_target
 from skipdit_cli.media.history import history_file, read_metadata
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
 from skipdit_cli.media.reading import VIDEO_SUFFIXES, VideoFacts, is_frame_folder, probe_video, read_video
+from skipdit_cli.media.sound import Sound, save_wav
 from skipdit_cli.media.video import check_video_size, contact_sheet, save_video, video_grid
 
 __all__ = [
     "VIDEO_SUFFIXES",
+    "Sound",
     "VideoFacts",
     "check_target",
     "check_video_size",
@@ -21,6 +23,7 @@ __all__ = [
     "save_npz",
     "save_png",
     "save_video",
+    "save_wav",
     "to_uint8",
     "video_grid",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.media.files import replacing
 from skipdit_cli.media.history import save_history
 from skipdit_cli.media.pictures import grid
+from skipdit_cli.media.sound import Sound, save_wav
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,33 +32,41 @@ def check_video_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def save_video(frames: np.ndarray, path: Path, fps: float, metadata: dict) -> None:
+def save_video(frames: np.ndarray, path: Path, fps: float, metadata: dict, sound: Sound | None = None) -> None:
     """Write an mp4 or a gif, by its suffix, and ``metadata`` as JSON beside it.
 
     Args:
         frames: uint8 (F, H, W, 3).
+        sound: Goes into an mp4; a gif has none.
     Raises:
         UsageError: An mp4 of odd width or height.
         SkipditError: The encoder failed.
     """
     check_video_size(path, frames.shape[2], frames.shape[1])
-    write = _write_mp4 if path.suffix.lower() == ".mp4" else _write_gif
     with replacing(path) as part:
         try:
-            write(part, frames, fps)
+            if path.suffix.lower() == ".mp4":
+                _write_mp4(part, frames, fps, sound)
+            else:
+                _write_gif(part, frames, fps)
         except (OSError, RuntimeError) as cause:
             why = str(cause).strip().splitlines() or ["no reason given"]
             raise SkipditError(f"The video {path} could not be encoded: {why[0].rstrip('.')}.") from cause
     save_history(path, metadata)
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, sound: Sound | None) -> None:
     import imageio.v3 as imageio
     import imageio_ffmpeg
 
     # A macro block of 16, imageio's default, would resize the frames.
     settings = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1, "quality": QUALITY}
-    imageio.imwrite(path, frames, plugin="FFMPEG", fps=fps, **settings)
+    settings["ffmpeg_log_level"] = "error"  # of sound it would say which channels it took for which
+    with TemporaryDirectory() as folder:
+        if sound is not None:
+            save_wav(sound, Path(folder) / "sound.wav")
+            settings |= {"audio_path": f"{folder}/sound.wav", "audio_codec": "aac"}
+        imageio.imwrite(path, frames, plugin="FFMPEG", fps=fps, **settings)
     written = imageio_ffmpeg.count_frames_and_secs(str(path))[0]  # imageio is silent where ffmpeg dies late
     if written != len(frames):
         raise OSError(f"ffmpeg wrote {written} of {len(frames)} frames")

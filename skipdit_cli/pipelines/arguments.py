@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 
 FRAMES = ("num_frames", "video_length")
 """What diffusers calls the number of frames, by pipeline."""
+RATES = ("frame_rate", "fps")
+"""What diffusers calls the number of frames a second, of which the motion depends, and the length of a sound."""
 FLAGS = {
     "prompt": "--prompt",
     "negative_prompt": "--negative-prompt",
@@ -18,6 +21,8 @@ FLAGS = {
     "width": "--width",
     "num_frames": "--num-frames",
     "video_length": "--num-frames",
+    "frame_rate": "--fps",
+    "fps": "--fps",
     "num_inference_steps": "--num-inference-steps",
     "guidance_scale": "--guidance-scale",
     "image": "--image",
@@ -42,6 +47,7 @@ class Asked:
 
     Args:
         num_frames, height, width: Sizes are those of the pixels.
+        fps: Frames a second; of a pipeline that is not told of it, its file's alone.
         image: A ``PIL.Image`` that it starts from, or makes a video of.
         strength: How much of the noise that image gets, over 0 and up to 1.
         arguments: More of its call, by name.
@@ -49,6 +55,7 @@ class Asked:
 
     negative_prompt: str | None = None
     num_frames: int | None = None
+    fps: float | None = None
     height: int | None = None
     width: int | None = None
     image: object = None
@@ -56,19 +63,20 @@ class Asked:
     arguments: Mapping[str, object] = field(default_factory=dict)
 
     def given(self) -> dict[str, str]:
-        """The names of those that were, with their flags as one gives them."""
-        own = {name: value for name, value in vars(self).items() if name != "arguments" and value is not None}
+        """The names of those that were, with their flags as one gives them; not ``fps``, which any video has."""
+        own = {name: value for name, value in vars(self).items() if value is not None}
+        own = {name: value for name, value in own.items() if name not in ("arguments", "fps")}
         said = {name: FLAGS[name] + (f" {value}" if name != "image" else "") for name, value in own.items()}
         return {**said, **{name: f"--pipeline-arg {name}" for name in self.arguments}}
 
 
 def kind_of(pipe) -> type:
-    """The class of a pipeline, or of the one that an outline of it (``checkpoints.outline``) is of."""
-    return getattr(pipe, "kind", None) or type(pipe)
+    """The class of a pipeline, given itself, its class, or its outline (``checkpoints.outline``)."""
+    return pipe if isinstance(pipe, type) else getattr(pipe, "kind", None) or type(pipe)
 
 
 def takes(pipe) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline can be told when it is called."""
+    """What the pipeline, or any of a class of pipelines, can be told when it is called."""
     return inspect.signature(kind_of(pipe).__call__).parameters
 
 
@@ -79,6 +87,18 @@ def takes_text(pipe) -> bool:
 def frames_argument(pipe) -> str | None:
     """The name of the number of frames; None for a pipeline that has none."""
     return next((name for name in FRAMES if name in takes(pipe)), None)
+
+
+def rate_argument(pipe) -> str | None:
+    """The name of the number of frames a second; None for a pipeline that is not told of it."""
+    return next((name for name in RATES if name in takes(pipe)), None)
+
+
+def own_rate(pipe) -> float:
+    """Frames a second of its videos where nothing else is asked: what its own call says, else those of Latte's
+    sample.py."""
+    name = rate_argument(pipe)
+    return float((name and takes(pipe)[name].default) or 8)
 
 
 def guidance_argument(pipe) -> str | None:
@@ -102,6 +122,11 @@ def encodes_alone(pipe) -> bool:
     but fills several, or several videos of one, up to 120 with zeros that are attended to. That changes the video.
     """
     return "mask_feature" in takes(pipe)
+
+
+def does_without_text(pipe) -> bool:
+    """Whether noise can stand for a text, to time the model by."""
+    return encodes_alone(pipe) or isinstance(pipe, DenoiserPipeline)
 
 
 def check_key(name: str) -> None:
@@ -133,7 +158,7 @@ def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float
     for prompt in prompts:
         if isinstance(prompt, int):
             raise UsageError(f"Got --class-labels {prompt}, but this is a model of texts; give --prompt instead.")
-    if not prompts or (prompts[0] is None and not encodes_alone(pipe)):
+    if not prompts or (prompts[0] is None and not does_without_text(pipe)):
         raise UsageError("Got no --prompt but expected one or more.")
     _check_encoder(pipe, {*prompts, asked.negative_prompt} <= {None})
     if asked.num_frames is not None and frames_argument(pipe) is None:
@@ -171,7 +196,8 @@ def check_sampled(pipe) -> None:
         UsageError: The pipeline makes sound (it takes no size, image or frames), or is of neither texts nor classes.
     """
     kind = kind_of(pipe).__name__
-    if takes_text(pipe) and not {"height", "image", *FRAMES} & set(takes(pipe)):
+    makes_pictures = {"height", "image", *FRAMES} & set(takes(pipe)) or does_without_text(pipe)
+    if takes_text(pipe) and not makes_pictures:
         raise UsageError(f"A {kind} makes no pictures or videos, which alone are sampled here.")
     if not takes_text(pipe) and kind not in OF_CLASSES:
         raise UsageError(f"A {kind} is of neither texts nor classes, which alone are sampled here.")

@@ -87,11 +87,12 @@ class Stopwatch:
 
     Attributes:
         seconds: After the block; 0 where no transformer was called.
+        calls: How often one was.
     """
 
     def __init__(self, pipe):
         self.transformers, self.vae = list(transformers_of(pipe).values()), getattr(pipe, "vae", None)
-        self.began, self.seconds, self.running = None, 0.0, False
+        self.began, self.seconds, self.running, self.calls = None, 0.0, False, 0
 
     def __enter__(self) -> Stopwatch:
         self.hooks = [transformer.register_forward_pre_hook(self._begin) for transformer in self.transformers]
@@ -100,6 +101,7 @@ class Stopwatch:
         return self
 
     def _begin(self, *_) -> None:
+        self.calls += 1
         if self.began is None:
             self.began, self.running = now(self.transformers[0].device), True
 

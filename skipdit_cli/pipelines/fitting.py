@@ -101,14 +101,14 @@ def tile_vae(pipe) -> None:
         UsageError: There is no VAE, or its kind decodes in one piece alone.
     """
     vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise UsageError("Got --vae-tiling, but the VAE of this model is none; leave it out.")
     try:
-        if vae is None:
-            raise NotImplementedError
         vae.enable_tiling()
         if hasattr(vae, "use_slicing"):
             vae.enable_slicing()
     except (AttributeError, NotImplementedError) as cause:
-        kind = "none" if vae is None else f"an {type(vae).__name__}, which has no tiles"
+        kind = f"an {type(vae).__name__}, which has no tiles"
         raise UsageError(f"Got --vae-tiling, but the VAE of this model is {kind}; leave it out.") from cause
 
 
@@ -126,11 +126,12 @@ def check_lora(path: str | None) -> None:
         raise UsageError(f"Got --lora {path}, which does not exist; give a file, a folder or a hub id (OWNER/NAME).")
 
 
-def load_lora(pipe, path: str, local_files_only: bool = False) -> None:
+def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "transformer") -> None:
     """Load a LoRA into the pipeline, as its own ``load_lora_weights`` does, or without one (PixArt) its transformer.
 
     Args:
         path: A file of safetensors, a folder or a hub id.
+        part: Which of two transformers it is for.
     Raises:
         UsageError: The pipeline takes none, it cannot be read, or holds nothing for this model.
     """
@@ -139,12 +140,13 @@ def load_lora(pipe, path: str, local_files_only: bool = False) -> None:
         raise UsageError(f"Got --lora {path}, but a {type(pipe).__name__} takes none; leave it out.")
     local, before = Path(path).expanduser(), _adapters(pipe)
     where = {"weight_name": local.name} if local.is_file() else {}
+    second = {} if part == "transformer" else {"load_into_transformer_2": True}
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of every part that the LoRA leaves alone
     try:
         load(
             str(local.parent if where else local if local.exists() else path),
-            **where, local_files_only=local_files_only, use_safetensors=True,
+            **where, **second, local_files_only=local_files_only, use_safetensors=True,
         )  # fmt: skip
     except Exception as cause:  # of diffusers, peft, safetensors or the hub, by what is wrong with the file
         why = (str(cause).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".:")

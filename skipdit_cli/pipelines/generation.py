@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 
 import numpy as np
@@ -14,6 +15,7 @@ from skipdit_cli.backbones import known_trunk
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError
+from skipdit_cli.media import Sound
 from skipdit_cli.pipelines.arguments import Asked, check_sampled, check_texts, encodes_alone, own_guidance, takes_text
 from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
 from skipdit_cli.pipelines.device import Stopwatch, transformers_of
@@ -30,8 +32,10 @@ class Generated:
         images: uint8 (N, H, W, 3), of a video model (N, F, H, W, 3); None where decoding was not asked for.
         latents: float32 (N, C, [F,] h, w) on the CPU, as the sampler left them; of a text pipeline in its own layout.
         report: Counts of the last batch, over both transformers where there are two; None without a cache.
+        steps, calls: Of the last batch: how often its sampler stepped, and a transformer was called.
         denoise_seconds, total_seconds: The loop alone, and everything.
         cache_bytes: The most the cache held at once.
+        sounds: One a video, of a pipeline that makes sound and was to decode.
     """
 
     images: np.ndarray | None
@@ -40,6 +44,9 @@ class Generated:
     denoise_seconds: float
     total_seconds: float
     cache_bytes: int = 0
+    sounds: list[Sound] = field(default_factory=list)
+    steps: int = 0
+    calls: int = 0
 
 
 def generate(
@@ -74,7 +81,7 @@ def generate(
         scheduler: A name of ``schedulers.SCHEDULERS``; None for the pipeline's own.
         policy: Turns the cache on for this call, on each of the pipeline's transformers.
         advance: Called after each denoising step of each batch.
-        asked: Of a model of texts, the rest of ``arguments.Asked``: negative_prompt, height, image, ...
+        asked: Of a model of texts, the rest of ``arguments.Asked``: negative_prompt, fps, height, ...
     Raises:
         UsageError: A condition or a setting that the model has not, too many steps, an unknown scheduler, a policy
             that does not fit the run.
@@ -87,29 +94,33 @@ def generate(
     trained = sampler.config.get("num_train_timesteps", num_inference_steps)
     if num_inference_steps > trained:
         raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {trained} timesteps.")
-    settings = {"guidance_scale": scale, "advance": advance}
+    steps = _Counted(advance)
+    settings = {"guidance_scale": scale, "advance": steps}
     if takes_text(pipe):
         settings |= {"num_inference_steps": num_inference_steps, "decode": decode and not decodes_here(pipe)}
     else:
         settings["guided_channels"] = 3 if cfg_channels == "3" else pipe.transformer.config.in_channels
     transformers = list(transformers_of(pipe).values())
-    caches, latents, pictures, seconds, cache_bytes = [], [], [], 0.0, 0
+    caches, latents, pictures, sounds, seconds, cache_bytes = [], [], [], [], 0.0, 0
+    calls = 0
     try:
         if policy is not None:
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
-            with Stopwatch(pipe) as watch:
+            steps.count = 0
+            with _lent(pipe, sampler), Stopwatch(pipe) as watch:
                 if takes_text(pipe):
-                    made, seen = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
+                    made, seen, heard = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
                 else:
                     sampler.set_timesteps(num_inference_steps)
                     start = first_latents(pipe, sampler, generators, num_frames)
-                    labels, seen = as_tensor(conditions[batch], pipe.transformer.device), None
+                    labels, seen, heard = as_tensor(conditions[batch], pipe.transformer.device), None, []
                     made = denoise(pipe.transformer, sampler, start, labels, generators=generators, **settings)
             latents.append(made.cpu())
             pictures += [] if seen is None else [seen]
-            seconds += watch.seconds
+            sounds += heard
+            seconds, calls = seconds + watch.seconds, watch.calls
             cache_bytes = max(cache_bytes, sum(cache.peak_bytes for cache in caches))
         report = CacheReport.over([cache.report() for cache in caches]) if caches else None
     finally:
@@ -119,7 +130,33 @@ def generate(
     images = np.concatenate(pictures) if pictures else None
     if decode and images is None:
         images = to_pixels(pipe, latents, batch_size or len(latents))
-    return Generated(images, latents, report, seconds, time.perf_counter() - began, cache_bytes)
+    total = time.perf_counter() - began
+    return Generated(images, latents, report, seconds, total, cache_bytes, sounds, steps.count, calls)
+
+
+class _Counted:
+    """Counts how often it is called, and calls on."""
+
+    def __init__(self, advance: Callable[[], None] | None):
+        self.advance, self.count = advance, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.advance is not None:
+            self.advance()
+
+
+@contextmanager
+def _lent(pipe, scheduler) -> Iterator[None]:
+    """The pipeline with another scheduler, and without the progress bar of its own."""
+    own, bar = pipe.scheduler, dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+        pipe.set_progress_bar_config(**bar)
 
 
 def batches(

@@ -27,8 +27,8 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
     if pipe.vae is not None:
         scaled = 1 / pipe.vae.config.scaling_factor * latents
         if latents.ndim == 4:
-            return _decode(pipe.vae, scaled, batch_size)
-        return np.stack([_decode(pipe.vae, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in scaled])
+            return _decode(pipe, scaled, batch_size)
+        return np.stack([_decode(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in scaled])
     if is_pixel_space(pipe):
         return to_uint8(latents)
     if latents.ndim == 3:
@@ -37,10 +37,11 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
     return to_uint8(preview / (3 * preview.std() + 1e-8))
 
 
-def _decode(vae, scaled: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
+def _decode(pipe, scaled: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
     """uint8 (N, H, W, 3) from (N, C, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
-    pictures = []
-    for some in scaled.to(vae.device, vae.dtype).split(at_once):
+    vae, pictures = pipe.vae, []
+    where = pipe._execution_device  # not that of the weights, which offloading brings there when they are used
+    for some in scaled.to(where, vae.dtype).split(at_once):
         temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
         joined = {"num_frames": len(some) if is_video else 1} if temporal else {}
         pictures.append(to_uint8(vae.decode(some, **joined).sample))

@@ -14,8 +14,17 @@ import torch
 
 from skipdit_cli.backbones import example_inputs
 from skipdit_cli.errors import SkipditError, UsageError
-from skipdit_cli.pipelines.arguments import Asked, encodes_alone, frames_argument, guidance_argument, takes
+from skipdit_cli.media import Sound
+from skipdit_cli.pipelines.arguments import (
+    Asked,
+    encodes_alone,
+    frames_argument,
+    guidance_argument,
+    rate_argument,
+    takes,
+)
 from skipdit_cli.pipelines.fitting import tile_vae
+from skipdit_cli.pipelines.sound import sounds_of
 
 CLEANERS = ("ftfy", "bs4")
 
@@ -41,7 +50,7 @@ def sample_texts(
     guidance_scale: float | None,
     decode: bool = True,
     advance: Callable[[], None] | None = None,
-) -> tuple[torch.Tensor, np.ndarray | None]:
+) -> tuple[torch.Tensor, np.ndarray | None, list[Sound]]:
     """One call of the pipeline.
 
     Captions are never "cleaned" (``clean_caption``), which diffusers does only where two more packages are installed.
@@ -54,7 +63,8 @@ def sample_texts(
         advance: Called after each denoising step.
     Returns:
         What the sampler left, float32, in the layout of the pipeline (of Latte (B, C, F, h, w), of Flux packed into
-        (B, tokens, 4 C)); and uint8 (B, [F,] H, W, 3), or None.
+        (B, tokens, 4 C)); uint8 (B, [F,] H, W, 3), or None; and the sound of
+        each video where it makes any and decodes.
     Raises:
         UsageError: The pipeline refuses a setting.
         SkipditError: It makes no pictures.
@@ -68,6 +78,7 @@ def sample_texts(
         "height": asked.height or own,
         "width": asked.width or own,
         frames_argument(pipe): asked.num_frames or config.get("video_length"),
+        rate_argument(pipe): asked.fps,
         "image": asked.image,
         "strength": asked.strength,
         "clean_caption": False,
@@ -79,12 +90,14 @@ def sample_texts(
     settings |= asked.arguments
     steps = Steps(advance)
     told, refusals = steps.told_by(pipe, scheduler), _refusals(pipe, bool(asked.arguments))
-    with _lent(pipe, scheduler), _tiles(pipe), told as callback, refusals:
+    with _tiles(pipe), told as callback, refusals:
         guided = guidance_scale is not None and guidance_scale > 1
         texts = _texts(pipe, prompts, guided, asked.negative_prompt)
-        result = pipe(**texts, **settings, **callback)[0]
-    latents = result if steps.latents is None and not decode else steps.latents
-    return latents.float(), _pixels(result, pipe) if decode else None
+        result = pipe(**texts, **settings, **callback)
+    latents = result[0] if steps.latents is None and not decode else steps.latents
+    if not decode:
+        return latents.float(), None, []
+    return latents.float(), _pixels(result[0], pipe), sounds_of(pipe, result)
 
 
 @contextmanager
@@ -159,7 +172,7 @@ def _pixels(result, pipe) -> np.ndarray:
 
 def _texts(pipe, prompts: Sequence[str | None], guided: bool, negative_prompt: str | None) -> dict:
     """The arguments that say what is to be made."""
-    if prompts[0] is None:
+    if prompts[0] is None and encodes_alone(pipe):
         embeds, negative = _noise_texts(pipe.transformer)
     elif encodes_alone(pipe):
         told = {"negative_prompt": negative_prompt or "", "clean_caption": False}
@@ -221,16 +234,3 @@ class Steps:
                 yield {}
             finally:
                 scheduler.step = own
-
-
-@contextmanager
-def _lent(pipe, scheduler) -> Iterator[None]:
-    """The pipeline with another scheduler, and without the progress bar of its own."""
-    own, bar = pipe.scheduler, dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.scheduler = scheduler
-    pipe.set_progress_bar_config(**{**bar, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.scheduler = own
-        pipe.set_progress_bar_config(**bar)

@@ -143,8 +143,12 @@ class SavedApart(Interposed):
 
 
 def _dtype(transformer) -> torch.dtype:
-    """That of the first parameter that is computed with as it is: quantised ones are integers or of eight bits."""
-    dtypes = (parameter.dtype for parameter in transformer.parameters())
+    """What the transformer computes in: not the dtype of parts that diffusers keeps in float32 (Wan's modulation), nor
+    that of quantised weights, which are integers or of eight bits."""
+    kept = getattr(transformer, "_keep_in_fp32_modules", None) or ()
+    dtypes = (
+        parameter.dtype for name, parameter in transformer.named_parameters() if not any(part in name for part in kept)
+    )
     return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
 

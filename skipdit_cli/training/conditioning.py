@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
 
 from skipdit_cli import console
-from skipdit_cli.errors import UsageError
-from skipdit_cli.training.families import Family, family_of
-from skipdit_cli.training.store import Store, Tensors, fingerprint
+from skipdit_cli.training.demand import check_encoders
+from skipdit_cli.training.families import Family, family_of, transformer_of
+from skipdit_cli.training.store import Store, Tensors, fingerprint, fingerprint_of_tokenizer, of_model
 
 REMEMBERED = 256
 
@@ -63,18 +64,15 @@ class CaptionConditioning:
     def __init__(self, family: Family, device: torch.device, store: Store | None = None):
         self.family, self.store = family, store
         parts = family.pipe.components
-        missing = [name for name in ("text_encoder", "text_encoder_2") if name in parts and parts[name] is None]
-        if missing:
-            raise UsageError(
-                f"The model's folder has no {missing[0]} to read captions with; give one that 'skipdit convert' made "
-                "of a whole pipeline, or with --text-from."
-            )
+        check_encoders(name for name, part in parts.items() if part is None)
         names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
         self.encoders = {name: parts[name].to(device).requires_grad_(False).eval() for name in names}
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode if store is None else self._kept)
         if store is not None:
-            prints = {name: fingerprint(encoder, {}) for name, encoder in self.encoders.items()}
-            self.made = {**prints, "pipeline": type(family.pipe).__name__}
+            prints = {name: fingerprint(encoder, of_model(encoder)) for name, encoder in self.encoders.items()}
+            readers = {name: fingerprint_of_tokenizer(part) for name, part in parts.items() if "tokenizer" in name}
+            self.made = {**prints, **readers, "pipeline": type(family.pipe).__name__, "longest": family.longest()}
+        self.cut = False
 
     def predict(self, model, xt, times, conditions: Sequence[str], dropped, **arguments) -> torch.Tensor:
         texts = ["" if drop else text for text, drop in zip(conditions, dropped.tolist())]
@@ -107,10 +105,33 @@ class CaptionConditioning:
     @torch.no_grad()
     def _encode(self, text: str) -> Tensors:
         """On the CPU, numbers in float32."""
-        encoded = self.family.encode(text, next(iter(self.encoders.values())).device)
+        with told_in_logs() as said:
+            encoded = self.family.encode(text, next(iter(self.encoders.values())).device)
+        if not self.cut and any("truncated" in line for line in said):
+            self.cut = True
+            console.warn(
+                f"a text encoder reads no more than the beginning of '{text[:40]}...'; perhaps also of others."
+            )
         return {
             name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in encoded.items()
         }
+
+
+@contextmanager
+def told_in_logs() -> Iterator[list[str]]:
+    """What diffusers and transformers log in the block, instead of their printing it: of a text that is too long, all
+    that is cut off."""
+    said, note = [], logging.Handler()
+    note.emit = lambda record: said.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    held = [logger.handlers for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [note]
+    try:
+        yield said
+    finally:
+        for logger, handlers in zip(loggers, held):
+            logger.handlers = handlers
 
 
 def conditioning_of(pipe, device: torch.device, store: Store | None = None):
@@ -122,5 +143,5 @@ def conditioning_of(pipe, device: torch.device, store: Store | None = None):
     family = family_of(pipe)
     if family is not None:
         return CaptionConditioning(family, device, store)
-    classes = pipe.transformer.config.num_embeds_ada_norm
+    classes = transformer_of(pipe).config.num_embeds_ada_norm
     return NoConditioning() if classes is None else ClassConditioning(classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+from skipdit_cli.training.demand import EXPERTS
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.samples import EMBEDDED
 from skipdit_cli.training.settings import FREE_TO_CHANGE, TrainingSettings
@@ -29,6 +30,8 @@ def training_facts(trainer: Trainer, outcome: Outcome, samples, source: str) -> 
         "steps": f"{outcome.step:,} of {batch:,} samples each",
         "weights": f"moving average, decay {settings.ema_decay:g}" if settings.use_ema else "of the last step",
     }
+    if trainer.expert is not None:
+        facts["expert"] = f"{trainer.expert} noise ({EXPERTS[trainer.expert]}), at its timesteps alone"
     if outcome.last:
         facts["loss of the last step"] = f"{outcome.last['loss']:.4f}"
     return {**facts, **_settings(settings)}

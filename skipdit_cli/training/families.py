@@ -12,6 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from skipdit_cli.pipelines.arguments import takes
+from skipdit_cli.pipelines.device import transformers_of
+from skipdit_cli.training.demand import TRAINED
 from skipdit_cli.training.store import Tensors
 
 
@@ -26,7 +28,8 @@ class Family:
     """What to know about a model before it is trained."""
 
     def __init__(self, pipe):
-        self.pipe, self.config = pipe, pipe.transformer.config
+        self.pipe, self.transformer = pipe, transformer_of(pipe)
+        self.config = self.transformer.config
 
     def encode(self, text: str, device: torch.device) -> Tensors:
         """An encoded text, by argument of the transformer; each tensor with a batch of one."""
@@ -44,9 +47,10 @@ class Family:
         """Height and width of the picture behind latents."""
         return tuple(side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
 
-    def longest(self) -> int:
-        """Tokens of a text, as many as the pipeline takes when it is called."""
-        return takes(self.pipe)["max_sequence_length"].default
+    def longest(self) -> int | None:
+        """Tokens of a text, as many as the pipeline takes when it is called; None where it does not say."""
+        said = takes(self.pipe).get("max_sequence_length")
+        return None if said is None else said.default
 
 
 class Latte(Family):
@@ -77,7 +81,7 @@ class PixArt(Family):
 
     def predict(self, model, xt, times, texts, **arguments):
         size = {"resolution": None, "aspect_ratio": None}
-        if self.pipe.transformer.use_additional_conditions:
+        if self.transformer.use_additional_conditions:
             height, width = self.pixels(xt)
             sizes = torch.tensor([[height, width, height / width]], device=xt.device).repeat(len(xt), 1)
             size = {"resolution": sizes[:, :2], "aspect_ratio": sizes[:, 2:]}
@@ -142,7 +146,7 @@ class Hunyuan(Family):
         from diffusers.models.embeddings import get_2d_rotary_pos_embed
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
-        transformer, (height, width) = self.pipe.transformer, self.pixels(xt)
+        transformer, (height, width) = self.transformer, self.pixels(xt)
         grid = tuple(side // self.config.patch_size for side in xt.shape[-2:])
         region = get_resize_crop_region_for_grid(grid, 512 // 8 // self.config.patch_size)
         rotary = get_2d_rotary_pos_embed(
@@ -184,9 +188,22 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 
+def transformer_of(pipe):
+    """The pipeline's transformer; of two, which are of one shape, the first that is loaded."""
+    return next(iter(transformers_of(pipe).values()))
+
+
+def as_trained(pipe):
+    """The pipeline of texts, on the same parts, of one that makes images of images, say, with the same transformer."""
+    import diffusers
+
+    name = TRAINED[type(transformer_of(pipe)).__name__].siblings.get(type(pipe).__name__)
+    return pipe if name is None else getattr(diffusers, name).from_pipe(pipe, dtype=transformer_of(pipe).dtype)
+
+
 def family_of(pipe) -> Family | None:
     """What is to know about a text pipeline; None for one of classes or of nothing."""
-    kind = FAMILIES.get(type(pipe.transformer).__name__)
+    kind = FAMILIES.get(type(transformer_of(pipe)).__name__)
     return None if kind is None else kind(pipe)
 
 
@@ -194,5 +211,5 @@ def patch_of(pipe) -> tuple[int, int]:
     """Height and width of a token, in latents."""
     if isinstance(family_of(pipe), Flux):
         return 2, 2
-    patch = pipe.transformer.config.patch_size
+    patch = transformer_of(pipe).config.patch_size
     return (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]

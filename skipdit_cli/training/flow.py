@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -10,6 +11,9 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.loss import PREDICTIONS, DiffusionLoss, Losses
 from skipdit_cli.training.settings import Weighting
+
+AT_ONCE, ROUNDS = 1024, 1000
+"""How many timesteps are drawn to find some of a span, and how often."""
 
 
 class FlowLoss:
@@ -20,12 +24,24 @@ class FlowLoss:
     Args:
         scheduler: One of flow matching.
         token: Height times width of a token in latents: a scheduler may shift by the number of tokens.
+        span: The timesteps trained on, as the model is told them: from the first number on and below the second. None
+            for all.
+    Raises:
+        UsageError: The weighting draws next to no timestep of the span.
     """
 
-    def __init__(self, scheduler, weighting: Weighting = Weighting(), token: int = 1):
+    def __init__(
+        self,
+        scheduler,
+        weighting: Weighting = Weighting(),
+        token: int = 1,
+        span: tuple[float, float] | None = None,
+    ):
         self.scheduler, self.weighting, self.token = type(scheduler).from_config(scheduler.config), weighting, token
-        self.num_timesteps = scheduler.config.num_train_timesteps
+        self.num_timesteps, self.span = scheduler.config.num_train_timesteps, span
         self.tables = lru_cache(maxsize=4)(self._tables)
+        if span is not None:
+            self.density(1, torch.Generator())
 
     def to(self, device: torch.device) -> FlowLoss:
         return self  # the tables are made where they are asked for
@@ -47,7 +63,25 @@ class FlowLoss:
         return sigmas[t].view(-1, *[1] * (x0.ndim - 1))
 
     def density(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Where timesteps lie among all: (count,), from 0 to 1."""
+        """Where timesteps lie among all: (count,), from 0 to 1. Of a span: drawn among all, and kept if they lie in
+        it."""
+        if self.span is None:
+            return self._drawn(count, generator)
+        least, most = self.span
+        _, times = self.tables(1, torch.device("cpu"))
+        inside, found = (times >= least) & (times < most), torch.empty(0)
+        for _ in range(ROUNDS):
+            drawn = self._drawn(AT_ONCE, generator)
+            at = (drawn * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)
+            found = torch.cat([found, drawn[inside[at]]])
+            if len(found) >= count:
+                return found[:count]
+        raise UsageError(
+            f"The weighting {self.weighting} draws next to no timesteps t with {least:g} <= t < {most:g}, which this "
+            "run trains; give another --weighting-scheme, --logit-mean or --logit-std."
+        )
+
+    def _drawn(self, count: int, generator: torch.Generator) -> torch.Tensor:
         own = self.weighting
         return compute_density_for_timestep_sampling(
             own.scheme, count, own.logit_mean, own.logit_std, own.mode_scale, generator=generator
@@ -86,22 +120,38 @@ def is_flow(scheduler) -> bool:
     return type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
 
 
-def loss_of(scheduler, weighting: Weighting | None, token: int = 1) -> DiffusionLoss | FlowLoss:
+def span_of(pipe, expert: str | None) -> tuple[float, float] | None:
+    """The timesteps at which a pipeline of two transformers uses one: from the first number on and below the second.
+
+    Args:
+        expert: ``high`` or ``low``; None of a pipeline of one.
+    """
+    if expert is None:
+        return None
+    boundary = pipe.config.boundary_ratio * pipe.scheduler.config.num_train_timesteps
+    return (boundary, math.inf) if expert == "high" else (-math.inf, boundary)
+
+
+def loss_of(
+    scheduler, weighting: Weighting | None, token: int = 1, span: tuple[float, float] | None = None
+) -> DiffusionLoss | FlowLoss:
     """The loss of what a scheduler denoises.
 
     Args:
-        weighting: Of a flow matching loss; None for the usual one.
+        weighting, span: Of a flow matching loss; None for the usual one, and for all timesteps.
     Raises:
         UsageError: There is none for its prediction type, or a weighting for a loss of another kind.
     """
     if is_flow(scheduler):
-        return FlowLoss(scheduler, weighting or Weighting(), token)
+        return FlowLoss(scheduler, weighting or Weighting(), token, span)
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
         raise UsageError(
             f"The model's scheduler has prediction type {kind}, but what can be trained is {', '.join(PREDICTIONS)} "
             "and flow matching."
         )
+    if span is not None:
+        raise UsageError(f"Got --expert with a {type(scheduler).__name__} of {kind}, but it is for flow matching.")
     if weighting is not None:
         raise UsageError(
             f"Got --weighting-scheme {weighting.scheme} or one of its numbers, which is for flow matching, but the "

@@ -9,28 +9,36 @@ from contextlib import contextmanager
 
 from skipdit_cli import console
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; a queue that takes the machine back
+
 
 @contextmanager
 def interrupt() -> Iterator[threading.Event]:
-    """An event that the first SIGINT sets; the second interrupts at once."""
+    """An event that the first SIGINT or SIGTERM sets; the second stops at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    former = signal.getsignal(signal.SIGINT)
+    former = {number: signal.getsignal(number) for number in STOPPING}
+
+    def give_back():
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
     def stop(number, frame):
         asked.set()
-        signal.signal(signal.SIGINT, former)
+        give_back()
         console.warn("interrupted: the step is finished and a checkpoint saved; once more to stop at once.")
 
-    signal.signal(signal.SIGINT, stop)
+    for number in STOPPING:
+        signal.signal(number, stop)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, former)
+        give_back()
 
 
 def deaf_worker(number: int) -> None:
-    """Start of a process that reads images: Ctrl-C reaches it, too, but the step in progress still needs it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's first act: to ignore what stops a run and reaches it as well: the last step still needs it."""
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)

@@ -75,23 +75,26 @@ def readable(
 
 def _from_metadata(path: Path, demand: Demand) -> list[tuple[Path, Condition]]:
     samples = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
         try:
             for row in rows:
                 samples.append((path.parent / row["file_name"], _condition(row, demand)))
-        except (ValueError, KeyError, TypeError) as cause:
+        except (ValueError, KeyError, TypeError, csv.Error) as cause:
+            why = f"it has no {cause}" if isinstance(cause, KeyError) else cause
             name = "a.png" if demand.video_length is None else "a.mp4"
             held = '"text": "a cat"' if demand.captions else '"label": 3'
             wanted = f'{{"file_name": "{name}"' + (f", {held}}}" if demand.captions or demand.num_classes else "}")
-            raise UsageError(f"{path} entry {len(samples) + 1} is not of the kind {wanted}: {cause}.") from cause
+            raise UsageError(f"{path} entry {len(samples) + 1} is not of the kind {wanted}: {why}.") from cause
     return samples
 
 
 def _condition(row: dict, demand: Demand) -> Condition:
     if demand.captions:
         text = row[next((key for key in CAPTION_KEYS if key in row), CAPTION_KEYS[0])]
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str | None):
+            raise ValueError(f"the caption {text} is no text")
+        if text is None or not text.strip():
             raise ValueError("the caption is empty")
         return text
     return None if demand.num_classes is None else _label(row["label"])

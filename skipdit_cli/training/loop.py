@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader
 
 from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.training.conditioning import CaptionConditioning
+from skipdit_cli.training.demand import EXPERTS
+from skipdit_cli.training.families import transformer_of
 from skipdit_cli.training.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.latents import Latents
 from skipdit_cli.training.lora import adapters
@@ -47,12 +50,14 @@ class Outcome:
 
 
 class Trainer:
-    """Trains ``pipe.transformer`` in place; at the end of ``run`` it holds the averaged weights.
+    """Trains a transformer of the pipeline in place; at the end of ``run`` it holds the averaged weights.
 
     Args:
         pipe: A pipeline in float32; ``vae`` is None for a model of pixels.
         num_frames: Of a clip; None for a model of images.
         only_branches: Train the skip branches alone, the trunk frozen (stage 1 of Skip-DiT).
+        expert: Which of two transformers, see ``demand.EXPERTS``; the other one may be missing where no grids are
+            asked for.
     Raises:
         UsageError: The settings, the machine and the model do not go together.
     """
@@ -65,8 +70,10 @@ class Trainer:
         settings: TrainingSettings,
         accelerator,
         only_branches: bool = False,
+        expert: str | None = None,
     ):
-        self.pipe, self.transformer, self.settings, self.accelerator = pipe, pipe.transformer, settings, accelerator
+        self.pipe, self.settings, self.accelerator, self.expert = pipe, settings, accelerator, expert
+        self.transformer = transformer_of(pipe) if expert is None else getattr(pipe, EXPERTS[expert])
         set_seed(settings.seed)
         self.checkpoints = Checkpoints(settings.output)
         set_train_mode(self.transformer, only_branches)
@@ -78,16 +85,17 @@ class Trainer:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
         self.recorded |= {"processes": self.accelerator.num_processes, "lora": adapters(self.transformer)}
+        self.recorded["expert"] = expert
         store = None if settings.cache_latents is None else Store(settings.cache_latents)
         size, channels = pixel_shape(pipe, settings.height, settings.width)
         pixels = Pixels(samples, size, channels, num_frames, settings.frame_stride)
         device, dropout = self.accelerator.device, settings.label_dropout
-        self.objective = Objective(pipe, device, settings.seed, dropout, store, settings.weighting)
+        self.objective = Objective(pipe, device, settings.seed, dropout, store, settings.weighting, expert)
         self.data = pixels if store is None else self.encoded(pixels, store)
         if store is not None and isinstance(self.objective.condition, CaptionConditioning):
             self.encode_texts(self.objective.condition, {*samples.conditions, *([""] if dropout else [])})
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.grid = grid_run(samples, pipe.transformer.config, num_frames, size)
+        self.grid = grid_run(samples, pipe, num_frames, size)
         self.schedule = make_schedule(optimizer, settings)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         parameters = list(self.trained.values())
@@ -235,7 +243,12 @@ class Trainer:
                 self.average.store(parameters)
                 self.average.copy_to(parameters)
             self.transformer.eval()
+            others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
+            for other in others:
+                other.to(self.accelerator.device)
             save_grid(self.pipe, self.grid, self.settings.output / "samples", self.step, self.settings.seed)
+            for other in others:
+                other.to("cpu")
             if self.average:
                 self.average.restore(parameters)
             set_train_mode(self.transformer)

@@ -14,5 +14,5 @@ def adapters(transformer) -> str | None:
         if ".lora_" in name:
             names += 1
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest() if names else None

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from skipdit_cli.training.conditioning import conditioning_of
 from skipdit_cli.training.families import patch_of
-from skipdit_cli.training.flow import loss_of
+from skipdit_cli.training.flow import loss_of, span_of
 from skipdit_cli.training.latents import moments, scaled
 from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.loss import Losses
@@ -27,6 +27,7 @@ class Objective:
         device: Where the losses are computed.
         store: Where what is made once is kept: batches hold the moments of ``Latents`` instead of pixels.
         weighting: Of a flow matching loss; None for the usual one.
+        expert: Which of two transformers it is, see ``demand.EXPERTS``: its timesteps alone are drawn.
     Raises:
         UsageError: There is no such loss, or no text encoder.
     """
@@ -39,11 +40,13 @@ class Objective:
         label_dropout: float,
         store: Store | None = None,
         weighting: Weighting | None = None,
+        expert: str | None = None,
     ):
         self.vae, self.device, self.seed, self.label_dropout = pipe.vae, device, seed, label_dropout
         self.encoded = store is not None
         self.condition = conditioning_of(pipe, device, store)
-        self.loss = loss_of(pipe.scheduler, weighting, math.prod(patch_of(pipe))).to(device)
+        span = span_of(pipe, expert)
+        self.loss = loss_of(pipe.scheduler, weighting, math.prod(patch_of(pipe)), span).to(device)
 
     def __call__(self, model, batch: Batch, *key: int) -> Losses:
         """The loss of a micro-batch; all that is drawn depends on the seed and ``key``.

@@ -9,7 +9,7 @@ from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.arguments import takes
-from skipdit_cli.training.families import family_of, patch_of
+from skipdit_cli.training.families import family_of, patch_of, transformer_of
 from skipdit_cli.training.settings import TrainingSettings
 
 
@@ -66,7 +66,7 @@ def pixel_shape(pipe, height: int | None = None, width: int | None = None) -> tu
     Raises:
         UsageError: It works on latents and has no VAE to make them, or the size is not one of it.
     """
-    config, vae = pipe.transformer.config, pipe.vae
+    config, vae = transformer_of(pipe).config, pipe.vae
     if vae is None and config.in_channels not in (1, 3):
         raise UsageError(
             f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE to make them: "
@@ -86,9 +86,9 @@ def pixel_shape(pipe, height: int | None = None, width: int | None = None) -> tu
 
 def own_size(pipe) -> list[int]:
     """Height and width of the pictures a model is made for: its config's, or its pipeline's."""
-    unit = 1 if pipe.vae is None else shrinks(pipe.vae)
-    if "sample_size" in pipe.transformer.config:
-        return [unit * pipe.transformer.config.sample_size] * 2
+    unit, config = 1 if pipe.vae is None else shrinks(pipe.vae), transformer_of(pipe).config
+    if "sample_size" in config:
+        return [unit * config.sample_size] * 2
     own = [takes(pipe)[name].default for name in ("height", "width")]
     return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in own]
 

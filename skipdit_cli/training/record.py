@@ -10,7 +10,10 @@ import torch
 
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.media.files import replacing
+from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.training.conditioning import told_in_logs
 from skipdit_cli.training.samples import SampleSet
 
 GRID_CLASSES, GRID_TEXTS, GRID_STEPS, GRID_GUIDANCE = 8, 4, 25, 1.5
@@ -19,17 +22,17 @@ GRID_POLICY = {"layers": 1, "interval": 2}
 
 class Metrics:
     """``metrics.jsonl``: one line an optimizer step, each written at once. A resumed run drops the lines after its
-    checkpoint, so that the file reads as if there had been no break."""
+    checkpoint, so that the file reads as if there had been no break. What is not finite (the norm of gradients that
+    overflow in float16) is null."""
 
     def __init__(self, path: Path, step: int):
         lines = path.read_text().splitlines() if step and path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        self.file = path.open("w", encoding="utf-8")
-        self.file.writelines(line + "\n" for line in kept)
-        self.file.flush()
+        with replacing(path) as rewritten:
+            rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(console.plain(row), allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -43,12 +46,14 @@ def _step_of(line: str) -> float:
         return float("inf")  # the half line of a killed run
 
 
-def grid_run(samples: SampleSet, config, num_frames: int | None, size: tuple[int, int]) -> dict:
-    """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither."""
+def grid_run(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, int]) -> dict:
+    """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither. At the
+    size that is trained, not at the one of a pipeline's own that is nearest to it."""
     if isinstance(samples.conditions[0], str):
         texts = list(dict.fromkeys(samples.conditions))[:GRID_TEXTS]
-        return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1]}
-    classes = config.num_embeds_ada_norm
+        free = {"arguments": {"use_resolution_binning": False}} if "use_resolution_binning" in takes(pipe) else {}
+        return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1], **free}
+    classes = pipe.transformer.config.num_embeds_ada_norm
     shown = [None] * GRID_TEXTS if classes is None else list(range(min(GRID_CLASSES, classes)))
     return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE}
 
@@ -60,7 +65,7 @@ def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:
     run = {"num_inference_steps": GRID_STEPS, "seed": seed, **run}
     conditions = run.pop("conditions")
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), told_in_logs():
             full = generate(pipe, conditions, **run).images
             cached = generate(pipe, conditions, policy=CachePolicy(**GRID_POLICY), **run).images
         pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])

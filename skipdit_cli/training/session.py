@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from skipdit_cli import console
 from skipdit_cli.backbones import BACKBONES
-from skipdit_cli.checkpoints import named_model, replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints import named_model, open_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
-from skipdit_cli.checkpoints.folder import copy_legal, is_legal
+from skipdit_cli.checkpoints.folder import drop_paths, is_legal
 from skipdit_cli.checkpoints.index import check_index
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.demand import Demand, demand_of
+from skipdit_cli.skip import skip_folder
+from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.facts import training_facts
-from skipdit_cli.training.families import family_of
+from skipdit_cli.training.families import as_trained, family_of
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
@@ -32,19 +34,25 @@ from skipdit_cli.training.state import Checkpoints
 
 INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
-PIPELINE_FILES = (INDEX, "transformer", "scheduler", "vae", "skip", *TEXT_PARTS)
+TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
+PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
 RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run whose flags, data and checkpoint are known to be good; no weights are loaded yet."""
+    """A run whose flags, data and checkpoint are known to be good; no weights are loaded yet.
+
+    Args:
+        expert: Which of two transformers is trained; None where there is one.
+    """
 
     settings: TrainingSettings
     samples: SampleSet
     num_frames: int | None
     checkpoint: Path | None
     accelerator: Accelerator
+    expert: str | None = None
 
 
 def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
@@ -61,14 +69,24 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     return folder
 
 
-def demand(folder: Path) -> Demand:
+def demand(folder: Path, expert: str | None = None) -> Demand:
     """What the model in a pipeline folder asks of its data.
 
+    Args:
+        expert: Which of two transformers is trained; None where there is one.
     Raises:
         UsageError: The config of its transformer is missing, or of a kind that is not trained here.
     """
     path, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
-    return demand_of(read_json(path), path, read_json(folder / INDEX), read_json(vae) if vae.is_file() else None)
+    index, own = read_json(folder / INDEX), read_json(vae) if vae.is_file() else None
+    return demand_of(read_json(path), path, index, own, expert)
+
+
+def open_to_train(folder: Path, asked: Demand, whole: bool):
+    """The pipeline of a folder, float32; without the transformer that is not trained, unless it is to be ``whole``."""
+    others = [] if asked.expert is None else [part for name, part in EXPERTS.items() if name != asked.expert]
+    left = {} if whole else dict.fromkeys(others)
+    return as_trained(open_model(str(folder), dtype=torch.float32, **left))
 
 
 def way_out(folder: Path) -> str:
@@ -98,7 +116,7 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
     if accelerator.is_main_process:
         console.say(str(samples))
     samples.check_labels(demand.num_classes)
-    return Session(settings, samples, num_frames, checkpoint, accelerator)
+    return Session(settings, samples, num_frames, checkpoint, accelerator, demand.expert)
 
 
 def origin_of(settings: TrainingSettings, command: str, model=None, folder: Path | None = None) -> Origin:
@@ -117,10 +135,10 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
 
     Args:
         origin: For its card.
-        model: The pipeline folder that the run begins with; its files stay as they are when only branches are trained.
+        model: The pipeline folder that the run begins with; the files of what is not trained stay as they are.
     """
-    settings, accelerator = session.settings, session.accelerator
-    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches)
+    settings, accelerator, expert = session.settings, session.accelerator, session.expert
+    trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches, expert)
     if session.checkpoint is not None:
         trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
@@ -139,21 +157,27 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     outcome = trainer.run()
     if outcome.main and not outcome.interrupted:
         with whole_or_nothing(settings.output) as part:
-            if only_branches:
-                copy_with_branches(pipe, model, part)
-            else:
+            if model is None:
                 save_pipeline(pipe, part)
-            if model is not None:
-                copy_legal(model, part)
+            else:
+                copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
             write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
     return outcome
 
 
-def copy_with_branches(pipe, trunk: Path, folder: Path) -> None:
-    """The files of ``trunk`` as they are, and the branches of ``pipe``."""
-    left = shutil.ignore_patterns(*RUN_FILES, "skip", CARD)
-    shutil.copytree(trunk, folder, ignore=left, dirs_exist_ok=True)
-    save_branches(pipe.transformer.skip_branches, folder)
+def copy_with_trained(transformer, model: Path, folder: Path, part: str, only_branches: bool) -> None:
+    """The files of ``model`` as they are, but for one transformer's, or its branches' alone.
+
+    Args:
+        part: What the pipeline calls the transformer.
+    """
+    left = shutil.ignore_patterns(*RUN_FILES, skip_folder(part), *([] if only_branches else [part]), CARD)
+    shutil.copytree(model, folder, ignore=left, dirs_exist_ok=True)
+    if only_branches:
+        save_branches(transformer.skip_branches, folder, part)
+    else:
+        transformer.save_pretrained(folder / part)
+        drop_paths(folder)
 
 
 @contextmanager

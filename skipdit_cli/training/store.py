@@ -61,5 +61,23 @@ def fingerprint(module, config: dict) -> str:
     digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def of_model(encoder) -> dict:
+    """What of a text encoder's config shapes what it makes."""
+    left = ("dtype", "torch_dtype", "transformers_version")
+    return {name: value for name, value in encoder.config.to_dict().items() if name not in left}
+
+
+def fingerprint_of_tokenizer(tokenizer) -> str | None:
+    """A hash of how a tokenizer reads texts."""
+    if tokenizer is None:
+        return None
+    own = {"kind": type(tokenizer).__name__, "longest": tokenizer.model_max_length, "words": tokenizer.get_vocab()}
+    own |= {"special": tokenizer.special_tokens_map, "side": tokenizer.padding_side}
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        own["rules"] = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
