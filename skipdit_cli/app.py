@@ -18,6 +18,7 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.info import info
+from skipdit_cli.commands.options import check_variables, variables_of
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
@@ -30,7 +31,8 @@ INTERRUPTED = 130
 
 @contextmanager
 def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator[None]:
-    """Ends whatever goes wrong inside as one sentence on stderr and ``typer.Exit`` with its code.
+    """Ends whatever goes wrong inside as one sentence on stderr and ``typer.Exit`` with its code; under ``--json`` the
+    sentence is the one object on stdout, too, unless the result is there already.
 
     Args:
         ctx: Of the running command; its ``meta`` may hold "debug" and "output" (commands/options.py).
@@ -38,15 +40,19 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     """
     try:
         yield
-    except (typer.Exit, typer.Abort, BrokenPipeError):
+    except typer.Exit as ended:
+        if ended.exit_code:
+            console.fail("ended early; stderr says why.", ended.exit_code)
+        raise
+    except (typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as cause:
-        console.error("interrupted.")
+        console.error("interrupted.", INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from cause
     except REFUSED as cause:
         if type(cause).__name__ == "NoArgsIsHelpError":
             raise
-        console.error(_refusal(cause))
+        console.error(_refusal(cause), cause.exit_code)
         raise typer.Exit(cause.exit_code) from cause
     except Exception as cause:
         meta = ctx.meta if ctx else {}
@@ -54,8 +60,9 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
             import traceback
 
             traceback.print_exception(cause)
-        console.error(_sentence(cause, meta.get("output")))
-        raise typer.Exit(getattr(cause, "exit_code", 1)) from cause
+        code = getattr(cause, "exit_code", 1)
+        console.error(_sentence(cause, meta.get("output")), code)
+        raise typer.Exit(code) from cause
 
 
 def _refusal(cause) -> str:
@@ -81,7 +88,9 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx, args):
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            check_variables(self)
+            return rest
         except REFUSED as cause:
             cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
             raise
@@ -110,23 +119,21 @@ class Group(TyperGroup):
         super().__init__(**arguments)
         for command in self.commands.values():
             for parameter in command.params:
+                parameter.envvar = variables_of(command, parameter)
                 parameter.show_envvar = False  # said once, under 'skipdit --help'
                 if getattr(parameter, "multiple", False):
                     parameter.split_envvar_value = str.splitlines  # not at every blank: texts have them
 
     def make_context(self, info_name, args, parent=None, **extra):
         typed = shlex.join(["skipdit", *args])
-        with sentences(debug="--debug" in args):
+        with console.own_json("--json" in args), sentences(debug="--debug" in args):
             ctx = super().make_context(info_name, args, parent, **extra)
         ctx.meta["typed"] = typed  # for those who record it; sys.argv is another one's where 'demo' calls commands
         return ctx
 
     def invoke(self, ctx):
-        try:
-            with sentences(ctx, debug="--debug" in ctx.args):
-                return super().invoke(ctx)
-        finally:
-            console.use_json(False)
+        with console.own_json("--json" in ctx.args), sentences(ctx, debug="--debug" in ctx.args):
+            return super().invoke(ctx)
 
 
 app = App(

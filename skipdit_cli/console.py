@@ -17,12 +17,25 @@ PLAIN_EVERY_SECONDS = 30.0
 PLAIN_WIDTH = 1000
 
 _json = False
+_emitted = False
 
 
 def use_json(on: bool) -> None:
     """With ``on``, stdout is kept for one JSON object and everything else goes to stderr."""
     global _json
     _json = on
+
+
+@contextmanager
+def own_json(on: bool) -> Iterator[None]:
+    """``use_json(on)`` for one command, and one object of it; what was before is again after it."""
+    global _json, _emitted
+    before = _json, _emitted
+    _json, _emitted = on, False
+    try:
+        yield
+    finally:
+        _json, _emitted = before
 
 
 def screen(stderr: bool | None = None) -> Console:
@@ -45,8 +58,16 @@ def warn(text: str) -> None:
     screen(stderr=True).print(Text.assemble(("Warning: ", "yellow"), _one_line(text)))
 
 
-def error(text: str) -> None:
+def error(text: str, exit_code: int = 1) -> None:
+    """The sentence that a run ends with."""
     screen(stderr=True).print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
+    fail(text, exit_code)
+
+
+def fail(text: str, exit_code: int) -> None:
+    """Of a run that ended early, the one object on stdout under ``--json``, unless its result is there already."""
+    if not _emitted:
+        emit({"error": _one_line(text), "exit_code": exit_code})
 
 
 def _one_line(text: str) -> str:
@@ -78,7 +99,9 @@ def _numeric(cell: object) -> bool:
 
 def emit(payload: dict) -> None:
     """The result of a command: under ``--json`` the one object on stdout, else nothing."""
+    global _emitted
     if _json:
+        _emitted = True
         text = json.dumps(plain({"schema": SCHEMA, **payload}), indent=2, default=str, allow_nan=False)
         sys.stdout.write(text + "\n")
 

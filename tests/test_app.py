@@ -1,5 +1,6 @@
 """The face: exit codes, one sentence per error, where a flag's value comes from, a light start."""
 
+import json
 import os
 import signal
 import subprocess
@@ -109,7 +110,11 @@ def test_flag_beats_environment_beats_preset_beats_default(own, tmp_path):
 
 def test_json_keeps_stdout_for_one_object_even_after_a_failed_run(own):
     assert own("--json").stderr == "for people\n"
-    assert own("--json", "--kind", "usage").stdout == ""
+    for kind, (_, code, _) in FAILURES.items():
+        ended = own("--json", "--kind", kind)
+        said = json.loads(ended.stdout)
+        assert said == {"schema": 1, "error": ended.stderr.strip().removeprefix("Error: "), "exit_code": code}
+    assert json.loads(own("--sed", "--json").stdout)["exit_code"] == 2
     assert own().stdout == "for people\n"
 
 

@@ -653,7 +653,9 @@ def test_convert_refuses_a_model_no_input_is_known_for(skipdit, tmp_path):
     sizes = dict(num_layers=2, embedding_dim=8, num_embeddings=7, additional_embeddings=4)
     prior = diffusers.PriorTransformer(**WIDTH, **sizes)
     prior.save_pretrained(tmp_path / "pipeline" / "transformer")
-    (tmp_path / "pipeline" / "model_index.json").write_text('{"transformer": ["diffusers", "PriorTransformer"]}')
+    diffusers.DDIMScheduler().save_pretrained(tmp_path / "pipeline" / "scheduler")
+    index = {"transformer": ["diffusers", "PriorTransformer"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", **index}))
     refused = skipdit("convert", tmp_path / "pipeline", "-o", tmp_path / "out")
     assert refused.code == 2 and "no example of it can be made" in refused.stderr
     assert "in Python" in refused.stderr  # what can be done

@@ -64,7 +64,7 @@ def test_an_output_in_the_way(skipdit, converted, tmp_path):
     assert_refused(skipdit("finetune", "-m", model, *RUN, "-o", output), 2, "exists and is not empty")
     assert_refused(skipdit("finetune", "-m", model, *RUN, "-o", output, "--overwrite"), 2, "letter.txt")
     assert_refused(skipdit("finetune", "-m", model, *RUN, "-o", output / "letter.txt"), 2, "is a file")
-    assert_refused(skipdit("finetune", "-m", model, *RUN, "-o", model, "--overwrite"), 2, "own folder")
+    assert_refused(skipdit("finetune", "-m", model, *RUN, "-o", model, "--overwrite"), 2, "is the model itself")
     assert (output / "letter.txt").read_text() == "dear" and (model / "skip").is_dir()
     (output / "letter.txt").unlink()
     assert skipdit("finetune", "-m", model, *RUN, "-o", output).code == 0

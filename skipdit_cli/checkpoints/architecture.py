@@ -6,6 +6,7 @@ from torch import nn
 
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+from skipdit_cli.checkpoints.noise import quiet
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
@@ -30,7 +31,8 @@ def build_transformer(config: dict):
     name = config.get("_class_name", "DiTTransformer2DModel")
     ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
     try:
-        transformer = class_named(name).from_config(config)
+        with quiet(errors_only=True):  # of keys that it does not know, each time; loading says it once
+            transformer = class_named(name).from_config(config)
     except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
         raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
     if ratio != 4.0:

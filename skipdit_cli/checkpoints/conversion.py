@@ -9,8 +9,8 @@ from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import BACKBONES, example_inputs, trunk_of
 from skipdit_cli.checkpoints.architecture import build_transformer, has_own_time
-from skipdit_cli.checkpoints.pipeline import parts_of
-from skipdit_cli.checkpoints.source import Source
+from skipdit_cli.checkpoints.index import parts_of
+from skipdit_cli.checkpoints.source import Source, narrow
 from skipdit_cli.checkpoints.text_parts import TextParts
 from skipdit_cli.checkpoints.weights import first_line
 from skipdit_cli.errors import UsageError
@@ -79,6 +79,12 @@ def plan_conversion(
         UsageError: A choice contradicts the source.
     """
     name = source.config["_class_name"]
+    kept = narrow(source.weights()) if dtype is None else None
+    if kept is not None:
+        kept = str(kept).removeprefix("torch.")
+        raise UsageError(
+            f"Model {source.name} has weights in {kept}, which is for keeping alone; give --dtype bfloat16."
+        )
     if source.branches is None:
         branches = _new_branches(source, merge or "residual")
     elif merge in (None, source.branches.config.merge):

@@ -10,12 +10,20 @@ import torch
 from skipdit_cli.checkpoints.architecture import default_scheduler, pipeline_around
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
-from skipdit_cli.checkpoints.folder import check_target, copy_legal, drop_paths, replace_folder, save_branches
-from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, parts_of
+from skipdit_cli.checkpoints.folder import (
+    check_apart,
+    check_target,
+    copy_legal,
+    drop_paths,
+    replace_folder,
+    save_branches,
+)
+from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
-from skipdit_cli.errors import UsageError
 
+MARKS = (INDEX, "config.json")
+"""What a folder that was converted holds one of: a pipeline's, or that of a transformer alone."""
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
 
 
@@ -29,12 +37,10 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
-    check_target(output, overwrite)
-    given = source.pipeline or source.transformer
-    if given is not None and Path(output).resolve() == given.resolve():
-        raise UsageError(f"Output {output} is the model itself; give another --output.")
+    check_target(output, overwrite, marks=MARKS)
+    check_apart(output, source.place)
     source.build()  # whether weights and config fit, before anything is written
-    with replace_folder(output, overwrite, plan.needed_bytes()) as folder:
+    with replace_folder(output, overwrite, plan.needed_bytes(), MARKS) as folder:
         if source.alone:
             _copy_part(source.transformer, folder, plan.dtype)
         elif source.pipeline is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli.checkpoints.pipeline import INDEX, is_part
+from skipdit_cli.checkpoints.index import INDEX, is_part
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.pipelines.arguments import frames_argument, needs_image
 

@@ -29,7 +29,7 @@ def check_packages(path, folder: Path, index: dict) -> None:
             )
         alone = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
         if alone and any((folder / part).glob("*.model")):
-            if not all(map(_importable, ("sentencepiece", "google.protobuf"))):
+            if not all(map(importable, ("sentencepiece", "google.protobuf"))):
                 raise UsageError(
                     f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
                     "pip install 'skipdit-cli[text]'."
@@ -41,10 +41,10 @@ def _missing_for(kind: str) -> list[str]:
     import transformers
 
     wanted = getattr(getattr(transformers, kind, None), "_backends", [])
-    return [name for name in map(str, wanted) if not _importable(name)]
+    return [name for name in map(str, wanted) if not importable(name)]
 
 
-def _importable(name: str) -> bool:
+def importable(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of the package that it lies in

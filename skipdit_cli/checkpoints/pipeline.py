@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -19,18 +20,26 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
+from skipdit_cli.checkpoints.index import (
+    INDEX,
+    SECOND,
+    TRANSFORMERS,
+    check_denoiser,
+    check_folder,
+    check_index,
+    of_texts,
+    pipeline_class,
+)
+from skipdit_cli.checkpoints.noise import quiet
+from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
-from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
-INDEX = "model_index.json"
-SECOND = "transformer_2"
-"""The second transformer of a pipeline that has two (Wan 2.2)."""
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -78,19 +87,19 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
-    index = read_json(folder / INDEX)
+    index = check_index(path, folder, given=arguments)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
-    check_denoiser(path, index)
     check_packages(path, folder, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
-    with _quiet(text=any(value[0] == "transformers" for value in index.values() if isinstance(value, list))):
+    kind = pipeline_class(path, index)
+    with quiet(text=of_texts(index)):
         try:
-            pipe = _pipeline_class(index).from_pretrained(folder, **arguments)
-        except UNREADABLE as cause:
+            pipe = kind.from_pretrained(folder, **arguments)
+        except (*UNREADABLE, ImportError, AttributeError) as cause:
             raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
@@ -98,7 +107,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         former = folder / "vae" / "config.json"  # of packed latents the model's channels are more
         own = read_json(former).get("latent_channels") if former.is_file() else None
         check_vae(pipe.vae, own or pipe.transformer.config.in_channels)
-    for part in ("transformer", SECOND):
+    for part in TRANSFORMERS:
         transformer = getattr(pipe, part, None)
         if transformer is None:
             continue
@@ -112,36 +121,10 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     return pipe
 
 
-def _pipeline_class(index: dict):
-    """The class to load a pipeline with: ours where the index names it, else diffusers', which finds its own."""
-    from diffusers import DiffusionPipeline
-
-    return LatteClassPipeline if index.get("_class_name") == LatteClassPipeline.__name__ else DiffusionPipeline
-
-
-def check_denoiser(path, index: dict) -> None:
-    """
-    Raises:
-        UsageError: What a pipeline denoises with is no transformer (a UNet, say).
-    """
-    if index.get("transformer") in (None, [None, None]):
-        kind, others = index.get("_class_name"), [name for name in ("unet", "prior", "decoder") if index.get(name)]
-        with_what = f": it denoises with its {others[0]}" if others else ""
-        raise UsageError(f"Model {path} is a {kind}, which has no transformer trunk{with_what}.")
-
-
 def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
     set_time_embedding(transformer, branches.config.time_embedding)
     if wanted:
         add_skip_branches(transformer, branches=branches)
-
-
-def parts_of(pipeline: Path | None) -> list[str]:
-    """The component folders that a pipeline's index lists."""
-    if pipeline is None:
-        return []
-    index = read_json(pipeline / INDEX)
-    return [name for name, value in index.items() if isinstance(value, list) and value != [None, None]]
 
 
 def load_branches(folder, part: str = "transformer") -> SkipBranches:
@@ -151,8 +134,9 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
         UsageError: Its files are incomplete or damaged.
     """
     where = Path(folder) / skip_folder(part)
+    branches_config(where)
     try:
-        with _quiet(errors_only=True):
+        with quiet(errors_only=True):
             branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
     except UNREADABLE as cause:
         raise UsageError(f"Skip branches {where} cannot be read: {first_line(cause)}.") from cause
@@ -160,6 +144,20 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
         missing = sorted(found["missing_keys"])
         raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
     return branches
+
+
+def branches_config(where: Path) -> dict:
+    """What the ``config.json`` of a ``skip/`` holds.
+
+    Raises:
+        UsageError: It is missing or damaged, or has keys that we do not know.
+    """
+    config = read_json(where / "config.json")
+    known = inspect.signature(SkipBranches.__init__).parameters
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    if unknown:
+        raise UsageError(f"{where / 'config.json'} has the unknown key '{unknown[0]}'; a newer skipdit may know it.")
+    return config
 
 
 def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **arguments) -> Path:
@@ -173,59 +171,35 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
         UsageError: It is not a pipeline folder, or the hub or its cache does not have it.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
+    if os.path.isdir(folder):  # pathlib's own raise where the text is too long for a path
+        check_folder(folder)
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UsageError(f"Got {flag} {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
         raise UsageError(f"Got {flag} {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
     return _fetch(str(path), {key: arguments[key] for key in (*_HUB, "variant") if key in arguments}, without)
 
 
-def is_part(folder: Path) -> bool:
-    """Whether a folder holds one part of a pipeline: a transformer that was saved by itself, say."""
-    return (folder / "config.json").is_file() and not (folder / INDEX).is_file()
-
-
-def _check_folder(folder: Path) -> None:
-    if (folder / INDEX).is_file():
-        return
-    if is_part(folder):
-        name = read_json(folder / "config.json").get("_class_name")
-        convertible = name in OFFICIAL and not (folder / SKIP).exists()
-        convert = f"run 'skipdit convert -m {folder} -o FOLDER' first"
-        put = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
-        hint = convert if convertible else put
-        raise UsageError(f"Folder {folder} holds one part of a pipeline (config.json, no {INDEX}); {hint}.")
-    if (folder / SKIP).is_dir():
-        raise UsageError(f"Folder {folder} holds skip/ alone, no {INDEX}; put skip/ into the folder of its model.")
-    raise UsageError(
-        f"Folder {folder} holds no model ({INDEX} is missing); give a folder that 'skipdit convert' made."
-    )
-
-
 def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
-    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    local = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
-    arguments = {**arguments, "local_files_only": local}
-    with _quiet(errors_only=True):
+    given, arguments = arguments, {**arguments, "local_files_only": is_local(arguments)}
+    with quiet(errors_only=True):
         try:
             plain = {name: value for name, value in arguments.items() if name != "variant"}
             index = read_json(hf_hub_download(hub_id, INDEX, **plain))
+            check_denoiser(hub_id, index)
             left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
-            folder = Path(_pipeline_class(index).download(hub_id, **arguments, **left))
-            if not local:  # diffusers fetches what model_index.json lists, and skip/ is not listed
+            folder = Path(pipeline_class(hub_id, index).download(hub_id, **arguments, **left))
+            if not arguments["local_files_only"]:  # diffusers fetches what the index lists, and skip/ is not listed
                 patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
                 snapshot_download(hub_id, allow_patterns=patterns, **plain)
+        except UsageError:
+            raise
         except UNREADABLE as cause:
-            why = "not in the hub's local cache" if local else f"not to be had from the hub ({first_line(cause)})"
-            raise UsageError(
-                f"Model {hub_id} is no folder here and {why}; check the name"
-                + (", or go online without HF_HUB_OFFLINE and --local-files-only." if local else ".")
-            ) from cause
-    _check_folder(folder)
+            raise UsageError(why_not(hub_id, cause, given)) from cause
+    check_folder(folder)
     return folder
 
 
@@ -268,28 +242,3 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
         own = preset.model["scheduler"]
         scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
     return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)
-
-
-@contextmanager
-def _quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
-    """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
-    lines."""
-    from diffusers.utils import logging
-
-    libraries = [logging]
-    if text:
-        from transformers.utils import logging
-
-        libraries.append(logging)
-    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        if errors_only:
-            library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, bars, level in before:
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()

@@ -10,8 +10,8 @@ from skipdit_cli.skip import SKIP
 
 def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) -> str:
     """Python source, one line each. It writes ``sample.png`` or ``sample.gif``, starting from ``start.png`` where the
-    model wants a picture; of a model of texts whose text encoder lies elsewhere it loads the rest, and of a transformer
-    alone that.
+    model wants a picture. Of a model of texts whose text encoder lies elsewhere it loads the rest, of a transformer
+    alone just that.
 
     It samples as ``skipdit sample`` does: diffusers' ``DiTPipeline`` takes 1000 classes and a VAE for granted, its
     ``LattePipeline`` 16 frames, and videos of classes it has not.

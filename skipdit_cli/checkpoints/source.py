@@ -9,10 +9,11 @@ import torch
 from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import BACKBONES
-from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, has_own_time, is_transformer
+from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, has_own_time
+from skipdit_cli.checkpoints.index import SECOND, check_index, check_plain, is_part, transformer_config
 from skipdit_cli.checkpoints.official import read_official
-from skipdit_cli.checkpoints.pipeline import INDEX, SECOND, check_denoiser, find_folder, is_part
-from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weights
+from skipdit_cli.checkpoints.pipeline import find_folder
+from skipdit_cli.checkpoints.weights import assign_weights, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SKIP, SkipBranches
 
@@ -53,6 +54,11 @@ class Source:
         return self.pipeline is None and self.config["_class_name"] not in OFFICIAL
 
     @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.pipeline or self.transformer or self.file[0]
+
+    @property
     def part(self) -> str:
         """Name of the transformer's folder in its pipeline."""
         return "transformer" if self.transformer is None or self.pipeline is None else self.transformer.name
@@ -72,8 +78,14 @@ class Source:
         """
         with init_empty_weights():
             model = build_transformer(self.config)
-        assign_weights(model, self.weights(), f"Model {self.name}", extra=self.transformer is not None)
-        return model
+        state = self.weights()
+        assign_weights(model, state, f"Model {self.name}", extra=self.transformer is not None)
+        return torch.nn.Module.to(model, torch.bfloat16) if narrow(state) is not None else model
+
+
+def narrow(state: dict[str, torch.Tensor]) -> torch.dtype | None:
+    """The float8 dtype that some weights are kept in, if any: nothing is computed in it."""
+    return next((each.dtype for each in state.values() if each.is_floating_point() and each.itemsize == 1), None)
 
 
 def open_source(
@@ -103,7 +115,8 @@ def open_source(
             flag = f"--{flag.replace('_', '-')}"
             raise UsageError(f"Got {flag} with a folder or hub id, whose config.json says it; leave it out.")
     if is_part(path):
-        config = _transformer_config(path)
+        config = _config(path)
+        check_plain(path)
         if (path / SKIP).exists():
             raise UsageError(
                 f"Model {name} has skip branches already ({SKIP}/); attach them in Python, by add_skip_branches with "
@@ -114,28 +127,20 @@ def open_source(
     folder = find_folder(name, **hub_arguments)
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
-    index = read_json(folder / INDEX)
-    check_denoiser(name, index)
-    config = _transformer_config(folder / "transformer")
+    index = check_index(name, folder, plain=True)
+    config = _config(folder / "transformer", index)
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
     official = _native(config) or _on_hub(name, index, config, folder)
     second = None
     if index.get(SECOND) not in (None, [None, None]):
-        own = _transformer_config(folder / SECOND)
+        own = _config(folder / SECOND, index)
         second = Source(f"{name}/{SECOND}", layout, own, folder, folder / SECOND, official=_native(own))
     return Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
 
 
-def _transformer_config(folder: Path) -> dict:
-    config = read_json(folder / "config.json")
-    name = config.get("_class_name")
-    legacy = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    config = {**config, "_class_name": "DiTTransformer2DModel"} if legacy else config
-    name = config.get("_class_name")
-    if not is_transformer(name):
-        raise UsageError(
-            f"Folder {folder} holds a {name}, which has no transformer trunk; see 'skipdit info --families'."
-        )
+def _config(folder: Path, index: dict | None = None) -> dict:
+    config = transformer_config(folder, index)
+    name = config["_class_name"]
     if name in BACKBONES and BACKBONES[name].native_skips:
         raise UsageError(f"Folder {folder} holds a {name}, which has skips of its own: sample it as it is.")
     for key in NUMBERS if name in OFFICIAL else ():

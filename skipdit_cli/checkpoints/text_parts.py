@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli.checkpoints.pipeline import INDEX, find_folder
+from skipdit_cli.checkpoints.index import INDEX
+from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 

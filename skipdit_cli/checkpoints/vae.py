@@ -6,6 +6,7 @@ import re
 import warnings
 from pathlib import Path
 
+from skipdit_cli.checkpoints.online import is_local
 from skipdit_cli.checkpoints.weights import UNREADABLE, first_line
 from skipdit_cli.errors import UsageError
 
@@ -27,9 +28,8 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         UsageError: There is none, it is of another kind, or its latents have another number of channels.
     """
     import diffusers
-    from huggingface_hub import constants
 
-    arguments["local_files_only"] = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
+    arguments["local_files_only"] = Path(name).expanduser().is_dir() or is_local(arguments)
     hub = {key: arguments[key] for key in _READS_CONFIG if key in arguments}
     for path, inner in (places := _places(str(name))):
         try:

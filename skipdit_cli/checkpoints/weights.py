@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
@@ -38,6 +38,8 @@ def read_json(path) -> dict:
     Raises:
         UsageError: It is missing or is not a JSON object.
     """
+    if not Path(path).is_file():
+        raise UsageError(f"{path} is missing; fetch the model again.")
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
@@ -59,6 +61,8 @@ def read_tensors(path):
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"Checkpoint {path} does not exist.")
+    if path.suffix == ".gguf":
+        raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -71,7 +75,7 @@ def read_tensors(path):
             "code; save its state dict alone."
         ) from cause
     except UNREADABLE as cause:
-        raise UsageError(f"Checkpoint {path} cannot be read: it is damaged or cut short; fetch it again.") from cause
+        raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
 
 
 def _is_zip(path: Path) -> bool:
@@ -91,12 +95,50 @@ def weight_files(folder, variant: str | None = None) -> list[Path]:
         if whole.is_file():
             return [whole]
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing or not names:
-                raise UsageError(f"Folder {folder} lacks {(missing or ['its shards'])[0]}, which {index.name} names.")
-            return [folder / name for name in names]
+            return _shards(folder, index)
     raise UsageError(f"Folder {folder} holds no weights; expected {STEM}{dot}.safetensors.")
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    named = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing or not names:
+        raise UsageError(f"Folder {folder} lacks {(missing or ['its shards'])[0]}, which {index.name} names.")
+    return [folder / name for name in names]
+
+
+def check_weights(folder: Path, floating: bool = False) -> None:
+    """Look at the headers of all safetensors files of a part, of whatever library.
+
+    Args:
+        floating: Matrices of whole numbers are refused, too: no layer could compute with them as they are.
+    Raises:
+        UsageError: A file is damaged, cut short or missing.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                slices = ((name, opened.get_slice(name)) for name in opened.keys()) if floating else ()
+                whole = [name for name, tensor in slices if "I" in tensor.get_dtype() or "U" in tensor.get_dtype()
+                         if len(tensor.get_shape()) > 1]  # fmt: skip
+        except UNREADABLE as cause:
+            raise UsageError(f"Checkpoint {file} cannot be read: {_damage(file)}; fetch it again.") from cause
+        if whole:
+            raise UsageError(
+                f"Checkpoint {file} holds {whole[0]} in whole numbers, as quantised models do, and its config.json "
+                "does not say by what; give the model without quantisation."
+            )
+    if not any((folder / STEM).with_suffix(ending).is_file() for ending in (".safetensors", ".bin")):
+        for index in folder.glob(f"{STEM}.*.index.json"):
+            _shards(folder, index)
+
+
+def _damage(file: Path) -> str:
+    with file.open("rb") as opened:
+        pointer = opened.read(40).startswith(b"version https://git-lfs")
+    return "it is a pointer of Git LFS ('git lfs pull' fetches the file)" if pointer else "it is damaged or cut short"
 
 
 def read_weights(folder, variant: str | None = None) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ from skipdit_cli.commands.options import (
 from skipdit_cli.errors import CheckError, UsageError
 
 RUN = "Measuring"
+REPORT = ("bench.json",)
 
 
 def bench(
@@ -117,14 +119,16 @@ def bench(
 
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
-    from skipdit_cli.checkpoints import replace_folder
+    from skipdit_cli.checkpoints import check_target, named_model, replace_folder
     from skipdit_cli.checkpoints.card import check_card, put_bench
+    from skipdit_cli.checkpoints.folder import check_apart
+    from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
     from skipdit_cli.measure.report import READING, results, save_report, table
     from skipdit_cli.pipelines import fitting
     from skipdit_cli.pipelines.device import place
-    from skipdit_cli.pipelines.generation import batches
+    from skipdit_cli.pipelines.generation import batches, check_unloaded
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -138,6 +142,9 @@ def bench(
     prompts = read_prompts(ctx, prompt, prompts_file)
     if random_weights and (prompts or negative_prompt):
         raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
+    if output is not None:
+        check_apart(output, model, vanilla)
+        check_target(output, overwrite, marks=REPORT)
     asked = {"negative_prompt": negative_prompt, "num_frames": num_frames, "height": height, "width": width}
     pipeline_options.check_positive(num_frames=num_frames, height=height, width=width)
     pipeline_options.check_strength(strength, image, num_inference_steps)
@@ -147,8 +154,15 @@ def bench(
     where, precision = place(device, dtype)
     fitting.check_offload(cpu_offload, where)
     fitting.check_lora(lora)
+    if not random_weights:
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        outline = read_outline(named_model(model, preset), **hub)
+        outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+        of_outline = _samples(outline, labels, prompts, batch_size, random_weights)
+        for policy in policies:
+            check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, image=start, **asked)
     with ExitStack() as stack:
-        folder = stack.enter_context(replace_folder(output, overwrite)) if output else None
+        folder = stack.enter_context(replace_folder(output, overwrite, marks=REPORT)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipes = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
         for at, pipe in enumerate(pipes):

@@ -79,6 +79,8 @@ def convert(
     from skipdit_cli.checkpoints import convert as work
     from skipdit_cli.checkpoints.card import find_origin
     from skipdit_cli.checkpoints.conversion import plan_conversion
+    from skipdit_cli.checkpoints.convert import MARKS
+    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.checkpoints.hub import check_push, push
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
@@ -86,10 +88,12 @@ def convert(
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
     check_push(push_to_hub, private)
-    check_target(output, overwrite)
+    check_target(output, overwrite, marks=MARKS)
+    named = named_model(one_model(model_argument, model), preset)
+    check_apart(output, named, vae, text_from)
     hub = {"revision": revision, "local_files_only": local_files_only}
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
-    source = open_source(named_model(one_model(model_argument, model), preset), **given, **hub)
+    source = open_source(named, **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     text = None if text_from is None else find_text_parts(text_from, source.config, with_vae=vae is None, **hub)
     plan = plan_conversion(source, merge, time_embedding, DTYPES.get(dtype), decoder, text)

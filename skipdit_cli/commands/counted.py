@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from skipdit_cli.errors import UsageError
-
 
 def counted(transformer):
     """The ``StepFlops`` of a transformer; None where no example inputs of it can be made up, or its forward does not
@@ -12,5 +10,5 @@ def counted(transformer):
 
     try:
         return StepFlops(transformer)
-    except (UsageError, RuntimeError, TypeError, LookupError, AttributeError):
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError):
         return None

@@ -40,6 +40,10 @@ STILL = Show("digits", samples_per_digit=7, train_steps=100, batch_size=64, guid
 MOVING = Show("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, guidance_scale=3.0, data="videos")
 
 
+LEFT = ("report.html", "converted", "videos")
+"""What a demo, even one cut short, leaves in its folder."""
+
+
 def demo(
     ctx: typer.Context,
     output: options.Output = Path("skipdit-demo"),
@@ -62,14 +66,13 @@ def demo(
     from skipdit_cli.checkpoints import check_target, open_model
     from skipdit_cli.measure.bench import Bench
 
-    check_target(output, overwrite)
+    check_target(output, overwrite, marks=LEFT)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
     show = MOVING if video else STILL
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         commands = _train(ctx, output, show, train_steps or show.train_steps)
-    console.use_json(json)
     labels = [digit for digit in range(10) for _ in range(samples_per_digit or show.samples_per_digit)]
     sampling = {"guidance_scale": show.guidance_scale, "seed": 0, "batch_size": len(labels)}
     sampling["num_inference_steps"] = num_inference_steps

@@ -51,12 +51,13 @@ def finetune(
     settings.check()
 
     from skipdit_cli.checkpoints import named_model
+    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.pipelines.fitting import check_lora, load_lora
     from skipdit_cli.skip import skip_folder
     from skipdit_cli.training import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
-    session.check_apart(settings.output, folder)
+    check_apart(settings.output, folder)
     check_lora(lora)
     asked = session.demand(folder, expert)
     part = EXPERTS[expert or "high"]

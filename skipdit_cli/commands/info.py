@@ -46,7 +46,7 @@ def info(
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.parameters import count_parameters
 
-    outline = read_outline(model, preset, revision=revision, local_files_only=local_files_only)
+    outline = read_outline(model, preset, lone=True, revision=revision, local_files_only=local_files_only)
     parameters = count_parameters(outline.transformer)
     flops = counted(outline.transformer) if outline.trunk is not None else None
     branches = None if outline.branches is None else outline.branches.config
@@ -101,7 +101,10 @@ def _show(facts: dict, speedups: list[dict], steps: int) -> None:
     if facts["pairs"]:
         rows += _skip_rows(facts)
     elif facts["blocks"]:
-        rows.append(["skip branches", "none: the class has skips of its own, which the cache uses"])
+        why = (
+            "one block has no pair" if facts["blocks"] < 2 else "the class has skips of its own, which the cache uses"
+        )
+        rows.append(["skip branches", f"none: {why}"])
     console.table(["what", "here"], rows)
     if not speedups:
         return

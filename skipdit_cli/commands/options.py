@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import load_preset
 
 
@@ -27,6 +28,29 @@ def defaults_of(command, preset) -> dict[str, object]:
         several = value if isinstance(value, list) else [value]
         defaults[parameter.name] = several if parameter.multiple else ",".join(several)
     return defaults
+
+
+def variables_of(command, parameter) -> list[str]:
+    """The environment variables of a flag: one for each of its long names, and one for its name in the code."""
+    names = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
+    return [_variable(command, name) for name in dict.fromkeys([*names, parameter.name])]
+
+
+def check_variables(command) -> None:
+    """
+    Raises:
+        UsageError: A variable begins as those of the command do, but no flag of it has that name.
+    """
+    known = [name for parameter in command.params for name in variables_of(command, parameter)]
+    for name in sorted(os.environ):
+        if name.startswith(_variable(command, "")) and name not in known:
+            raise UsageError(
+                f"Got {name} in the environment, which is no flag of {command.name}.{nearest(name, known)}"
+            )
+
+
+def _variable(command, name: str) -> str:
+    return f"SKIPDIT_{command.name}_{name}".upper().replace("-", "_")
 
 
 def flags_of_commands(ctx: typer.Context) -> dict[str, set[str]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands.options import Debug, Json, defaults_of, flags_of_commands
+from skipdit_cli.commands.options import Debug, Json, defaults_of, flags_of_commands, variables_of
 from skipdit_cli.errors import CheckError, UsageError, nearest
 from skipdit_cli.presets import Preset, load_preset, preset_names, preset_path
 
@@ -63,7 +63,7 @@ def _effective(command, preset: Preset) -> dict[str, dict[str, object]]:
     given, flags = defaults_of(command, preset), {}
     for parameter in command.params:
         longs = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
-        variable = os.environ.get(f"SKIPDIT_{command.name}_{parameter.name}".upper().replace("-", "_"))
+        variable = next(filter(None, map(os.environ.get, variables_of(command, parameter))), None)
         sources = {"environment": variable, "preset": given.get(parameter.name), "default": parameter.default}
         source = next((name for name, value in sources.items() if value is not None), None)
         if longs and source and not parameter.is_eager:

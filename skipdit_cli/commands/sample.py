@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +21,20 @@ def _replay(ctx: typer.Context, value: Path | None) -> Path | None:
         known = {parameter.name for parameter in ctx.command.params}
         ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in recorded.items() if k in known}}
     return value
+
+
+@contextmanager
+def _recorded(ctx: typer.Context, from_file: Path | None) -> Iterator[None]:
+    """A refusal of the model, which says so where the model is the one that a replayed file names."""
+    try:
+        yield
+    except UsageError as cause:
+        if from_file is None or ctx.get_parameter_source("model").name != "DEFAULT_MAP":
+            raise
+        raise UsageError(
+            f"{str(cause).rstrip('.')}; {from_file} names this model as it was typed where it was made: go there, or "
+            "give -m MODEL."
+        ) from cause
 
 
 ClassLabels = Annotated[
@@ -120,7 +137,8 @@ def sample(
     asked["image"] = pipeline_options.read_image(image)
     target = sample_files.choose_target(output, npz, overwrite)
 
-    from skipdit_cli.checkpoints import load_vae, open_model
+    from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
+    from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.pipelines import device as devices
     from skipdit_cli.pipelines import fitting, generation, schedulers
 
@@ -128,15 +146,20 @@ def sample(
     where, precision = devices.place(device, dtype)
     fitting.check_offload(cpu_offload, where)
     fitting.check_lora(lora)
-    loading = {"dtype": precision, "local_files_only": local_files_only}
-    parts = {} if vae is None else {"vae": load_vae(vae, **loading)}
-    pipe = open_model(model, preset, revision=revision, **loading, **parts)
-    pipe = pipe if image is None else fitting.starting_from_image(pipe)
-    conditions.check_given(pipe, class_labels, prompts)
-    samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, pipe)
-    settings = _settle(settings, samples, pipe)
-    sample_files.check_kind(target, pipe, height, width)
+    hub = {"revision": revision, "local_files_only": local_files_only}
+    with _recorded(ctx, from_file):
+        outline = read_outline(named_model(model, preset), **hub)
+    outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+    conditions.check_given(outline, class_labels, prompts)
+    samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, outline)
+    settings = _settle(settings, samples, outline)
+    sample_files.check_kind(target, outline)
     run = {name: settings[name] for name in _OF_A_RUN if name in settings} | asked
+    generation.check_unloaded(outline, samples, policy, **run)
+    parts = {} if vae is None else {"vae": load_vae(vae, dtype=precision, local_files_only=local_files_only)}
+    pipe = load_pipeline(outline.folder, dtype=precision, **parts)
+    pipe = pipe if image is None else fitting.starting_from_image(pipe)
+    sample_files.check_size(target, pipe, height, width)
     fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
     batches = len(generation.batches(pipe, samples, batch_size, alone=image is not None))
     steps = int(num_inference_steps * (strength or 1))
@@ -219,6 +242,7 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
 
     if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
+    _warn_of_size(made.images.shape, settings)
     count = len(made.latents)
     kind = "image" if made.images.ndim == 4 else "video"
     frames = made.images.shape[1]
@@ -241,3 +265,11 @@ def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> No
             "cache": vars(made.report) if made.report else None,
         }
     )
+
+
+def _warn_of_size(shape: tuple[int, ...], settings: dict) -> None:
+    """Some pipelines round, and say so in their own words or not at all."""
+    sizes = dict(zip(("width", "height", "num_frames"), reversed(shape[1:-1])))
+    for name, made in sizes.items():
+        if settings.get(name, made) != made:
+            console.warn(f"--{name.replace('_', '-')} {settings[name]} was asked for, and the pipeline made {made}.")

@@ -31,15 +31,15 @@ def choose_target(output: Path | None, npz: Path | None, overwrite: bool) -> Pat
     return output
 
 
-def check_kind(target: Path, pipe, height: int | None = None, width: int | None = None) -> None:
-    """Whether what the model makes can be written to the target.
+def check_kind(target: Path, pipe) -> None:
+    """Whether what the model makes can be written to a file of this kind.
 
     Args:
-        height, width: Those asked for, if any.
+        pipe: The pipeline, or its outline.
     Raises:
-        UsageError: Videos to a picture file or the reverse, or a video of a size its format has not.
+        UsageError: Videos to a picture file or the reverse.
     """
-    from skipdit_cli.pipelines.pixels import is_video, pixel_size
+    from skipdit_cli.pipelines.pixels import is_video
 
     allowed, kind = (VIDEOS, "videos") if is_video(pipe) else (PICTURES, "images")
     if target.suffix and target.suffix.lower() not in allowed:
@@ -47,6 +47,17 @@ def check_kind(target: Path, pipe, height: int | None = None, width: int | None 
         raise UsageError(
             f"Got --output {target}, but this model makes {kind}; expected a {expected} file or a folder."
         )
+
+
+def check_size(target: Path, pipe, height: int | None = None, width: int | None = None) -> None:
+    """
+    Args:
+        height, width: Those asked for, if any.
+    Raises:
+        UsageError: A video of a size its format has not.
+    """
+    from skipdit_cli.pipelines.pixels import is_video, pixel_size
+
     if is_video(pipe):
         path, size = target if target.suffix else _numbered(target, 0, ".mp4"), pixel_size(pipe, height, width)
         if size is not None:

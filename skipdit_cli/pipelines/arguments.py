@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,10 @@ FLAGS = {
 """Arguments that have a flag of their own."""
 KEPT = ("self", "output_type", "return_dict", "latents", "callback", "callback_steps", "mask_feature")
 """Arguments that we give, or that no text can say; so are embeddings, masks and callbacks of any name."""
+SCALES = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
+"""What diffusers calls the pixels of a latent, by pipeline."""
+OF_CLASSES = ("DiTPipeline", "LatteClassPipeline")
+"""Pipelines without texts that are sampled here."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,14 @@ class Asked:
         return {**said, **{name: f"--pipeline-arg {name}" for name in self.arguments}}
 
 
+def kind_of(pipe) -> type:
+    """The class of a pipeline, given itself, its class, or its outline (``checkpoints.outline``)."""
+    return pipe if isinstance(pipe, type) else getattr(pipe, "kind", None) or type(pipe)
+
+
 def takes(pipe) -> Mapping[str, inspect.Parameter]:
     """What the pipeline, or any of a class of pipelines, can be told when it is called."""
-    return inspect.signature(_class_of(pipe).__call__).parameters
-
-
-def _class_of(pipe) -> type:
-    return pipe if isinstance(pipe, type) else type(pipe)
+    return inspect.signature(kind_of(pipe).__call__).parameters
 
 
 def takes_text(pipe) -> bool:
@@ -131,14 +137,19 @@ def check_key(name: str) -> None:
     """
     if name in FLAGS:
         raise UsageError(f"Got --pipeline-arg {name}, which has a flag of its own; give {FLAGS[name]}.")
-    if name in KEPT or name.endswith(("_embeds", "_mask")) or name.startswith("callback_on"):
+    if _is_kept(name):
         raise UsageError(f"Got --pipeline-arg {name}, which no text can give; leave it out.")
+
+
+def _is_kept(name: str) -> bool:
+    return name in KEPT or name.endswith(("_embeds", "_mask")) or name.startswith("callback_on")
 
 
 def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float | None, asked: Asked) -> None:
     """Refuse what a model of texts cannot make.
 
     Args:
+        pipe: The pipeline, or its outline, of which alone its size is not known yet.
         guidance_scale: The one in force; None for the pipeline's own.
     Raises:
         UsageError: No text, a class, no text encoder, something that its call does not take or that would do nothing,
@@ -152,7 +163,7 @@ def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float
     _check_encoder(pipe, {*prompts, asked.negative_prompt} <= {None})
     if asked.num_frames is not None and frames_argument(pipe) is None:
         raise UsageError(f"Got --num-frames {asked.num_frames}, but this model makes images; leave the flag out.")
-    kind, own = type(pipe).__name__, [name for name in takes(pipe) if name not in (*FLAGS, *KEPT)]
+    kind, own = kind_of(pipe).__name__, [name for name in takes(pipe) if name not in FLAGS and not _is_kept(name)]
     for name, said in asked.given().items():
         if name not in takes(pipe) and name != "num_frames":
             hint = "; leave it out."
@@ -161,6 +172,7 @@ def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float
             raise UsageError(f"Got {said}, which a {kind} does not take{hint}")
     if guidance_scale is not None and guidance_argument(pipe) is None:
         raise UsageError(f"Got --guidance-scale {guidance_scale:g}, which a {kind} does not take; leave it out.")
+    _check_required(pipe, kind, asked)
     if asked.image is None and needs_image(pipe):
         raise UsageError(f"Got no --image, but a {kind} starts from one; give --image FILE.")
     if asked.negative_prompt is not None:
@@ -168,16 +180,39 @@ def check_texts(pipe, prompts: Sequence[int | str | None], guidance_scale: float
     _check_size(pipe, asked)
 
 
+def _check_required(pipe, kind: str, asked: Asked) -> None:
+    wanted = [name for name, parameter in takes(pipe).items() if parameter.default is parameter.empty]
+    varied = [name for name, parameter in takes(pipe).items() if parameter.kind is parameter.VAR_KEYWORD]
+    for name in wanted:
+        if name not in (*FLAGS, *asked.arguments, *varied, "self"):
+            raise UsageError(
+                f"A {kind} wants {name}, which has no flag; give it with --pipeline-arg if text can say it."
+            )
+
+
+def check_sampled(pipe) -> None:
+    """
+    Raises:
+        UsageError: The pipeline makes sound (it takes no size, image or frames), or is of neither texts nor classes.
+    """
+    kind = kind_of(pipe).__name__
+    makes_pictures = {"height", "image", *FRAMES} & set(takes(pipe)) or does_without_text(pipe)
+    if takes_text(pipe) and not makes_pictures:
+        raise UsageError(f"A {kind} makes no pictures or videos, which alone are sampled here.")
+    if not takes_text(pipe) and kind not in OF_CLASSES:
+        raise UsageError(f"A {kind} is of neither texts nor classes, which alone are sampled here.")
+
+
 def needs_image(pipe) -> bool:
     """Whether the pipeline makes nothing without an image: it takes none by default, or is one from image to image."""
     parameter = takes(pipe).get("image")
-    named = any(part in _class_of(pipe).__name__ for part in ("Img2Img", "ImageToVideo", "Inpaint"))
+    named = any(part in kind_of(pipe).__name__ for part in ("Img2Img", "ImageToVideo", "Inpaint"))
     return parameter is not None and (parameter.default is parameter.empty or named)
 
 
 def _check_encoder(pipe, nothing_to_read: bool) -> None:
-    encoders = {name for name in pipe.config if name.startswith("text_encoder")}
-    if nothing_to_read or not encoders or any(getattr(pipe, name, None) is not None for name in encoders):
+    encoders = [list(value) for name, value in pipe.config.items() if name.startswith("text_encoder")]
+    if nothing_to_read or not encoders or any(encoder != [None, None] for encoder in encoders):
         return
     raise UsageError(
         "This model has no text encoder to read a --prompt with; make its folder again with "
@@ -205,9 +240,19 @@ def _check_size(pipe, asked: Asked) -> None:
     if asked.num_frames is not None and most is not None and asked.num_frames not in (1, most):
         # it adds all its positions, or none to one frame
         raise UsageError(f"Got --num-frames {asked.num_frames} but the model makes {most}, or 1.")
-    patch = config.get("patch_size") or 1
-    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
-    unit = getattr(pipe, "vae_scale_factor", 1) * patch
+    if not hasattr(pipe, "components"):  # an outline, which does not know what its parts will be asked for
+        return
+    unit = _size_unit(pipe)
     for flag, pixels in {"--height": asked.height, "--width": asked.width}.items():
         if pixels is not None and (pixels < 1 or pixels % unit):
             raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit}.")
+
+
+def _size_unit(pipe) -> int:
+    """Pixels that height and width are multiples of: what is one patch of latents. Of pipelines that put latents
+    together themselves (Flux) their processor of pictures says it."""
+    patch = pipe.transformer.config.get("patch_size") or 1
+    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
+    scale = next((getattr(pipe, name) for name in SCALES if getattr(pipe, name, None)), 1)
+    processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
+    return math.lcm(scale * patch, getattr(processor, "config", {}).get("vae_scale_factor") or 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.arguments import takes, takes_text
+from skipdit_cli.pipelines.arguments import takes_text
 from skipdit_cli.pipelines.device import move, transformers_of
 
 OFFLOADS = ("model", "group")
@@ -41,17 +42,28 @@ def fit(
         compile_transformers(pipe)
 
 
-def starting_from_image(pipe):
-    """The pipeline's sibling that takes an image, on the same parts, where diffusers has one of its family (SD3, Flux,
-    Qwen-Image, ...); else the pipeline itself."""
-    if not takes_text(pipe) or "image" in takes(pipe):
-        return pipe
-    from diffusers import AutoPipelineForImage2Image  # and with it most pipelines: seconds
+def image_sibling(kind: type) -> type:
+    """The class of pipelines that takes an image, on the same parts, where diffusers has one of its family (SD3, Flux,
+    Qwen-Image, ...); else the class itself."""
+    call = inspect.signature(kind.__call__).parameters
+    if "prompt" not in call or "image" in call:
+        return kind
+    from skipdit_cli.checkpoints.noise import quiet  # a package that imports this one
 
-    try:
-        return AutoPipelineForImage2Image.from_pipe(pipe)
-    except ValueError:
+    with quiet(errors_only=True, text=True):
+        from diffusers.pipelines import auto_pipeline as auto  # and with it most pipelines: seconds
+
+    names = [name for task in auto.SUPPORTED_TASKS_MAPPINGS for name, each in task.items() if each is kind]
+    return next(filter(None, map(auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get, names)), kind)
+
+
+def starting_from_image(pipe):
+    """The pipeline's ``image_sibling`` on its parts, or itself."""
+    if image_sibling(type(pipe)) is type(pipe):
         return pipe
+    from diffusers import AutoPipelineForImage2Image
+
+    return AutoPipelineForImage2Image.from_pipe(pipe)
 
 
 def check_offload(kind: str | None, device: torch.device) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 
 import numpy as np
 import torch
 
+from skipdit_cli.backbones import known_trunk
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
+from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError
 from skipdit_cli.media import Sound
-from skipdit_cli.pipelines.arguments import Asked, check_texts, encodes_alone, own_guidance, takes_text
+from skipdit_cli.pipelines.arguments import Asked, check_sampled, check_texts, encodes_alone, own_guidance, takes_text
 from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
 from skipdit_cli.pipelines.device import Stopwatch, transformers_of
 from skipdit_cli.pipelines.pixels import to_pixels
@@ -186,6 +188,32 @@ def default_guidance(pipe) -> float | None:
     return 1.0 if pipe.transformer.config.get("num_embeds_ada_norm") is None else 4.0
 
 
+def check_unloaded(
+    outline,
+    conditions: Sequence[int | str | None],
+    policy: CachePolicy | None = None,
+    *,
+    guidance_scale: float | None = None,
+    cfg_channels: str = "all",
+    **settings,
+) -> None:
+    """Refuse what ``generate`` would, as far as a model can tell without its weights.
+
+    Args:
+        outline: Of the pipeline (``checkpoints.outline``).
+        settings: As for ``generate``.
+    Raises:
+        UsageError: As ``check_run``, or the cache is too deep for one of its transformers.
+    """
+    asked = Asked(**{part.name: settings[part.name] for part in fields(Asked) if part.name in settings})
+    scale = default_guidance(outline) if guidance_scale is None else guidance_scale
+    check_run(outline, conditions, scale, cfg_channels, asked)
+    for transformer in transformers_of(outline).values() if policy is not None else ():
+        trunk = known_trunk(transformer)
+        if trunk is not None:
+            check_depth(policy.layers, len(trunk))
+
+
 def check_run(
     pipe,
     conditions: Sequence[int | str | None],
@@ -196,11 +224,13 @@ def check_run(
     """Refuse what the model cannot make.
 
     Args:
+        pipe: The pipeline, or its outline.
         guidance_scale: The one in force; None for a text pipeline's own.
     Raises:
         UsageError: A condition of another kind or out of range, a setting that the model has no use for.
     """
     asked = asked or Asked()
+    check_sampled(pipe)
     if takes_text(pipe):
         if cfg_channels != "all":
             raise UsageError(f"Got --cfg-channels {cfg_channels}, which a model of texts does not take; leave it out.")

@@ -117,6 +117,13 @@ def _refusals(pipe, typed: bool) -> Iterator[None]:
             raise
         why = (str(cause).splitlines() or ["no reason given"])[0].rstrip(".")
         raise UsageError(f"{kind} refuses what it was asked for: {why}.") from cause
+    except AttributeError as cause:  # of a part that the model has not, such as a text encoder
+        absent = [name for name, part in pipe.components.items() if part is None]
+        if "'NoneType' object" not in str(cause) or not absent:
+            raise
+        raise UsageError(
+            f"{kind} ended for want of a part; this model has no {', '.join(absent)}: give the folder of a whole one."
+        ) from cause
     except NameError as cause:  # so diffusers ends where a package to clean texts with is missing
         if cause.name not in CLEANERS:
             raise

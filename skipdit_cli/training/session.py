@@ -18,6 +18,7 @@ from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, open_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
 from skipdit_cli.checkpoints.folder import drop_paths, is_legal
+from skipdit_cli.checkpoints.index import check_index
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
@@ -60,9 +61,12 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     Args:
         arguments: As for ``from_pretrained``: revision, local_files_only, ...
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, it is damaged, or quantised.
     """
-    return find_folder(named_model(model, preset), **arguments)
+    named = named_model(model, preset)
+    folder = find_folder(named, **arguments)
+    check_index(named, folder, weights=False, plain=True)
+    return folder
 
 
 def demand(folder: Path, expert: str | None = None) -> Demand:
@@ -91,15 +95,6 @@ def way_out(folder: Path) -> str:
     if backbone is not None and backbone.native_skips:
         return "it has long skips of its own: give --train all"
     return f"run 'skipdit convert -m {folder} -o FOLDER'"
-
-
-def check_apart(output: Path, model: Path) -> None:
-    """
-    Raises:
-        UsageError: The run would write into the model's folder.
-    """
-    if output.resolve() == model.resolve():
-        raise UsageError(f"Got --output {output}, which is the model's own folder; give another -o.")
 
 
 def begin(settings: TrainingSettings, demand: Demand) -> Session:

@@ -1,0 +1,31 @@
+"""What the libraries say while they load a model, and which of it is kept from the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
+    """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
+    lines."""
+    from diffusers.utils import logging
+
+    libraries = [logging]
+    if text:
+        from transformers.utils import logging
+
+        libraries.append(logging)
+    before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        if errors_only:
+            library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, bars, level in before:
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()
