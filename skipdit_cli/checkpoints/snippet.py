@@ -10,7 +10,7 @@ from skipdit_cli.skip import SKIP
 
 def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) -> str:
     """Python source, one line each. It writes ``sample.png`` or ``sample.gif``, starting from ``start.png`` where the
-    model wants a picture; of a model of texts whose text encoder lies elsewhere it loads the rest, and of a transformer
+    model wants a picture; of a model of texts whose text encoder lies elsewhere it loads the rest, of a transformer
     alone that.
 
     It samples as ``skipdit sample`` does: diffusers' ``DiTPipeline`` takes 1000 classes and a VAE for granted, its
