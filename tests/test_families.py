@@ -311,6 +311,34 @@ def toy_inputs():
     return {"x": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
 
 
+class TextFirst(Toy):
+    """Called as Cosmos 3 is: the text comes first, and what is denoised has a name of its own."""
+
+    def forward(self, input_ids, vision_tokens, vision_timesteps):
+        return super().forward(vision_tokens[0] + input_ids[:, :, None] + vision_timesteps / 1000)
+
+
+@torch.no_grad()
+def test_what_is_denoised_need_not_be_the_first_argument():
+    model, noise, texts = TextFirst().eval(), toy_inputs()["x"], [torch.zeros(2, 3), torch.ones(2, 3)]
+    cache = enable_skip_cache(model, CachePolicy(1, window=(900, 100)))
+    for t in (1000, 800, 600, 400):
+        model(texts[0], [noise * t], torch.tensor([t]))
+    assert cache.trace == ["full", "reused", "full", "reused"]
+    cache = enable_skip_cache(model, CachePolicy(1, full_steps=(0, 1)))
+    made = [model(text, [noise], torch.tensor([1.0])) for text in texts + texts]
+    assert cache.trace == ["full", "full", "reused", "reused"]
+    assert torch.equal(made[0], made[2]) and torch.equal(made[1], made[3])  # each from its own text's memory
+
+
+@torch.no_grad()
+def test_a_window_without_timesteps_is_refused():
+    model = Toy().eval()
+    enable_skip_cache(model, CachePolicy(1, window=(900, 100)))
+    with pytest.raises(UsageError, match="called without a timestep"):
+        model(**toy_inputs())
+
+
 def test_a_compiled_model_is_watched_uncompiled():
     from torch._dynamo.testing import CompileCounter
 

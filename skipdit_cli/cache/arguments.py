@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 import torch
 
-TIMES = ("timestep", "timesteps", "t")
-CHANGING = (*TIMES, "r_timestep", "timestep_r", "audio_timestep", "sigma", "audio_sigma", "audio_hidden_states")
+TIMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
+MORE_TIMES = ("r_timestep", "timestep_r", "target_timestep", "sigma", "sound_timesteps", "action_timesteps")
+MORE_TIMES += ("audio_timestep", "audio_sigma")
+MORE_INPUTS = ("audio_hidden_states", "vision_tokens", "sound_tokens", "action_tokens", "decoder_input_tokens")
+CHANGING = (*TIMES, *MORE_TIMES, *MORE_INPUTS)
 """Arguments that change from step to step, besides the first, the input itself."""
+CONDITIONS = ("input_ids", "encodings_and_masks")
+"""First arguments that are no input but a text or alike (of Cosmos 3 and T5-FiLM)."""
 CONTROL = "controlnet"
 """Part of the name of every argument that holds a ControlNet's residuals, which change as well."""
 
@@ -26,13 +31,10 @@ def condition_of(arguments: dict, first: str) -> list[torch.Tensor]:
     """The tensors that stay the same from step to step within one branch of guidance.
 
     Args:
-        first: Name of the input, which does not.
+        first: Name of the first argument, mostly the input, which does not.
     """
-    kept = {
-        name: value
-        for name, value in arguments.items()
-        if name != first and name not in CHANGING and CONTROL not in name
-    }
+    changing = CHANGING if first in CONDITIONS else (first, *CHANGING)
+    kept = {name: value for name, value in arguments.items() if name not in changing and CONTROL not in name}
     return [value for _, value in _leaves(kept) if isinstance(value, torch.Tensor)]
 
 

@@ -220,6 +220,9 @@ class SkipCache:
         if self.policy.window is None:
             self.timesteps.append(-float(self.step))
         else:
+            if timestep is None:
+                name = type(self.transformer).__name__
+                raise UsageError(f"Got a cache window, but {name} is called without a timestep; give an interval.")
             t, end = float(torch.as_tensor(timestep).flatten()[0]), self.policy.window[1]
             if self.timesteps and self.timesteps[-1] <= end < t:  # the next run has begun, as in the official code
                 self.begun = self.step
