@@ -84,6 +84,21 @@ OWN = {
         dict(hidden_states=noise(1, 16, 4), encoder_hidden_states=noise(1, 5, 6), timestep=time,
              img_shapes=[[(1, 4, 4)]], img_mask=torch.tensor([[False] * 5 + [True] * 4])),
     ),
+    "SanaWMTransformer3DModel": lambda: (
+        dict(in_channels=4, num_layers=6, hidden_size=32, num_attention_heads=2, softmax_every_n=2, linear_head_dim=16,
+             t_kernel_size=3, caption_channels=6, mlp_ratio=2.0, chunk_plucker_channels=6,
+             chunk_plucker_post_attn_blocks=6),
+        dict(hidden_states=noise(1, 4, 4, 8, 8), timestep=time.expand(1, 1, 4), chunk_plucker=noise(1, 6, 4, 8, 8),
+             encoder_hidden_states=noise(1, 1, 5, 6), encoder_attention_mask=torch.ones(1, 5),
+             camera_conditions=torch.cat([torch.eye(4).flatten(), torch.tensor([8.0, 8, 4, 4])]).expand(1, 4, 20)),
+    ),
+    "SanaWMLTX2RefinerTransformer3DModel": lambda: (
+        dict(WIDTH, in_channels=4, out_channels=4, num_layers=6, cross_attention_dim=16, caption_channels=6,
+             audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
+             audio_cross_attention_dim=8, rope_double_precision=False),
+        dict(hidden_states=noise(1, 32, 4), timestep=time.expand(1, 32), encoder_hidden_states=noise(1, 5, 6),
+             encoder_attention_mask=torch.ones(1, 5), video_rotary_emb=(torch.ones(1, 32, 16), noise(1, 32, 16))),
+    ),
     "DreamLiteTransformer2DModel": lambda: (
         dict(WIDTH, in_channels=16, num_layers=6, norm_num_groups=4, cross_attention_dim=6),
         dict(hidden_states=noise(1, 16, 4, 4), encoder_hidden_states=noise(1, 5, 6)),
