@@ -131,6 +131,12 @@ def test_too_deep_is_refused(model, layers):
         enable_skip_cache(model, CachePolicy(layers))
 
 
+@pytest.mark.parametrize("num_layers, has", [(1, "1 block, and"), (2, "2 blocks, and")])
+def test_too_few_blocks_for_any_cache(tiny_dit, num_layers, has):
+    with pytest.raises(UsageError, match=f"the model has {has} a cache needs 3 or more"):
+        enable_skip_cache(tiny_dit(num_layers=num_layers), CachePolicy(1))
+
+
 # Forecasts
 
 

@@ -426,7 +426,8 @@ def test_a_reused_step_takes_the_residuals_of_a_controlnet_that_are_its_own(huny
 
 
 def test_a_reused_step_feeds_the_models_own_skips_fresh(hunyuan):
-    given, other = arguments(hunyuan), arguments(hunyuan, seed=1)
+    given = arguments(hunyuan)
+    other = {**given, "hidden_states": arguments(hunyuan, seed=1)["hidden_states"]}
     shallow, seen = {}, {}
     hunyuan.blocks[0].register_forward_hook(lambda module, args, output: shallow.update(fresh=output))
     hunyuan.blocks[7].register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
@@ -581,6 +582,59 @@ def test_convert_finds_the_trunk_of_a_class_that_is_not_declared(write, skipdit,
 
 
 @pytest.mark.parametrize(
+    "name, double, single",
+    [
+        ("AuraFlowTransformer2DModel", "num_mmdit_layers", "num_single_dit_layers"),
+        ("ChromaTransformer2DModel", "num_layers", "num_single_layers"),
+        ("Flux2Transformer2DModel", "num_layers", "num_single_layers"),
+    ],
+)
+@pytest.mark.parametrize("doubles", [0, 1, 5])
+def test_every_branch_counts_whatever_the_mixture_of_double_and_single_blocks(name, double, single, doubles):
+    model = tiny(name, **{double: doubles, single: 6 - doubles})
+    given = arguments(model)
+    before = run(model, given)
+    branches = add_skip_branches(model)
+    assert torch.equal(run(model, given), before)
+    for linear in branches.linears:
+        before = run(model, given)
+        with torch.no_grad():
+            linear.weight.add_(0.1)
+        assert not torch.equal(run(model, given), before)
+    full = run(model, given)
+    cache = enable_skip_cache(model, CachePolicy(2))
+    assert torch.equal(run(model, given), full) and torch.equal(run(model, given), full)
+    assert cache.trace == ["full", "reused"]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ([1], "of type list but expected a dict"),
+        ({}, "missing a required argument: 'hidden_states'"),
+        (
+            {"hidden_states": 1, "timestep": 1, "encoder_hidden_states": 1, "foo": 1},
+            "unexpected keyword argument 'foo'",
+        ),
+    ],
+)
+def test_example_inputs_that_are_none(given, words):
+    model = tiny("SanaTransformer2DModel")
+    with pytest.raises(UsageError, match=words):
+        add_skip_branches(model, example_inputs=given)
+    with pytest.raises(UsageError, match=words):
+        enable_skip_cache(model, CachePolicy(1), example_inputs=given)
+
+
+@pytest.mark.parametrize("thing", [None, object()])
+def test_what_is_no_model(thing):
+    with pytest.raises(UsageError, match="such as pipe.transformer"):
+        add_skip_branches(thing)
+    with pytest.raises(UsageError, match="such as pipe.transformer"):
+        enable_skip_cache(thing, CachePolicy(1))
+
+
+@pytest.mark.parametrize(
     "kind, name, config, reason",
     [
         ("HunyuanDiTPipeline", "HunyuanDiT2DModel", {}, "has skips of its own"),
@@ -593,12 +647,8 @@ def test_convert_refuses_in_a_sentence(write, skipdit, tmp_path, kind, name, con
     assert refused.code == 2 and reason in refused.stderr and not (tmp_path / "out").exists()
 
 
-def test_convert_refuses_a_transformer_alone_and_one_no_input_is_known_for(skipdit, tmp_path):
+def test_convert_refuses_a_model_no_input_is_known_for(skipdit, tmp_path):
     import diffusers
-
-    tiny("SanaTransformer2DModel").save_pretrained(tmp_path / "alone")
-    refused = skipdit("convert", tmp_path / "alone", "-o", tmp_path / "out")
-    assert refused.code == 2 and "give the folder of its whole pipeline" in refused.stderr
 
     sizes = dict(num_layers=2, embedding_dim=8, num_embeddings=7, additional_embeddings=4)
     prior = diffusers.PriorTransformer(**WIDTH, **sizes)
@@ -608,6 +658,7 @@ def test_convert_refuses_a_transformer_alone_and_one_no_input_is_known_for(skipd
     (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", **index}))
     refused = skipdit("convert", tmp_path / "pipeline", "-o", tmp_path / "out")
     assert refused.code == 2 and "no example of it can be made" in refused.stderr
+    assert "in Python" in refused.stderr  # what can be done
 
 
 # The table

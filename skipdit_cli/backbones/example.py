@@ -62,7 +62,7 @@ def example_inputs(
         if value is None and needed:
             raise UsageError(
                 f"Got {type(transformer).__name__}, whose forward takes {name}: no example of it can be made; "
-                "give example_inputs."
+                "call add_skip_branches with example_inputs in Python, then save_pretrained."
             )
         if value is not None:
             inputs[name] = value

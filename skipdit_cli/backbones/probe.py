@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -40,19 +41,22 @@ class Trial:
         forward: What is called with them instead of the model.
 
     Raises:
-        UsageError: No trunk was found, or the forward failed.
+        UsageError: No trunk was found, or the arguments are not those of a forward.
     """
 
     def __init__(self, transformer, arguments: dict, forward: Callable | None = None):
         self.transformer = transformer = getattr(transformer, "_orig_mod", transformer)
         self.arguments, self.forward = arguments, forward or transformer
         trunk = known_trunk(transformer)
+        if trunk is None:
+            check_class(transformer)
+        if forward is None:
+            _check_arguments(transformer, arguments)
         if trunk is not None:
             self.trunk = trunk
             with _bare(trunk):
                 self.expected = self._run()
         else:
-            check_class(transformer)
             backbone, self.expected = discover(transformer, self._run)
             self.trunk = Trunk(transformer, backbone, declared=False, accepted=False)
 
@@ -94,6 +98,17 @@ class Trial:
     def _run(self):
         with _quietly(self.transformer):
             return self.forward(**_fresh(self.arguments))
+
+
+def _check_arguments(transformer, arguments) -> None:
+    if not isinstance(arguments, dict):
+        kind = type(arguments).__name__
+        raise UsageError(f"Got example_inputs of type {kind} but expected a dict, the arguments of one forward.")
+    try:
+        inspect.signature(type(transformer).forward).bind(transformer, **arguments)
+    except TypeError as cause:
+        name = type(transformer).__name__
+        raise UsageError(f"Got example_inputs that are not the arguments of a forward of {name}: {cause}.") from cause
 
 
 def _first_line(cause: Exception) -> str:

@@ -50,8 +50,9 @@ class Trunk:
         self.listings = [tuple(listing for _, listing in unit) for unit in grouped]
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
-        self.joining = any(listing.joins for listing in backbone.lists)
-        self.tokens = 0  # of the joined stream, where it is alone
+        joins = [bool(unit[0].joins) for unit in self.listings]
+        self.joining, self.only_joined = any(joins), all(joins)
+        self.tokens = 0  # of the stream that branches join, where it is alone
         self.branches = None
         self.cache = None
         self.held = False
@@ -137,7 +138,7 @@ class Trunk:
         if self.branches is None:
             return
         joins = self.listings[index][0].joins
-        if self.joining and not joins:
+        if self.joining and (not joins or self.only_joined):  # of a model without double blocks, all of them
             self.tokens = x.shape[TOKENS]
         if 1 <= index <= self.branches.num_pairs:
             start = self.start(index, x, self.tokens)
@@ -254,8 +255,14 @@ def attached_trunk(transformer) -> Trunk | None:
 
 
 def known_trunk(transformer) -> Trunk | None:
-    """The trunk of a model, if its class is declared or it has been found before."""
+    """The trunk of a model, if its class is declared or it has been found before.
+
+    Raises:
+        UsageError: It is no model, or not of the shape that is declared for its class.
+    """
     transformer = getattr(transformer, "_orig_mod", transformer)
+    if not isinstance(transformer, torch.nn.Module):
+        raise UsageError(f"Got {type(transformer).__name__} but expected a transformer, such as pipe.transformer.")
     trunk = attached_trunk(transformer) or _found.get(transformer)
     backbone = BACKBONES.get(type(transformer).__name__)
     return Trunk(transformer, backbone) if trunk is None and backbone is not None else trunk

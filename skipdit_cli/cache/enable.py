@@ -130,8 +130,8 @@ def enable_skip_cache(
         UsageError: The model has too few blocks for the policy, the policy needs a scheduler, or the model has no
             transformer trunk.
     """
-    cache = SkipCache(transformer, policy, scheduler)
     trunk = known_trunk(transformer)
+    cache = SkipCache(transformer, policy, scheduler)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
     if trunk is None:

@@ -112,11 +112,11 @@ def check_depth(layers: int, num_blocks: int) -> None:
     Raises:
         UsageError: Nothing lies between the first and the last ``layers`` blocks.
     """
-    if not 1 <= layers <= (num_blocks - 1) // 2:
-        raise UsageError(
-            f"--cache-layers {layers} leaves nothing to cache: the model has {num_blocks} blocks, "
-            f"valid 1..{(num_blocks - 1) // 2}."
-        )
+    most = (num_blocks - 1) // 2
+    if not 1 <= layers <= most:
+        has = f"the model has {num_blocks} block{'s' if num_blocks > 1 else ''}"
+        valid = f"valid 1..{most}" if most else "and a cache needs 3 or more"
+        raise UsageError(f"--cache-layers {layers} leaves nothing to cache: {has}, {valid}.")
 
 
 def _whole(value) -> bool:

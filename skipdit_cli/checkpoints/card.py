@@ -81,7 +81,7 @@ def write_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    kind, outline = kind_of(folder), read_outline(str(folder))
+    kind, outline = kind_of(folder), read_outline(str(folder), parts=True)
     data = ModelCardData(**_metadata(kind, origin, outline.attached, training is not None))
     card = ModelCard(f"---\n{data}\n---\n\n{_body(kind, outline, origin, facts, training)}")
     (folder / CARD).write_text(without_home(str(card)), encoding="utf-8")
@@ -160,16 +160,17 @@ def _metadata(kind: Kind, origin: Origin, attached: bool, trained: bool) -> dict
 
 def _body(kind: Kind, outline: Outline, origin: Origin, facts: Mapping, training: Mapping | None) -> str:
     title, blocks = origin.name.rsplit("/", 1)[-1], len(outline.trunk)
+    snippet = loading_snippet(origin.name, kind, blocks, outline.transformer.config["_class_name"])
     bench = "Not measured yet. `skipdit bench -m FOLDER --update-card` measures it and writes it here."
+    measured = ["## Speed and quality", marked(BENCH, bench)] if kind.pipeline else []
     parts = [
         f"# {title}",
         _summary(outline, origin),
         _table({**_rows(outline, origin), **facts}),
         "## Loading",
-        f"With the Python package `skipdit-cli`:\n\n```python\n{loading_snippet(origin.name, kind, blocks)}```",
+        f"With the Python package `skipdit-cli`:\n\n```python\n{snippet}```",
         *["Plain diffusers loads this folder too, but without the skip branches."] * _plain(kind, outline),
-        "## Speed and quality",
-        marked(BENCH, bench),
+        *measured,
         *(["## Training", _table(training)] if training else []),
         "## How it was made",
         marked(COMMANDS, "\n".join(["```", *origin.commands, origin.command, "```"])),

@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import BACKBONES, example_inputs, trunk_of
-from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, has_own_time
+from skipdit_cli.checkpoints.architecture import build_transformer, has_own_time
 from skipdit_cli.checkpoints.index import parts_of
 from skipdit_cli.checkpoints.source import Source, narrow
 from skipdit_cli.checkpoints.text_parts import TextParts
@@ -79,8 +79,6 @@ def plan_conversion(
         UsageError: A choice contradicts the source.
     """
     name = source.config["_class_name"]
-    if source.pipeline is None and name not in OFFICIAL:
-        raise UsageError(f"Model {source.name} is a {name} alone; give the folder of its whole pipeline.")
     kept = narrow(source.weights()) if dtype is None else None
     if kept is not None:
         kept = str(kept).removeprefix("torch.")
@@ -108,8 +106,9 @@ def plan_conversion(
         )
     branches.register_to_config(time_embedding=kind)
     for flag, part in {"--vae": vae, "--text-from": text}.items():
-        if part is not None and source.pipeline is not None:
-            raise UsageError(f"Got {flag}, but {source.name} is a whole pipeline; leave it out.")
+        if part is not None and (source.alone or source.pipeline is not None):
+            what = f"a {name} alone, which stays one" if source.alone else "a whole pipeline"
+            raise UsageError(f"Got {flag}, but {source.name} is {what}; leave it out.")
     second = None if source.second is None else plan_conversion(source.second, merge, time_embedding, dtype)
     return Conversion(source, branches, why, dtype, vae, text, second)
 
@@ -131,9 +130,10 @@ def _new_branches(source: Source, merge: str) -> SkipBranches:
     except UsageError:
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as cause:
+        why = first_line(cause).split(". ")[0]  # of a library that says more than a sentence
         raise UsageError(
-            f"Model {source.name} is a {name}, of which no example inputs can be made up ({first_line(cause)}); "
-            "call add_skip_branches with example_inputs in Python, then the pipeline's save_pretrained."
+            f"Model {source.name} is a {name}, of which no example inputs can be made up ({why}); "
+            "call add_skip_branches with example_inputs in Python, then save_pretrained."
         ) from cause
 
 

@@ -22,22 +22,28 @@ from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
 
+CONVERTED = (INDEX, "config.json")
+"""One of these is in every folder that a conversion leaves."""
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
 
 
 def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, verify: bool = True) -> Proof:
-    """Write the converted pipeline folder with its card, and prove, from what is on disk, that nothing else changed.
+    """Write the converted folder with its card, and prove, from what is on disk, that nothing else changed.
+
+    It is a pipeline's, or that of a transformer alone if that is all there is (``Source.alone``).
 
     Raises:
         UsageError: The output cannot be written there, or the source is damaged.
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
-    check_target(output, overwrite, marks=(INDEX,))
+    check_target(output, overwrite, marks=CONVERTED)
     check_apart(output, source.place)
     source.build()  # whether weights and config fit, before anything is written
-    with replace_folder(output, overwrite, plan.needed_bytes(), (INDEX,)) as folder:
-        if source.pipeline is None:
+    with replace_folder(output, overwrite, plan.needed_bytes(), CONVERTED) as folder:
+        if source.alone:
+            _copy_part(source.transformer, folder, plan.dtype)
+        elif source.pipeline is None:
             _write_new_pipeline(plan, folder)
         else:
             _copy_pipeline(plan, folder)
@@ -69,7 +75,7 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
     if not any(source.glob(f"{STEM}*")):
         shutil.copytree(source, target)  # a scheduler, say
         return
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, target / file.name)

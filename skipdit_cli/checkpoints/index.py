@@ -207,16 +207,23 @@ def check_plain(folder: Path) -> None:
         )
 
 
+def is_part(folder: Path) -> bool:
+    """Whether a folder holds one part of a pipeline: a transformer that was saved by itself, say."""
+    return (folder / "config.json").is_file() and not (folder / INDEX).is_file()
+
+
 def check_folder(folder: Path) -> None:
     """Raise ``UsageError`` unless a folder holds a pipeline; the sentence says what it holds."""
     if (folder / INDEX).is_file():
         return
-    if (folder / "config.json").is_file():
+    if is_part(folder):
         config = read_json(folder / "config.json")
         kind = config.get("_class_name") or str((config.get("architectures") or ["a part"])[0])
         way = "give the folder of the whole pipeline"
-        if kind in OFFICIAL or (kind == "Transformer2DModel"):
+        if kind in OFFICIAL and not (folder / SKIP).exists():
             way = f"run 'skipdit convert -m {folder} -o FOLDER' first"
+        elif is_transformer(kind):
+            way = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
         raise UsageError(f"Folder {folder} holds one part of a pipeline ({kind}), no {INDEX}; {way}.")
     if (folder / SKIP).is_dir():
         raise UsageError(f"Folder {folder} holds skip/ alone, no {INDEX}; put skip/ into the folder of its model.")

@@ -1,10 +1,11 @@
-"""What a pipeline folder makes, and of what: told from its configs."""
+"""What a folder makes, and of what: told from its configs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from skipdit_cli.checkpoints.index import INDEX, is_part
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.pipelines.arguments import frames_argument, needs_image
 
@@ -13,7 +14,7 @@ from skipdit_cli.pipelines.arguments import frames_argument, needs_image
 class Kind:
     """
     Args:
-        pipeline: Name of the pipeline's class.
+        pipeline: Name of the pipeline's class; empty of a transformer alone, which makes nothing by itself.
         video: It makes videos, not pictures.
         text: It is given texts.
         classes: It is given class ids; without either it is given nothing.
@@ -33,6 +34,8 @@ class Kind:
         """The hub's name for it (PIPELINE_DATA in packages/tasks/src/pipelines.ts of huggingface.js), which it has not
         for videos of a class or of nothing. Images of a class count as ``unconditional-image-generation`` there.
         """
+        if not self.pipeline:
+            return None
         if self.text:
             return f"{'image' if self.image else 'text'}-to-{'video' if self.video else 'image'}"
         return None if self.video else "unconditional-image-generation"
@@ -45,7 +48,9 @@ def kind_of(folder: Path) -> Kind:
     """
     import diffusers
 
-    index, config = read_json(folder / "model_index.json"), read_json(folder / "transformer" / "config.json")
+    if is_part(folder):
+        return Kind(pipeline="", video=False, text=False, classes=False, image=False, encodes=False)
+    index, config = read_json(folder / INDEX), read_json(folder / "transformer" / "config.json")
     name = str(index.get("_class_name"))
     pipeline = getattr(diffusers, name, None)
     reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}

@@ -9,7 +9,7 @@ from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import Trunk, known_trunk
 from skipdit_cli.checkpoints.architecture import build_transformer
-from skipdit_cli.checkpoints.index import TRANSFORMERS, check_index, pipeline_class, transformer_config
+from skipdit_cli.checkpoints.index import TRANSFORMERS, check_index, is_part, pipeline_class, transformer_config
 from skipdit_cli.checkpoints.pipeline import branches_config, find_folder, named_model
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
@@ -54,11 +54,13 @@ class Outline:
         return {name.strip(): int(at) for at, names in named.items() for name in names.split(",")}
 
 
-def read_outline(model: str | None, preset_name: str | None = None, **hub_arguments) -> Outline:
+def read_outline(model: str | None, preset_name: str | None = None, parts: bool = False, **hub_arguments) -> Outline:
     """The outline of a pipeline folder, hub id, or the model a preset names; no weights are read.
 
     A model without skip branches gets those of the ``residual`` merge, to see what they would cost.
 
+    Args:
+        parts: The folder of a lone transformer is taken, too.
     Raises:
         UsageError: There is no such model, or its configs are damaged.
     """
@@ -67,21 +69,23 @@ def read_outline(model: str | None, preset_name: str | None = None, **hub_argume
         config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
         return Outline(preset.name, _transformer(preset.name, config, None), False)
     named = named_model(model, preset_name)
+    name, place = str(model or preset_name), Path(named).expanduser()
+    if parts and is_part(place):
+        return Outline(name, _part(name, place, place / SKIP, {}), (place / SKIP).is_dir())
     folder = find_folder(named, **hub_arguments)
     index = check_index(named, folder, weights=False)
     transformer, second = (
-        _part(named, folder, part, index) if index.get(part) not in (None, [None, None]) else None
+        _part(name, folder / part, folder / skip_folder(part), index)
+        if index.get(part) not in (None, [None, None])
+        else None
         for part in TRANSFORMERS
     )
     attached, kind = (folder / SKIP).is_dir(), pipeline_class(named, index)
-    return Outline(str(model or preset_name), transformer, attached, second, index, kind, folder)
+    return Outline(name, transformer, attached, second, index, kind, folder)
 
 
-def _part(name, folder: Path, part: str, index: dict):
-    skip = folder / skip_folder(part)
-    return _transformer(
-        str(name), transformer_config(folder / part, index), branches_config(skip) if skip.is_dir() else None
-    )
+def _part(name: str, folder: Path, skip: Path, index: dict):
+    return _transformer(name, transformer_config(folder, index), branches_config(skip) if skip.is_dir() else None)
 
 
 def _transformer(name: str, config: dict, skip: dict | None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,7 +55,7 @@ def prove(plan: Conversion, folder: Path) -> None:
 def _changed_weights(plan: Conversion, folder: Path) -> list[str]:
     """Names of tensors that differ from the source's. The output is mapped one tensor at a time, to hold little."""
     changed, expected = [], plan.source.weights()
-    for file in weight_files(folder / plan.source.part):
+    for file in weight_files(folder if plan.source.alone else folder / plan.source.part):
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
         for name in names:
@@ -79,9 +79,7 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
     Both forwards run on the same tensors: where a tensor lies in memory can change the last bit of a matrix product.
     These are the source's where they were kept: proved equal by then, and smaller in memory than diffusers' copies.
     """
-    part = plan.source.part
-    others = {other: None for other in parts_of(folder) if other not in (part, "scheduler")}
-    transformer = getattr(load_pipeline(folder, **others), part)
+    transformer = _written(plan, folder)
     if plan.dtype is None:
         branches = remove_skip_branches(transformer)
         transformer = plan.source.build()
@@ -91,6 +89,17 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
     remove_skip_branches(transformer)
     before = _seeded_forward(transformer)
     return 0.0 if _same(after, before) else (after - before).abs().max().item()
+
+
+def _written(plan: Conversion, folder: Path):
+    """The transformer on disk, with its branches."""
+    if plan.source.alone:
+        transformer = replace(plan.source, transformer=folder).build()
+        add_skip_branches(transformer, branches=load_branches(folder))
+        return transformer
+    part = plan.source.part
+    others = {other: None for other in parts_of(folder) if other not in (part, "scheduler")}
+    return getattr(load_pipeline(folder, **others), part)
 
 
 @torch.no_grad()

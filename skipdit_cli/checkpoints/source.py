@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, has_own_time
-from skipdit_cli.checkpoints.index import INDEX, SECOND, check_index, check_plain, transformer_config
+from skipdit_cli.checkpoints.index import SECOND, check_index, check_plain, is_part, transformer_config
 from skipdit_cli.checkpoints.official import read_official
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import assign_weights, read_weights
@@ -52,6 +52,11 @@ class Source:
     def place(self) -> Path:
         """Where it lies."""
         return self.pipeline or self.transformer or self.file[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no pipeline can be made here around this transformer: it stays one, and gets ``skip/`` inside."""
+        return self.pipeline is None and self.config["_class_name"] not in OFFICIAL
 
     @property
     def part(self) -> str:
@@ -109,9 +114,14 @@ def open_source(
         if value is not None:
             flag = f"--{flag.replace('_', '-')}"
             raise UsageError(f"Got {flag} with a folder or hub id, whose config.json says it; leave it out.")
-    if (path / "config.json").is_file() and not (path / INDEX).is_file():
+    if is_part(path):
         config = _config(path)
         check_plain(path)
+        if (path / SKIP).exists():
+            raise UsageError(
+                f"Model {name} has skip branches already ({SKIP}/); attach them in Python, by add_skip_branches with "
+                f"branches=SkipBranches.from_pretrained('{path / SKIP}')."
+            )
         official = _native(config) or _on_hub(name, config)
         return Source(str(name), "transformer folder", config, transformer=path, official=official)
     folder = find_folder(name, **hub_arguments)

@@ -67,7 +67,7 @@ def convert(
 ) -> None:
     """Give a diffusion transformer its skip branches.
 
-    Takes a pipeline folder or hub id; of DiT and Latte also a transformer folder, or an official .pt file.
+    Takes a pipeline folder or hub id, or a transformer folder; of DiT and Latte also an official .pt file.
 
     skipdit convert -m facebook/DiT-XL-2-256 -o dit-xl
     """
@@ -81,14 +81,13 @@ def convert(
     from skipdit_cli.checkpoints.conversion import plan_conversion
     from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.checkpoints.hub import check_push, push
-    from skipdit_cli.checkpoints.index import INDEX
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
     from skipdit_cli.pipelines.device import DTYPES
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
     check_push(push_to_hub, private)
-    check_target(output, overwrite, marks=(INDEX,))
+    check_target(output, overwrite, marks=work.CONVERTED)
     named = named_model(one_model(model_argument, model), preset)
     check_apart(output, named, vae, text_from)
     hub = {"revision": revision, "local_files_only": local_files_only}
@@ -101,10 +100,12 @@ def convert(
     if dry_run:
         console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
     else:
-        origin = find_origin(output, push_to_hub, ctx.meta["typed"], source.name, source.pipeline)
+        origin = find_origin(
+            output, push_to_hub, ctx.meta["typed"], source.name, source.pipeline or source.transformer
+        )
         proof = work.convert(plan, output, origin, overwrite, verify)
         console.say(str(proof))
-        console.say(f"Wrote {output}. Next: skipdit sample -m {output}{_conditions(source)} --cache-layers 1")
+        console.say(f"Wrote {output}. Next: skipdit {_next(source, output)}")
         result.update(weights_equal=proof.weights, bitwise_equal=proof.outputs)
         result["pushed_to"] = push(output, push_to_hub, private) if push_to_hub else None
     console.emit({**result, "output": str(output), "dry_run": dry_run})
@@ -114,6 +115,13 @@ def _one_of(flag: str, value, allowed: tuple) -> None:
     if value not in allowed:
         known = [choice for choice in allowed if choice is not None]
         raise UsageError(f"Got {flag} {value}, allowed are {', '.join(known)}.{nearest(value, known)}")
+
+
+def _next(source, output) -> str:
+    """What to run on what was written."""
+    if source.alone:
+        return f"info -m {output}"
+    return f"sample -m {output}{_conditions(source)} --cache-layers 1"
 
 
 def _conditions(source) -> str:
@@ -158,6 +166,8 @@ def _describe(plan) -> dict:
 def _new_pipeline(plan) -> list[str]:
     """What was decided for a source that is no pipeline."""
     lines, config = [], plan.source.config
+    if plan.source.alone:
+        return ["Pipeline: none in the source, so a transformer folder is written, with skip/ in it."]
     if plan.source.pipeline is None:
         lines.append(
             "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (that of DiT and Latte)."
