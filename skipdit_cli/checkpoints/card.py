@@ -81,7 +81,7 @@ def write_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    kind, outline = kind_of(folder), read_outline(str(folder), parts=True)
+    kind, outline = kind_of(folder), read_outline(str(folder), lone=True)
     data = ModelCardData(**_metadata(kind, origin, outline.attached, training is not None))
     card = ModelCard(f"---\n{data}\n---\n\n{_body(kind, outline, origin, facts, training)}")
     (folder / CARD).write_text(without_home(str(card)), encoding="utf-8")

@@ -22,8 +22,8 @@ from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
 
-CONVERTED = (INDEX, "config.json")
-"""One of these is in every folder that a conversion leaves."""
+MARKS = (INDEX, "config.json")
+"""What a folder that was converted holds one of: a pipeline's, or that of a transformer alone."""
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
 
 
@@ -37,10 +37,10 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
-    check_target(output, overwrite, marks=CONVERTED)
+    check_target(output, overwrite, marks=MARKS)
     check_apart(output, source.place)
     source.build()  # whether weights and config fit, before anything is written
-    with replace_folder(output, overwrite, plan.needed_bytes(), CONVERTED) as folder:
+    with replace_folder(output, overwrite, plan.needed_bytes(), MARKS) as folder:
         if source.alone:
             _copy_part(source.transformer, folder, plan.dtype)
         elif source.pipeline is None:

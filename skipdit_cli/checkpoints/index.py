@@ -220,10 +220,10 @@ def check_folder(folder: Path) -> None:
         config = read_json(folder / "config.json")
         kind = config.get("_class_name") or str((config.get("architectures") or ["a part"])[0])
         way = "give the folder of the whole pipeline"
-        if kind in OFFICIAL and not (folder / SKIP).exists():
-            way = f"run 'skipdit convert -m {folder} -o FOLDER' first"
-        elif is_transformer(kind):
+        if (folder / SKIP).exists():
             way = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
+        elif kind in OFFICIAL or kind == "Transformer2DModel":
+            way = f"run 'skipdit convert -m {folder} -o FOLDER' first"
         raise UsageError(f"Folder {folder} holds one part of a pipeline ({kind}), no {INDEX}; {way}.")
     if (folder / SKIP).is_dir():
         raise UsageError(f"Folder {folder} holds skip/ alone, no {INDEX}; put skip/ into the folder of its model.")

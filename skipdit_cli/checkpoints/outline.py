@@ -54,13 +54,13 @@ class Outline:
         return {name.strip(): int(at) for at, names in named.items() for name in names.split(",")}
 
 
-def read_outline(model: str | None, preset_name: str | None = None, parts: bool = False, **hub_arguments) -> Outline:
+def read_outline(model: str | None, preset_name: str | None = None, lone: bool = False, **hub_arguments) -> Outline:
     """The outline of a pipeline folder, hub id, or the model a preset names; no weights are read.
 
     A model without skip branches gets those of the ``residual`` merge, to see what they would cost.
 
     Args:
-        parts: The folder of a lone transformer is taken, too.
+        lone: Take the folder of a transformer alone, too, which cannot be sampled.
     Raises:
         UsageError: There is no such model, or its configs are damaged.
     """
@@ -69,23 +69,24 @@ def read_outline(model: str | None, preset_name: str | None = None, parts: bool 
         config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
         return Outline(preset.name, _transformer(preset.name, config, None), False)
     named = named_model(model, preset_name)
-    name, place = str(model or preset_name), Path(named).expanduser()
-    if parts and is_part(place):
-        return Outline(name, _part(name, place, place / SKIP, {}), (place / SKIP).is_dir())
+    alone = Path(named).expanduser()
+    if lone and is_part(alone):
+        transformer = _part(named, alone / SKIP, transformer_config(alone))
+        return Outline(str(model), transformer, (alone / SKIP).is_dir())
     folder = find_folder(named, **hub_arguments)
     index = check_index(named, folder, weights=False)
     transformer, second = (
-        _part(name, folder / part, folder / skip_folder(part), index)
+        _part(named, folder / skip_folder(part), transformer_config(folder / part, index))
         if index.get(part) not in (None, [None, None])
         else None
         for part in TRANSFORMERS
     )
     attached, kind = (folder / SKIP).is_dir(), pipeline_class(named, index)
-    return Outline(name, transformer, attached, second, index, kind, folder)
+    return Outline(str(model or preset_name), transformer, attached, second, index, kind, folder)
 
 
-def _part(name: str, folder: Path, skip: Path, index: dict):
-    return _transformer(name, transformer_config(folder, index), branches_config(skip) if skip.is_dir() else None)
+def _part(name, skip: Path, config: dict):
+    return _transformer(str(name), config, branches_config(skip) if skip.is_dir() else None)
 
 
 def _transformer(name: str, config: dict, skip: dict | None):

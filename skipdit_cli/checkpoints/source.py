@@ -49,14 +49,14 @@ class Source:
     second: Source | None = None
 
     @property
-    def place(self) -> Path:
-        """Where it lies."""
-        return self.pipeline or self.transformer or self.file[0]
-
-    @property
     def alone(self) -> bool:
         """Whether no pipeline can be made here around this transformer: it stays one, and gets ``skip/`` inside."""
         return self.pipeline is None and self.config["_class_name"] not in OFFICIAL
+
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.pipeline or self.transformer or self.file[0]
 
     @property
     def part(self) -> str:

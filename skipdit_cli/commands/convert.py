@@ -79,6 +79,7 @@ def convert(
     from skipdit_cli.checkpoints import convert as work
     from skipdit_cli.checkpoints.card import find_origin
     from skipdit_cli.checkpoints.conversion import plan_conversion
+    from skipdit_cli.checkpoints.convert import MARKS
     from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.checkpoints.hub import check_push, push
     from skipdit_cli.checkpoints.source import open_source
@@ -87,7 +88,7 @@ def convert(
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
     check_push(push_to_hub, private)
-    check_target(output, overwrite, marks=work.CONVERTED)
+    check_target(output, overwrite, marks=MARKS)
     named = named_model(one_model(model_argument, model), preset)
     check_apart(output, named, vae, text_from)
     hub = {"revision": revision, "local_files_only": local_files_only}

@@ -46,7 +46,7 @@ def info(
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.parameters import count_parameters
 
-    outline = read_outline(model, preset, parts=True, revision=revision, local_files_only=local_files_only)
+    outline = read_outline(model, preset, lone=True, revision=revision, local_files_only=local_files_only)
     parameters = count_parameters(outline.transformer)
     flops = counted(outline.transformer) if outline.trunk is not None else None
     branches = None if outline.branches is None else outline.branches.config
