@@ -235,7 +235,7 @@ def test_what_a_model_cannot_make_is_refused_without_its_weights(model, flags, s
         skipdit(
             "sample",
             "-m",
-            model if len(model) > 99 else hollow / model,
+            where,
             "-o",
             "out.png",
             "--steps",
