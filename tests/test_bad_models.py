@@ -148,7 +148,8 @@ CASES = [
     Case("weights alone", only(WEIGHTS), f"holds {WEIGHTS}, but no model_index.json"),
     Case("GGUF", only(flux="gguf"), "holds flux.gguf, but no model_index.json"),
     Case("LoRA", only(pytorch_lora_weights="safetensors"), "holds a LoRA"),
-    Case("transformer alone", only("config.json", WEIGHTS), "FluxTransformer2DModel"),
+    Case("transformer alone", only("config.json", WEIGHTS), "one part of a pipeline (FluxTransformer2DModel)",
+         ("sample", "bench", "finetune")),
     Case("branches of nothing", lambda folder: (folder / "skip_2").mkdir(), "but no transformer_2",
          ("convert", "sample", "info", "bench")),
 ]  # fmt: skip
@@ -186,6 +187,7 @@ def test_a_damaged_model_is_refused_by_every_command(case, flux, skipdit, tmp_pa
 
 
 ASKED = [
+    ("a" * 300 + "/b", "--prompt cat", "is no folder here"),
     ("flux", "--class-labels 1", "this is a model of texts"),
     ("flux", "--prompt cat --pipeline-arg foo=1", "It takes prompt_2, negative_prompt_2, true_cfg_scale"),
     ("flux", "--prompt cat --num-frames 4", "makes images"),
@@ -227,8 +229,22 @@ def hollow(tmp_path_factory, flux, tiny_dit) -> Path:
 def test_what_a_model_cannot_make_is_refused_without_its_weights(model, flags, said, hollow, skipdit, tmp_path,
                                                                  monkeypatch):  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    where = model if len(model) > 99 else hollow / model
     flags = shlex.split(flags.format(image=hollow / "image.png"))
-    assert_refused(skipdit("sample", "-m", hollow / model, "-o", "out.png", "--steps", 2, *flags, "--json"), said)
+    assert_refused(
+        skipdit(
+            "sample",
+            "-m",
+            where,
+            "-o",
+            "out.png",
+            "--steps",
+            2,
+            *flags,
+            "--json",
+        ),
+        said,
+    )
     assert tree(tmp_path) == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -209,7 +210,8 @@ def check_plain(folder: Path) -> None:
 
 def is_part(folder: Path) -> bool:
     """Whether a folder holds one part of a pipeline: a transformer that was saved by itself, say."""
-    return (folder / "config.json").is_file() and not (folder / INDEX).is_file()
+    # pathlib's own raise where the text is too long for a path
+    return os.path.isfile(folder / "config.json") and not os.path.isfile(folder / INDEX)
 
 
 def check_folder(folder: Path) -> None:
