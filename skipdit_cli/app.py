@@ -79,6 +79,11 @@ def _sentence(cause: Exception, output) -> str:
         return f"the disk is full at {at}; free some space or choose another --output."
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
+    if type(cause).__name__ == "OutOfMemoryError":  # of torch, which is not imported for this
+        return (
+            "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
+            "smaller --train-batch-size or --gradient-checkpointing."
+        )
     lines = str(cause).strip().splitlines() or ["no message"]
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
 
@@ -118,6 +123,9 @@ class Group(TyperGroup):
     def __init__(self, **arguments):
         super().__init__(**arguments)
         for command in self.commands.values():
+            for nested in getattr(command, "commands", {}).values():
+                for parameter in nested.params:
+                    parameter.show_envvar = False
             for parameter in command.params:
                 parameter.envvar = variables_of(command, parameter)
                 parameter.show_envvar = False  # said once, under 'skipdit --help'
@@ -167,7 +175,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.", show_envvar=False)
+    ] = False,
 ) -> None:
     pass
 

@@ -201,3 +201,21 @@ def test_a_closed_pipe_is_quiet():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.stderr == ""
+
+
+def test_memory_that_runs_out_is_a_sentence(skipdit, tiny_pipeline, monkeypatch, tmp_path):
+    import torch
+
+    from skipdit_cli.pipelines import generation
+
+    def generate(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+
+    monkeypatch.setattr(generation, "generate", generate)
+    ran = skipdit("sample", "-m", tiny_pipeline(), "--class-labels", 1, "-o", tmp_path / "a.png")
+    assert ran.code == 1 and "ran out of memory; give a smaller --batch-size" in ran.stderr
+
+
+def test_no_help_tells_the_environment_flag_by_flag(skipdit):
+    for command in ((), ("sample",), ("presets",), ("presets", "check")):
+        assert "env var" not in skipdit(*command, "--help").stdout

@@ -28,6 +28,7 @@ def test_one_picture_and_its_history(skipdit, model, tmp_path):
     assert "2 of 4 steps reused, 16 of 24 blocks run" in ran.stdout
     settings = read_metadata(out)["settings"]
     assert settings["class_labels"] == "3,4" and settings["seed"] == 5 and settings["cache_layers"] == 1
+    assert settings["dtype"] == "float32" and settings["batch_size"] == 8  # settled, for whoever replays it elsewhere
     assert list(tmp_path.glob("*.tmp*")) == []
 
 

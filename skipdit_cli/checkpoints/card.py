@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skipdit_cli import __version__, console
-from skipdit_cli.checkpoints.architecture import has_own_mlp
+from skipdit_cli.checkpoints.architecture import has_own_mlp, has_own_time
 from skipdit_cli.checkpoints.card_parts import cell, is_marked, marked, marked_text, replace_marked, without_home
 from skipdit_cli.checkpoints.kind import Kind, kind_of
 from skipdit_cli.checkpoints.outline import Outline, read_outline
@@ -196,7 +196,8 @@ def _rows(outline: Outline, origin: Origin) -> dict[str, object]:
     if outline.attached:
         added = f"+{console.amount(counted.skip)} parameters, +{100 * counted.skip / counted.model:.1f} %"
         rows["skip branches"] = f"{branches.num_pairs} pairs, `{branches.config.merge}` merge ({added})"
-        rows["time embedding"] = branches.config.time_embedding
+        if not has_own_time(outline.transformer.config["_class_name"]):
+            rows["time embedding"] = branches.config.time_embedding
     if origin.source:
         rows["licence"] = origin.front_matter.get("license", "not known: the source does not say it")
     return rows

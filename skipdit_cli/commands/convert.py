@@ -133,6 +133,7 @@ def _conditions(source) -> str:
 
 def _describe(plan) -> dict:
     """Say what is converted, into what, and what it costs; returns the same for ``--json``."""
+    from skipdit_cli.checkpoints.architecture import has_own_time
     from skipdit_cli.measure.parameters import count_parameters
 
     source, settings, model = plan.source, plan.branches.config, plan.model()
@@ -146,7 +147,8 @@ def _describe(plan) -> dict:
     size = f"{console.amount(parameters.model)} parameters"
     size += f", {console.amount(flops.vanilla)} multiply-adds a forward" if flops else ""
     console.say(f"Source: {source.name}, {source.layout}: {settings.num_layers} blocks, {size}.")
-    console.say(f"Time embedding: {settings.time_embedding} ({plan.time_embedding_why}).")
+    if not has_own_time(source.config["_class_name"]):  # where there is a choice
+        console.say(f"Time embedding: {settings.time_embedding} ({plan.time_embedding_why}).")
     if source.branches is not None:
         console.say("Merge: replace, the form of the official branches that the file brings.")
     for line in _new_pipeline(plan):

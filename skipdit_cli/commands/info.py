@@ -120,10 +120,11 @@ def _skip_rows(facts: dict) -> list[list[str]]:
     skip, macs = facts["skip_parameters"], facts["skip_macs"]
     attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
     rows = [
-        ["time embedding", facts["time_embedding"]],
         ["skip branches", f"{attached}; {facts['merge']} merge"],
         ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
     ]
+    if facts["class"] == "DiTTransformer2DModel":  # the one class with a choice
+        rows.insert(0, ["time embedding", facts["time_embedding"]])
     if facts["macs"]:
         rows.append(["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"])
     return rows

@@ -59,7 +59,9 @@ Guidance = Annotated[
 CfgChannels = Annotated[str, typer.Option(help="Guide 'all' noise channels (diffusers), or '3' (DiT repository).")]
 Scheduler = Annotated[str | None, typer.Option(help="ddim, ddpm, dpm++, unipc, ...; the model's own if not given.")]
 Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", help="Denoising steps.")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples made at once; all if not given.", show_default=False)]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Samples made at once; if not given 8, of texts 1.", show_default=False)
+]
 Npz = Annotated[
     Path | None, typer.Option(help="Also write arr_0, uint8 [N,H,W,3], for ADM's evaluator; videos [N,F,H,W,3].")
 ]
@@ -144,6 +146,7 @@ def sample(
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
+    settings["dtype"] = str(precision).removeprefix("torch.")  # what "auto" means differs from machine to machine
     fitting.check_offload(cpu_offload, where)
     fitting.check_lora(lora)
     hub = {"revision": revision, "local_files_only": local_files_only}
@@ -161,7 +164,7 @@ def sample(
     pipe = pipe if image is None else fitting.starting_from_image(pipe)
     sample_files.check_size(target, pipe, height, width)
     fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
-    batches = len(generation.batches(pipe, samples, batch_size, alone=image is not None))
+    batches = len(generation.batches(pipe, samples, settings["batch_size"], alone=image is not None))
     steps = int(num_inference_steps * (strength or 1))
     with console.progress("denoise", steps * batches) as advance:
         made = generation.generate(pipe, samples, policy=policy, advance=advance, **run)
@@ -220,11 +223,12 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     Raises:
         UsageError: One that a model of this kind has no use for.
     """
-    from skipdit_cli.pipelines.arguments import own_rate
+    from skipdit_cli.pipelines.arguments import own_rate, takes_text
     from skipdit_cli.pipelines.generation import default_guidance
     from skipdit_cli.pipelines.pixels import is_video
 
     scale, own = settings.get("guidance_scale", default_guidance(pipe)), sample_files.which(samples)
+    own["batch_size"] = settings.get("batch_size", 1 if takes_text(pipe) else 8)
     if scale is not None:
         own["guidance_scale"] = scale
         if scale > 1 and samples[0] is None:

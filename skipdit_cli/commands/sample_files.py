@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from skipdit_cli import __version__, media
@@ -140,7 +141,8 @@ def _save_videos(videos, path: Path, settings: dict, scale: int, sound: media.So
 
 
 def _history(settings: dict) -> dict:
-    return {"version": __version__, "settings": settings}
+    made_with = {"version": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
+    return {**made_with, "settings": settings}
 
 
 def _sheet(video: Path) -> Path:
