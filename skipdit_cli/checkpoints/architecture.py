@@ -6,7 +6,7 @@ from torch import nn
 
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
-from skipdit_cli.checkpoints.noise import quiet
+from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 

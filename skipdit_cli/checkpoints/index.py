@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from skipdit_cli.checkpoints.architecture import OFFICIAL, is_transformer
-from skipdit_cli.checkpoints.noise import quiet
 from skipdit_cli.checkpoints.packages import importable
+from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES

@@ -30,9 +30,9 @@ from skipdit_cli.checkpoints.index import (
     of_texts,
     pipeline_class,
 )
-from skipdit_cli.checkpoints.noise import quiet
 from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.packages import check_packages
+from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
 from skipdit_cli.errors import UsageError

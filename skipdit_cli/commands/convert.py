@@ -81,7 +81,7 @@ def convert(
     from skipdit_cli.checkpoints.conversion import plan_conversion
     from skipdit_cli.checkpoints.convert import MARKS
     from skipdit_cli.checkpoints.folder import check_apart
-    from skipdit_cli.checkpoints.hub import check_push, push
+    from skipdit_cli.checkpoints.publish import check_push, push
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
     from skipdit_cli.pipelines.device import DTYPES

@@ -93,6 +93,6 @@ def _say_trained(settings: TrainingSettings, outcome) -> None:
 
 
 def _push(settings: TrainingSettings) -> str | None:
-    from skipdit_cli.checkpoints.hub import push
+    from skipdit_cli.checkpoints.publish import push
 
     return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None

@@ -50,7 +50,7 @@ class DenoiserPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for step, t in enumerate(self.scheduler.timesteps):
             x = self.scheduler.scale_model_input(latents, t).to(self.transformer.dtype)
-            inputs |= {denoised: list(x) if listed else x, time: torch.full_like(inputs[time], t.item())}
+            inputs |= {denoised: list(x) if listed else x, time: t.to(inputs[time].dtype).expand(inputs[time].shape)}
             output = self.transformer(**inputs, return_dict=False)[0]
             output = torch.stack(output) if isinstance(output, list) else output
             # of the output that is noise, not a variance; of the input what is denoised, not a picture to go by

@@ -48,7 +48,7 @@ def image_sibling(kind: type) -> type:
     call = inspect.signature(kind.__call__).parameters
     if "prompt" not in call or "image" in call:
         return kind
-    from skipdit_cli.checkpoints.noise import quiet  # a package that imports this one
+    from skipdit_cli.checkpoints.quiet import quiet  # a package that imports this one
 
     with quiet(errors_only=True, text=True):
         from diffusers.pipelines import auto_pipeline as auto  # and with it most pipelines: seconds

@@ -141,7 +141,7 @@ class TrainingSettings:
                     f"Got {_flag(name)} random with --cache-latents, which keeps one latent a sample; expected center."
                 )
         if self.push_to_hub is not None or self.private:
-            from skipdit_cli.checkpoints.hub import check_push
+            from skipdit_cli.checkpoints.publish import check_push
 
             check_push(self.push_to_hub, self.private)
         self._check_output()
