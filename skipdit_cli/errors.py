@@ -19,6 +19,11 @@ class CheckError(SkipditError):
     exit_code = 3
 
 
+def first_line(cause: BaseException) -> str:
+    """What a library has to say, cut to one line without a full stop."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+
+
 def nearest(word: str, choices) -> str:
     """``" Did you mean 'x'?"`` for the closest choice, or an empty string."""
     import difflib

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.errors import UsageError, first_line, nearest
 
 PACKAGE = Path(__file__).parent
 OWN_KEYS = ("about", "source", "weights", "model")
@@ -81,7 +81,7 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
         # Flags stay text, as typed: YAML would read 1000:20 as 60020, a number to the base 60.
         typed = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as cause:
-        raise UsageError(f"Preset {path} is not readable YAML: {str(cause).splitlines()[0]}.") from cause
+        raise UsageError(f"Preset {path} is not readable YAML: {first_line(cause)}.") from cause
     if not isinstance(data, dict):
         raise UsageError(f"Preset {path} holds a {type(data).__name__} but expected a mapping of keys.")
     about, source, weights = (data.get(key) or "" for key in OWN_KEYS[:3])

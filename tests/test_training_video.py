@@ -242,3 +242,18 @@ def test_a_model_of_texts_learns_from_captions(skipdit, text_pipeline, tmp_path)
     before, after = (load_pipeline(tmp_path / name).transformer for name in ("skip", "one"))
     changed = {n for n, p in before.named_parameters() if not torch.equal(p, after.get_parameter(n))}
     assert changed and all(name.startswith("skip_branches.") for name in changed)
+
+
+def test_frames_that_change_places_are_another_video(tmp_path):
+    """Numbers count by value: ``2.png`` is read before ``10.png``."""
+    from PIL import Image
+
+    folder = tmp_path / "data" / "clip"
+    folder.mkdir(parents=True)
+    for number in (2, 10):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number}.png")
+    digest = lambda: read_samples(str(folder.parent), Demand(video_length=2), 2).digest(0)  # noqa: E731
+    before = digest()
+    assert digest() == before
+    (folder / "2.png").rename(folder / "11.png")  # by plain name they lie as before
+    assert digest() != before

@@ -10,7 +10,7 @@ import torch
 
 from skipdit_cli.backbones.discover import check_class, discover
 from skipdit_cli.backbones.trunk import Trunk, keep_trunk, known_trunk
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, first_line
 
 
 class Replay:
@@ -83,7 +83,7 @@ class Trial:
         except UsageError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as cause:
-            raise UsageError(f"Got {trunk.model_class}, {self._lost}: {_first_line(cause)}") from cause
+            raise UsageError(f"Got {trunk.model_class}, {self._lost}: {first_line(cause)}") from cause
         finally:
             trunk.cache = attached
             trunk.update()
@@ -109,10 +109,6 @@ def _check_arguments(transformer, arguments) -> None:
     except TypeError as cause:
         name = type(transformer).__name__
         raise UsageError(f"Got example_inputs that are not the arguments of a forward of {name}: {cause}.") from cause
-
-
-def _first_line(cause: Exception) -> str:
-    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
 
 
 def _same(result, expected) -> bool:

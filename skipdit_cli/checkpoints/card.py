@@ -14,8 +14,7 @@ from skipdit_cli.checkpoints.card_parts import cell, is_marked, marked, marked_t
 from skipdit_cli.checkpoints.kind import Kind, kind_of
 from skipdit_cli.checkpoints.outline import Outline, read_outline
 from skipdit_cli.checkpoints.snippet import loading_snippet
-from skipdit_cli.checkpoints.weights import first_line
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.measure.parameters import count_parameters
 from skipdit_cli.media.files import check_writable, replacing
 

@@ -12,8 +12,7 @@ from skipdit_cli.checkpoints.architecture import build_transformer, has_own_time
 from skipdit_cli.checkpoints.index import parts_of
 from skipdit_cli.checkpoints.source import Source, narrow
 from skipdit_cli.checkpoints.text_parts import TextParts
-from skipdit_cli.checkpoints.weights import first_line
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.skip import SkipBranches, add_skip_branches
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from skipdit_cli.checkpoints.weights import read_json
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.media.files import check_writable
 from skipdit_cli.skip import SkipBranches, skip_folder
 
@@ -51,7 +51,7 @@ def replace_folder(
         temporary.rename(target)
         _sync(target.parent)
     except (OSError, SafetensorError) as cause:
-        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        reason = getattr(cause, "strerror", None) or first_line(cause)
         raise SkipditError(f"Writing {target} failed: {reason}; nothing was kept.") from cause
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

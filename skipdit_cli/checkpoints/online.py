@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from skipdit_cli.checkpoints.weights import first_line
+from skipdit_cli.errors import first_line
 
 SECONDS = 10
 """To wait for the hub before its cache alone is asked: its own client tries for half a minute, for each file anew."""

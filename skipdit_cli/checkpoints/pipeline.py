@@ -34,8 +34,8 @@ from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
-from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, first_line, read_json, read_weights
-from skipdit_cli.errors import UsageError
+from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
+from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder

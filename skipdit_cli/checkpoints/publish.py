@@ -11,8 +11,8 @@ from skipdit_cli import console
 from skipdit_cli.checkpoints.card import CARD
 from skipdit_cli.checkpoints.folder import is_legal
 from skipdit_cli.checkpoints.index import INDEX
-from skipdit_cli.checkpoints.weights import first_line, read_json
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.skip import skip_folder
 
 

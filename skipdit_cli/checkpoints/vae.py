@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 
 from skipdit_cli.checkpoints.online import is_local
-from skipdit_cli.checkpoints.weights import UNREADABLE, first_line
-from skipdit_cli.errors import UsageError
+from skipdit_cli.checkpoints.weights import UNREADABLE
+from skipdit_cli.errors import UsageError, first_line
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 """Frame by frame, and with a look at the frames around."""

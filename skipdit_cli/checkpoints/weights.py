@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, first_line
 
 STEM = "diffusion_pytorch_model"
 UNREADABLE = (
@@ -25,11 +25,6 @@ UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
 )
-
-
-def first_line(cause: BaseException) -> str:
-    """What a library has to say, cut to one line without a full stop."""
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
 
 
 def read_json(path) -> dict:

@@ -3,7 +3,7 @@
 from skipdit_cli.media.files import check_target
 from skipdit_cli.media.history import history_file, read_metadata
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
-from skipdit_cli.media.reading import VIDEO_SUFFIXES, VideoFacts, is_frame_folder, probe_video, read_video
+from skipdit_cli.media.reading import VIDEO_SUFFIXES, VideoFacts, frame_files, is_frame_folder, probe_video, read_video
 from skipdit_cli.media.sound import Sound, save_wav
 from skipdit_cli.media.video import check_video_size, contact_sheet, save_video, video_grid
 
@@ -14,6 +14,7 @@ __all__ = [
     "check_target",
     "check_video_size",
     "contact_sheet",
+    "frame_files",
     "grid",
     "history_file",
     "is_frame_folder",

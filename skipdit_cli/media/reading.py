@@ -10,7 +10,7 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.media.decoders import with_decord, with_ffmpeg
 from skipdit_cli.media.ffmpeg import unreadable
 from skipdit_cli.media.packets import packets_of
@@ -107,7 +107,7 @@ def _is_frame(path: Path) -> bool:
     return path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _frame_files(folder: Path) -> list[Path]:
+def frame_files(folder: Path) -> list[Path]:
     """Pictures by name, numbers in it by value: ``frame_2`` before ``frame_10``."""
 
     def natural(path: Path) -> tuple:
@@ -122,7 +122,7 @@ def _frame_files(folder: Path) -> list[Path]:
 def _count_frames(folder: Path) -> int:
     """How many, if all are of one size, which their headers tell."""
     sizes: dict[tuple[int, int], Path] = {}
-    files = _frame_files(folder)
+    files = frame_files(folder)
     for file in files:
         with _opened(file, "a picture") as image:
             sizes.setdefault(image.size, file)
@@ -137,7 +137,7 @@ def _read_folder(folder: Path, wanted: list[int]) -> list[np.ndarray]:
     import numpy as np
     from PIL import ImageOps
 
-    files = _frame_files(folder)
+    files = frame_files(folder)
     _check_range(folder, wanted, len(files))
     pictures = []
     for number in wanted:
@@ -189,5 +189,5 @@ def _opened(path: Path, kind: str = "a video") -> Iterator[Image.Image]:
     except UsageError:
         raise
     except Exception as cause:
-        why = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
+        why = first_line(cause)
         raise UsageError(f"Got {path}, which cannot be read as {kind}: {why}.") from cause

@@ -14,14 +14,13 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from skipdit_cli import console
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.demand import EXPERTS
 from skipdit_cli.training.families import transformer_of
 from skipdit_cli.training.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.latents import Latents
-from skipdit_cli.training.lora import adapters
 from skipdit_cli.training.loss import Losses
 from skipdit_cli.training.objective import Objective
 from skipdit_cli.training.order import Order
@@ -31,7 +30,7 @@ from skipdit_cli.training.record import Metrics, grid_run, save_grid
 from skipdit_cli.training.samples import SampleSet
 from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import Checkpoints, TrainingState, load_state, random_state, set_random_state
-from skipdit_cli.training.store import Store
+from skipdit_cli.training.store import Store, fingerprint_of_adapters
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,10 @@ class Trainer:
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
         self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
-        self.recorded |= {"processes": self.accelerator.num_processes, "lora": adapters(self.transformer)}
+        self.recorded |= {
+            "processes": self.accelerator.num_processes,
+            "lora": fingerprint_of_adapters(self.transformer),
+        }
         self.recorded["expert"] = expert
         store = None if settings.cache_latents is None else Store(settings.cache_latents)
         size, channels = pixel_shape(pipe, settings.height, settings.width)
@@ -322,7 +324,7 @@ def next_batch(batches: Iterator[Batch]) -> Batch:
     except RuntimeError as cause:
         if "DataLoader worker" not in str(cause):
             raise
-        why = str(cause).strip().splitlines()[0].rstrip(".")
+        why = first_line(cause)
         raise SkipditError(
             f"A process that reads the data died ({why}); try a smaller --dataloader-num-workers."
         ) from cause

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from skipdit_cli import media
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.media.reading import FRAME_SUFFIXES
 from skipdit_cli.training import digits
 from skipdit_cli.training.demand import Demand
@@ -171,7 +171,7 @@ def _probe_image(path: Path) -> int:
             image.draft("RGB", (1, 1))
             image.load()
     except Exception as cause:  # PIL's decoders raise a dozen unrelated kinds on damaged files
-        why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        why = first_line(cause)
         raise UsageError(f"{path}: {why}") from cause
     return 1
 
@@ -184,9 +184,9 @@ def _probe_video(path: Path, span: int) -> int:
 
 
 def _digest(paths: list[Path], index: int) -> str:
-    """SHA-256 of a file; of a folder of frames, of all its pictures."""
+    """SHA-256 of a file; of a folder of frames, of all its pictures in the order they are read in."""
     path, digest = paths[index], hashlib.sha256()
-    for file in [path] if path.is_file() else find_images(path):
+    for file in [path] if path.is_file() else media.frame_files(path):
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)

@@ -59,10 +59,22 @@ def fingerprint(module, config: dict) -> str:
     """A hash of the bytes of a model's weights and of what else shapes what it makes."""
     own = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths, no versions
     digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    _add_tensors(digest, module.state_dict())
+    return digest.hexdigest()
+
+
+def fingerprint_of_adapters(transformer) -> str | None:
+    """A hash of the LoRA that is loaded into a transformer, which a resumed run has to have; None without."""
+    adapters = {name: tensor for name, tensor in transformer.state_dict().items() if ".lora_" in name}
+    digest = hashlib.sha256()
+    _add_tensors(digest, adapters)
+    return digest.hexdigest() if adapters else None
+
+
+def _add_tensors(digest, tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def of_model(encoder) -> dict:
