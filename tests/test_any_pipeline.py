@@ -430,6 +430,14 @@ def test_groups_off_the_accelerator_are_moved_where_they_run(monkeypatch):
         moved.clear()
 
 
+def test_offloading_that_would_undo_a_compilation_is_refused():
+    cuda = torch.device("cuda")
+    for kind, compiled in (("group", True), ("model", False), (None, True)):
+        fitting.check_offload(kind, cuda, compiled)
+    with pytest.raises(UsageError, match="leave one of the two out"):
+        fitting.check_offload("model", cuda, True)
+
+
 def test_what_guidance_is_called():
     from diffusers import FluxPipeline, QwenImagePipeline
 

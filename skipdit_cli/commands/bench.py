@@ -152,7 +152,7 @@ def bench(
     card = check_card(model) if update_card else None
     start = pipeline_options.read_image(image)
     where, precision = place(device, dtype)
-    fitting.check_offload(cpu_offload, where)
+    fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
     if not random_weights:
         hub = {"revision": revision, "local_files_only": local_files_only}

@@ -147,7 +147,7 @@ def sample(
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
     settings["dtype"] = str(precision).removeprefix("torch.")  # what "auto" means differs from machine to machine
-    fitting.check_offload(cpu_offload, where)
+    fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
     hub = {"revision": revision, "local_files_only": local_files_only}
     with _recorded(ctx, from_file):

@@ -66,15 +66,22 @@ def starting_from_image(pipe):
     return AutoPipelineForImage2Image.from_pipe(pipe)
 
 
-def check_offload(kind: str | None, device: torch.device) -> None:
+def check_offload(kind: str | None, device: torch.device, compile: bool = False) -> None:
     """
+    Args:
+        compile: Whether the transformer is to be compiled, too.
     Raises:
-        UsageError: Another kind, or nothing to take the weights off.
+        UsageError: Another kind, nothing to take the weights off, or one that puts the uncompiled transformer back.
     """
     if kind is not None and kind not in OFFLOADS:
         raise UsageError(f"Got --cpu-offload {kind}, allowed are {' and '.join(OFFLOADS)}.")
     if kind is not None and device.type == "cpu":
         raise UsageError(f"Got --cpu-offload {kind}, but this run is on the CPU; leave it out, or give --device cuda.")
+    if kind == "model" and compile:
+        raise UsageError(
+            "Got --compile with --cpu-offload model, which puts the transformer back uncompiled after each call; "
+            "leave one of the two out."
+        )
 
 
 def offload(pipe, kind: str, device: torch.device) -> None:
