@@ -14,10 +14,10 @@ from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.first_pass import FirstPass
 from skipdit_cli.backbones.interpose import Interposed, interpose_outside, restore
+from skipdit_cli.backbones.watch import TOKENS
 from skipdit_cli.errors import UsageError
 
 _ATTRIBUTE = "_skipdit_trunk"
-TOKENS = -2  # the axis of tokens, in front of the width
 _found: WeakKeyDictionary = WeakKeyDictionary()
 """Model to the trunk that was found in it."""
 
@@ -64,9 +64,8 @@ class Trunk:
 
     def __getstate__(self) -> dict:
         """Copies start without the tensors of a forward in flight."""
-        if self.first_pass is not None:
-            self.first_pass = FirstPass(self.model_class)
-        return {key: value for key, value in self.__dict__.items() if key not in ("sources", "merged")}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("sources", "merged")}
+        return state | {"first_pass": self.first_pass and FirstPass(self.model_class)}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

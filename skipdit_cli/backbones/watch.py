@@ -10,7 +10,7 @@ from itertools import permutations
 import torch
 from torch import nn
 
-TOKENS = -2
+TOKENS = -2  # the axis of tokens, in front of the width
 
 
 @dataclass

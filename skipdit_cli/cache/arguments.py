@@ -18,6 +18,11 @@ CONTROL = "controlnet"
 """Part of the name of every argument that holds a ControlNet's residuals, which change as well."""
 
 
+def timestep_of(arguments: dict):
+    """The timestep of a call, None where it has none."""
+    return next((arguments[name] for name in TIMES if name in arguments), None)
+
+
 def signature_of(arguments: dict) -> tuple:
     """Shapes, dtypes and devices of all tensors, and every switch and size: memory is never used for another."""
     plain = {name: value for name, value in arguments.items() if name not in CHANGING or not isinstance(value, int)}

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from skipdit_cli.backbones import Trunk, find
-from skipdit_cli.cache.arguments import TIMES, condition_of, fills_other_cache, signature_of
+from skipdit_cli.cache.arguments import condition_of, fills_other_cache, signature_of, timestep_of
 from skipdit_cli.cache.policy import CachePolicy, check_depth
+from skipdit_cli.cache.schedule import steps_ahead
 from skipdit_cli.cache.slot import Slot, each
 from skipdit_cli.errors import UsageError
 
@@ -171,7 +172,7 @@ class SkipCache:
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
             return
-        self._follow_schedule(next((arguments[name] for name in TIMES if name in arguments), None))
+        self._follow_schedule(timestep_of(arguments))
         signature = signature_of(arguments)
         condition = condition_of(arguments, self.parameters[0])
         key, slot = self._find_slot(condition)
@@ -213,7 +214,7 @@ class SkipCache:
     def _follow_schedule(self, timestep) -> None:
         if self.scheduler is not None:
             if self.plan is None:
-                self.timesteps = self._steps_ahead(timestep)
+                self.timesteps = steps_ahead(self.scheduler, timestep, self.step)
                 self.plan = self.policy.plan(self.timesteps)
             return
         # One call is one step. Only a window needs t then, and reading it is the one place that waits for a device.
@@ -232,15 +233,6 @@ class SkipCache:
             self.plan = (*(s == 0 or s in self.policy.full_steps for s in range(self.step + 1)),)
         else:
             self.plan = (True,) * self.begun + self.policy.plan(self.timesteps[self.begun :])
-
-    def _steps_ahead(self, timestep) -> list[float]:
-        """The timesteps of this generation, which image-to-image begins in the middle of the scheduler's. Where the
-        scheduler does not say so, the first timestep is read: one wait for a device a generation, none a step."""
-        steps = self.scheduler.timesteps.tolist()
-        if hasattr(self.scheduler, "begin_index"):
-            return steps[self.scheduler.begin_index or 0 :]
-        first = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
-        return steps[max(steps.index(first) - self.step, 0) :] if first in steps else steps
 
     def _time(self) -> float:
         """Where the current step lies on the axis of the forecast."""

@@ -10,8 +10,7 @@ from pathlib import Path
 from skipdit_cli import console
 from skipdit_cli.checkpoints.card import CARD
 from skipdit_cli.checkpoints.folder import is_legal
-from skipdit_cli.checkpoints.index import INDEX
-from skipdit_cli.checkpoints.weights import read_json
+from skipdit_cli.checkpoints.index import INDEX, is_part, parts_of
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.skip import skip_folder
 
@@ -78,8 +77,11 @@ def push(folder: Path, hub_id: str, private: bool = False) -> str:
 
 
 def pipeline_patterns(folder: Path) -> list[str]:
-    """Glob patterns of the files that make up the pipeline in a folder: of a run, not its checkpoints and metrics."""
-    parts = [name for name, value in read_json(folder / INDEX).items() if isinstance(value, list)]
+    """Glob patterns of the files that make up the pipeline in a folder: of a run, not its checkpoints and metrics. A
+    transformer alone is all that lies in its folder."""
+    if is_part(folder):
+        return ["*"]
+    parts = parts_of(folder)
     branches = [skip_folder(part) for part in parts if part.startswith("transformer")]
     legal = sorted(file.name for file in folder.iterdir() if is_legal(file.name))
     return [INDEX, CARD, *legal, *(f"{part}/*" for part in (*parts, *branches))]

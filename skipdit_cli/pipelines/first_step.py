@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from skipdit_cli.cache.arguments import timestep_of
+from skipdit_cli.cache.schedule import steps_ahead
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.pipelines.generation import generate
 
@@ -40,8 +42,7 @@ def first_step(pipe, conditions: Sequence[int | str | None], **settings) -> Firs
     def see(transformer, args: tuple, kwargs: dict) -> None:
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]
         calls.append({**dict(zip(names, args)), **kwargs})
-        first = getattr(pipe.scheduler, "begin_index", None) or 0
-        timesteps[:] = timesteps or pipe.scheduler.timesteps[first:].tolist()
+        timesteps[:] = timesteps or steps_ahead(pipe.scheduler, timestep_of(calls[-1]))
 
     def enough() -> None:
         raise _Enough

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.pipelines.arguments import takes_text
 from skipdit_cli.pipelines.device import move, transformers_of
 
@@ -156,7 +156,7 @@ def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "tran
             **where, **second, local_files_only=local_files_only, use_safetensors=True,
         )  # fmt: skip
     except Exception as cause:  # of diffusers, peft, safetensors or the hub, by what is wrong with the file
-        why = (str(cause).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".:")
+        why = first_line(cause)[:200].rstrip(".:")
         raise UsageError(f"Got --lora {path}, which cannot be loaded into a {type(pipe).__name__}: {why}.") from cause
     finally:
         logging.set_verbosity(level)
