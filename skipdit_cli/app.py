@@ -18,10 +18,10 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.info import info
-from skipdit_cli.commands.options import check_variables, variables_of
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
+from skipdit_cli.commands.values import lay
 from skipdit_cli.errors import SkipditError
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
@@ -93,9 +93,12 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx, args):
         try:
-            rest = super().parse_args(ctx, args)
-            check_variables(self)
-            return rest
+            if not ctx.resilient_parsing:
+                given, *_ = self.make_parser(ctx).parse_args(list(args))
+                typed = {name: value for name, value in given.items() if value is not None and value != ()}
+                if "help" not in typed:
+                    lay(ctx, self, typed)
+            return super().parse_args(ctx, args)
         except REFUSED as cause:
             cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
             raise
@@ -127,10 +130,7 @@ class Group(TyperGroup):
                 for parameter in nested.params:
                     parameter.show_envvar = False
             for parameter in command.params:
-                parameter.envvar = variables_of(command, parameter)
                 parameter.show_envvar = False  # said once, under 'skipdit --help'
-                if getattr(parameter, "multiple", False):
-                    parameter.split_envvar_value = str.splitlines  # not at every blank: texts have them
 
     def make_context(self, info_name, args, parent=None, **extra):
         typed = shlex.join(["skipdit", *args])
@@ -154,7 +154,7 @@ app = App(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"auto_envvar_prefix": "SKIPDIT", "help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(presets, name="presets")
 app.command()(demo)

@@ -33,7 +33,6 @@ REPORT = ("bench.json",)
 
 
 def bench(
-    ctx: typer.Context,
     model: Model = None,
     preset: Preset = None,
     random_weights: Annotated[
@@ -139,7 +138,7 @@ def bench(
         _words(cache_target),
     )
     labels = None if class_labels is None else parse_integers(class_labels, "--class-labels")
-    prompts = read_prompts(ctx, prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
     if random_weights and (prompts or negative_prompt):
         raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
     if output is not None:
