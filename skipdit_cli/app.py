@@ -18,10 +18,11 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.info import info
+from skipdit_cli.commands.limits import check_most
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
-from skipdit_cli.commands.values import lay
+from skipdit_cli.commands.values import flag_of, lay, naming_source, switches_of
 from skipdit_cli.errors import SkipditError
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
@@ -98,10 +99,17 @@ class Command(TyperCommand):
                 typed = {name: value for name, value in given.items() if value is not None and value != ()}
                 if "help" not in typed:
                     lay(ctx, self, typed)
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            with naming_source(ctx):
+                check_most(ctx.params)
+            return rest
         except REFUSED as cause:
             cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
             raise
+
+    def invoke(self, ctx):
+        with naming_source(ctx):
+            return super().invoke(ctx)
 
     def format_options(self, ctx, formatter):
         panels: dict[str, list] = {}
@@ -131,6 +139,9 @@ class Group(TyperGroup):
                     parameter.show_envvar = False
             for parameter in command.params:
                 parameter.show_envvar = False  # said once, under 'skipdit --help'
+            for switch in switches_of(command):  # what a preset turns on can be turned off
+                if not switch.secondary_opts:
+                    switch.secondary_opts, switch.show_default = [f"--no-{flag_of(switch)[2:]}"], False
 
     def make_context(self, info_name, args, parent=None, **extra):
         typed = shlex.join(["skipdit", *args])

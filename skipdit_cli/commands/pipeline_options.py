@@ -90,6 +90,7 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
     """
     import yaml
 
+    from skipdit_cli.commands import limits
     from skipdit_cli.pipelines.arguments import check_key
 
     found = {}
@@ -101,10 +102,13 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
         check_key(name)
         if name in found:
             raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
+        if len(value) > limits.MOST_LETTERS:
+            raise UsageError(f"Got --pipeline-arg {name} of {len(value)} letters, of at most {limits.MOST_LETTERS}.")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as cause:
-            raise UsageError(f"Got --pipeline-arg '{text}', whose value is no YAML; quote it.") from cause
+        except (yaml.YAMLError, ValueError, RecursionError) as cause:  # a date of a 13th month; lists in lists in ...
+            raise UsageError(f"Got --pipeline-arg '{text[:200]}', whose value is no YAML; quote it.") from cause
+        limits.check_argument(name, found[name])
     return found
 
 

@@ -113,7 +113,7 @@ def sample(
     from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.pipelines import device as devices
-    from skipdit_cli.pipelines import fitting, generation, schedulers
+    from skipdit_cli.pipelines import fitting, generation, pixels, schedulers
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
@@ -125,6 +125,7 @@ def sample(
     outline = read_outline(named, **hub)
     outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
     conditions.check_given(outline, class_labels, prompts)
+    pixels.check_memory(outline, len(prompts or [1]) * (num_images or 1), height, width, num_frames)
     samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, outline)
     settings = _settle(replay.recorded(given, named), samples, outline)
     sample_files.check_kind(target, outline)
@@ -133,7 +134,7 @@ def sample(
     parts = {} if vae is None else {"vae": load_vae(vae, dtype=precision, local_files_only=local_files_only)}
     pipe = load_pipeline(outline.folder, dtype=precision, **parts)
     pipe = pipe if image is None else fitting.starting_from_image(pipe)
-    sample_files.check_size(target, pipe, height, width)
+    sample_files.check_size(target, pipe, len(samples), height, width, num_frames)
     fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
     batches = len(generation.batches(pipe, samples, settings["batch_size"], alone=image is not None))
     steps = int(num_inference_steps * (strength or 1))

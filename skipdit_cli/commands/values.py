@@ -7,7 +7,9 @@ the command's context, whatever the order on the command line.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import typer
 from skipdit_cli import console
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.presets import Preset, load_preset
+from skipdit_cli.presets import ONLY_TYPED, Preset, load_preset
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
 """Parameters that name what the hub is asked for where no such folder is here; ``revision`` says which of it."""
@@ -56,9 +58,28 @@ def flags_of_commands(ctx: typer.Context) -> dict[str, set[str]]:
     return {name: flags_of(command) for name, command in ctx.find_root().command.commands.items()}
 
 
+def switches_of(command) -> list:
+    """The flags without a value that a preset may set."""
+    settable = flags_of(command) - set(ONLY_TYPED) if any(p.name == "preset" for p in command.params) else ()
+    return [p for p in command.params if getattr(p, "is_flag", False) and flag_of(p)[2:] in settable]
+
+
 def sentence(source: str) -> str:
     """The name of a source as a sentence begins with it."""
     return source[0].upper() + source[1:]
+
+
+@contextmanager
+def naming_source(ctx: typer.Context) -> Iterator[None]:
+    """A refusal of a flag's value also says whose it is, where it was not typed."""
+    try:
+        yield
+    except UsageError as cause:
+        named = re.match(r"Got (--[\w-]+)", str(cause))
+        source = ctx.meta.get("sources", {}).get(named[1]) if named else None
+        if source is None:
+            raise
+        raise UsageError(f"{cause} It comes from {source}.") from cause
 
 
 def flag_of(parameter) -> str:
