@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusers.models.embeddings import Timesteps
 from torch import nn
 
 from skipdit_cli.backbones import BACKBONES
@@ -9,8 +10,12 @@ from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
+from skipdit_cli.pipelines.schedulers import follows_flow
+from skipdit_cli.pipelines.sit import SiTPipeline
 
-TIME_EMBEDDINGS = ("official", "diffusers")
+TIME_EMBEDDINGS = ("official", "diffusers", "sit")
+NUM_TIMESTEPS = 1000
+"""How many timesteps DiT, Latte and, in diffusers' terms, SiT count."""
 OFFICIAL = ("DiTTransformer2DModel", "LatteTransformer3DModel", "LatteClassTransformer3DModel")
 """The classes that a pipeline can be made around here, those of the official files."""
 
@@ -86,10 +91,11 @@ def set_time_embedding(transformer, kind: str) -> None:
     """Space a DiT's timestep frequencies as its weights were trained with; changes this instance only.
 
     The DiT repository has exp(-ln(10000)·k/128) for k = 0..127 (``TimestepEmbedder`` in its models.py); diffusers
-    divides by 127. No effect on other families.
+    divides by 127. SiT has the frequencies of the DiT repository, for a time from 0, noise, to 1, data. No effect on
+    other families.
 
     Args:
-        kind: ``official`` or ``diffusers``.
+        kind: One of ``TIME_EMBEDDINGS``.
     Raises:
         UsageError: Another kind.
     """
@@ -98,18 +104,31 @@ def set_time_embedding(transformer, kind: str) -> None:
     for block in getattr(transformer, "transformer_blocks", ()):
         projection = getattr(getattr(getattr(block, "norm1", None), "emb", None), "time_proj", None)
         if projection is not None:
-            projection.downscale_freq_shift = 0 if kind == "official" else 1
+            projection.downscale_freq_shift = 1 if kind == "diffusers" else 0
+            projection.__class__ = TimeFromNoise if kind == "sit" else Timesteps
 
 
-def default_scheduler(class_name: str = "DiTTransformer2DModel"):
+class TimeFromNoise(Timesteps):
+    """Timesteps as diffusers counts them in flow matching, 1000 for noise and 0 for data, told as SiT counts time."""
+
+    def forward(self, timesteps):
+        return super().forward(1 - timesteps / NUM_TIMESTEPS)
+
+
+def default_scheduler(class_name: str = "DiTTransformer2DModel", flow: bool = False):
     """The noise schedule of DiT and Latte, 1000 linear betas 1e-4..0.02, for a transformer of a class.
 
     Timesteps are spaced evenly with both ends; for text-to-video Latte evenly from 0, as its pipeline does.
-    """
-    from diffusers import DDIMScheduler
 
+    Args:
+        flow: That of SiT instead, the straight path from noise to data.
+    """
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    if flow:
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TIMESTEPS)
     return DDIMScheduler(
-        num_train_timesteps=1000,
+        num_train_timesteps=NUM_TIMESTEPS,
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
@@ -120,7 +139,7 @@ def default_scheduler(class_name: str = "DiTTransformer2DModel"):
 
 def pipeline_around(transformer, scheduler, vae=None):
     """The pipeline that a transformer belongs in: ``DiTPipeline``, ``LattePipeline`` (without its text parts) or our
-    ``LatteClassPipeline``.
+    ``LatteClassPipeline`` or, where the scheduler is one of flow matching, ``SiTPipeline``.
 
     Raises:
         UsageError: Its pipeline needs more than it.
@@ -134,5 +153,6 @@ def pipeline_around(transformer, scheduler, vae=None):
         )
     if name == "LatteTransformer3DModel":
         return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
-    kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else diffusers.DiTPipeline
+    of_images = SiTPipeline if follows_flow(scheduler) else diffusers.DiTPipeline
+    kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else of_images
     return kind(transformer=transformer, vae=vae, scheduler=scheduler)

@@ -204,7 +204,7 @@ def _rows(outline: Outline, origin: Origin) -> dict[str, object]:
 
 def _plain(kind: Kind, outline: Outline) -> bool:
     """Whether plain diffusers can load the folder, and misses something."""
-    ours = kind.pipeline == "LatteClassPipeline" or has_own_mlp(outline.transformer.config)
+    ours = kind.pipeline in ("LatteClassPipeline", "SiTPipeline") or has_own_mlp(outline.transformer.config)
     return outline.attached and not ours
 
 

@@ -19,6 +19,7 @@ from skipdit_cli.checkpoints.folder import (
     save_branches,
 )
 from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
+from skipdit_cli.checkpoints.process import SIT
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
 
@@ -88,14 +89,14 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
 
 
 def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
-    """A pipeline around a lone transformer: the DiT repository's noise schedule, and a decoder if one was given."""
+    """A pipeline around a lone transformer: its repository's noise schedule, and a decoder if one was given."""
     transformer, target = plan.model(), folder / "transformer"
     if plan.source.transformer is not None:
         _copy_part(plan.source.transformer, target, plan.dtype)
     else:
         transformer.save_config(target)
         write_tensors(plan.source.weights(), target / f"{STEM}.safetensors", plan.dtype)
-    scheduler = default_scheduler(transformer.config["_class_name"])
+    scheduler = default_scheduler(transformer.config["_class_name"], flow=plan.source.process == SIT)
     scheduler.save_pretrained(folder / "scheduler")
     if plan.vae is not None:
         plan.vae.save_pretrained(folder / "vae")

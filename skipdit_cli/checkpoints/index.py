@@ -14,6 +14,7 @@ from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.skip import SKIP, skip_folder
 
 INDEX = "model_index.json"
@@ -114,7 +115,7 @@ def _check_quantised(name, part: str, config: object, library: str) -> None:
 
 
 def pipeline_class(name, index: dict):
-    """The class of a pipeline: ours where the index names it, else diffusers'.
+    """The class of a pipeline: one of ours where the index names it, else diffusers'.
 
     Raises:
         UsageError: It names none, or one that the installed diffusers does not have or lacks a package for.
@@ -122,8 +123,9 @@ def pipeline_class(name, index: dict):
     import diffusers
 
     kind = index.get("_class_name")
-    if kind == LatteClassPipeline.__name__:
-        return LatteClassPipeline
+    for ours in (LatteClassPipeline, SiTPipeline):
+        if kind == ours.__name__:
+            return ours
     if isinstance(kind, list):
         raise UsageError(
             f"Model {name} is a {kind[-1]} with code of its own, which is not run; give a pipeline of diffusers."

@@ -1,4 +1,4 @@
-"""Official files: the DiT repository's checkpoints, Latte's, and the released Skip-DiT ones.
+"""Official files: the DiT repository's checkpoints, SiT's, Latte's, and the released Skip-DiT ones.
 
 A file is a state dict, or what the training scripts save: ``{model, ema, opt, args}``, ``{model, ema}``, ``{ema}``.
 """
@@ -13,12 +13,14 @@ from accelerate import init_empty_weights
 
 from skipdit_cli.checkpoints.official_dit import read_dit
 from skipdit_cli.checkpoints.official_t2v import is_t2v, read_t2v
+from skipdit_cli.checkpoints.process import DIT, SIT, as_flow, process_of
 from skipdit_cli.checkpoints.weights import assign_weights, read_tensors
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SkipBranches
 
+IMAGES = "DiTTransformer2DModel"
 NAMES = {
-    "DiTTransformer2DModel": ("DiT repository checkpoint", "Skip-DiT checkpoint"),
+    IMAGES: ("DiT repository checkpoint", "Skip-DiT checkpoint"),
     "LatteClassTransformer3DModel": ("Latte checkpoint", "Skip-DiT checkpoint of Latte"),
     "LatteTransformer3DModel": ("Latte text-to-video checkpoint", "Skip-DiT checkpoint of Latte text-to-video"),
 }
@@ -34,26 +36,36 @@ class Official:
         config: Of diffusers' class, or of ours where it has none.
         state: Under diffusers' names: views of the memory-mapped file, embedders of all blocks one tensor.
         branches: Of the ``replace`` merge, None in a vanilla file.
+        process: Value of ``--process``, ``dit`` or ``sit``.
+        process_why: Why it is that one.
     """
 
     layout: str
     config: dict
     state: dict[str, torch.Tensor]
     branches: SkipBranches | None
+    process: str = DIT
+    process_why: str = ""
 
 
 def read_official(
-    path, num_attention_heads: int | None = None, sample_size: int | None = None, num_frames: int | None = None
+    path,
+    num_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    num_frames: int | None = None,
+    process: str | None = None,
 ) -> Official:
     """Read a ``.pt`` or ``.safetensors`` in an official layout; the architecture comes from the tensors.
 
     Args:
         num_attention_heads: What no tensor tells; needed for a width other than that of S, B, L and XL.
         sample_size, num_frames: What a text-to-video file does not tell either.
+        process: ``dit`` or ``sit``, which no tensor tells.
     Raises:
         UsageError: The file is damaged or would run code, holds another architecture, or something is missing.
     """
-    rest, which = _state_dict(path, read_tensors(path))
+    data = read_tensors(path)
+    rest, which = _state_dict(path, data)
     named = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}
     if is_t2v(rest):
         config, state = read_t2v(path, rest, num_attention_heads, sample_size, num_frames)
@@ -62,8 +74,15 @@ def read_official(
             if value is not None:
                 raise UsageError(f"Got {flag} {value}, but {path} tells that itself; leave it out.")
         config, state = read_dit(path, rest, num_attention_heads)
+    name = config["_class_name"]
+    arguments = data.get("args") if isinstance(data, dict) else None
+    process, why = process_of(path, arguments, process, "" if name == IMAGES else f"a {name} has no other")
+    layout = NAMES[name][bool(named)]
+    if process == SIT:
+        as_flow(path, config, state)
+        layout = "SiT checkpoint" + " with skip branches" * bool(named)
     branches = _branches(path, named, config) if named else None
-    return Official(f"{NAMES[config['_class_name']][branches is not None]}, {which}", config, state, branches)
+    return Official(f"{layout}, {which}", config, state, branches, process, why)
 
 
 def _state_dict(path, data) -> tuple[dict[str, torch.Tensor], str]:

@@ -37,6 +37,7 @@ from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
 from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
@@ -116,6 +117,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         empty = [name for name, tensor in tensors if tensor.is_meta]
         if empty:
             raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
+        if kind is SiTPipeline:  # also of a folder without branches, whose config would say so
+            set_time_embedding(transformer, "sit")
         if (folder / skip_folder(part)).is_dir():
             _attach(transformer, load_branches(folder, part), branches)
     return pipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, ha
 from skipdit_cli.checkpoints.index import SECOND, check_index, check_plain, is_part, transformer_config
 from skipdit_cli.checkpoints.official import read_official
 from skipdit_cli.checkpoints.pipeline import find_folder
+from skipdit_cli.checkpoints.process import DIT, SIT
 from skipdit_cli.checkpoints.weights import assign_weights, read_weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.skip import SKIP, SkipBranches
 
 NUMBERS = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
@@ -36,6 +38,8 @@ class Source:
         branches: The ones that came with it.
         official: Why the weights are known to be the DiT repository's or Latte's; empty if nothing says so.
         second: The second transformer of its pipeline (Wan 2.2), which is converted with it.
+        process: ``dit`` or ``sit`` (a model of flow matching under a DiT's names).
+        process_why: Why it is that one; empty where there is no question.
     """
 
     name: str
@@ -43,10 +47,12 @@ class Source:
     config: dict
     pipeline: Path | None = None
     transformer: Path | None = None
-    file: tuple[Path, dict[str, int]] | None = None
+    file: tuple[Path, dict[str, int | str | None]] | None = None
     branches: SkipBranches | None = None
     official: str = ""
     second: Source | None = None
+    process: str = DIT
+    process_why: str = ""
 
     @property
     def alone(self) -> bool:
@@ -93,6 +99,7 @@ def open_source(
     num_attention_heads: int | None = None,
     sample_size: int | None = None,
     num_frames: int | None = None,
+    process: str | None = None,
     **hub_arguments,
 ) -> Source:
     """Find out what ``name`` is: a pipeline folder or hub id, a transformer folder, or an official file.
@@ -100,20 +107,23 @@ def open_source(
     Args:
         num_attention_heads: For official files of a non-standard width.
         sample_size, num_frames: For official text-to-video files of a non-standard width.
+        process: For official files that do not tell whether they are of a DiT or a SiT.
         hub_arguments: revision, token, local_files_only.
     Raises:
         UsageError: It is none of these, is damaged, or is converted already.
     """
     path = Path(name).expanduser()
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
+    given["process"] = process
     if path.is_file():
         read = read_official(path, **given)
         why = _native(read.config) or "the file has the DiT repository's layout"
-        return Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
+        source = Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
+        return replace(source, process=read.process, process_why=read.process_why)
     for flag, value in given.items():
         if value is not None:
             flag = f"--{flag.replace('_', '-')}"
-            raise UsageError(f"Got {flag} with a folder or hub id, whose config.json says it; leave it out.")
+            raise UsageError(f"Got {flag} with a folder or hub id, whose configs say it; leave it out.")
     if is_part(path):
         config = _config(path)
         check_plain(path)
@@ -135,7 +145,9 @@ def open_source(
     if index.get(SECOND) not in (None, [None, None]):
         own = _config(folder / SECOND, index)
         second = Source(f"{name}/{SECOND}", layout, own, folder, folder / SECOND, official=_native(own))
-    return Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
+    process = SIT if index.get("_class_name") == SiTPipeline.__name__ else DIT
+    source = Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
+    return replace(source, process=process)
 
 
 def _config(folder: Path, index: dict | None = None) -> dict:

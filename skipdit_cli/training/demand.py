@@ -29,7 +29,7 @@ class Trained:
 
 
 TRAINED = {
-    "DiTTransformer2DModel": Trained(("DiTPipeline",), captions=False),
+    "DiTTransformer2DModel": Trained(("DiTPipeline", "SiTPipeline"), captions=False),
     "LatteClassTransformer3DModel": Trained(("LatteClassPipeline",), captions=False, videos=True),
     "LatteTransformer3DModel": Trained(("LattePipeline",), videos=True),
     "PixArtTransformer2DModel": Trained(
