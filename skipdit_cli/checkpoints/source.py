@@ -40,6 +40,7 @@ class Source:
         second: The second transformer of its pipeline (Wan 2.2), which is converted with it.
         process: ``dit`` or ``sit`` (a model of flow matching under a DiT's names).
         process_why: Why it is that one; empty where there is no question.
+        notes: What was decided while reading it, a sentence each.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Source:
     second: Source | None = None
     process: str = DIT
     process_why: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def alone(self) -> bool:
@@ -100,6 +102,7 @@ def open_source(
     sample_size: int | None = None,
     num_frames: int | None = None,
     process: str | None = None,
+    num_classes: int | None = None,
     **hub_arguments,
 ) -> Source:
     """Find out what ``name`` is: a pipeline folder or hub id, a transformer folder, or an official file.
@@ -108,18 +111,19 @@ def open_source(
         num_attention_heads: For official files of a non-standard width.
         sample_size, num_frames: For official text-to-video files of a non-standard width.
         process: For official files that do not tell whether they are of a DiT or a SiT.
+        num_classes: For official files that do not tell whether the last row of their label table is "no class".
         hub_arguments: revision, token, local_files_only.
     Raises:
         UsageError: It is none of these, is damaged, or is converted already.
     """
     path = Path(name).expanduser()
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
-    given["process"] = process
+    given |= {"process": process, "num_classes": num_classes}
     if path.is_file():
         read = read_official(path, **given)
         why = _native(read.config) or "the file has the DiT repository's layout"
         source = Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
-        return replace(source, process=read.process, process_why=read.process_why)
+        return replace(source, process=read.process, process_why=read.process_why, notes=read.notes)
     for flag, value in given.items():
         if value is not None:
             flag = f"--{flag.replace('_', '-')}"

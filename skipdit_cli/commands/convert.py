@@ -32,6 +32,9 @@ Process = Annotated[
     str | None,
     typer.Option(help="What an official image file was trained for, if it does not say: dit, or sit (flow matching)."),
 ]
+Classes = Annotated[
+    int | None, typer.Option(min=1, help="Classes of an official file whose label table may have a row for none.")
+]
 TimeEmbedding = Annotated[
     str, typer.Option(help="Timestep frequencies: auto, official (DiT repository) or diffusers.")
 ]
@@ -55,6 +58,7 @@ def convert(
     sample_size: SampleSize = None,
     num_frames: Frames = None,
     process: Process = None,
+    num_classes: Classes = None,
     time_embedding: TimeEmbedding = "auto",
     vae: Vae = None,
     text_from: TextFrom = None,
@@ -99,7 +103,7 @@ def convert(
     check_apart(output, named, vae, text_from)
     hub = {"revision": revision, "local_files_only": local_files_only}
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
-    given["process"] = process
+    given |= {"process": process, "num_classes": num_classes}
     source = open_source(named, **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     text = None if text_from is None else find_text_parts(text_from, source.config, with_vae=vae is None, **hub)
@@ -154,6 +158,8 @@ def _describe(plan) -> dict:
     size = f"{console.amount(parameters.model)} parameters"
     size += f", {console.amount(flops.vanilla)} multiply-adds a forward" if flops else ""
     console.say(f"Source: {source.name}, {source.layout}: {settings.num_layers} blocks, {size}.")
+    for note in source.notes:
+        console.say(note)
     if source.process_why and source.config["_class_name"] == "DiTTransformer2DModel":
         kind = "flow matching (SiT)" if source.process == "sit" else "denoising diffusion (DiT)"
         console.say(f"Process: {kind}, {source.process_why}.")
@@ -172,7 +178,7 @@ def _describe(plan) -> dict:
         "source": source.name, "layout": source.layout, "blocks": settings.num_layers,
         "pairs": plan.branches.num_pairs, "merge": settings.merge, "time_embedding": settings.time_embedding,
         "time_embedding_why": plan.time_embedding_why, "process": source.process,
-        "parameters": parameters.model, "macs": flops and flops.vanilla,
+        "notes": list(source.notes), "parameters": parameters.model, "macs": flops and flops.vanilla,
         "added": added,
     }  # fmt: skip
 
