@@ -138,7 +138,8 @@ def _next(source, output) -> str:
 
 def _conditions(source) -> str:
     """What ``sample`` needs besides the model."""
-    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteClassTransformer3DModel": ""}
+    several = (source.config.get("num_embeds_ada_norm") or 0) > 1
+    kinds = {"DiTTransformer2DModel": " --class-labels 0,1" * several, "LatteClassTransformer3DModel": ""}
     return kinds.get(source.config["_class_name"], " --prompt TEXT")
 
 

@@ -17,8 +17,9 @@ from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError
 from skipdit_cli.media import Sound
 from skipdit_cli.pipelines.arguments import Asked, check_sampled, check_texts, encodes_alone, own_guidance, takes_text
-from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
+from skipdit_cli.pipelines.classes import as_tensor, denoise, first_latents, sample_shape
 from skipdit_cli.pipelines.device import Stopwatch, transformers_of
+from skipdit_cli.pipelines.labels import check_labels, null_label
 from skipdit_cli.pipelines.pixels import to_pixels
 from skipdit_cli.pipelines.schedulers import make_scheduler
 from skipdit_cli.pipelines.text import decodes_here, sample_texts
@@ -181,11 +182,11 @@ def batches(
 
 
 def default_guidance(pipe) -> float | None:
-    """4 for classes, as DiT's pipeline has it; off without; for texts what the pipeline's own call says, None where it
+    """4 for classes, as DiT's pipeline has it; off without an id for "no class"; for texts what the pipeline's own call says, None where it
     says nothing."""
     if takes_text(pipe):
         return own_guidance(pipe)
-    return 1.0 if pipe.transformer.config.get("num_embeds_ada_norm") is None else 4.0
+    return 1.0 if null_label(pipe.transformer.config) is None else 4.0
 
 
 def check_unloaded(
@@ -241,4 +242,7 @@ def check_run(
             raise UsageError(f"Got {said}, which only a model of texts takes; leave the flag out.")
     if guidance_scale < 1:
         raise UsageError(f"Got --guidance-scale {guidance_scale:g} but expected 1 (off) or more.")
+    if guidance_scale > 1 and null_label(pipe.transformer.config) is None:
+        lacks = "no classes" if pipe.transformer.config.get("num_embeds_ada_norm") is None else "no 'no class'"
+        raise UsageError(f"Got --guidance-scale {guidance_scale:g}, but this model has {lacks}; leave the flag out.")
     sample_shape(pipe, asked.num_frames)

@@ -40,9 +40,12 @@ def initialise(transformer) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0):
+def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0, drops_labels: bool = True):
     """An untrained pipeline of a preset's model, float32, its weights drawn from ``seed``.
 
+    Args:
+        drops_labels: It will be trained on dropped labels, too; otherwise its "no class" stays as it is drawn here, and
+            is never to be guided by.
     Raises:
         UsageError: diffusers refuses the model's config.
     """
@@ -50,6 +53,8 @@ def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0):
         torch.manual_seed(seed)
         transformer = build_transformer(_config(preset))
         initialise(transformer)
+    if not drops_labels:
+        transformer.register_to_config(_null_class=False)
     if skip_branches:
         add_skip_branches(transformer)
     return pipeline_around(transformer, default_scheduler(preset.model["class"]), vae)

@@ -107,6 +107,8 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
     """
     settings.check()
+    if not demand.has_null:
+        settings = settings.without_dropout()
     if settings.overwrite:
         parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
