@@ -40,7 +40,9 @@ class Classes:
         return {"num_embeds_ada_norm": self.number} | ({} if self.has_null else {"_null_class": False})
 
 
-def read_classes(path, state: dict[str, torch.Tensor], arguments: dict, given: int | None, needs_table: bool) -> Classes:
+def read_classes(
+    path, state: dict[str, torch.Tensor], arguments: dict, given: int | None, needs_table: bool
+) -> Classes:
     """Read the classes of a state dict, and make its table one with a last row for "no class".
 
     Args:

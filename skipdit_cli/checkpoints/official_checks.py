@@ -57,7 +57,9 @@ def check_positions(path, table: torch.Tensor, side: int, width: int) -> list[st
 
     if side**2 != table.shape[1] or width != table.shape[2] or width % 4:
         raise UsageError(f"Checkpoint {path} has a position table of shape {tuple(table.shape)}, of no square image.")
-    return _check_table(path, "pos_embed", table, get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt"))
+    return _check_table(
+        path, "pos_embed", table, get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt")
+    )
 
 
 def check_frames(path, table: torch.Tensor, width: int) -> list[str]:
@@ -79,4 +81,6 @@ def _check_table(path, name: str, table: torch.Tensor, expected: torch.Tensor) -
         raise UsageError(f"Checkpoint {path} has a position table of its own, {name}, but expected the sin-cos one.")
     if off <= max(rounding, 1e-5):
         return []
-    return [f"Positions: {name} is {off:.1g} off the sin-cos table, as a moving average drifts; the exact one is used."]
+    return [
+        f"Positions: {name} is {off:.1g} off the sin-cos table, as a moving average drifts; the exact one is used."
+    ]

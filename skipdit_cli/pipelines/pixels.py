@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.backbones.finite import is_finite
+from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.media import to_uint8
 from skipdit_cli.pipelines.arguments import frames_argument, takes
+from skipdit_cli.pipelines.diagnosis import explain
+from skipdit_cli.pipelines.latents import shrinks, unscale
 
 FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal decoder sees so far
 
@@ -22,13 +25,16 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
     Args:
         batch_size: Pictures decoded at once; of videos it is ``FRAMES_AT_ONCE`` frames, never of two videos.
     Raises:
-        UsageError: There is no VAE, and the latents are tokens in a row.
+        UsageError: There is no VAE, and the latents are tokens in a row; or it is not known how its own are scaled.
+        NotFiniteError: The latents are NaN or infinite, or the decoder makes such pictures of them.
     """
+    if not is_finite(latents):
+        raise NotFiniteError("The latents are NaN or infinite, so they are no pictures.")
     if pipe.vae is not None:
-        scaled = 1 / pipe.vae.config.scaling_factor * latents
+        own = unscale(pipe.vae, latents)
         if latents.ndim == 4:
-            return _decode(pipe, scaled, batch_size)
-        return np.stack([_decode(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in scaled])
+            return _decode(pipe, own, batch_size)
+        return np.stack([_decode(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in own])
     if is_pixel_space(pipe):
         return to_uint8(latents)
     if latents.ndim == 3:
@@ -37,14 +43,17 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
     return to_uint8(preview / (3 * preview.std() + 1e-8))
 
 
-def _decode(pipe, scaled: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
+def _decode(pipe, latents: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
     """uint8 (N, H, W, 3) from (N, C, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
     vae, pictures = pipe.vae, []
     where = pipe._execution_device  # not that of the weights, which offloading brings there when they are used
-    for some in scaled.to(where, vae.dtype).split(at_once):
+    for some in latents.to(where, vae.dtype).split(at_once):
         temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
         joined = {"num_frames": len(some) if is_video else 1} if temporal else {}
-        pictures.append(to_uint8(vae.decode(some, **joined).sample))
+        decoded = vae.decode(some, **joined).sample
+        if not is_finite(decoded):
+            raise NotFiniteError(explain(pipe, "pictures"))
+        pictures.append(to_uint8(decoded))
     return np.concatenate(pictures)
 
 
@@ -65,7 +74,7 @@ def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tup
             for name, given in {"height": height, "width": width}.items()
         ]
         return tuple(sides) if None not in sides else None
-    enlarged = 1 if pipe.vae is None else 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    enlarged = 1 if pipe.vae is None else shrinks(pipe.vae)
     shrunk = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # sizes are asked for as with a VAE
     own = enlarged * pipe.transformer.config.sample_size
     return tuple(own if size is None else size // shrunk for size in (height, width))
