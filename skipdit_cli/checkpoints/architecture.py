@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from diffusers.models.embeddings import Timesteps
+import inspect
+
 from torch import nn
 
-from skipdit_cli.backbones import BACKBONES
+from skipdit_cli.backbones import BACKBONES, class_name
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.dit import DiTPipeline
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.pipelines.schedulers import follows_flow
 from skipdit_cli.pipelines.sit import SiTPipeline
+from skipdit_cli.presets import Preset
+from skipdit_cli.skip.time_embedding import NUM_TIMESTEPS
 
-TIME_EMBEDDINGS = ("official", "diffusers", "sit")
-NUM_TIMESTEPS = 1000
-"""How many timesteps DiT, Latte and, in diffusers' terms, SiT count."""
 OFFICIAL = ("DiTTransformer2DModel", "LatteTransformer3DModel", "LatteClassTransformer3DModel")
 """The classes that a pipeline can be made around here, those of the official files."""
 
@@ -32,19 +33,34 @@ def build_transformer(config: dict):
     Raises:
         UsageError: diffusers has no such class, or does not take these arguments.
     """
-    config = dict(config)
-    name = config.get("_class_name", "DiTTransformer2DModel")
+    config = as_named_now({"_class_name": "DiTTransformer2DModel", **config})
+    name = config["_class_name"]
     ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
     try:
         with quiet(errors_only=True):  # of keys that it does not know, each time; loading says it once
             transformer = class_named(name).from_config(config)
-    except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
+    except (AttributeError, TypeError, ValueError, KeyError, ArithmeticError, NotImplementedError) as cause:
         raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
     if ratio != 4.0:
         for block in transformer.transformer_blocks:
             block.ff = _feed_forward(transformer, ratio)
         transformer.register_to_config(mlp_ratio=ratio)
     return transformer.eval()
+
+
+def as_named_now(config: dict) -> dict:
+    """A transformer's config with its class under the name that diffusers has for it now, and without what the class
+    of the former name alone took; so diffusers reads it, too."""
+    name = class_name(config["_class_name"], config)
+    if name == config["_class_name"]:
+        return dict(config)
+    known = {*inspect.signature(class_named(name).__init__).parameters, "mlp_ratio"}
+    return {key: value for key, value in config.items() if key in known or key.startswith("_")} | {"_class_name": name}
+
+
+def preset_config(preset: Preset) -> dict:
+    """The config of the transformer that a preset names."""
+    return as_named_now({"_class_name": preset.model["class"], **preset.model.get("config", {})})
 
 
 def class_named(name: str):
@@ -87,34 +103,6 @@ def _feed_forward(transformer, ratio: float) -> nn.Module:
     )
 
 
-def set_time_embedding(transformer, kind: str) -> None:
-    """Space a DiT's timestep frequencies as its weights were trained with; changes this instance only.
-
-    The DiT repository has exp(-ln(10000)·k/128) for k = 0..127 (``TimestepEmbedder`` in its models.py); diffusers
-    divides by 127. SiT has the frequencies of the DiT repository, for a time from 0, noise, to 1, data. No effect on
-    other families.
-
-    Args:
-        kind: One of ``TIME_EMBEDDINGS``.
-    Raises:
-        UsageError: Another kind.
-    """
-    if kind not in TIME_EMBEDDINGS:
-        raise UsageError(f"Got time embedding '{kind}' but expected one of {', '.join(TIME_EMBEDDINGS)}.")
-    for block in getattr(transformer, "transformer_blocks", ()):
-        projection = getattr(getattr(getattr(block, "norm1", None), "emb", None), "time_proj", None)
-        if projection is not None:
-            projection.downscale_freq_shift = 1 if kind == "diffusers" else 0
-            projection.__class__ = TimeFromNoise if kind == "sit" else Timesteps
-
-
-class TimeFromNoise(Timesteps):
-    """Timesteps as diffusers counts them in flow matching, 1000 for noise and 0 for data, told as SiT counts time."""
-
-    def forward(self, timesteps):
-        return super().forward(1 - timesteps / NUM_TIMESTEPS)
-
-
 def default_scheduler(class_name: str = "DiTTransformer2DModel", flow: bool = False):
     """The noise schedule of DiT and Latte, 1000 linear betas 1e-4..0.02, for a transformer of a class.
 
@@ -146,13 +134,13 @@ def pipeline_around(transformer, scheduler, vae=None):
     """
     import diffusers
 
-    name = type(transformer).__name__
+    name = class_name(type(transformer).__name__, transformer.config)
     if name not in OFFICIAL:
         raise UsageError(
             f"Got {name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
         )
     if name == "LatteTransformer3DModel":
         return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
-    of_images = SiTPipeline if follows_flow(scheduler) else diffusers.DiTPipeline
+    of_images = SiTPipeline if follows_flow(scheduler) else DiTPipeline
     kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else of_images
     return kind(transformer=transformer, vae=vae, scheduler=scheduler)

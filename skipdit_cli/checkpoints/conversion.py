@@ -15,6 +15,7 @@ from skipdit_cli.checkpoints.source import Source, narrow
 from skipdit_cli.checkpoints.text_parts import TextParts
 from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.skip import SkipBranches, add_skip_branches
+from skipdit_cli.skip.time_embedding import RECORD
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def plan_conversion(
         kind, why = time_embedding, "as --time-embedding says"
     elif source.process == SIT:
         kind, why = SIT, "a SiT counts time from noise to data"
+    elif RECORD in source.config:
+        kind, why = source.config[RECORD], "as its config.json says"
     elif source.official:
         kind, why = "official", source.official
     else:

@@ -6,6 +6,7 @@ it there is nothing to guide away from. diffusers' classes always have it: it is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Classes:
 
 
 def read_classes(
-    path, state: dict[str, torch.Tensor], arguments: dict, given: int | None, needs_table: bool
+    path, state: dict[str, torch.Tensor], arguments: Mapping, given: int | None, needs_table: bool
 ) -> Classes:
     """Read the classes of a state dict, and make its table one with a last row for "no class".
 
@@ -68,7 +69,7 @@ def read_classes(
     return classes
 
 
-def _told(path, rows: int, arguments: dict, given: int | None) -> Classes:
+def _told(path, rows: int, arguments: Mapping, given: int | None) -> Classes:
     if not rows:
         raise UsageError(f"Checkpoint {path} has a label table without rows; fetch it again.")
     said, dropped = arguments.get("num_classes"), arguments.get("class_dropout_prob")

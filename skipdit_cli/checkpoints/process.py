@@ -75,7 +75,7 @@ def as_flow(path, config: dict, state: dict[str, torch.Tensor]) -> None:
     """Turn a SiT in diffusers' terms of a DiT into what flow matching schedulers expect, in place.
 
     The output layer keeps the rows of the velocity (SiT drops the others after every forward) with the sign turned:
-    diffusers' velocity is noise - data. Time is turned by ``set_time_embedding``.
+    diffusers' velocity is noise - data. Time is turned by ``skip.time_embedding``.
 
     Args:
         config, state: As ``read_dit`` returns them.

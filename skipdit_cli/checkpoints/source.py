@@ -18,6 +18,7 @@ from skipdit_cli.checkpoints.weights import assign_weights, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.skip import SKIP, SkipBranches
+from skipdit_cli.skip.time_embedding import RECORD
 
 NUMBERS = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
 """What the configuration of a DiT or Latte says in whole numbers."""
@@ -137,7 +138,8 @@ def open_source(
                 f"branches=SkipBranches.from_pretrained('{path / SKIP}')."
             )
         official = _native(config) or _on_hub(name, config)
-        return Source(str(name), "transformer folder", config, transformer=path, official=official)
+        process = SIT if config.get(RECORD) == SIT else DIT
+        return Source(str(name), "transformer folder", config, transformer=path, official=official, process=process)
     folder = find_folder(name, **hub_arguments)
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from skipdit_cli.checkpoints.online import is_local
+from skipdit_cli.checkpoints.variants import variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE
 from skipdit_cli.errors import UsageError, first_line
 
@@ -38,7 +39,8 @@ def load_vae(name, in_channels: int | None = None, **arguments):
                 kind = diffusers.AutoencoderKL.load_config(path, subfolder=inner, **hub).get("_class_name")
                 if kind not in KINDS:
                     raise UsageError(f"Got --vae {name}, which holds a {kind} but expected one of {', '.join(KINDS)}.")
-                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **arguments)
+                named = {"variant": variant_of(Path(path) / inner)} if Path(path).is_dir() else {}
+                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **{**named, **arguments})
             break
         except UsageError:
             raise

@@ -217,8 +217,8 @@ def batches(
 
 
 def default_guidance(pipe) -> float | None:
-    """4 for classes, as DiT's pipeline has it; off without an id for "no class"; for texts what the pipeline's own call says, None where it
-    says nothing."""
+    """4 for classes, as DiT's pipeline has it; off without an id for "no class"; for texts what the pipeline's own
+    call says, None where it says nothing."""
     if takes_text(pipe):
         return own_guidance(pipe)
     return 1.0 if null_label(pipe.transformer.config) is None else 4.0

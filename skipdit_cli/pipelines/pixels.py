@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
@@ -17,13 +19,16 @@ FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal
 
 
 @torch.no_grad()
-def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
-    """uint8 (N, [F,] H, W, 3) from latents (N, C, [F,] h, w): through the VAE, or straight out of a pixel-space model.
+def to_pixels(
+    pipe, latents: torch.Tensor, batch_size: int, as_array: Callable[[torch.Tensor], np.ndarray] = to_uint8
+) -> np.ndarray:
+    """Arrays (N, [F,] H, W, 3) from latents (N, C, [F,] h, w): through the VAE, or straight out of a pixel-space model.
 
     Latents of a model that has no VAE here are shown as they are: three channels, scaled to their spread.
 
     Args:
         batch_size: Pictures decoded at once; of videos it is ``FRAMES_AT_ONCE`` frames, never of two videos.
+        as_array: Makes arrays of pictures (N, C, [F,] H, W) in [-1, 1]; of uint8 if not given.
     Raises:
         UsageError: There is no VAE, and the latents are tokens in a row; or it is not known how its own are scaled.
         NotFiniteError: The latents are NaN or infinite, or the decoder makes such pictures of them.
@@ -33,19 +38,20 @@ def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
     if pipe.vae is not None:
         own = unscale(pipe.vae, latents)
         if latents.ndim == 4:
-            return _decode(pipe, own, batch_size)
-        return np.stack([_decode(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in own])
+            return np.concatenate(list(map(as_array, _decoded(pipe, own, batch_size))))
+        videos = (_decoded(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in own)
+        return np.stack([np.concatenate(list(map(as_array, video))) for video in videos])
     if is_pixel_space(pipe):
-        return to_uint8(latents)
+        return as_array(latents)
     if latents.ndim == 3:
         raise UsageError("This model's latents are no pictures, and it has no VAE here; give --vae.")
     preview = latents[:, :3] if latents.shape[1] > 3 else latents[:, :1]
-    return to_uint8(preview / (3 * preview.std() + 1e-8))
+    return as_array(preview / (3 * preview.std() + 1e-8))
 
 
-def _decode(pipe, latents: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
-    """uint8 (N, H, W, 3) from (N, C, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
-    vae, pictures = pipe.vae, []
+def _decoded(pipe, latents: torch.Tensor, at_once: int, is_video: bool = False) -> Iterator[torch.Tensor]:
+    """(n, C, H, W) of some of (N, c, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
+    vae = pipe.vae
     where = pipe._execution_device  # not that of the weights, which offloading brings there when they are used
     for some in latents.to(where, vae.dtype).split(at_once):
         temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
@@ -53,8 +59,7 @@ def _decode(pipe, latents: torch.Tensor, at_once: int, is_video: bool = False) -
         decoded = vae.decode(some, **joined).sample
         if not is_finite(decoded):
             raise NotFiniteError(explain(pipe, "pictures"))
-        pictures.append(to_uint8(decoded))
-    return np.concatenate(pictures)
+        yield decoded
 
 
 def is_pixel_space(pipe) -> bool:
