@@ -14,6 +14,7 @@ from skipdit_cli.checkpoints.index import SECOND, check_index, check_plain, is_p
 from skipdit_cli.checkpoints.official import read_official
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.process import DIT, SIT
+from skipdit_cli.checkpoints.variants import variant_of
 from skipdit_cli.checkpoints.weights import assign_weights, read_weights
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.sit import SiTPipeline
@@ -139,13 +140,21 @@ def open_source(
             )
         official = _native(config) or _on_hub(name, config)
         process = SIT if config.get(RECORD) == SIT else DIT
-        return Source(str(name), "transformer folder", config, transformer=path, official=official, process=process)
+        return Source(
+            str(name),
+            f"transformer folder{_variant(path)}",
+            config,
+            transformer=path,
+            official=official,
+            process=process,
+        )
     folder = find_folder(name, **hub_arguments)
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = check_index(name, folder, plain=True)
     config = _config(folder / "transformer", index)
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
+    layout += _variant(folder / "transformer")
     official = _native(config) or _on_hub(name, index, config, folder)
     second = None
     if index.get(SECOND) not in (None, [None, None]):
@@ -165,6 +174,11 @@ def _config(folder: Path, index: dict | None = None) -> dict:
         if type(config.get(key)) is not int or config[key] < 1:
             raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
+
+
+def _variant(folder: Path) -> str:
+    variant = variant_of(folder)
+    return "" if variant is None else f" ({variant} weights)"
 
 
 def _native(config: dict) -> str:

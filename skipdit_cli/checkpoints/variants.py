@@ -1,4 +1,4 @@
-"""Variants of weights, ``diffusion_pytorch_model.fp16.safetensors`` say: found by name, read where there is nothing else.
+"""Variants of weights, ``diffusion_pytorch_model.fp16.safetensors`` say: told by name, read where nothing else is.
 
 diffusers looks for one only if it is asked for by name, and then in every part that has it.
 """
@@ -15,7 +15,7 @@ WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?(\.(?P<former>[\w-]+))?"
     r"\.(safetensors|bin)"
 )
-"""A file of weights of diffusers or transformers, or one of its shards; ``former``: where the variant of a shard stood."""
+"""A file of weights of diffusers or transformers, or a shard of them, whose variant once stood where ``former`` is."""
 
 
 def variant_among(names: Iterable[str]) -> str | None:

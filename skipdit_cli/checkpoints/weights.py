@@ -81,7 +81,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def weight_files(folder) -> list[Path]:
-    """The files with the weights of one diffusers model folder: one, or all shards; of a variant where there is no other.
+    """The files of weights of one diffusers model folder: one, or all shards; of a variant if there are no others.
 
     Raises:
         UsageError: There are none, or a shard is missing.

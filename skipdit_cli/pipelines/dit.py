@@ -20,8 +20,8 @@ OUTPUTS = ("pil", "np", "pt")
 
 
 class DiTPipeline(diffusers.DiTPipeline):
-    """A ``DiTPipeline`` that goes by its model. diffusers' class takes label 1000 for "no class" whatever the model, and
-    a VAE for granted. It has the same name, under which it is saved, so that diffusers loads what it saves."""
+    """A ``DiTPipeline`` that goes by its model: diffusers' class takes 1000 for "no class" whatever the model, and
+    a VAE for granted. Both have one name, so that diffusers loads what this one saves."""
 
     _optional_components = ["vae"]
 
@@ -47,7 +47,7 @@ class DiTPipeline(diffusers.DiTPipeline):
         Returns:
             Pictures as ``images``, or in a tuple. Of a latent model without a VAE they show its first channels.
         Raises:
-            UsageError: A label that the model has not, guidance away from a "no class" that it has not, another output.
+            UsageError: A label that the model has not, guidance where it has no "no class", or another output.
         """
         config = self.transformer.config
         labels, null = [int(label) for label in class_labels], null_label(config)

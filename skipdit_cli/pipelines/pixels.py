@@ -22,7 +22,7 @@ FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal
 def to_pixels(
     pipe, latents: torch.Tensor, batch_size: int, as_array: Callable[[torch.Tensor], np.ndarray] = to_uint8
 ) -> np.ndarray:
-    """Arrays (N, [F,] H, W, 3) from latents (N, C, [F,] h, w): through the VAE, or straight out of a pixel-space model.
+    """An array (N, [F,] H, W, 3) of latents (N, C, [F,] h, w), through the VAE, or straight out of a model of pixels.
 
     Latents of a model that has no VAE here are shown as they are: three channels, scaled to their spread.
 
