@@ -6,8 +6,10 @@ from torch import nn
 
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+from skipdit_cli.checkpoints.bounds import UNKNOWN, Room
+from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.quiet import quiet
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 
 TIME_EMBEDDINGS = ("official", "diffusers")
@@ -27,19 +29,33 @@ def build_transformer(config: dict):
     Raises:
         UsageError: diffusers has no such class, or does not take these arguments.
     """
-    config = dict(config)
     name = config.get("_class_name", "DiTTransformer2DModel")
-    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
-    try:
+    with reading(f"Got a transformer config for {name}", failed="that diffusers cannot build"):
         with quiet(errors_only=True):  # of keys that it does not know, each time; loading says it once
-            transformer = class_named(name).from_config(config)
-    except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
-        raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
+            return _build(config).eval()
+
+
+def _build(config: dict):
+    config = dict(config)
+    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
+    transformer = class_named(config.get("_class_name", "DiTTransformer2DModel")).from_config(config)
     if ratio != 4.0:
         for block in transformer.transformer_blocks:
             block.ff = _feed_forward(transformer, ratio)
         transformer.register_to_config(mlp_ratio=ratio)
-    return transformer.eval()
+    return transformer
+
+
+def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOWN) -> None:
+    """Whether a config can be built, as ``check_model`` sees it, before ``build_transformer`` does.
+
+    Raises:
+        UsageError: It cannot, or diffusers has no such class.
+    """
+    name = config.get("_class_name", "DiTTransformer2DModel")
+    if not is_transformer(name):
+        raise UsageError(f"{where} has a model of class {name}, which is no transformer of diffusers.")
+    check_model(class_named(name), config, where, shapes, room, _build)
 
 
 def class_named(name: str):

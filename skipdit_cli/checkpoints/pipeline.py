@@ -15,11 +15,14 @@ from skipdit_cli.backbones import example_inputs, known_trunk
 from skipdit_cli.checkpoints.architecture import (
     OFFICIAL,
     build_transformer,
+    check_transformer,
     default_scheduler,
     has_own_mlp,
     pipeline_around,
     set_time_embedding,
 )
+from skipdit_cli.checkpoints.bounds import UNKNOWN, Room, in_memory, stored_shapes
+from skipdit_cli.checkpoints.claims import check_model, check_scheduler
 from skipdit_cli.checkpoints.index import (
     INDEX,
     SECOND,
@@ -29,13 +32,14 @@ from skipdit_cli.checkpoints.index import (
     check_index,
     of_texts,
     pipeline_class,
+    transformer_config,
 )
 from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
@@ -90,17 +94,17 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     index = check_index(path, folder, given=arguments)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
     check_packages(path, folder, index)
+    for part in TRANSFORMERS:
+        if index.get(part) not in (None, [None, None]) and part not in arguments:
+            transformer_config(folder / part, index)
     if has_own_mlp(read_json(folder / "transformer" / "config.json")):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     kind = pipeline_class(path, index)
-    with quiet(text=of_texts(index)):
-        try:
-            pipe = kind.from_pretrained(folder, **arguments)
-        except (*UNREADABLE, ImportError, AttributeError) as cause:
-            raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
+    with quiet(text=of_texts(index)), reading(f"Model {path}"):
+        pipe = kind.from_pretrained(folder, **arguments)
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
@@ -135,11 +139,8 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     """
     where = Path(folder) / skip_folder(part)
     branches_config(where)
-    try:
-        with quiet(errors_only=True):
-            branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
-    except UNREADABLE as cause:
-        raise UsageError(f"Skip branches {where} cannot be read: {first_line(cause)}.") from cause
+    with quiet(errors_only=True), reading(f"Skip branches {where}"):
+        branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
     if found["missing_keys"]:  # diffusers would leave them at random
         missing = sorted(found["missing_keys"])
         raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
@@ -157,6 +158,7 @@ def branches_config(where: Path) -> dict:
     unknown = [name for name in config if name not in known and not name.startswith("_")]
     if unknown:
         raise UsageError(f"{where / 'config.json'} has the unknown key '{unknown[0]}'; a newer skipdit may know it.")
+    check_model(SkipBranches, config, f"Folder {where}", stored_shapes(where))
     return config
 
 
@@ -213,6 +215,17 @@ def _load_transformer(folder: Path, dtype):
     return torch.nn.Module.to(transformer, dtype if isinstance(dtype, torch.dtype) else None)
 
 
+def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
+    """The config of a preset's model.
+
+    Raises:
+        UsageError: diffusers cannot make it, or it has no room.
+    """
+    config = {"_class_name": preset.model["class"], **preset.model["config"]}
+    check_transformer(config, f"Preset {preset.name}", room=room)
+    return config
+
+
 def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: str | None = None):
     """The model of a preset at full size with seeded random weights and no VAE, to time it without a download.
 
@@ -228,7 +241,7 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
 
     if not preset.model:
         raise UsageError(f"Preset {preset.name} names no model; see 'skipdit presets list'.")
-    config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
+    config = preset_config(preset, in_memory())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = torch.nn.Module.to(build_transformer(config), dtype)
@@ -240,5 +253,9 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
-        scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
+        kind = getattr(diffusers, own["class"], None)
+        if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
+            raise UsageError(f"Preset {preset.name} has a scheduler of class {own['class']}, which diffusers has not.")
+        check_scheduler(kind, own["config"], f"Preset {preset.name}")
+        scheduler = kind(**own["config"])
     return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)

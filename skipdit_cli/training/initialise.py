@@ -8,6 +8,8 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
 from skipdit_cli.checkpoints import build_transformer, default_scheduler, pipeline_around
+from skipdit_cli.checkpoints.bounds import in_memory
+from skipdit_cli.checkpoints.pipeline import preset_config
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import Preset
 from skipdit_cli.skip import add_skip_branches
@@ -48,7 +50,7 @@ def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0):
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = build_transformer(_config(preset))
+        transformer = build_transformer(preset_config(preset))
         initialise(transformer)
     if skip_branches:
         add_skip_branches(transformer)
@@ -64,14 +66,10 @@ def trainable_config(preset: Preset, with_vae: bool) -> dict:
     name = preset.model.get("class", "no model")
     if name not in FROM_SCRATCH:
         raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(FROM_SCRATCH)}.")
-    config = {"in_channels": 4, **_config(preset)}
+    config = {"in_channels": 4, **preset_config(preset, in_memory())}
     if config["in_channels"] not in (1, 3) and not with_vae:
         raise UsageError(
             f"Preset {preset.name} is of a latent model ({config['in_channels']} channels), and there is no VAE to "
             "make them; give --vae FOLDER_OR_HUB_ID."
         )
     return config
-
-
-def _config(preset: Preset) -> dict:
-    return {"_class_name": preset.model["class"], **preset.model["config"]}

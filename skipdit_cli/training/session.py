@@ -18,7 +18,7 @@ from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, open_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
 from skipdit_cli.checkpoints.folder import drop_paths, is_legal
-from skipdit_cli.checkpoints.index import check_index
+from skipdit_cli.checkpoints.index import check_index, transformer_config
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
@@ -79,7 +79,9 @@ def demand(folder: Path, expert: str | None = None) -> Demand:
     """
     path, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
     index, own = read_json(folder / INDEX), read_json(vae) if vae.is_file() else None
-    return demand_of(read_json(path), path, index, own, expert)
+    asked = demand_of(read_json(path), path, index, own, expert)
+    transformer_config(folder / "transformer", index)  # before the data is compared with what it says
+    return asked
 
 
 def open_to_train(folder: Path, asked: Demand, whole: bool):
