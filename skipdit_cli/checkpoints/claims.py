@@ -7,6 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ LARGEST = {"model": 2**24, "scheduler": 10**6, "tokenizer": 2**20}
 """The largest whole number that a config of a kind has a use for: rope's theta, training's timesteps, a vocabulary."""
 ANYTHING = (list, tuple, dict, typing.Any)
 """Declarations that say nothing of what is inside."""
+FORMER = (".query.weight", ".proj_attn.weight", ".weight_g", ".gamma", "LayerNorm.beta")
+"""Names that the libraries translate as they read: what a file of such has not may be there under another."""
 SENTINEL = 10**20
 """From here on a tokenizer's longest text is none at all: transformers writes 1e30."""
 
@@ -93,15 +96,8 @@ def check_encoder(kind: type, config: dict, where: str, folder: Path) -> None:
         return kind._from_config(kind.config_class.from_dict(given))
 
     model = _try(build, config, where, UNKNOWN if shapes is None else Room.of(shapes))
-    if model is None or shapes is None or config.get("quantization_config"):
-        return
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)  # tied ones lie in a file once
-    groups = list(names.values())
-    missing = [group[0] for group in groups if not any(map(shapes.__contains__, group))]
-    if missing and len(missing) <= len(groups) // 2:  # else the file has an older class's names, which is no damage
-        raise UsageError(f"{where} has no {missing[0]} in its weight files, which its config.json asks for.")
+    if model is not None and shapes is not None and not config.get("quantization_config"):
+        _check_shapes(model, shapes, where)
 
 
 def check_scheduler(kind: type, config: dict, where: str) -> None:
@@ -116,6 +112,26 @@ def check_scheduler(kind: type, config: dict, where: str) -> None:
             kind.from_config(config)
         except Exception as cause:
             raise _refusal(cause, kind.from_config, config, where, "scheduler_config.json") from cause
+        try:
+            _step(kind, {})
+        except Exception:
+            return  # of a kind that is called in a way of its own
+        try:
+            _step(kind, config)
+        except Exception as cause:
+            raise _refusal(cause, partial(_step, kind), config, where, "scheduler_config.json") from cause
+
+
+def _step(kind: type, config: dict) -> None:
+    """Set two timesteps and take the first: what only shows then (a list of betas that ends too early, a
+    ``prediction_type`` that is none) shows here."""
+    scheduler = kind.from_config(config)
+    shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    with torch.random.fork_rng(devices=[]):
+        scheduler.set_timesteps(2, **shifted)
+        noise = torch.full((1, 4, 4, 4), 0.5)
+        learned = str(scheduler.config.get("variance_type")).startswith("learned")
+        scheduler.step(torch.cat([noise] * 2, 1) if learned else noise, scheduler.timesteps[0], noise)
 
 
 def check_words(config: dict, where: str, file: str) -> None:
@@ -249,9 +265,20 @@ def _short(value: object) -> str:
 
 
 def _check_shapes(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
+    """Raise ``UsageError`` where the weight files lack a parameter, or have it in another shape: diffusers and
+    transformers would draw some of those at random."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)  # tied ones lie in a file once
+        if shapes.get(name, parameter.shape) != tuple(parameter.shape):
             raise UsageError(
-                f"{where} does not fit its weight files: by its config.json {name} is of shape {list(tensor.shape)}, in "
-                f"the files {list(shapes[name])}."
+                f"{where} does not fit its weight files: by its config.json {name} is of shape "
+                f"{list(parameter.shape)}, in the files {list(shapes[name])}."
             )
+    missing = [group[0] for group in names.values() if not any(map(shapes.__contains__, group))]
+    former = len(missing) > len(names) // 2 or any(name.endswith(FORMER) for name in shapes)
+    if missing and not former:
+        raise UsageError(
+            f"{where} is incomplete: its files hold no {missing[0]} ({len(missing)} are missing), which its config.json "
+            "asks for."
+        )
