@@ -22,6 +22,18 @@ class UsageError(SkipditError, ValueError):
     exit_code = 2
 
 
+class NotFiniteError(SkipditError):
+    """What was made, or what it is made with, holds NaN or infinity.
+
+    Args:
+        made: What there is all the same, for those who time it.
+    """
+
+    def __init__(self, message: str, made=None):
+        super().__init__(message)
+        self.made = made
+
+
 class CheckError(SkipditError):
     """A check the user asked for was missed. Exit code 3."""
 

@@ -279,6 +279,6 @@ def _check_shapes(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]], wh
     former = len(missing) > len(names) // 2 or any(name.endswith(FORMER) for name in shapes)
     if missing and not former:
         raise UsageError(
-            f"{where} is incomplete: its files hold no {missing[0]} ({len(missing)} are missing), which its config.json "
-            "asks for."
+            f"{where} is incomplete: its config.json asks for {missing[0]}, which its files do not hold "
+            f"({len(missing)} are missing)."
         )

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from skipdit_cli.checkpoints.architecture import OFFICIAL, check_transformer, is_transformer
+from skipdit_cli.backbones import FORMER_NAMES
+from skipdit_cli.checkpoints.architecture import OFFICIAL, as_named_now, check_transformer, is_transformer
 from skipdit_cli.checkpoints.bounds import stored_shapes
 from skipdit_cli.checkpoints.claims import check_part
 from skipdit_cli.checkpoints.packages import importable
@@ -15,7 +16,9 @@ from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES
+from skipdit_cli.pipelines.dit import DiTPipeline
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.skip import SKIP, skip_folder
 
 INDEX = "model_index.json"
@@ -140,7 +143,7 @@ def _check_quantised(name, part: str, config: object, library: str) -> None:
 
 
 def pipeline_class(name, index: dict):
-    """The class of a pipeline: ours where the index names it, else diffusers'.
+    """The class of a pipeline: one of ours where it is of classes, else diffusers'.
 
     Raises:
         UsageError: It names none, or one that the installed diffusers does not have or lacks a package for.
@@ -148,8 +151,9 @@ def pipeline_class(name, index: dict):
     import diffusers
 
     kind = index.get("_class_name")
-    if kind == LatteClassPipeline.__name__:
-        return LatteClassPipeline
+    for ours in (DiTPipeline, LatteClassPipeline, SiTPipeline):
+        if kind == ours.__name__:
+            return ours
     if isinstance(kind, list) and kind:
         raise UsageError(
             f"Model {name} is a {kind[-1]} with code of its own, which is not run; give a pipeline of diffusers."
@@ -219,8 +223,8 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
             raise UsageError(
                 f"Folder {folder} holds a {kind}, which has no transformer trunk; see 'skipdit info --families'."
             )
-    legacy = named[-1] == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    config = {**config, "_class_name": "DiTTransformer2DModel" if legacy else named[-1]}
+    said = named[0] if named[0] in FORMER_NAMES.get(named[-1], {}).values() else named[-1]
+    config = as_named_now({**config, "_class_name": said})
     check_transformer(config, f"Folder {folder}", stored_shapes(folder))
     return config
 
@@ -252,7 +256,7 @@ def check_folder(folder: Path) -> None:
         way = "give the folder of the whole pipeline"
         if (folder / SKIP).exists():
             way = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
-        elif kind in OFFICIAL or kind == "Transformer2DModel":
+        elif kind in OFFICIAL or kind in FORMER_NAMES:
             way = f"run 'skipdit convert -m {folder} -o FOLDER' first"
         raise UsageError(f"Folder {folder} holds one part of a pipeline ({kind}), no {INDEX}; {way}.")
     if (folder / SKIP).is_dir():

@@ -15,13 +15,12 @@ from skipdit_cli.backbones import example_inputs, known_trunk
 from skipdit_cli.checkpoints.architecture import (
     OFFICIAL,
     build_transformer,
-    check_transformer,
     default_scheduler,
     has_own_mlp,
     pipeline_around,
-    set_time_embedding,
+    preset_config,
 )
-from skipdit_cli.checkpoints.bounds import UNKNOWN, Room, in_memory, stored_shapes
+from skipdit_cli.checkpoints.bounds import in_memory, stored_shapes
 from skipdit_cli.checkpoints.claims import check_model, check_scheduler
 from skipdit_cli.checkpoints.index import (
     INDEX,
@@ -38,11 +37,14 @@ from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
+from skipdit_cli.checkpoints.variants import variant_among, variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
 from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
+from skipdit_cli.skip.time_embedding import RECORD, record_time_embedding
 
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
@@ -94,12 +96,14 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     index = check_index(path, folder, given=arguments)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
     check_packages(path, folder, index)
-    for part in TRANSFORMERS:
-        if index.get(part) not in (None, [None, None]) and part not in arguments:
-            transformer_config(folder / part, index)
-    if has_own_mlp(read_json(folder / "transformer" / "config.json")):
+    config = transformer_config(folder / "transformer", index)
+    if index.get(SECOND) not in (None, [None, None]):
+        transformer_config(folder / SECOND, index)
+    if has_own_mlp(config):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
-        arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
+        arguments["transformer"] = _load_transformer(folder / "transformer", config, dtype)
+    variant = _variant(path, folder, index, arguments)
+    arguments |= {"variant": variant} if variant else {}
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     kind = pipeline_class(path, index)
@@ -120,15 +124,31 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         empty = [name for name, tensor in tensors if tensor.is_meta]
         if empty:
             raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
-        if (folder / skip_folder(part)).is_dir():
-            _attach(transformer, load_branches(folder, part), branches)
+        found = load_branches(folder, part) if (folder / skip_folder(part)).is_dir() else None
+        time_embedding = transformer.config.get(RECORD) if found is None else found.config.time_embedding
+        if time_embedding is None and kind is SiTPipeline:
+            time_embedding = "sit"
+        if time_embedding is not None:
+            record_time_embedding(transformer, time_embedding)
+        if found is not None and branches:
+            add_skip_branches(transformer, branches=found)
     return pipe
 
 
-def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
-    set_time_embedding(transformer, branches.config.time_embedding)
-    if wanted:
-        add_skip_branches(transformer, branches=branches)
+def _variant(path, folder: Path, index: dict, given: dict) -> str | None:
+    """The variant that some of a pipeline's parts have weights of alone, for diffusers to ask for.
+
+    Raises:
+        UsageError: They have different ones.
+    """
+    if "variant" in given:
+        return given["variant"]
+    parts = [part for part in index if isinstance(index[part], list) and part not in given]
+    found = {part: variant_of(folder / part) for part in parts}
+    variants = sorted({variant for variant in found.values() if variant is not None})
+    if len(variants) > 1:
+        raise UsageError(f"Model {path} has its parts in the variants {', '.join(variants)}; rename the files of one.")
+    return variants[0] if variants else None
 
 
 def load_branches(folder, part: str = "transformer") -> SkipBranches:
@@ -139,8 +159,9 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     """
     where = Path(folder) / skip_folder(part)
     branches_config(where)
+    named = {"variant": variant_of(where), "use_safetensors": True}
     with quiet(errors_only=True), reading(f"Skip branches {where}"):
-        branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
+        branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, **named)
     if found["missing_keys"]:  # diffusers would leave them at random
         missing = sorted(found["missing_keys"])
         raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
@@ -158,7 +179,7 @@ def branches_config(where: Path) -> dict:
     unknown = [name for name in config if name not in known and not name.startswith("_")]
     if unknown:
         raise UsageError(f"{where / 'config.json'} has the unknown key '{unknown[0]}'; a newer skipdit may know it.")
-    check_model(SkipBranches, config, f"Folder {where}", stored_shapes(where))
+    check_model(SkipBranches, config, f"Folder {where} of skip branches", stored_shapes(where))
     return config
 
 
@@ -193,6 +214,8 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
             index = read_json(hf_hub_download(hub_id, INDEX, **plain))
             check_denoiser(hub_id, index)
             left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
+            if not arguments["local_files_only"] and arguments.get("variant") is None:
+                arguments["variant"] = _published_variant(hub_id, plain)
             folder = Path(pipeline_class(hub_id, index).download(hub_id, **arguments, **left))
             if not arguments["local_files_only"]:  # diffusers fetches what the index lists, and skip/ is not listed
                 patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
@@ -205,25 +228,23 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
     return folder
 
 
-def _load_transformer(folder: Path, dtype):
+def _published_variant(hub_id: str, arguments: dict) -> str | None:
+    """The one variant that the transformer's weights have on the hub, where there are none without."""
+    from huggingface_hub import HfApi
+
+    asked = {name: arguments[name] for name in ("revision", "token") if name in arguments}
+    files = map(Path, HfApi().list_repo_files(hub_id, **asked))
+    return variant_among(file.name for file in files if file.parent.name == "transformer")
+
+
+def _load_transformer(folder: Path, config: dict, dtype):
     """A transformer that diffusers alone would build in another shape (see ``build_transformer``)."""
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        transformer = build_transformer(read_json(folder / "config.json"))
+        transformer = build_transformer(config)
     assign_weights(transformer, read_weights(folder), folder)
     return torch.nn.Module.to(transformer, dtype if isinstance(dtype, torch.dtype) else None)
-
-
-def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
-    """The config of a preset's model.
-
-    Raises:
-        UsageError: diffusers cannot make it, or it has no room.
-    """
-    config = {"_class_name": preset.model["class"], **preset.model["config"]}
-    check_transformer(config, f"Preset {preset.name}", room=room)
-    return config
 
 
 def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: str | None = None):

@@ -9,6 +9,7 @@ from pathlib import Path
 from skipdit_cli.checkpoints.bounds import stored_shapes
 from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.online import is_local
+from skipdit_cli.checkpoints.variants import variant_of
 from skipdit_cli.errors import UsageError, reading
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
@@ -40,9 +41,10 @@ def load_vae(name, in_channels: int | None = None, **arguments):
                 kind = config.get("_class_name")
                 if kind not in KINDS:
                     raise UsageError(f"Got --vae {name}, which holds a {kind} but expected one of {', '.join(KINDS)}.")
-                shapes = stored_shapes(Path(path).expanduser() / inner)
+                shapes = stored_shapes(Path(path) / inner)
                 check_model(getattr(diffusers, kind), config, f"Got --vae {name}, which", shapes)
-                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **arguments)
+                named = {"variant": variant_of(Path(path) / inner)} if Path(path).is_dir() else {}
+                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **{**named, **arguments})
             break
         except UsageError:
             raise

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.labels import null_label
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """The two transformers of a pipeline that has two (Wan 2.2): for timesteps from ``boundary_ratio`` of all on, and for
@@ -29,7 +30,7 @@ class Trained:
 
 
 TRAINED = {
-    "DiTTransformer2DModel": Trained(("DiTPipeline",), captions=False),
+    "DiTTransformer2DModel": Trained(("DiTPipeline", "SiTPipeline"), captions=False),
     "LatteClassTransformer3DModel": Trained(("LatteClassPipeline",), captions=False, videos=True),
     "LatteTransformer3DModel": Trained(("LattePipeline",), videos=True),
     "PixArtTransformer2DModel": Trained(
@@ -59,6 +60,7 @@ class Demand:
     """
     Args:
         num_classes: The classes that labels are of; None for a model without.
+        has_null: A label may be dropped, for guidance; one of a model that has no "no class" may not.
         captions: Every sample comes with a text.
         video_length: The most frames the model has positions for; None for a model of images.
         joined_frames: A video's frames after the first become one latent in groups of so many, and there is no most;
@@ -67,6 +69,7 @@ class Demand:
     """
 
     num_classes: int | None = None
+    has_null: bool = True
     captions: bool = False
     video_length: int | None = None
     joined_frames: int | None = None
@@ -101,11 +104,14 @@ def demand_of(
         if trained.captions:
             check_encoders(name for name, part in pipeline.items() if part == [None, None])
     if name in USUAL_LENGTH:
-        return Demand(None, True, USUAL_LENGTH[name], (vae or {}).get("scale_factor_temporal") or 4, expert)
+        joined = (vae or {}).get("scale_factor_temporal") or 4
+        return Demand(captions=True, video_length=USUAL_LENGTH[name], joined_frames=joined, expert=expert)
     defaults = {"video_length": 16} if trained.videos else {"num_embeds_ada_norm": 1000}
     config = {**defaults, **config}
     classes = None if trained.captions else config.get("num_embeds_ada_norm")
-    return Demand(classes, trained.captions, config["video_length"] if trained.videos else None)
+    length = config["video_length"] if trained.videos else None
+    has_null = trained.captions or null_label(config) is not None
+    return Demand(classes, has_null, trained.captions, length)
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from skipdit_cli.pipelines.latents import check_scaling, scale
 from skipdit_cli.training.conditioning import conditioning_of
 from skipdit_cli.training.families import patch_of
 from skipdit_cli.training.flow import loss_of, span_of
-from skipdit_cli.training.latents import moments, scaled
+from skipdit_cli.training.latents import moments
 from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.loss import Losses
 from skipdit_cli.training.order import LATENT, NOISE, Draws, draw, generator
@@ -29,7 +30,7 @@ class Objective:
         weighting: Of a flow matching loss; None for the usual one.
         expert: Which of two transformers it is, see ``demand.EXPERTS``: its timesteps alone are drawn.
     Raises:
-        UsageError: There is no such loss, or no text encoder.
+        UsageError: There is no such loss, no text encoder, or no knowing how the VAE's latents are scaled.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Objective:
     ):
         self.vae, self.device, self.seed, self.label_dropout = pipe.vae, device, seed, label_dropout
         self.encoded = store is not None
+        if self.vae is not None:
+            check_scaling(self.vae)
         self.condition = conditioning_of(pipe, device, store)
         span = span_of(pipe, expert)
         self.loss = loss_of(pipe.scheduler, weighting, math.prod(patch_of(pipe)), span).to(device)
@@ -85,4 +88,4 @@ class Objective:
         if self.vae is None:
             return pixels
         posterior = DiagonalGaussianDistribution(pixels if self.encoded else moments(self.vae, pixels))
-        return scaled(self.vae, posterior.sample(generator=source))
+        return scale(self.vae, posterior.sample(generator=source))

@@ -17,7 +17,7 @@ from skipdit_cli import console
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, open_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
-from skipdit_cli.checkpoints.folder import drop_paths, is_legal
+from skipdit_cli.checkpoints.folder import drop_paths, drop_variant, is_legal, name_as_now
 from skipdit_cli.checkpoints.index import check_index, transformer_config
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
@@ -77,11 +77,9 @@ def demand(folder: Path, expert: str | None = None) -> Demand:
     Raises:
         UsageError: The config of its transformer is missing, or of a kind that is not trained here.
     """
-    path, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
+    part, vae = folder / "transformer", folder / "vae" / "config.json"
     index, own = read_json(folder / INDEX), read_json(vae) if vae.is_file() else None
-    asked = demand_of(read_json(path), path, index, own, expert)
-    transformer_config(folder / "transformer", index)  # before the data is compared with what it says
-    return asked
+    return demand_of(transformer_config(part, index), part / "config.json", index, own, expert)
 
 
 def open_to_train(folder: Path, asked: Demand, whole: bool):
@@ -93,7 +91,7 @@ def open_to_train(folder: Path, asked: Demand, whole: bool):
 
 def way_out(folder: Path) -> str:
     """What to do about a model without branches."""
-    backbone = BACKBONES.get(read_json(folder / "transformer" / "config.json").get("_class_name"))
+    backbone = BACKBONES.get(transformer_config(folder / "transformer", read_json(folder / INDEX))["_class_name"])
     if backbone is not None and backbone.native_skips:
         return "it has long skips of its own: give --train all"
     return f"run 'skipdit convert -m {folder} -o FOLDER'"
@@ -109,6 +107,8 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
     """
     settings.check()
+    if not demand.has_null:
+        settings = settings.without_dropout()
     if settings.overwrite:
         parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
@@ -175,11 +175,14 @@ def copy_with_trained(transformer, model: Path, folder: Path, part: str, only_br
     """
     left = shutil.ignore_patterns(*RUN_FILES, skip_folder(part), *([] if only_branches else [part]), CARD)
     shutil.copytree(model, folder, ignore=left, dirs_exist_ok=True)
+    for path in filter(Path.is_dir, folder.iterdir()):
+        drop_variant(path)
     if only_branches:
         save_branches(transformer.skip_branches, folder, part)
     else:
         transformer.save_pretrained(folder / part)
         drop_paths(folder)
+    name_as_now(folder)
 
 
 @contextmanager
