@@ -21,6 +21,7 @@ PLAIN_WIDTH = 1000
 
 _json = False
 _emitted = False
+_said: dict[str, object] = {}
 
 
 def use_json(on: bool) -> None:
@@ -35,6 +36,7 @@ def own_json(on: bool) -> Iterator[None]:
     global _json, _emitted
     before = _json, _emitted
     _json, _emitted = on, False
+    _said.clear()
     try:
         yield
     finally:
@@ -90,6 +92,13 @@ def trace(cause: BaseException) -> None:
 
 def warn(text: str) -> None:
     screen(stderr=True).print(Text.assemble(("Warning: ", "yellow"), _one_line(text)))
+
+
+def warn_once(topic: str, text: str) -> None:
+    """A warning that a thousand files may give cause for: of one topic, the first of a command is shown."""
+    own = object()
+    if _said.setdefault(topic, own) is own:  # one step, as several threads may read files
+        warn(text)
 
 
 def error(text: str, exit_code: int = 1) -> None:

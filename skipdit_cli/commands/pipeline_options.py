@@ -105,11 +105,11 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
 
 
 def read_image(file: Path | None):
-    """The picture in RGB; None for none.
+    """The picture in RGB, upright; None for none.
 
     Raises:
         UsageError: It is missing or no picture.
     """
-    from skipdit_cli.media.pictures import open_picture
+    from skipdit_cli.media import read_picture
 
-    return None if file is None else open_picture(file).convert("RGB")
+    return None if file is None else read_picture(file).convert("RGB")

@@ -8,7 +8,8 @@ from pathlib import Path
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_json, read_text
 from skipdit_cli.media.files import replacing
-from skipdit_cli.media.pictures import METADATA_KEY, open_picture
+from skipdit_cli.media.intake import opened
+from skipdit_cli.media.pictures import METADATA_KEY
 
 LARGEST = 1 << 24
 """Bytes of a history; that of thousands of prompts has a tenth."""
@@ -36,7 +37,9 @@ def read_metadata(path: Path) -> dict:
     """
     path = Path(path)
     if path.suffix.lower() not in BESIDE:
-        return _parsed(open_picture(path).info.get(METADATA_KEY, ""), path)
+        with opened(path) as image:
+            image.load()
+            return _parsed(image.info.get(METADATA_KEY, ""), path)
     beside = history_file(path)
     for needed in (path, beside):
         if not needed.is_file():
