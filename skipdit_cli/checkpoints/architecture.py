@@ -8,8 +8,10 @@ from torch import nn
 
 from skipdit_cli.backbones import BACKBONES, class_name
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+from skipdit_cli.checkpoints.bounds import UNKNOWN, Room
+from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.quiet import quiet
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.pipelines.dit import DiTPipeline
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
 from skipdit_cli.pipelines.schedulers import follows_flow
@@ -34,18 +36,32 @@ def build_transformer(config: dict):
         UsageError: diffusers has no such class, or does not take these arguments.
     """
     config = as_named_now({"_class_name": "DiTTransformer2DModel", **config})
-    name = config["_class_name"]
-    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
-    try:
+    with reading(f"Got a transformer config for {config['_class_name']}", failed="that diffusers cannot build"):
         with quiet(errors_only=True):  # of keys that it does not know, each time; loading says it once
-            transformer = class_named(name).from_config(config)
-    except (AttributeError, TypeError, ValueError, KeyError, ArithmeticError, NotImplementedError) as cause:
-        raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
+            return _build(config).eval()
+
+
+def _build(config: dict):
+    config = dict(config)
+    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
+    transformer = class_named(config["_class_name"]).from_config(config)
     if ratio != 4.0:
         for block in transformer.transformer_blocks:
             block.ff = _feed_forward(transformer, ratio)
         transformer.register_to_config(mlp_ratio=ratio)
-    return transformer.eval()
+    return transformer
+
+
+def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOWN) -> None:
+    """Whether a config can be built, as ``check_model`` sees it, before ``build_transformer`` does.
+
+    Raises:
+        UsageError: It cannot, or diffusers has no such class.
+    """
+    name = config["_class_name"]
+    if not is_transformer(name):
+        raise UsageError(f"{where} has a model of class {name}, which is no transformer of diffusers.")
+    check_model(class_named(name), config, where, shapes, room, _build)
 
 
 def as_named_now(config: dict) -> dict:
@@ -58,9 +74,15 @@ def as_named_now(config: dict) -> dict:
     return {key: value for key, value in config.items() if key in known or key.startswith("_")} | {"_class_name": name}
 
 
-def preset_config(preset: Preset) -> dict:
-    """The config of the transformer that a preset names."""
-    return as_named_now({"_class_name": preset.model["class"], **preset.model.get("config", {})})
+def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
+    """The config of the transformer that a preset names.
+
+    Raises:
+        UsageError: diffusers cannot build it, or it has no room.
+    """
+    config = as_named_now({"_class_name": preset.model["class"], **preset.model["config"]})
+    check_transformer(config, f"Preset {preset.name}", room=room)
+    return config
 
 
 def class_named(name: str):

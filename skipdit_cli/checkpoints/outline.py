@@ -11,7 +11,7 @@ from skipdit_cli.backbones import Trunk, known_trunk
 from skipdit_cli.checkpoints.architecture import build_transformer, preset_config
 from skipdit_cli.checkpoints.index import TRANSFORMERS, check_index, is_part, pipeline_class, transformer_config
 from skipdit_cli.checkpoints.pipeline import branches_config, find_folder, named_model
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import reading
 from skipdit_cli.presets import load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
@@ -99,7 +99,5 @@ def _transformer(name: str, config: dict, skip: dict | None):
 
 
 def _branches(name: str, config: dict) -> SkipBranches:
-    try:
+    with reading(f"The {SKIP}/config.json of {name}", failed="does not describe skip branches"):
         return SkipBranches.from_config(config)
-    except (TypeError, ValueError, RuntimeError) as cause:
-        raise UsageError(f"The {SKIP}/config.json of {name} does not describe skip branches: {cause}") from cause

@@ -20,6 +20,8 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     preset_config,
 )
+from skipdit_cli.checkpoints.bounds import in_memory, stored_shapes
+from skipdit_cli.checkpoints.claims import check_model, check_scheduler
 from skipdit_cli.checkpoints.index import (
     INDEX,
     SECOND,
@@ -37,7 +39,7 @@ from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.variants import variant_among, variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
@@ -95,6 +97,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
     check_packages(path, folder, index)
     config = transformer_config(folder / "transformer", index)
+    if index.get(SECOND) not in (None, [None, None]):
+        transformer_config(folder / SECOND, index)
     if has_own_mlp(config):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         arguments["transformer"] = _load_transformer(folder / "transformer", config, dtype)
@@ -103,11 +107,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     kind = pipeline_class(path, index)
-    with quiet(text=of_texts(index)):
-        try:
-            pipe = kind.from_pretrained(folder, **arguments)
-        except (*UNREADABLE, IndexError, ImportError, AttributeError) as cause:
-            raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
+    with quiet(text=of_texts(index)), reading(f"Model {path}"):
+        pipe = kind.from_pretrained(folder, **arguments)
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
@@ -158,12 +159,9 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     """
     where = Path(folder) / skip_folder(part)
     branches_config(where)
-    try:
-        with quiet(errors_only=True):
-            named = {"variant": variant_of(where), "use_safetensors": True}
-            branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, **named)
-    except UNREADABLE as cause:
-        raise UsageError(f"Skip branches {where} cannot be read: {first_line(cause)}.") from cause
+    named = {"variant": variant_of(where), "use_safetensors": True}
+    with quiet(errors_only=True), reading(f"Skip branches {where}"):
+        branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, **named)
     if found["missing_keys"]:  # diffusers would leave them at random
         missing = sorted(found["missing_keys"])
         raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
@@ -181,6 +179,7 @@ def branches_config(where: Path) -> dict:
     unknown = [name for name in config if name not in known and not name.startswith("_")]
     if unknown:
         raise UsageError(f"{where / 'config.json'} has the unknown key '{unknown[0]}'; a newer skipdit may know it.")
+    check_model(SkipBranches, config, f"Folder {where} of skip branches", stored_shapes(where))
     return config
 
 
@@ -263,7 +262,7 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
 
     if not preset.model:
         raise UsageError(f"Preset {preset.name} names no model; see 'skipdit presets list'.")
-    config = preset_config(preset)
+    config = preset_config(preset, in_memory())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = torch.nn.Module.to(build_transformer(config), dtype)
@@ -275,5 +274,9 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
-        scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
+        kind = getattr(diffusers, own["class"], None)
+        if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
+            raise UsageError(f"Preset {preset.name} has a scheduler of class {own['class']}, which diffusers has not.")
+        check_scheduler(kind, own["config"], f"Preset {preset.name}")
+        scheduler = kind(**own["config"])
     return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)

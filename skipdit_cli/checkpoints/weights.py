@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import warnings
 from functools import partial
@@ -14,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli.checkpoints.variants import variant_of
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_json, read_text
 
 STEM = "diffusion_pytorch_model"
 UNREADABLE = (
@@ -37,10 +37,7 @@ def read_json(path) -> dict:
     """
     if not Path(path).is_file():
         raise UsageError(f"{path} is missing; fetch the model again.")
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise UsageError(f"{path} cannot be read as JSON: {first_line(cause)}.") from cause
+    data = parse_json(read_text(path), path)
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a {type(data).__name__} but expected an object.")
     return data

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_yaml
 
 PANEL = "Pipelines of diffusers"
 
@@ -88,8 +89,6 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
     Raises:
         UsageError: One is no KEY=VALUE, no YAML, given twice, or has a flag of its own.
     """
-    import yaml
-
     from skipdit_cli.pipelines.arguments import check_key
 
     found = {}
@@ -101,19 +100,16 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
         check_key(name)
         if name in found:
             raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as cause:
-            raise UsageError(f"Got --pipeline-arg '{text}', whose value is no YAML; quote it.") from cause
+        found[name] = parse_yaml(value, f"Got --pipeline-arg '{text}', whose value")
     return found
 
 
 def read_image(file: Path | None):
-    """The picture in RGB; None for none.
+    """The picture in RGB, upright; None for none.
 
     Raises:
         UsageError: It is missing or no picture.
     """
-    from skipdit_cli.media.pictures import open_picture
+    from skipdit_cli.media import read_picture
 
-    return None if file is None else open_picture(file).convert("RGB")
+    return None if file is None else read_picture(file).convert("RGB")

@@ -6,7 +6,7 @@ import diffusers
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.errors import UsageError, nearest, reading
 from skipdit_cli.pipelines.arguments import takes_text
 
 
@@ -111,7 +111,8 @@ def make_scheduler(name: str | None, pipe):
     config = dict(own.config)
     if kind is not diffusers.DDPMScheduler:  # diffusers' DPM-Solver would keep three channels of a learned variance
         config.pop("variance_type", None)
-    return kind.from_config(config, **settings)
+    with reading(f"Got --scheduler {name}, but the scheduler's config of this model", failed="does not fit it"):
+        return kind.from_config(config, **settings)
 
 
 def follows_flow(scheduler) -> bool:

@@ -66,6 +66,7 @@ class Demand:
         joined_frames: A video's frames after the first become one latent in groups of so many, and there is no most;
             None where a frame is a latent.
         expert: Which of two transformers is trained, a key of ``EXPERTS``; None where there is one.
+        class_names: What the model calls its classes, and the labels of that name.
     """
 
     num_classes: int | None = None
@@ -74,6 +75,7 @@ class Demand:
     video_length: int | None = None
     joined_frames: int | None = None
     expert: str | None = None
+    class_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -111,7 +113,16 @@ def demand_of(
     classes = None if trained.captions else config.get("num_embeds_ada_norm")
     length = config["video_length"] if trained.videos else None
     has_null = trained.captions or null_label(config) is not None
-    return Demand(classes, has_null, trained.captions, length)
+    return Demand(classes, has_null, trained.captions, length, class_names=_class_names(pipeline or {}))
+
+
+def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
+    """``id2label`` turned round; several names to one label lie between commas."""
+    found: dict[str, tuple[int, ...]] = {}
+    for label, names in (index.get("id2label") or {}).items():
+        for name in {names, *(each.strip() for each in names.split(","))}:
+            found[name] = (*found.get(name, ()), int(label))
+    return found
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from skipdit_cli.checkpoints import build_transformer, default_scheduler, pipeline_around
 from skipdit_cli.checkpoints.architecture import preset_config
+from skipdit_cli.checkpoints.bounds import in_memory
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import Preset
 from skipdit_cli.skip import add_skip_branches
@@ -50,15 +51,16 @@ def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0, d
     Raises:
         UsageError: diffusers refuses the model's config.
     """
+    config = preset_config(preset, in_memory())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = build_transformer(preset_config(preset))
+        transformer = build_transformer(config)
         initialise(transformer)
     if not drops_labels:
         transformer.register_to_config(_null_class=False)
     if skip_branches:
         add_skip_branches(transformer)
-    return pipeline_around(transformer, default_scheduler(preset_config(preset)["_class_name"]), vae)
+    return pipeline_around(transformer, default_scheduler(config["_class_name"]), vae)
 
 
 def trainable_config(preset: Preset, with_vae: bool) -> dict:
@@ -67,7 +69,7 @@ def trainable_config(preset: Preset, with_vae: bool) -> dict:
     Raises:
         UsageError: The preset describes no model that can be trained from scratch, or one of latents without a VAE.
     """
-    config = {"in_channels": 4, **(preset_config(preset) if preset.model else {})}
+    config = {"in_channels": 4, **(preset_config(preset, in_memory()) if preset.model else {})}
     name = config.get("_class_name", "no model")
     if name not in FROM_SCRATCH:
         raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(FROM_SCRATCH)}.")

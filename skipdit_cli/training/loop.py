@@ -82,7 +82,7 @@ class Trainer:
             self.transformer.enable_gradient_checkpointing()
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
-        self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
+        self.recorded = {**settings.recorded(), "only_branches": only_branches, **samples.recorded()}
         self.recorded |= {
             "processes": self.accelerator.num_processes,
             "lora": fingerprint_of_adapters(self.transformer),

@@ -23,6 +23,7 @@ from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import skip_folder
+from skipdit_cli.training.class_folders import record_names
 from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.facts import training_facts
 from skipdit_cli.training.families import as_trained, family_of
@@ -114,9 +115,12 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
     accelerator = make_accelerator(settings)
     num_frames = settings.clip_frames(demand)
-    samples = read_samples(settings.data, demand, ((num_frames or 1) - 1) * settings.frame_stride + 1)
+    span = ((num_frames or 1) - 1) * settings.frame_stride + 1
+    samples = read_samples(settings.data, demand, span, settings.fps_target, settings.allow_outside)
     if accelerator.is_main_process:
         console.say(str(samples))
+        if samples.classes is not None:
+            console.say(str(samples.classes))
     samples.check_labels(demand.num_classes)
     return Session(settings, samples, num_frames, checkpoint, accelerator, demand.expert)
 
@@ -163,6 +167,7 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
                 save_pipeline(pipe, part)
             else:
                 copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
+            record_names(part / INDEX, session.samples.classes)
             write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
     return outcome
 

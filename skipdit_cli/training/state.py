@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli.checkpoints import check_target, replace_folder
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.errors import SkipditError, UsageError, reading
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
 
@@ -118,15 +117,12 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
     Raises:
         UsageError: It is damaged, or was made under other settings and ``force`` is off.
     """
-    try:
+    with reading(f"Checkpoint {folder}", "resume from an earlier one"):
         record = json.loads((folder / RECORD).read_text())
         step, then = int(record["step"]), dict(record["settings"])
         weights = load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
         rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SafetensorError) as cause:
-        said = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
-        raise UsageError(f"Checkpoint {folder} cannot be read ({said}); resume from an earlier one.") from cause
     now = json.loads(json.dumps(settings, default=str))
     changed = [
         f"{key} {then.get(key)} then, {now.get(key)} now" for key in {**then, **now} if then.get(key) != now.get(key)
