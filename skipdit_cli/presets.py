@@ -1,4 +1,4 @@
-"""Presets: YAML files that name a model and set flags of commands. Order: flag > environment > preset > default."""
+"""Presets: YAML files that name a model and set flags of commands; commands/values.py says what wins over them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ OWN_KEYS = ("about", "source", "weights", "model")
 NOTHING = ("", "null", "~")
 LARGEST = 1 << 18
 """Bytes of a preset."""
-ONLY_TYPED = ("push-to-hub", "private")
-"""Flags that no preset may set: a file that somebody passed on must not publish a model."""
+ONLY_TYPED = {
+    **dict.fromkeys(("push-to-hub", "private"), "publishes"),
+    **dict.fromkeys(("output", "npz", "cache-latents", "update-card"), "says where to write"),
+    "overwrite": "replaces files",
+    "prompts-file": "reads a text of yours",
+}
+"""Flags that no preset may set, and what they do: a file that somebody passed on must not do it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,16 @@ class Preset:
 
     @property
     def weights_path(self) -> Path | None:
-        return PACKAGE / "embedded" / self.weights if self.weights else None
+        return embedded_folder() / self.weights if self.weights else None
+
+
+def embedded_folder() -> Path:
+    """Where the models are that the package brings."""
+    return PACKAGE / "embedded"
+
+
+def embedded_names() -> list[str]:
+    return sorted(path.name for path in embedded_folder().iterdir() if path.is_dir())
 
 
 def preset_folder() -> Path:
@@ -136,7 +150,9 @@ def _flags(
     given = {}
     for flag, value in (values or {}).items():
         if flag in ONLY_TYPED:
-            raise UsageError(f"Preset {path} sets '{command}: {flag}', which publishes; give --{flag} by hand.")
+            raise UsageError(
+                f"Preset {path} sets '{command}: {flag}', which {ONLY_TYPED[flag]}; give --{flag} by hand."
+            )
         if commands is not None and flag not in commands[command]:
             hint = nearest(flag, commands[command])
             raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")

@@ -12,9 +12,12 @@ from skipdit_cli.backbones.finite import is_finite
 from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.media import to_uint8
 from skipdit_cli.pipelines.arguments import frames_argument, takes
+from skipdit_cli.pipelines.device import free_memory
 from skipdit_cli.pipelines.diagnosis import explain
 from skipdit_cli.pipelines.latents import shrinks, unscale
 
+SAMPLE_BYTES = 1024
+"""Of a sample besides its pixels: its condition, its generator, its latents."""
 FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal decoder sees so far
 
 
@@ -83,6 +86,32 @@ def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tup
     shrunk = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # sizes are asked for as with a VAE
     own = enlarged * pipe.transformer.config.sample_size
     return tuple(own if size is None else size // shrunk for size in (height, width))
+
+
+def check_memory(pipe, count: int, height=None, width=None, num_frames=None, drawn: int = 1) -> None:
+    """Whether the samples fit into memory, before any of them is made.
+
+    Args:
+        pipe: The pipeline; or its outline, which knows no VAE, so that latents are taken for pixels: a lower bound.
+        height, width, num_frames: Those asked for, if any.
+        drawn: How many pixels are drawn for one of a sample: in a grid of all, enlarged where they are tiny.
+    Raises:
+        UsageError: There are too many, or they are too large.
+    """
+    config = pipe.transformer.config
+    sides = pixel_size(pipe, height, width) if hasattr(pipe, "vae") else None
+    own = config.get("sample_size")
+    tall, wide = sides or [size or (own if isinstance(own, int) else 1) for size in (height, width)]
+    named = frames_argument(pipe)
+    frames = num_frames or config.get("video_length") or (named and takes(pipe)[named].default) or 1
+    needed, free = count * (3 * tall * wide * frames * (1 + drawn) + SAMPLE_BYTES), free_memory()
+    if needed > free:
+        what = f"{count:,} sample{'s' * (count > 1)} of at least {wide}x{tall} pixels"
+        what += f" and {frames:,} frames" if frames > 1 else ""
+        raise UsageError(
+            f"Got {what} to make, which take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
+            "give a smaller --num-images, --batch-size, --height, --width or --num-frames."
+        )
 
 
 def is_video(pipe) -> bool:
