@@ -171,8 +171,14 @@ def _statistics(vae, convention: Convention) -> tuple[torch.Tensor, torch.Tensor
             "take one out."
         )
     mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in found.values())
-    if mean.shape != deviation.shape or not mean.isfinite().all() or not (deviation.isfinite() & (deviation > 0)).all():
-        raise UsageError(f"Got a {kind} whose latents_mean and latents_std are not as many numbers, above 0 in the latter.")
+    if (
+        mean.shape != deviation.shape
+        or not mean.isfinite().all()
+        or not (deviation.isfinite() & (deviation > 0)).all()
+    ):
+        raise UsageError(
+            f"Got a {kind} whose latents_mean and latents_std are not as many numbers, above 0 in the latter."
+        )
     return mean, deviation
 
 
