@@ -9,6 +9,7 @@ from pathlib import Path
 from skipdit_cli.checkpoints.online import is_local
 from skipdit_cli.checkpoints.weights import UNREADABLE
 from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 """Frame by frame, and with a look at the frames around."""
@@ -54,11 +55,12 @@ def load_vae(name, in_channels: int | None = None, **arguments):
 def check_vae(vae, in_channels: int, name=None) -> None:
     """
     Raises:
-        UsageError: Its latents have another number of channels than the model.
+        UsageError: Its latents have another number of channels than the model, or it does not say how many.
     """
-    own = vae.config.latent_channels
+    own, named = latent_channels(vae.config), "" if name is None else f" {name}"
+    if own is None:
+        raise UsageError(f"Got --vae{named}, a {type(vae).__name__}, whose config does not say how many channels.")
     if own != in_channels:
-        named = "" if name is None else f" {name}"
         raise UsageError(f"Got --vae{named} with {own} latent channels, but the model has {in_channels}.")
 
 
