@@ -41,6 +41,7 @@ from skipdit_cli.checkpoints.variants import variant_among, variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
 from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
+from skipdit_cli.pipelines.latents import latent_channels
 from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
@@ -113,7 +114,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
         former = folder / "vae" / "config.json"  # of packed latents the model's channels are more
-        own = read_json(former).get("latent_channels") if former.is_file() else None
+        own = latent_channels(read_json(former)) if former.is_file() else None
         check_vae(pipe.vae, own or pipe.transformer.config.in_channels)
     for part in TRANSFORMERS:
         transformer = getattr(pipe, part, None)

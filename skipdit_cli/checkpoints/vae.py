@@ -11,6 +11,7 @@ from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.online import is_local
 from skipdit_cli.checkpoints.variants import variant_of
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 """Frame by frame, and with a look at the frames around."""
@@ -61,11 +62,12 @@ def load_vae(name, in_channels: int | None = None, **arguments):
 def check_vae(vae, in_channels: int, name=None) -> None:
     """
     Raises:
-        UsageError: Its latents have another number of channels than the model.
+        UsageError: Its latents have another number of channels than the model, or it does not say how many.
     """
-    own = vae.config.latent_channels
+    own, named = latent_channels(vae.config), "" if name is None else f" {name}"
+    if own is None:
+        raise UsageError(f"Got --vae{named}, a {type(vae).__name__}, whose config does not say how many channels.")
     if own != in_channels:
-        named = "" if name is None else f" {name}"
         raise UsageError(f"Got --vae{named} with {own} latent channels, but the model has {in_channels}.")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from skipdit_cli import console
 from skipdit_cli.checkpoints import check_target, replace_folder
 from skipdit_cli.errors import SkipditError, UsageError, reading
 
@@ -92,7 +93,7 @@ class Checkpoints:
                     save_file(state.average, part / AVERAGE)
                 torch.save(state.rest, part / REST)
                 record = {"step": state.step, "settings": state.settings}
-                (part / RECORD).write_text(json.dumps(record, indent=2, default=str))
+                (part / RECORD).write_text(console.to_json(record, indent=2))
         except (SkipditError, RuntimeError) as cause:  # RuntimeError: torch.save on a full disk
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
@@ -123,7 +124,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         weights = load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
         rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    now = json.loads(json.dumps(settings, default=str))
+    now = json.loads(console.to_json(settings))
     changed = [
         f"{key} {then.get(key)} then, {now.get(key)} now" for key in {**then, **now} if then.get(key) != now.get(key)
     ]
