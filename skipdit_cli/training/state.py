@@ -195,7 +195,7 @@ def check_whole(folder: Path) -> None:
         if not path.is_file() or checksum(path) != files[name]:
             damaged.append(name)
     if damaged:
-        raise UsageError(f"Checkpoint {folder} is damaged: {damaged[0]} is not as it was saved; resume from another.")
+        raise UsageError(f"Checkpoint {folder} is damaged: {damaged[0]} is not as it was saved; resume from an earlier one.")
 
 
 def _digest(record: dict) -> str:
