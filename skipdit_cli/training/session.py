@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,6 +28,7 @@ from skipdit_cli.training.class_folders import record_names
 from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.facts import training_facts
 from skipdit_cli.training.families import as_trained, family_of
+from skipdit_cli.training.lock import check_unused, only_run_in
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
@@ -38,7 +39,7 @@ INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
 TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
 PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
-RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
+RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*", "set-aside-*", ".lock")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
     """
     settings.check()
+    check_unused(settings.output)
     if not demand.has_null:
         settings = settings.without_dropout()
     if settings.overwrite:
@@ -164,17 +166,30 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
             settings.output.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise UsageError(f"Cannot write to {settings.output}: {cause.strerror}; give another -o.") from cause
-    accelerator.wait_for_everyone()
-    outcome = trainer.run()
-    if outcome.main and not outcome.interrupted:
-        with whole_or_nothing(settings.output) as part:
-            if model is None:
-                save_pipeline(pipe, part)
-            else:
-                copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
-            record_names(part / INDEX, session.samples.classes)
-            write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
+    with only_run_in(settings.output) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _tidy(trainer)
+        accelerator.wait_for_everyone()
+        outcome = trainer.run()
+        if outcome.main and not outcome.interrupted:
+            with whole_or_nothing(settings.output) as part:
+                if model is None:
+                    save_pipeline(pipe, part)
+                else:
+                    copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
+                record_names(part / INDEX, session.samples.classes)
+                write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
     return outcome
+
+
+def _tidy(trainer: Trainer) -> None:
+    """Take away what killed runs left half written, and set aside the checkpoints that this run makes anew."""
+    checkpoints = trainer.checkpoints
+    checkpoints.sweep()
+    aside = checkpoints.set_aside(trainer.step)
+    if aside is not None:
+        console.warn(f"the run goes on from step {trainer.step}, so its later checkpoints were moved to {aside}.")
 
 
 def copy_with_trained(transformer, model: Path, folder: Path, part: str, only_branches: bool) -> None:
