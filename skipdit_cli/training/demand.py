@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.labels import null_label
-from skipdit_cli.pipelines.latents import latent_channels
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """The two transformers of a pipeline that has two (Wan 2.2): for timesteps from ``boundary_ratio`` of all on, and for
@@ -127,6 +126,8 @@ def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:
+    from skipdit_cli.pipelines.latents import latent_channels
+
     kind, name = index.get("_class_name"), config["_class_name"]
     taken, made = config.get("in_channels"), latent_channels(vae)
     packed = 4 if name == "FluxTransformer2DModel" else 1
