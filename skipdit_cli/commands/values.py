@@ -182,6 +182,8 @@ def lay(ctx: typer.Context, command, typed: Mapping[str, object]) -> None:
     if "from_file" in chosen:
         made = Path(chosen["from_file"])
         layers.append(Layer(f"the record of {made}", read_record(made), foreign=True))
+        if "model" not in layers[-1].values and not {"model", "preset"} & set(chosen):
+            raise UsageError(f"The record of {made} names no model; give the --preset it was made with, or -m MODEL.")
         _say_overruled(ctx, command, layers, typed)
     values, origin = laid(command, layers, typed)
     for parameter in command.params:
