@@ -35,8 +35,9 @@ from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
+from skipdit_cli.pipelines.diagnosis import broken_weight
 from skipdit_cli.pipelines.latents import latent_channels
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
@@ -85,6 +86,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             parts to take instead of the folder's own: ``vae=...``.
     Raises:
         UsageError: There is no such model, its files are incomplete or damaged, or a package to read them is missing.
+        NotFiniteError: A weight is NaN or infinite, which attention on some devices takes for a mask, and hides.
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
@@ -119,6 +121,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
         if (folder / skip_folder(part)).is_dir():
             _attach(transformer, load_branches(folder, part), branches)
+    if where := broken_weight(pipe):
+        raise NotFiniteError(f"Model {path} cannot be used: its {where}; get its weights again.")
     return pipe
 
 

@@ -6,9 +6,10 @@ import re
 import warnings
 from pathlib import Path
 
+from skipdit_cli.backbones.finite import first_broken
 from skipdit_cli.checkpoints.online import is_local
 from skipdit_cli.checkpoints.weights import UNREADABLE
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
@@ -27,6 +28,7 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         arguments: As for diffusers' ``from_pretrained``.
     Raises:
         UsageError: There is none, it is of another kind, or its latents have another number of channels.
+        NotFiniteError: A weight is NaN or infinite.
     """
     import diffusers
 
@@ -47,6 +49,8 @@ def load_vae(name, in_channels: int | None = None, **arguments):
             if (path, inner) == places[-1]:
                 where = "" if Path(path).is_dir() else ", from the hub or its local cache"
                 raise UsageError(f"Got --vae {name}, which cannot be read{where}: {first_line(cause)}.") from cause
+    if where := first_broken(vae.state_dict().items()):
+        raise NotFiniteError(f"Got --vae {name}, which holds {where}; get its weights again.")
     if in_channels is not None:
         check_vae(vae, in_channels, name)
     return vae

@@ -172,9 +172,7 @@ def _statistics(vae, convention: Convention) -> tuple[torch.Tensor, torch.Tensor
         )
     mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in found.values())
     if mean.shape != deviation.shape or not (mean.isfinite() & deviation.isfinite() & (deviation > 0)).all():
-        raise UsageError(
-            f"Got a {kind} with latents_mean and latents_std that are not as many numbers, or no spread."
-        )
+        raise UsageError(f"Got a {kind} with latents_mean and latents_std that are not as many numbers, or no spread.")
     return mean, deviation
 
 
