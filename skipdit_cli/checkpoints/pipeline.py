@@ -39,8 +39,9 @@ from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.variants import variant_among, variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
-from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
+from skipdit_cli.pipelines.diagnosis import broken_weight
 from skipdit_cli.pipelines.latents import latent_channels
 from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
@@ -91,6 +92,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             parts to take instead of the folder's own: ``vae=...``.
     Raises:
         UsageError: There is no such model, its files are incomplete or damaged, or a package to read them is missing.
+        NotFiniteError: A weight is NaN or infinite, which attention on some devices takes for a mask, and hides.
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
@@ -133,6 +135,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             record_time_embedding(transformer, time_embedding)
         if found is not None and branches:
             add_skip_branches(transformer, branches=found)
+    if where := broken_weight(pipe):
+        raise NotFiniteError(f"Model {path} cannot be used: its {where}; get its weights again.")
     return pipe
 
 

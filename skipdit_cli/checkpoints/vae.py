@@ -6,11 +6,12 @@ import re
 import warnings
 from pathlib import Path
 
+from skipdit_cli.backbones.finite import first_broken
 from skipdit_cli.checkpoints.bounds import stored_shapes
 from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.online import is_local
 from skipdit_cli.checkpoints.variants import variant_of
-from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
@@ -29,6 +30,7 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         arguments: As for diffusers' ``from_pretrained``.
     Raises:
         UsageError: There is none, it is of another kind, or its latents have another number of channels.
+        NotFiniteError: A weight is NaN or infinite.
     """
     import diffusers
 
@@ -54,6 +56,8 @@ def load_vae(name, in_channels: int | None = None, **arguments):
                 where = "" if Path(path).is_dir() else ", from the hub or its local cache"
                 with reading(f"Got --vae {name}, which", failed=f"cannot be read{where}"):
                     raise
+    if where := first_broken(vae.state_dict().items()):
+        raise NotFiniteError(f"Got --vae {name}, which holds {where}; get its weights again.")
     if in_channels is not None:
         check_vae(vae, in_channels, name)
     return vae

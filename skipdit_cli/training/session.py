@@ -21,8 +21,7 @@ from skipdit_cli.checkpoints.folder import drop_paths, drop_variant, is_legal, n
 from skipdit_cli.checkpoints.index import check_index, transformer_config
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
-from skipdit_cli.errors import NotFiniteError, UsageError
-from skipdit_cli.pipelines.diagnosis import broken_weight
+from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.class_folders import record_names
 from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
@@ -145,12 +144,8 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     Args:
         origin: For its card.
         model: The pipeline folder that the run begins with; the files of what is not trained stay as they are.
-    Raises:
-        NotFiniteError: A weight of the pipeline is NaN or infinite.
     """
     settings, accelerator, expert = session.settings, session.accelerator, session.expert
-    if where := broken_weight(pipe):
-        raise NotFiniteError(f"The model's {where}, and training would spread it; nothing was written.")
     trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches, expert)
     if session.checkpoint is not None:
         trainer.resume(session.checkpoint)
