@@ -52,7 +52,7 @@ def _build(config: dict):
     return transformer
 
 
-def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOWN) -> None:
+def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOWN, file: str = "config.json") -> None:
     """Whether a config can be built, as ``check_model`` sees it, before ``build_transformer`` does.
 
     Raises:
@@ -61,7 +61,7 @@ def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOW
     name = config["_class_name"]
     if not is_transformer(name):
         raise UsageError(f"{where} has a model of class {name}, which is no transformer of diffusers.")
-    check_model(class_named(name), config, where, shapes, room, _build)
+    check_model(class_named(name), config, where, shapes, room, _build, file)
 
 
 def as_named_now(config: dict) -> dict:
@@ -81,7 +81,7 @@ def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
         UsageError: diffusers cannot build it, or it has no room.
     """
     config = as_named_now({"_class_name": preset.model["class"], **preset.model["config"]})
-    check_transformer(config, f"Preset {preset.name}", room=room)
+    check_transformer(config, f"Preset {preset.name}", room=room, file="model")
     return config
 
 

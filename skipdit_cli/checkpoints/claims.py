@@ -64,6 +64,7 @@ def check_model(
     shapes: dict[str, tuple[int, ...]] | None = None,
     room: Room = UNKNOWN,
     build: Callable[[dict], torch.nn.Module] | None = None,
+    file: str = "config.json",
 ) -> None:
     """Whether a config can be of a model of diffusers, by the types of its values, and by making the model on the meta
     device in the room that its weight files leave.
@@ -74,11 +75,12 @@ def check_model(
         shapes: Of the tensors in its weight files.
         room: Where there are none.
         build: How one is made of a config; ``kind.from_config`` if not given.
+        file: What holds the config, for the sentence.
     Raises:
         UsageError: It cannot; the sentence names the first value that is to blame.
     """
-    check_arguments(kind, config, where, LARGEST["model"])
-    model = _try(build or kind.from_config, config, where, room if shapes is None else Room.of(shapes))
+    check_arguments(kind, config, where, LARGEST["model"], file)
+    model = _try(build or kind.from_config, config, where, room if shapes is None else Room.of(shapes), file)
     if model is not None and shapes is not None and not config.get("quantization_config"):
         _check_shapes(model, shapes, where)
 
@@ -225,10 +227,10 @@ def _check_numbers(config: dict, where: str, largest: int, file: str = "config.j
         elif isinstance(value, list):
             pending += [(name, item) for item in value]
         elif _whole(value) and abs(value) > largest:
-            raise UsageError(f"{where} has a {file} with {name} {value}, but expected at most {largest}.")
+            raise UsageError(f"{where} has a {file} with {name} {value}, but expected -{largest}..{largest}.")
 
 
-def _try(build: Callable, config: dict, where: str, room: Room) -> torch.nn.Module | None:
+def _try(build: Callable, config: dict, where: str, room: Room, file: str = "config.json") -> torch.nn.Module | None:
     """The model on the meta device; None if it cannot be made there, though it may elsewhere."""
 
     def on_meta(given: dict):
@@ -242,7 +244,7 @@ def _try(build: Callable, config: dict, where: str, room: Room) -> torch.nn.Modu
     except NotImplementedError:  # numpy wants numbers, and there are none on the meta device
         return None
     except Exception as cause:
-        raise _refusal(cause, on_meta, config, where) from cause
+        raise _refusal(cause, on_meta, config, where, file) from cause
 
 
 def _refusal(cause: Exception, build: Callable, config: dict, where: str, file: str = "config.json") -> UsageError:

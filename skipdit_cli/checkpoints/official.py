@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import init_empty_weights
 
+from skipdit_cli.checkpoints.official_checks import check_plain
 from skipdit_cli.checkpoints.official_dit import read_dit
 from skipdit_cli.checkpoints.official_t2v import is_t2v, read_t2v
 from skipdit_cli.checkpoints.process import DIT, SIT, as_flow, process_of
@@ -72,6 +73,7 @@ def read_official(
     data = read_tensors(path)
     found, arguments = find_state_dict(path, data), _arguments(data)
     rest, notes = found.tensors, list(found.notes)
+    check_plain(path, rest)
     if any(name.startswith("transformer_blocks.") for name in rest) and not is_t2v(rest):
         raise UsageError(f"Checkpoint {path} has diffusers' own names; give its folder, whose config.json is needed.")
     named = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}

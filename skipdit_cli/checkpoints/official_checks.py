@@ -12,6 +12,26 @@ DRIFT = 1e-3
 STANDARD_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL of DiT and Latte
 
 
+def check_plain(path, state: dict[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        UsageError: A tensor is of a kind that no weights are: sparse, quantised, complex, empty, without data, or one
+            that makes many numbers of few in the file.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex():
+            what = "sparse, nested, quantised or complex"
+        elif tensor.is_meta:
+            what = "without data"
+        elif not tensor.numel():
+            what = f"of shape {list(tensor.shape)}, which is empty"
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            what = f"of shape {list(tensor.shape)}, of which the file holds a part alone"
+        else:
+            continue
+        raise UsageError(f"Checkpoint {path} holds {name}, which is {what}; save plain weights.")
+
+
 def check_needed(path, state: dict[str, torch.Tensor], needed: dict[str, int], kind: str) -> None:
     """
     Args:

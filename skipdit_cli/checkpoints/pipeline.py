@@ -38,7 +38,7 @@ from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.variants import variant_among, variant_of
-from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
+from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weights
 from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.pipelines.diagnosis import broken_weight
@@ -227,7 +227,7 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
                 snapshot_download(hub_id, allow_patterns=patterns, **plain)
         except UsageError:
             raise
-        except UNREADABLE as cause:
+        except Exception as cause:  # of the hub's client, of its cache, of what lies there
             raise UsageError(why_not(hub_id, cause, given)) from cause
     check_folder(folder)
     return folder

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli.checkpoints.variants import variant_of
@@ -17,16 +18,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_json, read_text
 
 STEM = "diffusion_pytorch_model"
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+TRANSFORMERS_INDEX = "model.safetensors.index.json"
 
 
 def read_json(path) -> dict:
@@ -57,6 +49,8 @@ def read_tensors(path):
         raise UsageError(f"Checkpoint {path} does not exist.")
     if path.suffix == ".gguf":
         raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
+    if _is_packed(path):
+        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -68,8 +62,20 @@ def read_tensors(path):
             f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
             "code; save its state dict alone."
         ) from cause
-    except UNREADABLE as cause:
+    except Exception as cause:  # of zip, pickle and torch, by what is wrong with the file
         raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a zip holds more than its own size: torch stores what it writes, and a few compressed kilobytes may
+    unfold to all the memory there is."""
+    if not _is_zip(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return sum(entry.file_size for entry in opened.infolist()) > path.stat().st_size
+    except zipfile.BadZipFile:
+        return False  # torch says so
 
 
 def _is_zip(path: Path) -> bool:
@@ -126,7 +132,7 @@ def check_weights(folder: Path, floating: bool = False) -> None:
                 slices = ((name, opened.get_slice(name)) for name in opened.keys()) if floating else ()
                 whole = [name for name, tensor in slices if "I" in tensor.get_dtype() or "U" in tensor.get_dtype()
                          if len(tensor.get_shape()) > 1]  # fmt: skip
-        except UNREADABLE as cause:
+        except Exception as cause:
             raise UsageError(f"Checkpoint {file} cannot be read: {_damage(file)}; fetch it again.") from cause
         if whole:
             raise UsageError(
@@ -135,6 +141,9 @@ def check_weights(folder: Path, floating: bool = False) -> None:
             )
     if any(map(partial(index_file, folder), ("safetensors", "bin"))):
         weight_files(folder)
+    index = folder / TRANSFORMERS_INDEX
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        _shards(folder, index)
 
 
 def _damage(file: Path) -> str:

@@ -21,7 +21,7 @@ from skipdit_cli.checkpoints.folder import drop_paths, drop_variant, is_legal, n
 from skipdit_cli.checkpoints.index import check_index, transformer_config
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.class_folders import record_names
 from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
@@ -148,7 +148,8 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     settings, accelerator, expert = session.settings, session.accelerator, session.expert
     trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches, expert)
     if session.checkpoint is not None:
-        trainer.resume(session.checkpoint)
+        with reading(f"Checkpoint {session.checkpoint}", "resume from an earlier one"):
+            trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
             console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
     family = family_of(pipe)
