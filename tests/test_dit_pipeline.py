@@ -1,4 +1,4 @@
-"""The pipeline that ``load_pipeline`` gives for models of classes, in Python; and diffusers' own on the same folder."""
+"""The pipeline that ``load_pipeline`` gives for models of classes, in Python; and that of diffusers on its folder."""
 
 import re
 
