@@ -95,11 +95,12 @@ def add_skip_branches(
 
 def _put_on(transformer, trunk: Trunk, branches: SkipBranches) -> None:
     _take_off(transformer, trunk)
+    trunk.time_embedding = time_embedding_of(transformer)
+    set_time_embedding(transformer, branches.config.time_embedding)
     device = next(transformer.parameters()).device
     torch.nn.Module.to(branches, device, _dtype(transformer))  # ModelMixin.to warns of a list that is empty
     transformer.skip_branches = branches.train(transformer.training)
-    trunk.branches, trunk.time_embedding = branches, time_embedding_of(transformer)
-    set_time_embedding(transformer, branches.config.time_embedding)
+    trunk.branches = branches
     keep_trunk(transformer, trunk)
     if hasattr(transformer, "save_pretrained"):
         interpose(transformer, "save_pretrained", SavedApart)

@@ -9,6 +9,7 @@ from diffusers.models.normalization import FP32LayerNorm
 from torch import nn
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.skip.time_embedding import TIME_EMBEDDINGS
 
 MERGES = ("residual", "replace")
 
@@ -45,6 +46,10 @@ class SkipBranches(ModelMixin, ConfigMixin):
         super().__init__()
         if merge not in MERGES:
             raise UsageError(f"Got merge '{merge}' but expected one of {', '.join(MERGES)}.")
+        if time_embedding not in TIME_EMBEDDINGS:
+            raise UsageError(
+                f"Got time embedding '{time_embedding}' but expected one of {', '.join(TIME_EMBEDDINGS)}."
+            )
         self.norms = nn.ModuleList(FP32LayerNorm(2 * dim, eps=1e-6) for _ in range(num_layers // 2))
         self.linears = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_layers // 2))
         if merge == "residual":
