@@ -109,6 +109,8 @@ def generate(
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
             steps.count = 0
+            for cache in caches:
+                cache.reset()
             with _lent(pipe, sampler), Stopwatch(pipe) as watch:
                 if takes_text(pipe):
                     made, seen, heard = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
