@@ -11,8 +11,8 @@ from skipdit_cli.errors import UsageError
 class Course:
     """The steps of one generation. ``step`` is the next one, ``plan`` one bool a step, or None until it is laid."""
 
-    def __init__(self, policy: CachePolicy):
-        self.policy = policy
+    def __init__(self, policy: CachePolicy, scheduler=None):
+        self.policy, self.scheduler = policy, scheduler
         self.timesteps: list[float] = []
         self.plan: tuple[bool, ...] | None = None
         self.step = 0
@@ -41,37 +41,47 @@ class ScheduledCourse(Course):
     """
 
     def __init__(self, policy: CachePolicy, scheduler):
-        super().__init__(policy)
-        self.scheduler = scheduler
+        super().__init__(policy, scheduler)
         self.start: int | None = None
+        self.viewing = False
         self.stepped_by, self.stepped_to = None, None
 
-    def lay(self) -> None:
+    def lay(self, timestep) -> None:
         """Plan the steps, at the first call of the transformer.
 
         Raises:
             UsageError: The policy was made for another number of steps.
         """
         if self.plan is None:
+            self.viewing = viewed_place(self.scheduler, timestep) is not None
             self.start = next_place(self.scheduler) if self.start is None and self.step == 0 else self.start
             self._plan_from(self.start or 0)
 
     def advance(self, scheduler, timestep) -> None:
         """The scheduler, or a copy of it, has made its step at a timestep."""
         if self.step == 0 and self.start is None:
-            self.start = place_before(scheduler, timestep)
+            own = (
+                scheduler is self.scheduler
+            )  # copies may be anywhere: SkyReels-V2 has one a frame, each at its own step
+            self.start = place_before(scheduler, timestep) if own else viewed_place(self.scheduler, timestep) or 0
             if self.plan is not None and self.start:
                 self._plan_from(self.start)
         self.step += 1
         self.stepped_by, self.stepped_to = scheduler, getattr(scheduler, "step_index", None)
 
-    def begun_again(self, timestep) -> bool:
+    def begun_again(self, timestep, opens_step: bool) -> bool:
         """Whether a call at this timestep is of another generation: the steps are over, or the timesteps went back to
-        one that had passed. Reads no tensor."""
+        one that had passed, or come from another list than before. Reads no tensor.
+
+        Args:
+            opens_step: It is the first call of its step.
+        """
         if self.over or (self.stepped_to is not None and self.stepped_by.step_index is None):
             return True
         place = viewed_place(self.scheduler, timestep)
-        return place is not None and place < (self.start or 0) + self.step - 1
+        if place is None:
+            return self.viewing and opens_step
+        return place < (self.start or 0) + self.step - 1
 
     def _plan_from(self, start: int) -> None:
         steps = steps_of(self.scheduler)

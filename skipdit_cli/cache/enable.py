@@ -176,13 +176,13 @@ def _put_on(cache: SkipCache) -> None:
             interpose(cache.transformer, name, partial(Reweighed, cache=cache)).cache = cache
 
 
-def _begin(cache: SkipCache, scheduler, ran: bool, args: tuple, kwargs: dict) -> None:
+def _begin(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
     """A generation begins. Offload hooks that a pipeline took off after the last one may have taken ours along."""
     _put_on(cache)
     cache.renew(scheduler)
 
 
-def _end_step(cache: SkipCache, scheduler, ran: bool, args: tuple, kwargs: dict) -> None:
+def _end_step(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
     """A step ends where a transformer has run in it: Cosmos 1 steps twice, and LTX-2 its sound beside its pictures."""
     if ran:
-        cache.advance(scheduler, kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        cache.advance(scheduler, timestep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,19 +22,22 @@ class Followed(Interposed):
     may step with copies alone (SkyReels-V2, one a frame) or beside it (LTX-2, its sound); it takes no model along.
 
     Args:
-        tell: Called with the cache, the scheduler and the arguments of the method.
+        tell: Called with the cache, the scheduler, whether a transformer that follows it has run since its last step,
+            and the timestep of the method's arguments, None without.
     """
 
     def __init__(self, inner, scheduler, tell):
         super().__init__(inner)
         self.scheduler, self.tell, self.caches = scheduler, tell, WeakSet()
+        self.parameters = list(inspect.signature(inner).parameters)
 
     def __call__(self, *args, **kwargs):
         result = self.inner(*args, **kwargs)
         caches = [cache for cache in self.caches if cache.on]
         ran = any(cache.ran for cache in caches)
+        timestep = {**dict(zip(self.parameters, args)), **kwargs}.get("timestep")
         for cache in caches:
-            self.tell(cache, self.scheduler, ran, args, kwargs)
+            self.tell(cache, self.scheduler, ran, timestep)
         return result
 
     def __getstate__(self) -> dict:
@@ -84,14 +88,18 @@ def exchange(cache, scheduler) -> None:
 
 
 def scheduler_in_use(cache):
-    """The scheduler of the pipeline that is calling the transformer, if a cache follows neither it nor a copy of its
-    own; else None. A pipeline is whatever has a ``scheduler`` in a method that is running."""
+    """The scheduler of the pipeline that is calling the transformer, if a cache follows none of that pipeline's; else
+    None. A pipeline is whatever has a ``scheduler`` in a method that is running."""
     frame = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
-        scheduler = None if owner is None or owner is cache else getattr(owner, "scheduler", None)
+        scheduler = None if owner is cache else getattr(owner, "scheduler", None)
         if all(callable(getattr(scheduler, event, None)) for event in EVENTS):
-            followed = find(scheduler, "step")
-            return None if isinstance(followed, Followed) and cache in followed.caches else scheduler
+            return None if any(_follows(cache, part) for part in (scheduler, *vars(owner).values())) else scheduler
         frame = frame.f_back
     return None
+
+
+def _follows(cache, scheduler) -> bool:
+    followed = find(scheduler, "step") if hasattr(scheduler, "step") and hasattr(scheduler, "__dict__") else None
+    return isinstance(followed, Followed) and cache in followed.caches

@@ -171,7 +171,7 @@ class SkipCache:
             if self.scheduler is None and len(self.slots) > MOST_CALLS_A_STEP:  # nothing else tells which are over
                 del self.slots[next(iter(self.slots))]
         if self.scheduler is not None:
-            slot.course.lay()
+            slot.course.lay(timestep)
         elif slot.course.call(timestep, type(self.transformer).__name__):
             slot.forget()
         if not self.called:
@@ -188,7 +188,7 @@ class SkipCache:
     def end(self, finished: bool) -> None:
         """Remember what a full step left; after an exception, nothing of this generation."""
         if not finished:
-            self.release()
+            self._begin_generation(self.course.scheduler)
             return
         call, self.call, self.ran = self.call, Call(), True
         self.record.add(call.reusing, self.course.step)
@@ -209,6 +209,7 @@ class SkipCache:
     def advance(self, scheduler=None, timestep=None) -> None:
         """A scheduler has made its step at a timestep. A branch of guidance that was not called in it is forgotten."""
         course = self.course
+        timestep = self.at if timestep is None else timestep
         course.advance(self.scheduler if scheduler is None else scheduler, timestep)
         if course.step == 1:
             for slot in self.slots.values():
@@ -237,7 +238,7 @@ class SkipCache:
 
     def _keep_up(self, timestep) -> None:
         """Before a call: begin the generation that it is the first call of."""
-        if self.announced is None and (self.plan is None or self.course.begun_again(timestep)):
+        if self.announced is None and (self.plan is None or self.course.begun_again(timestep, not self.called)):
             self._adopt()
             if self.announced is None and self.plan is not None:
                 self.finish()
