@@ -126,7 +126,13 @@ class CountedCourse(Course):
 
 
 def steps_of(scheduler) -> list[float]:
-    """The timesteps a scheduler steps from: all in its list, but for a last one where it only arrives (SCM's)."""
+    """The timesteps a scheduler steps from: all in its list, but for a last one where it only arrives (SCM's).
+
+    Raises:
+        UsageError: It has none yet.
+    """
+    if scheduler.timesteps is None or not len(scheduler.timesteps):
+        raise UsageError(f"Got {type(scheduler).__name__} without timesteps; call its set_timesteps before the model.")
     steps = scheduler.timesteps.tolist()
     falling = all(later < t for t, later in zip(steps, steps[1:]))
     arrives = falling and steps[-1] == 0 and len(steps) - 1 == getattr(scheduler, "num_inference_steps", None)

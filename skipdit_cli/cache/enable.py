@@ -112,7 +112,9 @@ def enable_skip_cache(
         transformer: A diffusers transformer (or its ``torch.compile`` wrapper).
         policy: What is cached, and when.
         scheduler: The scheduler of the sampling loop: its ``set_timesteps`` begins a generation, its ``step`` ends
-            a step. Without one every forward call is a step, and ``reset()`` begins a generation.
+            a step in which the transformer ran. Copies of it are followed as well, and the one that the calling
+            pipeline was given in its place. Without one every forward call of one branch of guidance (its cache
+            context, else what it is conditioned on) is a step, and ``reset()`` begins a generation.
         example_inputs: Arguments of one forward, to find the trunk in, and to try it out, before the first real one.
     Returns:
         The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
@@ -121,7 +123,7 @@ def enable_skip_cache(
             transformer trunk.
     """
     trunk = known_trunk(transformer)
-    cache = SkipCache(transformer, policy, scheduler)
+    cache = SkipCache(transformer, policy, scheduler, tells=(_begin, _end_step))
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
     if trunk is None:
@@ -133,7 +135,7 @@ def enable_skip_cache(
         cache.set_trunk(trunk)
     _put_on(cache)
     if scheduler is not None:
-        follow(scheduler, cache, (_begin, _end_step))
+        follow(scheduler, cache)
     return cache
 
 

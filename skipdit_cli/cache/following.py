@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Sequence
 from functools import partial
 from weakref import WeakSet
 
@@ -54,9 +53,9 @@ class Followed(Interposed):
         return copied
 
 
-def follow(scheduler, cache, tells: Sequence) -> None:
-    """Tell a cache of a scheduler's events, one function each."""
-    for event, tell in zip(EVENTS, tells):
+def follow(scheduler, cache) -> None:
+    """Tell a cache of a scheduler's events, by ``cache.tells``: one function each."""
+    for event, tell in zip(EVENTS, cache.tells):
         interpose(scheduler, event, partial(Followed, scheduler=scheduler, tell=tell)).caches.add(cache)
 
 
@@ -81,9 +80,8 @@ def follow_copy(cache) -> None:
 
 def exchange(cache, scheduler) -> None:
     """Follow another scheduler in the place of the one so far."""
-    tells = [find(cache.scheduler, event).tell for event in EVENTS]
     unfollow(cache.scheduler, cache)
-    follow(scheduler, cache, tells)
+    follow(scheduler, cache)
     cache.scheduler = scheduler
 
 
@@ -95,7 +93,11 @@ def scheduler_in_use(cache):
         owner = frame.f_locals.get("self")
         scheduler = None if owner is cache else getattr(owner, "scheduler", None)
         if all(callable(getattr(scheduler, event, None)) for event in EVENTS):
-            return None if any(_follows(cache, part) for part in (scheduler, *vars(owner).values())) else scheduler
+            return (
+                None
+                if any(_follows(cache, part) for part in (scheduler, *getattr(owner, "__dict__", {}).values()))
+                else scheduler
+            )
         frame = frame.f_back
     return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,11 +55,11 @@ class SkipCache:
     """The cache of one transformer. Made by ``enable_skip_cache``; its state belongs to one generation.
 
     ``trace`` holds "full" or "reused", one per forward call since the scheduler's last ``set_timesteps``;
-    ``peak_bytes`` is the most that was remembered at once.
+    ``peak_bytes`` is the most that was remembered at once. ``tells`` hear of what the scheduler does (``follow``).
     """
 
-    def __init__(self, transformer, policy: CachePolicy, scheduler=None):
-        self.policy, self.scheduler = policy, scheduler
+    def __init__(self, transformer, policy: CachePolicy, scheduler=None, tells: Sequence = ()):
+        self.policy, self.scheduler, self.tells = policy, scheduler, tells
         self.outer, self.transformer = transformer, getattr(transformer, "_orig_mod", transformer)
         self.layers = policy.layers
         self.trunk: Trunk | None = None
