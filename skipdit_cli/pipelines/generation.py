@@ -142,6 +142,8 @@ def generate(
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             steps.count = 0
+            for cache in caches:
+                cache.reset()
             with _lent(pipe, sampler), _in_words(pipe), Stopwatch(pipe) as watch:
                 result = prepared(batch, steps)()
             made, seen, heard = result if takes_text(pipe) else (result, None, [])
