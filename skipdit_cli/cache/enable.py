@@ -35,7 +35,7 @@ class CachedForward(Interposed):
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, *args, **kwargs):
-        if not self.active:
+        if not self.serving:
             return self.inner(*args, **kwargs)
         if self.cache.trunk is None:
             self._find_trunk(args, kwargs)
@@ -147,7 +147,7 @@ def disable_skip_cache(transformer) -> None:
         keep_trunk(transformer, trunk)
     if cache is None:
         return
-    restore(cache.outer, "forward")
+    restore(cache.outer, "forward", CachedForward)
     restore(cache.transformer, "cache_context")
     for name in REWEIGHING:
         restore(cache.transformer, name)
@@ -162,15 +162,15 @@ def _cache_on(transformer) -> SkipCache | None:
     trunk = attached_trunk(transformer)
     if trunk is not None and trunk.cache is not None:
         return trunk.cache
-    forward = find(transformer, "forward")
-    return forward.cache if isinstance(forward, CachedForward) else None
+    forward = find(transformer, "forward", CachedForward)
+    return None if forward is None else forward.cache
 
 
 def _put_on(cache: SkipCache) -> None:
     """Stand before the blocks and around the forward. Idempotent."""
     if cache.trunk is not None:
         keep_trunk(cache.transformer, cache.trunk)
-    interpose(cache.outer, "forward", partial(CachedForward, cache=cache))
+    interpose(cache.outer, "forward", partial(CachedForward, cache=cache), CachedForward)
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
     for name in REWEIGHING:
