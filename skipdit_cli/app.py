@@ -78,7 +78,9 @@ def _sentence(cause: Exception, output) -> str:
         return f"the disk is full at {at}; free some space or choose another --output."
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
-    if type(cause).__name__ == "OutOfMemoryError":  # of torch, which is not imported for this
+    # Of torch, which is not imported for this; the second is what it says of a CPU.
+    full = type(cause).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(cause)
+    if full or isinstance(cause, MemoryError):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
             "smaller --train-batch-size or --gradient-checkpointing."
