@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
+from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList, class_name
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.first_pass import FirstPass
 from skipdit_cli.backbones.interpose import Interposed, interpose_outside, restore
@@ -41,7 +41,7 @@ class Trunk:
     """
 
     def __init__(self, transformer, backbone: Backbone, declared: bool = True, accepted: bool = True):
-        self.model_class, self.backbone = type(transformer).__name__, backbone
+        self.model_class, self.backbone = _class_of(transformer), backbone
         self.declared, self.accepted = declared, accepted
         blocks = [_blocks(transformer, listing) for listing in backbone.lists]
         pairs = [list(zip(each, [listing] * len(each))) for each, listing in zip(blocks, backbone.lists)]
@@ -54,6 +54,7 @@ class Trunk:
         self.joining, self.only_joined = any(joins), all(joins)
         self.tokens = 0  # of the stream that branches join, where it is alone
         self.branches = None
+        self.time_embedding: str | None = None  # of the model before the branches brought theirs
         self.cache = None
         self.held = False
         self.first_pass: FirstPass | None = FirstPass(self.model_class) if declared else None
@@ -248,6 +249,10 @@ def _blocks(transformer, listing: BlockList) -> list:
     return blocks
 
 
+def _class_of(transformer) -> str:
+    return class_name(type(transformer).__name__, getattr(transformer, "config", {}))
+
+
 def attached_trunk(transformer) -> Trunk | None:
     """The trunk that something is attached to (``torch.compile`` is looked through)."""
     return getattr(transformer, "_orig_mod", transformer).__dict__.get(_ATTRIBUTE)
@@ -263,7 +268,7 @@ def known_trunk(transformer) -> Trunk | None:
     if not isinstance(transformer, torch.nn.Module):
         raise UsageError(f"Got {type(transformer).__name__} but expected a transformer, such as pipe.transformer.")
     trunk = attached_trunk(transformer) or _found.get(transformer)
-    backbone = BACKBONES.get(type(transformer).__name__)
+    backbone = BACKBONES.get(_class_of(transformer))
     return Trunk(transformer, backbone) if trunk is None and backbone is not None else trunk
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_yaml
 
 PANEL = "Pipelines of diffusers"
 
@@ -88,8 +89,7 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
     Raises:
         UsageError: One is no KEY=VALUE, no YAML, given twice, or has a flag of its own.
     """
-    import yaml
-
+    from skipdit_cli.commands import limits
     from skipdit_cli.pipelines.arguments import check_key
 
     found = {}
@@ -101,10 +101,10 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
         check_key(name)
         if name in found:
             raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as cause:
-            raise UsageError(f"Got --pipeline-arg '{text}', whose value is no YAML; quote it.") from cause
+        if len(value) > limits.MOST_LETTERS:
+            raise UsageError(f"Got --pipeline-arg {name} of {len(value)} letters, of at most {limits.MOST_LETTERS}.")
+        found[name] = parse_yaml(value, f"Got --pipeline-arg '{text[:200]}', whose value")
+        limits.check_argument(name, found[name])
     return found
 
 

@@ -5,13 +5,14 @@ The one reader of every picture that comes in: training images, frames in a fold
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skipdit_cli import console
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import UsageError, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,14 +37,10 @@ def opened(path: Path, kind: str = "a picture") -> Iterator[Image.Image]:
 
     if not Path(path).is_file():
         raise UsageError(f"Got {path}, which is not a file; expected {kind}.")
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UsageError:
-        raise
-    except Exception as cause:
-        why = first_line(cause)
-        raise UsageError(f"Got {path}, which cannot be read as {kind}: {why}.") from cause
+    # Pillow refuses from 179 megapixels on, and would warn in words of its own from half of that
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    with reading(f"Got {path}, which", failed=f"cannot be read as {kind}"), Image.open(path) as image:
+        yield image
 
 
 def read_picture(path: Path, quick: bool = False) -> Image.Image:

@@ -26,7 +26,8 @@ class SkipBranches(ModelMixin, ConfigMixin):
             ``replace``: W·LN[x, s], the form of the official checkpoints.
         backbone: Class name of the transformer these branches belong to.
         time_embedding: ``official`` where the weights were trained with the DiT repository's timestep frequencies,
-            which diffusers' DiT spaces differently; ``diffusers`` otherwise. Applied when a pipeline is loaded.
+            which diffusers' DiT spaces differently; ``sit`` for those of a SiT; ``diffusers`` otherwise. Applied to
+            the transformer that they are attached to.
         trunk: Of a class that is not declared, what was found (``Backbone.record``), so that no forward is needed to
             attach them again.
     """

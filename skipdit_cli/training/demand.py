@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.labels import null_label
+from skipdit_cli.pipelines.latents import latent_channels
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """The two transformers of a pipeline that has two (Wan 2.2): for timesteps from ``boundary_ratio`` of all on, and for
@@ -29,7 +31,7 @@ class Trained:
 
 
 TRAINED = {
-    "DiTTransformer2DModel": Trained(("DiTPipeline",), captions=False),
+    "DiTTransformer2DModel": Trained(("DiTPipeline", "SiTPipeline"), captions=False),
     "LatteClassTransformer3DModel": Trained(("LatteClassPipeline",), captions=False, videos=True),
     "LatteTransformer3DModel": Trained(("LattePipeline",), videos=True),
     "PixArtTransformer2DModel": Trained(
@@ -59,6 +61,7 @@ class Demand:
     """
     Args:
         num_classes: The classes that labels are of; None for a model without.
+        has_null: A label may be dropped, for guidance; one of a model that has no "no class" may not.
         captions: Every sample comes with a text.
         video_length: The most frames the model has positions for; None for a model of images.
         joined_frames: A video's frames after the first become one latent in groups of so many, and there is no most;
@@ -68,6 +71,7 @@ class Demand:
     """
 
     num_classes: int | None = None
+    has_null: bool = True
     captions: bool = False
     video_length: int | None = None
     joined_frames: int | None = None
@@ -103,12 +107,14 @@ def demand_of(
         if trained.captions:
             check_encoders(name for name, part in pipeline.items() if part == [None, None])
     if name in USUAL_LENGTH:
-        return Demand(None, True, USUAL_LENGTH[name], (vae or {}).get("scale_factor_temporal") or 4, expert)
+        joined = (vae or {}).get("scale_factor_temporal") or 4
+        return Demand(captions=True, video_length=USUAL_LENGTH[name], joined_frames=joined, expert=expert)
     defaults = {"video_length": 16} if trained.videos else {"num_embeds_ada_norm": 1000}
     config = {**defaults, **config}
     classes = None if trained.captions else config.get("num_embeds_ada_norm")
     length = config["video_length"] if trained.videos else None
-    return Demand(classes, trained.captions, length, class_names=_class_names(pipeline or {}))
+    has_null = trained.captions or null_label(config) is not None
+    return Demand(classes, has_null, trained.captions, length, class_names=_class_names(pipeline or {}))
 
 
 def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
@@ -122,7 +128,7 @@ def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:
     kind, name = index.get("_class_name"), config["_class_name"]
-    taken, made = config.get("in_channels"), vae.get("latent_channels") or vae.get("z_dim")
+    taken, made = config.get("in_channels"), latent_channels(vae)
     packed = 4 if name == "FluxTransformer2DModel" else 1
     if trained.captions and taken is not None and made is not None and taken != made * packed:
         raise UsageError(

@@ -39,6 +39,7 @@ class SampleSet:
         left_out: In a few words, the files that are no samples.
         files: A hash of the names of all files and of what each comes with; None of an embedded set.
         fps_target: Frames a second that ``read`` counts; None for those of each file.
+        name: Sample number to what it is called in an error.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class SampleSet:
     left_out: str = ""
     files: str | None = None
     fps_target: float | None = None
+    name: Callable[[int], str] = "sample {}".format
 
     def __len__(self) -> int:
         return len(self.conditions)
@@ -123,6 +125,7 @@ def read_samples(
         listing.left_out,
         listing.fingerprint(folder),
         fps_target,
+        name=[str(path) for path in paths].__getitem__,
     )
 
 

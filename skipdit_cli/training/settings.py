@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from skipdit_cli import console
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.training.demand import Demand
 
@@ -199,6 +200,20 @@ class TrainingSettings:
     @property
     def random_clip(self) -> bool:
         return self.clip == "random" or (self.clip is None and self.cache_latents is None)
+
+    def without_dropout(self) -> TrainingSettings:
+        """The settings for a model that has no "no class", whose labels cannot be dropped.
+
+        Raises:
+            UsageError: They ask for it.
+        """
+        if self.label_dropout not in (0, type(self).label_dropout):
+            raise UsageError(
+                f"Got --label-dropout {self.label_dropout}, but this model has no 'no class' to train; leave it out."
+            )
+        if self.label_dropout:
+            console.say("Labels: none is dropped, for this model has no 'no class'.")
+        return replace(self, label_dropout=0.0)
 
     def clip_frames(self, demand: Demand) -> int | None:
         """The number of frames of a clip for a model of videos; None for one of images.
