@@ -120,10 +120,14 @@ def _check_empty(root: Path, folders: list[Path], found: Found, demand: Demand) 
 
 
 def _check_twins(root: Path, folders: list[Path]) -> None:
-    """Refuse two names that a person, or another system, would take for one."""
+    """Refuse two names that a person, or another system, would take for one; and one that is no text."""
     met: dict[object, str] = {}
     for folder in folders:
         name = folder.name
+        if not name.isprintable():
+            raise UsageError(
+                f"Got --data {root} with the class folder {ascii(name)}, whose name is no plain text; rename it."
+            )
         same = int(name) if name.isdecimal() else unicodedata.normalize("NFKC", name).casefold().strip()
         former = met.setdefault(same, name)
         if former != name:

@@ -62,7 +62,7 @@ def list_samples(root: Path, demand: Demand, allow_outside: bool = False) -> Lis
     held = [root / name for name in NAMES if (root / name).is_file()]
     if len(held) > 1:
         raise UsageError(f"Got --data {root} with {' and '.join(NAMES)}; keep one of the two.")
-    folders = list(walk(root, bounds))
+    folders = list(walk(root, None if held else bounds))  # what is listed is looked at line by line
     found = (find_images if demand.video_length is None else find_videos)(folders)
     if held:
         listing = _listed(root, held[0], found, read_rows(held[0], demand, bounds))
@@ -70,7 +70,8 @@ def list_samples(root: Path, demand: Demand, allow_outside: bool = False) -> Lis
         listing = _found(root, folders, found, demand)
     if not listing.samples:
         hint = f"{held[0].name} lists none" if held else "expected class directories, or metadata.jsonl"
-        raise UsageError(f"Got --data {root}, in which there is no {demand.kind[:-1]}: {hint}.")
+        left_out = f" ({listing.left_out})" if listing.left_out else ""
+        raise UsageError(f"Got --data {root}, in which there is no {demand.kind[:-1]}{left_out}: {hint}.")
     return listing
 
 
@@ -114,11 +115,14 @@ def _frames_here(folder: Path) -> UsageError:
 
 
 def _check_metadata(root: Path, folders: list[tuple[Path, list[Path]]], found: Found, demand: Demand) -> None:
-    """Refuse a list of samples that lies deeper, and captions without one."""
+    """Refuse a list of samples that lies deeper or has another name, and captions without one."""
     deeper = [file for folder, files in folders if folder != root for file in files if file.name in NAMES]
     if deeper and (demand.captions or demand.num_classes is not None):
         file = first_split(deeper, lambda file: file.parent.name)
         raise UsageError(f"Got --data {root}, but {file.name} lies in {file.parent}; give --data {file.parent}.")
+    others = [file for file in found.left_out if file.parent == root and file.name.casefold().startswith("metadata.")]
+    if others and (demand.captions or demand.num_classes is not None):
+        raise UsageError(f"Got --data {root} with {others[0].name}, which is not read; expected {' or '.join(NAMES)}.")
     if demand.captions:
         texts = [file for file in found.left_out if file.suffix.lower() == ".txt"]
         hint = f" Texts beside the {demand.kind}, such as {texts[0].name}, are not read." if texts else ""

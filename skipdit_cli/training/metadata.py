@@ -47,7 +47,7 @@ def read_rows(path: Path, demand: Demand, bounds: Bounds) -> list[tuple[Path, Co
         raise UsageError(f"{path} is no text in UTF-8 (byte {cause.start}); save it as that.") from cause
     except UsageError as cause:
         raise UsageError(f"{path} entry {len(samples) + 1}: {cause}") from cause
-    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as cause:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError, csv.Error) as cause:
         why = f"it has no {cause}" if isinstance(cause, KeyError) else str(cause).rstrip(".")
         entry = f"{path} entry {len(samples) + 1}"
         raise UsageError(f"{entry} is not of the kind {_wanted(path, demand)}: {why}.") from cause

@@ -221,7 +221,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
     now = json.loads(console.to_json(settings))
     changed = [
-        f"{key} {then.get(key)} then, {now.get(key)} now"
+        _change(key, then.get(key), now.get(key))
         for key in {**then, **now}
         if then.get(key) != now.get(key) and key != FILES and (key in then or key not in SINCE_CHECKSUMS)
     ]
@@ -232,6 +232,14 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
             f"Checkpoint {folder} was made with other settings ({'; '.join(changed)}); go on with --force-config."
         )
     return TrainingState(step, weights, average, rest, then)
+
+
+def _change(key: str, then, now) -> str:
+    """A setting that differs; of many classes, the first that does."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
+        key, then, now = f"{key}: {name}", then.get(name), now.get(name)
+    return f"{key} {then} then, {now} now"
 
 
 def random_state() -> dict:

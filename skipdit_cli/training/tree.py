@@ -53,9 +53,11 @@ class Bounds:
         console.warn_once("outside", f"{path} is {where}, outside the data folder, and is used, as others are.")
 
 
-def walk(folder: Path, bounds: Bounds) -> Iterator[tuple[Path, list[Path]]]:
+def walk(folder: Path, bounds: Bounds | None) -> Iterator[tuple[Path, list[Path]]]:
     """Each folder at and below ``folder``, with its files; hidden parts left out, links followed.
 
+    Args:
+        bounds: None follows no link to a folder, and minds none to a file.
     Raises:
         UsageError: A link leads out of bounds, or to a folder that is met before; or a folder cannot be read.
     """
@@ -76,7 +78,10 @@ def walk(folder: Path, bounds: Bounds) -> Iterator[tuple[Path, list[Path]]]:
                 continue
             path = here / entry.name
             if entry.is_symlink():
-                bounds.check(path)
+                if bounds is not None:
+                    bounds.check(path)
+                elif entry.is_dir():
+                    continue
             (below if entry.is_dir() else files).append(path)
         yield here, files
         waiting += reversed(below)
