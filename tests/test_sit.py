@@ -101,10 +101,11 @@ def test_it_is_sampled_with_a_cache_and_by_its_own_scheduler_alone(sit, skipdit,
 
 
 def test_the_loss_is_that_of_flow_matching(sit):
-    from skipdit_cli.training.flow import FlowLoss, loss_of
+    from skipdit_cli.training.flow import FlowLoss
+    from skipdit_cli.training.objective import Objective
 
-    loss = loss_of(load_pipeline(sit).scheduler, None)
-    assert isinstance(loss, FlowLoss)
+    loss = Objective(load_pipeline(sit), torch.device("cpu"), 0, 0.1).loss
+    assert isinstance(loss, FlowLoss) and loss.weighting.scheme == "none"
     x0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([0, 750])
     assert torch.allclose(loss.times(t, x0), torch.tensor([1000.0, 250.0]))
     assert torch.allclose(loss.add_noise(x0, noise, t)[1], 0.75 * x0[1] + 0.25 * noise[1])

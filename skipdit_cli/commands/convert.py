@@ -164,6 +164,8 @@ def _describe(plan) -> dict:
     if source.process_why and source.config["_class_name"] == "DiTTransformer2DModel":
         kind = "flow matching (SiT)" if source.process == "sit" else "denoising diffusion (DiT)"
         console.say(f"Process: {kind}, {source.process_why}.")
+        if source.process == "sit":
+            console.say("Output layer: the velocity alone, its sign turned to noise - data, as diffusers has it.")
     if not has_own_time(source.config["_class_name"]):  # where there is a choice
         console.say(f"Time embedding: {settings.time_embedding} ({plan.time_embedding_why}).")
     if source.branches is not None:
