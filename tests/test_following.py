@@ -345,6 +345,17 @@ def test_a_loop_that_ends_early_and_reused_nothing_is_a_warning(model, left_by):
         disable_skip_cache(model)
 
 
+def test_a_loop_under_gradients_that_reuses_nothing_is_a_warning(model):
+    scheduler = flow()
+    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    scheduler.set_timesteps(4)
+    x = torch.randn(1, 2, 1, 8, 8)
+    with pytest.warns(UserWarning, match="reused none of 4 steps"):
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t.expand(1), torch.ones(1, 5, 6)).sample, t, x).prev_sample
+    assert kinds(cache) == "ffff"
+
+
 # Pipelines of diffusers
 
 

@@ -212,6 +212,8 @@ class SkipCache:
         course = self.course
         timestep = self.at if timestep is None else timestep
         course.advance(self.scheduler if scheduler is None else scheduler, timestep)
+        if self.ran and course.plan is None:  # it stood aside, of which a plan is needed to tell
+            course.lay(None)
         if course.step == 1:
             for slot in self.slots.values():
                 slot.times = [course.timesteps[0] for _ in slot.times]  # it is known only now which the first was
