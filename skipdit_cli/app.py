@@ -58,9 +58,7 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     except Exception as cause:
         meta = ctx.meta if ctx else {}
         if debug or meta.get("debug"):
-            import traceback
-
-            traceback.print_exception(cause)
+            console.trace(cause)
         code = getattr(cause, "exit_code", 1)
         console.error(_sentence(cause, meta.get("output")), code)
         raise typer.Exit(code) from cause

@@ -27,7 +27,7 @@ BAD_FLAGS = [
     (("--lr-warmup-steps", -1), "at least 0"),
     (("--seed", -1), "at least 0"),
     (("--learning-rate", 0), "above 0"),
-    (("--learning-rate", "nan"), "above 0"),
+    (("--learning-rate", "nan"), "expected a number"),
     (("--label-dropout", 1.5), "0 <= value < 1"),
     (("--ema-decay", 1), "0 <= value < 1"),
     (("--lr-scheduler", "cosin"), "Did you mean 'cosine'?"),
@@ -129,6 +129,7 @@ def test_resuming_what_cannot_be(skipdit, converted, tmp_path):
     outcome = skipdit("finetune", "-m", other, *RUN, "-o", output, *latest, "--seed", 1)
     assert_refused(outcome, 2, "other weights")
     (output / "checkpoint-2" / state.REST).write_bytes(b"half")
-    assert_refused(skipdit(*run, *latest, "--seed", 1), 2, "resume from an earlier one")
+    given = ("--resume-from-checkpoint", output / "checkpoint-2")
+    assert_refused(skipdit(*run, *given, "--seed", 1), 2, "resume from an earlier one")
     record = json.loads((output / "checkpoint-1" / state.RECORD).read_text())
     assert record["step"] == 1 and record["settings"]["only_branches"] is True

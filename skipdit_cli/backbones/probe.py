@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from skipdit_cli.backbones.discover import check_class, discover
+from skipdit_cli.backbones.finite import first_broken, same_bits
 from skipdit_cli.backbones.trunk import Trunk, keep_trunk, known_trunk
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 
 
 class Replay:
@@ -57,7 +58,11 @@ class Trial:
             with _bare(trunk):
                 self.expected = self._run()
         else:
-            backbone, self.expected = discover(transformer, self._run)
+            try:
+                backbone, self.expected = discover(transformer, self._run)
+            except UsageError:
+                _check_weights(transformer)  # of what is no number, nothing can be told apart
+                raise
             self.trunk = Trunk(transformer, backbone, declared=False, accepted=False)
 
     def accept(self, exact: bool = True) -> Trunk:
@@ -67,8 +72,12 @@ class Trial:
             exact: The full forward must equal the model's own (not so with trained branches).
         Raises:
             UsageError: A step differs, or fails.
+            NotFiniteError: There is nothing to compare, for the model's own forward makes no number.
         """
         trunk = self.trunk
+        if not any(tensor.isfinite().any() for tensor in _tensors(self.expected)):
+            _check_weights(self.transformer)
+            raise NotFiniteError(f"Got {trunk.model_class}, whose own forward makes NaN or infinity alone.")
         if len(trunk) < 2:
             raise UsageError(f"Got {trunk.model_class} of {len(trunk)} block, too few for a skip branch or a cache.")
         attached, trunk.cache = trunk.cache, Replay(len(trunk) - 1)
@@ -100,6 +109,12 @@ class Trial:
             return self.forward(**_fresh(self.arguments))
 
 
+def _check_weights(transformer) -> None:
+    where = first_broken(transformer.state_dict().items())
+    if where is not None:
+        raise NotFiniteError(f"Got {type(transformer).__name__}, which holds {where}; get its weights again.")
+
+
 def _check_arguments(transformer, arguments) -> None:
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
@@ -113,9 +128,7 @@ def _check_arguments(transformer, arguments) -> None:
 
 def _same(result, expected) -> bool:
     ours, theirs = list(_tensors(result)), list(_tensors(expected))
-    return len(ours) == len(theirs) and all(
-        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(ours, theirs)
-    )
+    return len(ours) == len(theirs) and all(same_bits(a, b) for a, b in zip(ours, theirs))
 
 
 def _tensors(result) -> Iterator[torch.Tensor]:

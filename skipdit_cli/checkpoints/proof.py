@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from skipdit_cli.checkpoints.architecture import set_time_embedding
+from skipdit_cli.backbones.finite import same_bits
 from skipdit_cli.checkpoints.conversion import Conversion, small_inputs
 from skipdit_cli.checkpoints.index import parts_of
 from skipdit_cli.checkpoints.pipeline import load_branches, load_pipeline
 from skipdit_cli.checkpoints.weights import weight_files
 from skipdit_cli.errors import SkipditError
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
+from skipdit_cli.skip.time_embedding import set_time_embedding
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,11 @@ def _changed_weights(plan: Conversion, folder: Path) -> list[str]:
             names = list(opened.keys())
         for name in names:
             with safe_open(file, "pt") as opened:
-                if not _same(opened.get_tensor(name), expected[name].to(plan.dtype or expected[name].dtype)):
+                if not same_bits(opened.get_tensor(name), expected[name].to(plan.dtype or expected[name].dtype)):
                     changed.append(name)
     written = load_branches(folder, plan.source.part).state_dict()
     own = {name: tensor.to(written[name].dtype) for name, tensor in plan.branches.state_dict().items()}
-    return changed + [name for name, tensor in own.items() if not _same(tensor, written[name])]
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Bit for bit, so that what is no number equals itself."""
-    bits = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)]
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(*bits)
+    return changed + [name for name, tensor in own.items() if not same_bits(tensor, written[name])]
 
 
 def _branch_effect(plan: Conversion, folder: Path) -> float:
@@ -88,7 +83,7 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
     after = _seeded_forward(transformer)
     remove_skip_branches(transformer)
     before = _seeded_forward(transformer)
-    return 0.0 if _same(after, before) else (after - before).abs().max().item()
+    return 0.0 if same_bits(after, before) else (after - before).abs().max().item()
 
 
 def _written(plan: Conversion, folder: Path):

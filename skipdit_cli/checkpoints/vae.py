@@ -6,9 +6,13 @@ import re
 import warnings
 from pathlib import Path
 
+from skipdit_cli.backbones.finite import first_broken
+from skipdit_cli.checkpoints.bounds import stored_shapes
+from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.online import is_local
-from skipdit_cli.checkpoints.weights import UNREADABLE
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.checkpoints.variants import variant_of
+from skipdit_cli.errors import NotFiniteError, UsageError, reading
+from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 """Frame by frame, and with a look at the frames around."""
@@ -26,6 +30,7 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         arguments: As for diffusers' ``from_pretrained``.
     Raises:
         UsageError: There is none, it is of another kind, or its latents have another number of channels.
+        NotFiniteError: A weight is NaN or infinite.
     """
     import diffusers
 
@@ -35,17 +40,24 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
-                kind = diffusers.AutoencoderKL.load_config(path, subfolder=inner, **hub).get("_class_name")
+                config = diffusers.AutoencoderKL.load_config(path, subfolder=inner, **hub)
+                kind = config.get("_class_name")
                 if kind not in KINDS:
                     raise UsageError(f"Got --vae {name}, which holds a {kind} but expected one of {', '.join(KINDS)}.")
-                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **arguments)
+                shapes = stored_shapes(Path(path) / inner)
+                check_model(getattr(diffusers, kind), config, f"Got --vae {name}, which", shapes)
+                named = {"variant": variant_of(Path(path) / inner)} if Path(path).is_dir() else {}
+                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **{**named, **arguments})
             break
         except UsageError:
             raise
-        except UNREADABLE as cause:
+        except Exception:
             if (path, inner) == places[-1]:
                 where = "" if Path(path).is_dir() else ", from the hub or its local cache"
-                raise UsageError(f"Got --vae {name}, which cannot be read{where}: {first_line(cause)}.") from cause
+                with reading(f"Got --vae {name}, which", failed=f"cannot be read{where}"):
+                    raise
+    if where := first_broken(vae.state_dict().items()):
+        raise NotFiniteError(f"Got --vae {name}, which holds {where}; get its weights again.")
     if in_channels is not None:
         check_vae(vae, in_channels, name)
     return vae
@@ -54,11 +66,12 @@ def load_vae(name, in_channels: int | None = None, **arguments):
 def check_vae(vae, in_channels: int, name=None) -> None:
     """
     Raises:
-        UsageError: Its latents have another number of channels than the model.
+        UsageError: Its latents have another number of channels than the model, or it does not say how many.
     """
-    own = vae.config.latent_channels
+    own, named = latent_channels(vae.config), "" if name is None else f" {name}"
+    if own is None:
+        raise UsageError(f"Got --vae{named}, a {type(vae).__name__}, whose config does not say how many channels.")
     if own != in_channels:
-        named = "" if name is None else f" {name}"
         raise UsageError(f"Got --vae{named} with {own} latent channels, but the model has {in_channels}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from skipdit_cli.errors import UsageError
@@ -26,9 +27,11 @@ def check_most(given: Mapping[str, object]) -> None:
     Args:
         given: A command's parameters.
     Raises:
-        UsageError: One is larger than a run can use.
+        UsageError: One is larger than a run can use, or no number at all (NaN, infinity).
     """
     for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"Got --{name.replace('_', '-')} {value} but expected a number.")
         most = MOST.get(name, ELSE)
         if isinstance(value, int) and value > most:
             raise UsageError(f"Got --{name.replace('_', '-')} {_short(value)} but expected at most {most}.")
@@ -50,6 +53,8 @@ def check_argument(name: str, value: object) -> None:
             open_lists += item.values() if isinstance(item, dict) else item
         elif isinstance(item, int) and abs(item) > most:
             raise UsageError(f"Got --pipeline-arg {name}={_short(item)} but expected at most {most}.")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise UsageError(f"Got --pipeline-arg {name}={item}, but NaN and infinity are no numbers to go by.")
         elif not isinstance(item, (str, bool, int, float, type(None))):
             kind = type(item).__name__
             raise UsageError(f"Got --pipeline-arg {name} with a {kind} in it; expected numbers, texts and lists.")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_yaml
 
 PANEL = "Pipelines of diffusers"
 
@@ -88,8 +89,6 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
     Raises:
         UsageError: One is no KEY=VALUE, no YAML, given twice, or has a flag of its own.
     """
-    import yaml
-
     from skipdit_cli.commands import limits
     from skipdit_cli.pipelines.arguments import check_key
 
@@ -104,20 +103,17 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
             raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
         if len(value) > limits.MOST_LETTERS:
             raise UsageError(f"Got --pipeline-arg {name} of {len(value)} letters, of at most {limits.MOST_LETTERS}.")
-        try:
-            found[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as cause:  # a date of a 13th month; lists in lists in ...
-            raise UsageError(f"Got --pipeline-arg '{text[:200]}', whose value is no YAML; quote it.") from cause
+        found[name] = parse_yaml(value, f"Got --pipeline-arg '{text[:200]}', whose value")
         limits.check_argument(name, found[name])
     return found
 
 
 def read_image(file: Path | None):
-    """The picture in RGB; None for none.
+    """The picture in RGB, upright; None for none.
 
     Raises:
         UsageError: It is missing or no picture.
     """
-    from skipdit_cli.media.pictures import open_picture
+    from skipdit_cli.media import read_picture
 
-    return None if file is None else open_picture(file).convert("RGB")
+    return None if file is None else read_picture(file).convert("RGB")

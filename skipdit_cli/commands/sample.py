@@ -200,8 +200,6 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     own["batch_size"] = settings.get("batch_size", 1 if takes_text(pipe) else 8)
     if scale is not None:
         own["guidance_scale"] = scale
-        if scale > 1 and samples[0] is None:
-            raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
     if is_video(pipe):
         own["fps"] = settings.get("fps", own_rate(pipe))
     elif "fps" in settings:

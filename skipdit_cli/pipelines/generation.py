@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 import torch
 
 from skipdit_cli.backbones import known_trunk
+from skipdit_cli.backbones.finite import is_finite
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.cache.policy import check_depth
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError, first_line
 from skipdit_cli.media import Sound
+from skipdit_cli.pipelines import diagnosis
 from skipdit_cli.pipelines.arguments import Asked, check_sampled, check_texts, encodes_alone, own_guidance, takes_text
-from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
+from skipdit_cli.pipelines.classes import as_tensor, denoise, first_latents, sample_shape
 from skipdit_cli.pipelines.device import Stopwatch, transformers_of
+from skipdit_cli.pipelines.labels import check_labels, null_label
+from skipdit_cli.pipelines.latents import check_scaling
 from skipdit_cli.pipelines.pixels import to_pixels
 from skipdit_cli.pipelines.schedulers import make_scheduler
 from skipdit_cli.pipelines.text import decodes_here, sample_texts
@@ -47,6 +52,21 @@ class Generated:
     sounds: list[Sound] = field(default_factory=list)
     steps: int = 0
     calls: int = 0
+
+
+@contextmanager
+def _in_words(pipe) -> Iterator[None]:
+    """What a part of a model raises in the middle of a run, in a sentence: most often its config says other than its
+    weights, or than the config of another part, which only a forward shows."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError) as cause:
+        if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
+            raise
+        raise SkipditError(
+            f"The {type(pipe).__name__} failed as it ran ({type(cause).__name__}: {first_line(cause)}); its parts, "
+            "their configs and their weights may not fit each other."
+        ) from cause
 
 
 def generate(
@@ -84,7 +104,8 @@ def generate(
         asked: Of a model of texts, the rest of ``arguments.Asked``: negative_prompt, fps, height, ...
     Raises:
         UsageError: A condition or a setting that the model has not, too many steps, an unknown scheduler, a policy
-            that does not fit the run.
+            that does not fit the run, a VAE whose latents are scaled in a way that is not known.
+        NotFiniteError: What was made is NaN or infinite; the error holds it, without pictures.
     """
     began = time.perf_counter()
     asked = Asked(num_frames=num_frames, **asked)
@@ -94,12 +115,25 @@ def generate(
     trained = sampler.config.get("num_train_timesteps", num_inference_steps)
     if num_inference_steps > trained:
         raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {trained} timesteps.")
-    steps = _Counted(advance)
-    settings = {"guidance_scale": scale, "advance": steps}
+    if decode and getattr(pipe, "vae", None) is not None and (not takes_text(pipe) or decodes_here(pipe)):
+        check_scaling(pipe.vae)
+    steps, settings = _Counted(advance), {"guidance_scale": scale}
     if takes_text(pipe):
         settings |= {"num_inference_steps": num_inference_steps, "decode": decode and not decodes_here(pipe)}
     else:
         settings["guided_channels"] = 3 if cfg_channels == "3" else pipe.transformer.config.in_channels
+
+    def prepared(batch: slice, advance: Callable[[], None]) -> Callable:
+        """The call that samples a batch."""
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
+        told = {**settings, "advance": advance}
+        if takes_text(pipe):
+            return partial(sample_texts, pipe, sampler, conditions[batch], generators, asked, **told)
+        sampler.set_timesteps(num_inference_steps)
+        start = first_latents(pipe, sampler, generators, num_frames)
+        labels = as_tensor(conditions[batch], pipe.transformer.device)
+        return partial(denoise, pipe.transformer, sampler, start, labels, generators=generators, **told)
+
     transformers = list(transformers_of(pipe).values())
     caches, latents, pictures, sounds, seconds, cache_bytes = [], [], [], [], 0.0, 0
     calls = 0
@@ -107,31 +141,53 @@ def generate(
         if policy is not None:
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
-            generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
             steps.count = 0
-            with _lent(pipe, sampler), Stopwatch(pipe) as watch:
-                if takes_text(pipe):
-                    made, seen, heard = sample_texts(pipe, sampler, conditions[batch], generators, asked, **settings)
-                else:
-                    sampler.set_timesteps(num_inference_steps)
-                    start = first_latents(pipe, sampler, generators, num_frames)
-                    labels, seen, heard = as_tensor(conditions[batch], pipe.transformer.device), None, []
-                    made = denoise(pipe.transformer, sampler, start, labels, generators=generators, **settings)
+            for cache in caches:
+                cache.reset()
+            with _lent(pipe, sampler), _in_words(pipe), Stopwatch(pipe) as watch:
+                result = prepared(batch, steps)()
+            made, seen, heard = result if takes_text(pipe) else (result, None, [])
             latents.append(made.cpu())
             pictures += [] if seen is None else [seen]
             sounds += heard
             seconds, calls = seconds + watch.seconds, watch.calls
             cache_bytes = max(cache_bytes, sum(cache.peak_bytes for cache in caches))
+            broken = _broken(latents[-1], seen, heard, settings.get("decode", False))
+            if broken:
+                break
         report = CacheReport.over([cache.report() for cache in caches]) if caches else None
+        total = time.perf_counter() - began
+        if broken:
+            with _lent(pipe, sampler):
+                why = diagnosis.explain(pipe, broken, lambda tell: prepared(batch, tell)())
     finally:
         for transformer in transformers:
             disable_skip_cache(transformer)
-    latents = torch.cat(latents)
-    images = np.concatenate(pictures) if pictures else None
-    if decode and images is None:
-        images = to_pixels(pipe, latents, batch_size or len(latents))
-    total = time.perf_counter() - began
-    return Generated(images, latents, report, seconds, total, cache_bytes, sounds, steps.count, calls)
+    made = Generated(None, torch.cat(latents), report, seconds, total, cache_bytes, sounds, steps.count, calls)
+    if broken:
+        raise NotFiniteError(why, made)
+    if pictures:
+        return replace(made, images=np.concatenate(pictures))
+    if not decode:
+        return made
+    try:
+        images = to_pixels(pipe, made.latents, batch_size or len(made.latents))
+    except NotFiniteError as cause:
+        raise NotFiniteError(str(cause), made) from cause
+    return replace(made, images=images, total_seconds=time.perf_counter() - began)
+
+
+def _broken(latents: torch.Tensor, pictures: np.ndarray | None, sounds: Sequence[Sound], decoded: bool) -> str | None:
+    """What of a batch is not finite, as ``diagnosis.explain`` is told.
+
+    Args:
+        decoded: Whether the pipeline was to decode, which leaves no pictures where they are not finite.
+    """
+    if not is_finite(latents):
+        return "latents"
+    if decoded and pictures is None:
+        return "pictures"
+    return None if all(np.isfinite(sound.waves).all() for sound in sounds) else "sound"
 
 
 class _Counted:
@@ -181,11 +237,11 @@ def batches(
 
 
 def default_guidance(pipe) -> float | None:
-    """4 for classes, as DiT's pipeline has it; off without; for texts what the pipeline's own call says, None where it
-    says nothing."""
+    """4 for classes, as DiT's pipeline has it; off without an id for "no class"; for texts what the pipeline's own
+    call says, None where it says nothing."""
     if takes_text(pipe):
         return own_guidance(pipe)
-    return 1.0 if pipe.transformer.config.get("num_embeds_ada_norm") is None else 4.0
+    return 1.0 if null_label(pipe.transformer.config) is None else 4.0
 
 
 def check_unloaded(
@@ -241,4 +297,7 @@ def check_run(
             raise UsageError(f"Got {said}, which only a model of texts takes; leave the flag out.")
     if guidance_scale < 1:
         raise UsageError(f"Got --guidance-scale {guidance_scale:g} but expected 1 (off) or more.")
+    if guidance_scale > 1 and null_label(pipe.transformer.config) is None:
+        lacks = "no classes" if pipe.transformer.config.get("num_embeds_ada_norm") is None else "no 'no class'"
+        raise UsageError(f"Got --guidance-scale {guidance_scale:g}, but this model has {lacks}; leave the flag out.")
     sample_shape(pipe, asked.num_frames)

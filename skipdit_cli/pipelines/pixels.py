@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.backbones.finite import is_finite
+from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.media import to_uint8
 from skipdit_cli.pipelines.arguments import frames_argument, takes
 from skipdit_cli.pipelines.device import free_memory
+from skipdit_cli.pipelines.diagnosis import explain
+from skipdit_cli.pipelines.latents import shrinks, unscale
 
 SAMPLE_BYTES = 1024
 """Of a sample besides its pixels: its condition, its generator, its latents."""
@@ -17,38 +22,47 @@ FRAMES_AT_ONCE = 14  # ``decode_chunk_size`` of diffusers' pipelines; a temporal
 
 
 @torch.no_grad()
-def to_pixels(pipe, latents: torch.Tensor, batch_size: int) -> np.ndarray:
-    """uint8 (N, [F,] H, W, 3) from latents (N, C, [F,] h, w): through the VAE, or straight out of a pixel-space model.
+def to_pixels(
+    pipe, latents: torch.Tensor, batch_size: int, as_array: Callable[[torch.Tensor], np.ndarray] = to_uint8
+) -> np.ndarray:
+    """An array (N, [F,] H, W, 3) of latents (N, C, [F,] h, w), through the VAE, or straight out of a model of pixels.
 
     Latents of a model that has no VAE here are shown as they are: three channels, scaled to their spread.
 
     Args:
         batch_size: Pictures decoded at once; of videos it is ``FRAMES_AT_ONCE`` frames, never of two videos.
+        as_array: Makes arrays of pictures (N, C, [F,] H, W) in [-1, 1]; of uint8 if not given.
     Raises:
-        UsageError: There is no VAE, and the latents are tokens in a row.
+        UsageError: There is no VAE, and the latents are tokens in a row; or it is not known how its own are scaled.
+        NotFiniteError: The latents are NaN or infinite, or the decoder makes such pictures of them.
     """
+    if not is_finite(latents):
+        raise NotFiniteError("The latents are NaN or infinite, so they are no pictures.")
     if pipe.vae is not None:
-        scaled = 1 / pipe.vae.config.scaling_factor * latents
+        own = unscale(pipe.vae, latents)
         if latents.ndim == 4:
-            return _decode(pipe, scaled, batch_size)
-        return np.stack([_decode(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in scaled])
+            return np.concatenate(list(map(as_array, _decoded(pipe, own, batch_size))))
+        videos = (_decoded(pipe, video.transpose(0, 1), FRAMES_AT_ONCE, is_video=True) for video in own)
+        return np.stack([np.concatenate(list(map(as_array, video))) for video in videos])
     if is_pixel_space(pipe):
-        return to_uint8(latents)
+        return as_array(latents)
     if latents.ndim == 3:
         raise UsageError("This model's latents are no pictures, and it has no VAE here; give --vae.")
     preview = latents[:, :3] if latents.shape[1] > 3 else latents[:, :1]
-    return to_uint8(preview / (3 * preview.std() + 1e-8))
+    return as_array(preview / (3 * preview.std() + 1e-8))
 
 
-def _decode(pipe, scaled: torch.Tensor, at_once: int, is_video: bool = False) -> np.ndarray:
-    """uint8 (N, H, W, 3) from (N, C, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
-    vae, pictures = pipe.vae, []
+def _decoded(pipe, latents: torch.Tensor, at_once: int, is_video: bool = False) -> Iterator[torch.Tensor]:
+    """(n, C, H, W) of some of (N, c, h, w): pictures, or the frames of a video, which a temporal decoder joins."""
+    vae = pipe.vae
     where = pipe._execution_device  # not that of the weights, which offloading brings there when they are used
-    for some in scaled.to(where, vae.dtype).split(at_once):
+    for some in latents.to(where, vae.dtype).split(at_once):
         temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
         joined = {"num_frames": len(some) if is_video else 1} if temporal else {}
-        pictures.append(to_uint8(vae.decode(some, **joined).sample))
-    return np.concatenate(pictures)
+        decoded = vae.decode(some, **joined).sample
+        if not is_finite(decoded):
+            raise NotFiniteError(explain(pipe, "pictures"))
+        yield decoded
 
 
 def is_pixel_space(pipe) -> bool:
@@ -68,7 +82,7 @@ def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tup
             for name, given in {"height": height, "width": width}.items()
         ]
         return tuple(sides) if None not in sides else None
-    enlarged = 1 if pipe.vae is None else 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    enlarged = 1 if pipe.vae is None else shrinks(pipe.vae)
     shrunk = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # sizes are asked for as with a VAE
     own = enlarged * pipe.transformer.config.sample_size
     return tuple(own if size is None else size // shrunk for size in (height, width))

@@ -63,8 +63,8 @@ def sample_texts(
         advance: Called after each denoising step.
     Returns:
         What the sampler left, float32, in the layout of the pipeline (of Latte (B, C, F, h, w), of Flux packed into
-        (B, tokens, 4 C)); uint8 (B, [F,] H, W, 3), or None; and the sound of
-        each video where it makes any and decodes.
+        (B, tokens, 4 C)); uint8 (B, [F,] H, W, 3), or None where it decodes none, or none that is finite; and the
+        sound of each video where it makes any and decodes.
     Raises:
         UsageError: The pipeline refuses a setting.
         SkipditError: It makes no pictures.
@@ -90,14 +90,15 @@ def sample_texts(
     settings |= asked.arguments
     steps = Steps(advance)
     told, refusals = steps.told_by(pipe, scheduler), _refusals(pipe, bool(asked.arguments))
-    with _tiles(pipe), told as callback, refusals:
+    with _tiles(pipe) as finite, told as callback, refusals:
         guided = guidance_scale is not None and guidance_scale > 1
         texts = _texts(pipe, prompts, guided, asked.negative_prompt)
         result = pipe(**texts, **settings, **callback)
     latents = result[0] if steps.latents is None and not decode else steps.latents
     if not decode:
         return latents.float(), None, []
-    return latents.float(), _pixels(result[0], pipe), sounds_of(pipe, result)
+    pixels = _pixels(result[0], pipe) if all(finite) else None
+    return latents.float(), pixels, sounds_of(pipe, result)
 
 
 @contextmanager
@@ -131,39 +132,48 @@ def _refusals(pipe, typed: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _tiles(pipe) -> Iterator[None]:
-    """A VAE that says, once it is to decode, that it does so in tiles alone (Allegro's) does so, and from then on."""
-    vae = getattr(pipe, "vae", None)
+def _tiles(pipe) -> Iterator[list[torch.Tensor]]:
+    """A VAE that says, once it is to decode, that it does so in tiles alone (Allegro's) does so, and from then on.
+
+    Gives whether each decoding is finite, left on its device: pipelines clip what they make of it to colours.
+    """
+    vae, finite = getattr(pipe, "vae", None), []
     if vae is None:
-        yield
+        yield finite
         return
     decode = vae.decode
 
     @wraps(decode)
     def tiled(*args, **kwargs):
         try:
-            return decode(*args, **kwargs)
+            result = decode(*args, **kwargs)
         except NotImplementedError as cause:
             if "without tiling" not in str(cause):
                 raise
             tile_vae(pipe)
-            return decode(*args, **kwargs)
+            result = decode(*args, **kwargs)
+        if isinstance(result[0], torch.Tensor):
+            finite.append(result[0].isfinite().all())
+        return result
 
     vae.decode = tiled
     try:
-        yield
+        yield finite
     finally:
         vae.decode = decode
 
 
-def _pixels(result, pipe) -> np.ndarray:
-    """uint8 (B, [F,] H, W, 3) from what a pipeline calls "np": floats of 0..1, rounded as its own PIL images are."""
+def _pixels(result, pipe) -> np.ndarray | None:
+    """uint8 (B, [F,] H, W, 3) from what a pipeline calls "np": floats of 0..1, rounded as its own PIL images are; None
+    where one is NaN or infinite."""
     try:
         array = np.asarray(result)
     except ValueError:  # of several shapes
         array = np.empty(0)
     if array.dtype != np.uint8:
-        array = (np.nan_to_num(array) * 255).round().clip(0, 255).astype(np.uint8)
+        if not np.isfinite(array).all():
+            return None
+        array = (array * 255).round().clip(0, 255).astype(np.uint8)
     array = array[None] if array.ndim == 4 and frames_argument(pipe) is not None else array
     if array.ndim not in (4, 5) or array.shape[-1] != 3:
         raise SkipditError(f"A {type(pipe).__name__} makes no pictures or videos of three colours; nothing was kept.")

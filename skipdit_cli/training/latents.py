@@ -11,13 +11,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from skipdit_cli import console
-from skipdit_cli.errors import SkipditError
-from skipdit_cli.training.listing import Condition
+from skipdit_cli.backbones.finite import is_finite
+from skipdit_cli.errors import NotFiniteError, SkipditError
+from skipdit_cli.media.intake import RULES
+from skipdit_cli.pipelines.latents import scale as scaled  # noqa: F401  its name of 0.1.0, which others import
+from skipdit_cli.training.metadata import Condition
 from skipdit_cli.training.order import Choice
 from skipdit_cli.training.pixels import Pixels
 from skipdit_cli.training.store import Store, Tensors, fingerprint
 
 FRAMES_AT_ONCE = 16
+LEAST = -30.0
+"""The least logarithm of a variance that diffusers' Gaussian has."""
 
 
 @torch.no_grad()
@@ -30,29 +35,25 @@ def moments(vae, pixels: torch.Tensor) -> torch.Tensor:
         (B, 2c, [f,] h, w).
     """
     if encodes_videos(vae):
-        return torch.cat([vae.encode(one).latent_dist.parameters for one in pixels.split(1)])
+        return torch.cat([_posterior(vae, one) for one in pixels.split(1)])
     if pixels.ndim == 4:
-        return torch.cat([vae.encode(some).latent_dist.parameters for some in pixels.split(FRAMES_AT_ONCE)])
+        return torch.cat([_posterior(vae, some) for some in pixels.split(FRAMES_AT_ONCE)])
     frames = moments(vae, pixels.transpose(1, 2).flatten(0, 1))
     return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+
+
+def _posterior(vae, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean and logarithm of the variance; of a VAE that encodes to latents without a spread, of the least there is."""
+    encoded = vae.encode(pixels)
+    if "latent_dist" in encoded:
+        return encoded.latent_dist.parameters
+    latents = next(iter(encoded.values()))
+    return torch.cat([latents, torch.full_like(latents, LEAST)], dim=1)
 
 
 def encodes_videos(vae) -> bool:
     """Whether frames are encoded together."""
     return any(isinstance(module, nn.Conv3d) for module in vae.encoder.modules())
-
-
-def scaled(vae, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as transformers see them; undone by their pipelines before they decode.
-
-    Args:
-        latents: (B, c, [f,] h, w), as the VAE encodes them.
-    """
-    config, shape = vae.config, (1, -1, *[1] * (latents.ndim - 2))
-    if config.get("latents_mean") is not None:
-        mean, std = (torch.tensor(config[name]).view(shape).to(latents) for name in ("latents_mean", "latents_std"))
-        latents = (latents - mean) / std
-    return (latents - (config.get("shift_factor") or 0.0)) * config.get("scaling_factor", 1.0)
 
 
 class Latents(Dataset):
@@ -67,12 +68,15 @@ class Latents(Dataset):
 
     def __init__(self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool):
         self.pixels, self.vae, self.store, self.device = pixels, vae, store, device
+        self.samples = pixels.samples
         self.made = {
             "vae": fingerprint(vae, vae.config),
             "size": pixels.size,
             "mode": pixels.mode,
             "num_frames": pixels.num_frames,
             "frame_stride": pixels.frame_stride,
+            "fps_target": pixels.samples.fps_target,
+            "reader": RULES,
         }
         with ThreadPoolExecutor() as pool:
             self.digests = list(pool.map(pixels.samples.digest, range(len(pixels))))
@@ -94,7 +98,11 @@ class Latents(Dataset):
 
     def make(self, choice: Choice) -> Tensors:
         pixels = self.pixels[replace(choice, images=())][0]
-        return {"moments": moments(self.vae, pixels[None].to(self.device))[0].cpu()}
+        made = moments(self.vae, pixels[None].to(self.device))[0].cpu()
+        if not is_finite(made):
+            name = self.samples.name(choice.index)
+            raise NotFiniteError(f"The VAE makes NaN or infinity of {name}: take that file out, or give another VAE.")
+        return {"moments": made}
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -110,6 +118,9 @@ class Latents(Dataset):
         entry = self.store.read(self.key(choice))
         if entry is None:
             raise SkipditError(f"{self.store.path(self.key(choice))} is gone or damaged; run again to make it anew.")
+        if not is_finite(entry["moments"]):
+            path, name = self.store.path(self.key(choice)), self.samples.name(choice.index)
+            raise NotFiniteError(f"{path}, the latents of {name}, holds NaN or infinity; delete it and run again.")
         return entry["moments"]
 
     def frame(self, choice: Choice) -> torch.Tensor:

@@ -14,7 +14,8 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from skipdit_cli import console
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.backbones.finite import first_broken
+from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError, first_line
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.demand import EXPERTS
@@ -29,7 +30,15 @@ from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_m
 from skipdit_cli.training.record import Metrics, grid_run, save_grid
 from skipdit_cli.training.samples import SampleSet
 from skipdit_cli.training.settings import TrainingSettings
-from skipdit_cli.training.state import Checkpoints, TrainingState, load_state, random_state, set_random_state
+from skipdit_cli.training.state import (
+    METRICS,
+    SAMPLES,
+    Checkpoints,
+    TrainingState,
+    load_state,
+    random_state,
+    set_random_state,
+)
 from skipdit_cli.training.store import Store, fingerprint_of_adapters
 
 
@@ -82,7 +91,7 @@ class Trainer:
             self.transformer.enable_gradient_checkpointing()
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
-        self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
+        self.recorded = {**settings.recorded(), "only_branches": only_branches, **samples.recorded()}
         self.recorded |= {
             "processes": self.accelerator.num_processes,
             "lora": fingerprint_of_adapters(self.transformer),
@@ -112,7 +121,7 @@ class Trainer:
         """
         settings, accelerator = self.settings, self.accelerator
         main, saved = accelerator.is_main_process, self.step
-        metrics = Metrics(settings.output / "metrics.jsonl", self.step) if main else None
+        metrics = Metrics(settings.output / METRICS, self.step) if main else None
         row, stopped, batches = {}, False, iter(self.loader())
         if main and settings.report_to != "none":
             accelerator.init_trackers("skipdit")
@@ -148,7 +157,7 @@ class Trainer:
     def loader(self) -> DataLoader:
         """Micro-batches of this process from the step reached, without end."""
         settings = self.settings
-        order = Order(
+        self.order = Order(
             settings.seed,
             len(self.data),
             settings.train_batch_size,
@@ -164,7 +173,7 @@ class Trainer:
         # A generator of its own: without one the loader would draw a number from torch's.
         return DataLoader(
             self.data,
-            batch_sampler=order,
+            batch_sampler=self.order,
             num_workers=settings.dataloader_num_workers,
             collate_fn=collate,
             worker_init_fn=deaf_worker,
@@ -177,6 +186,7 @@ class Trainer:
         settings, accelerator, began = self.settings, self.accelerator, time.perf_counter()
         count, waited = settings.gradient_accumulation_steps, 0.0
         sums = torch.zeros(3, device=accelerator.device)
+        self.objective.finite.clear()
         for micro in range(count):
             asked = time.perf_counter()
             batch = next_batch(batches)
@@ -228,10 +238,18 @@ class Trainer:
         """Stop before a step that would spoil the weights (under fp16 the scaler skips such steps itself)."""
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler):
             return
+        sample = self.objective.broken_sample(self.order)
+        if sample is not None:
+            raise NotFiniteError(
+                f"The VAE makes NaN or infinity of {self.data.samples.name(sample)}, at step {self.step + 1}: take "
+                "that file out, or give another VAE."
+            )
         last = self.checkpoints.latest()
         kept = f"{last} is the last good checkpoint" if last else "no checkpoint had been saved"
+        where = first_broken(self.trained.items())
+        weight = f", with {where} among the weights" if where else ""
         raise SkipditError(
-            f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}: {kept}; try a lower "
+            f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}{weight}: {kept}; try a lower "
             "--learning-rate or --max-grad-norm."
         )
 
@@ -248,7 +266,7 @@ class Trainer:
             others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
             for other in others:
                 other.to(self.accelerator.device)
-            save_grid(self.pipe, self.grid, self.settings.output / "samples", self.step, self.settings.seed)
+            save_grid(self.pipe, self.grid, self.settings.output / SAMPLES, self.step, self.settings.seed)
             for other in others:
                 other.to("cpu")
             if self.average:

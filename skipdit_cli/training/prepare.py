@@ -9,6 +9,7 @@ from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.pipelines.arguments import takes
+from skipdit_cli.pipelines.latents import shrinks
 from skipdit_cli.training.families import family_of, patch_of, transformer_of
 from skipdit_cli.training.settings import TrainingSettings
 
@@ -91,8 +92,3 @@ def own_size(pipe) -> list[int]:
         return [unit * config.sample_size] * 2
     own = [takes(pipe)[name].default for name in ("height", "width")]
     return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in own]
-
-
-def shrinks(vae) -> int:
-    """Pixels to a latent, along a side."""
-    return vae.config.get("scale_factor_spatial") or 2 ** (len(vae.config.block_out_channels) - 1)
