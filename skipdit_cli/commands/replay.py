@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def _checked(path: Path, name: str, value: object) -> object:
         value = [value] if isinstance(value, str) else value
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
     elif kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits:
