@@ -54,7 +54,8 @@ def read_record(path: Path) -> dict[str, object]:
     preset = settings.pop("preset", None)  # of older versions, which recorded all that it set
     left = [name for name in settings if name not in RECORDED]
     if left:
-        console.warn(f"the record of {path} holds {', '.join(left)}, which --from does not take: left out.")
+        named = ", ".join(name[:40] for name in left[:20]) + (f" and {len(left) - 20} more" if len(left) > 20 else "")
+        console.warn(f"the record of {path} holds {named}, which --from does not take: left out.")
     values = {name: _checked(path, name, settings.get(name)) for name in RECORDED}
     weights = values.pop("weights") or (None if values["model"] else _embedded_in(preset))
     if weights is not None:
