@@ -153,6 +153,15 @@ def test_folders_named_as_the_model_names_its_classes_get_its_labels(tmp_path, c
     assert "none of the class folders" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [["cat"], {"x": "cat"}, {"0": 3}])
+def test_a_model_whose_names_are_none_is_refused(skipdit, converted, tmp_path, names):
+    model = converted()
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "id2label": names}))
+    ran = skipdit("finetune", "-m", model, "--data", lay_out(tmp_path / "data", "cat/0.png"), "-o", tmp_path / "run")
+    assert ran.code == 2 and "Error: " in ran.stderr and not (tmp_path / "run").exists()
+
+
 def test_labels_do_not_depend_on_how_a_system_spells_accents(tmp_path):
     for form in ("NFC", "NFD"):
         lay_out(
