@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from skipdit_cli.commands.options import check_variables, variables_of
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
-from skipdit_cli.errors import SkipditError
+from skipdit_cli.errors import SkipditError, UsageError
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
 REFUSED = typer.BadParameter.__mro__[2]
@@ -88,6 +89,18 @@ def _sentence(cause: Exception, output) -> str:
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
 
 
+def _check_numbers(ctx) -> None:
+    """Typed, in the environment, a preset or a record: no flag is NaN or infinite, which would go on into everything.
+
+    Raises:
+        UsageError: One is.
+    """
+    for parameter in ctx.command.params:
+        value = ctx.params.get(parameter.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"Got {parameter.opts[0]} {value} but expected a number.")
+
+
 class Command(TyperCommand):
     """Plain help in panels: Typer's own panels need Rich's Markdown, which alone takes 0.15 s to import."""
 
@@ -95,6 +108,7 @@ class Command(TyperCommand):
         try:
             rest = super().parse_args(ctx, args)
             check_variables(self)
+            _check_numbers(ctx)
             return rest
         except REFUSED as cause:
             cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command

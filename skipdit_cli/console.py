@@ -102,8 +102,12 @@ def emit(payload: dict) -> None:
     global _emitted
     if _json:
         _emitted = True
-        text = json.dumps(plain({"schema": SCHEMA, **payload}), indent=2, default=str, allow_nan=False)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(to_json({"schema": SCHEMA, **payload}, indent=2) + "\n")
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """The text of all JSON that is written here: valid, so null for a float that is NaN or infinite."""
+    return json.dumps(plain(value), indent=indent, default=str, allow_nan=False)
 
 
 def plain(value: object) -> object:

@@ -309,12 +309,13 @@ def test_layers_kept_in_float8_are_converted_to_another_dtype(flux, skipdit, tmp
     assert ended.code == 0 and ended.json["bitwise_equal"] is True, ended.stderr
 
 
-def test_weights_that_are_no_numbers_are_converted_as_they_are(tiny_pipeline, skipdit, tmp_path):
+def test_weights_that_are_no_numbers_are_named(tiny_pipeline, skipdit, tmp_path):
     model = tiny_pipeline()
     file = model / "transformer" / WEIGHTS
     save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     ended = skipdit("convert", model, "-o", tmp_path / "out", "--json")
-    assert ended.code == 0 and ended.json["weights_equal"] and ended.json["bitwise_equal"], ended.stderr
+    assert ended.code == 1 and "in its transformer, nan in " in ended.json["error"], ended.stderr
+    assert "branches" not in ended.stderr and not (tmp_path / "out").exists()
 
 
 def test_aliases_in_the_environment(tiny_pipeline, skipdit, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ BAD_FLAGS = [
     (("--lr-warmup-steps", -1), "at least 0"),
     (("--seed", -1), "at least 0"),
     (("--learning-rate", 0), "above 0"),
-    (("--learning-rate", "nan"), "above 0"),
+    (("--learning-rate", "nan"), "expected a number"),
     (("--label-dropout", 1.5), "0 <= value < 1"),
     (("--ema-decay", 1), "0 <= value < 1"),
     (("--lr-scheduler", "cosin"), "Did you mean 'cosine'?"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import BACKBONES, example_inputs, trunk_of
+from skipdit_cli.backbones.finite import first_broken, is_finite
 from skipdit_cli.checkpoints.architecture import build_transformer, has_own_time
 from skipdit_cli.checkpoints.index import parts_of
 from skipdit_cli.checkpoints.process import SIT
 from skipdit_cli.checkpoints.source import Source, narrow
 from skipdit_cli.checkpoints.text_parts import TextParts
-from skipdit_cli.errors import UsageError, first_line
-from skipdit_cli.skip import SkipBranches, add_skip_branches
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches
 from skipdit_cli.skip.time_embedding import RECORD
 
 
@@ -78,6 +80,7 @@ def plan_conversion(
 
     Raises:
         UsageError: A choice contradicts the source.
+        NotFiniteError: The source holds NaN or infinity, or would in ``dtype``.
     """
     name = source.config["_class_name"]
     kept = narrow(source.weights()) if dtype is None else None
@@ -86,6 +89,7 @@ def plan_conversion(
         raise UsageError(
             f"Model {source.name} has weights in {kept}, which is for keeping alone; give --dtype bfloat16."
         )
+    _check_numbers(source, dtype)
     if source.branches is None:
         branches = _new_branches(source, merge or "residual")
     elif merge in (None, source.branches.config.merge):
@@ -118,6 +122,24 @@ def plan_conversion(
             raise UsageError(f"Got {flag}, but {source.name} is {what}; leave it out.")
     second = None if source.second is None else plan_conversion(source.second, merge, time_embedding, dtype)
     return Conversion(source, branches, why, dtype, vae, text, second)
+
+
+def _check_numbers(source: Source, dtype: torch.dtype | None) -> None:
+    """Look at all the source's tensors, one at a time, as they will be written."""
+    branches = {} if source.branches is None else source.branches.state_dict()
+    tensors = chain(source.weights().items(), ((f"{SKIP}/{name}", tensor) for name, tensor in branches.items()))
+    for name, tensor in tensors:
+        kept = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        if is_finite(kept):
+            continue
+        where, part = first_broken([(name, tensor)]), f"in its {source.part}, "
+        if where is not None:
+            raise NotFiniteError(f"Model {source.name} holds, {part}{where}; nothing was written. Get it again.")
+        narrow_to = str(dtype).removeprefix("torch.")
+        raise NotFiniteError(
+            f"Model {source.name} holds, {part}{tensor.abs().max():g} in {name}, which {narrow_to} cannot hold; "
+            "nothing was written. Give --dtype bfloat16."
+        )
 
 
 def _new_branches(source: Source, merge: str) -> SkipBranches:

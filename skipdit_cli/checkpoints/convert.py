@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from skipdit_cli.backbones.finite import first_broken
 from skipdit_cli.checkpoints.architecture import default_scheduler, has_own_time, pipeline_around
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
@@ -21,10 +22,19 @@ from skipdit_cli.checkpoints.folder import (
     save_branches,
     write_config,
 )
-from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
+from skipdit_cli.checkpoints.index import INDEX, SECOND, TRANSFORMERS, parts_of
 from skipdit_cli.checkpoints.process import SIT
 from skipdit_cli.checkpoints.proof import Proof, prove
-from skipdit_cli.checkpoints.weights import STEM, index_file, read_json, read_weights, weight_files, write_tensors
+from skipdit_cli.checkpoints.weights import (
+    STEM,
+    index_file,
+    read_json,
+    read_tensors,
+    read_weights,
+    weight_files,
+    write_tensors,
+)
+from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.skip.time_embedding import RECORD
 
 MARKS = (INDEX, "config.json")
@@ -39,12 +49,15 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
 
     Raises:
         UsageError: The output cannot be written there, or the source is damaged.
+        NotFiniteError: A part of it holds NaN or infinity.
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
     check_target(output, overwrite, marks=MARKS)
     check_apart(output, source.place)
     source.build()  # whether weights and config fit, before anything is written
+    if verify:
+        _check_others(plan)
     with replace_folder(output, overwrite, plan.needed_bytes(), MARKS) as folder:
         if source.alone:
             _copy_part(source.transformer, folder, plan.dtype)
@@ -76,6 +89,21 @@ def _note_time_embedding(plan: Conversion, transformer: Path) -> None:
     config = read_json(file)
     if not has_own_time(config["_class_name"]) and (kind != "diffusers" or RECORD in config):
         write_config(file, {**config, RECORD: kind})
+
+
+def _check_others(plan: Conversion) -> None:
+    """The parts that are copied as they are hold numbers (the transformer is looked at when the work is planned).
+
+    Raises:
+        NotFiniteError: One holds NaN or infinity.
+    """
+    folder = plan.source.pipeline
+    files = [file for part in parts_of(folder) if part not in TRANSFORMERS for file in (folder / part).glob("*")]
+    files += [] if plan.text is None else plan.text.files()
+    for file in files:
+        where = first_broken(read_tensors(file).items()) if file.suffix == ".safetensors" else None
+        if where is not None:
+            raise NotFiniteError(f"{file} holds {where}; nothing was written. Get it again.")
 
 
 def _copy_pipeline(plan: Conversion, folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.backbones.finite import first_broken
+from skipdit_cli.errors import NotFiniteError, UsageError
 
 DRIFT = 1e-3
 """So far a moving average may have moved a table that never changed."""
@@ -18,11 +19,15 @@ def check_needed(path, state: dict[str, torch.Tensor], needed: dict[str, int], k
         kind: What the file should hold, for the error.
     Raises:
         UsageError: A tensor is missing, or has another number of dimensions.
+        NotFiniteError: One holds NaN or infinity.
     """
     for name, rank in needed.items():
         if name not in state or state[name].dim() != rank:
             what = "lacks" if name not in state else "has another shape of"
             raise UsageError(f"Checkpoint {path} is no {kind} of the official layout: it {what} {name}.")
+    where = first_broken((name, state[name]) for name in needed)
+    if where is not None:
+        raise NotFiniteError(f"Checkpoint {path} holds {where}; get it again.")
 
 
 def head_count(path, width: int, given: int | None) -> int:

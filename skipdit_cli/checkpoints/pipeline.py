@@ -37,8 +37,10 @@ from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.checkpoints.variants import variant_among, variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
+from skipdit_cli.pipelines.diagnosis import broken_weight
+from skipdit_cli.pipelines.latents import latent_channels
 from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
@@ -88,6 +90,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             parts to take instead of the folder's own: ``vae=...``.
     Raises:
         UsageError: There is no such model, its files are incomplete or damaged, or a package to read them is missing.
+        NotFiniteError: A weight is NaN or infinite, which attention on some devices takes for a mask, and hides.
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in _HUB}
@@ -112,7 +115,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
         former = folder / "vae" / "config.json"  # of packed latents the model's channels are more
-        own = read_json(former).get("latent_channels") if former.is_file() else None
+        own = latent_channels(read_json(former)) if former.is_file() else None
         check_vae(pipe.vae, own or pipe.transformer.config.in_channels)
     for part in TRANSFORMERS:
         transformer = getattr(pipe, part, None)
@@ -131,6 +134,8 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             record_time_embedding(transformer, time_embedding)
         if found is not None and branches:
             add_skip_branches(transformer, branches=found)
+    if where := broken_weight(pipe):
+        raise NotFiniteError(f"Model {path} cannot be used: its {where}; get its weights again.")
     return pipe
 
 

@@ -6,10 +6,12 @@ import re
 import warnings
 from pathlib import Path
 
+from skipdit_cli.backbones.finite import first_broken
 from skipdit_cli.checkpoints.online import is_local
 from skipdit_cli.checkpoints.variants import variant_of
 from skipdit_cli.checkpoints.weights import UNREADABLE
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 """Frame by frame, and with a look at the frames around."""
@@ -27,6 +29,7 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         arguments: As for diffusers' ``from_pretrained``.
     Raises:
         UsageError: There is none, it is of another kind, or its latents have another number of channels.
+        NotFiniteError: A weight is NaN or infinite.
     """
     import diffusers
 
@@ -48,6 +51,8 @@ def load_vae(name, in_channels: int | None = None, **arguments):
             if (path, inner) == places[-1]:
                 where = "" if Path(path).is_dir() else ", from the hub or its local cache"
                 raise UsageError(f"Got --vae {name}, which cannot be read{where}: {first_line(cause)}.") from cause
+    if where := first_broken(vae.state_dict().items()):
+        raise NotFiniteError(f"Got --vae {name}, which holds {where}; get its weights again.")
     if in_channels is not None:
         check_vae(vae, in_channels, name)
     return vae
@@ -56,11 +61,12 @@ def load_vae(name, in_channels: int | None = None, **arguments):
 def check_vae(vae, in_channels: int, name=None) -> None:
     """
     Raises:
-        UsageError: Its latents have another number of channels than the model.
+        UsageError: Its latents have another number of channels than the model, or it does not say how many.
     """
-    own = vae.config.latent_channels
+    own, named = latent_channels(vae.config), "" if name is None else f" {name}"
+    if own is None:
+        raise UsageError(f"Got --vae{named}, a {type(vae).__name__}, whose config does not say how many channels.")
     if own != in_channels:
-        named = "" if name is None else f" {name}"
         raise UsageError(f"Got --vae{named} with {own} latent channels, but the model has {in_channels}.")
 
 

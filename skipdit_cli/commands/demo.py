@@ -14,6 +14,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands import demo_page, options
+from skipdit_cli.errors import NotFiniteError
 
 Video = Annotated[bool, typer.Option("--video", help="Handwritten digits in motion instead of still ones.")]
 Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", min=13, help="Denoising steps.")]
@@ -80,6 +81,8 @@ def demo(
     bench = Bench(pipe, _policies(num_inference_steps), labels, vanilla=vanilla, **sampling)
     with console.progress("bench", bench.steps(rounds)) as advance:
         rows = bench.run(rounds, advance=advance)
+    for why in bench.broken.values():
+        raise NotFiniteError(why)
     report = bench.report(rows, show.preset, {**sampling, "class_labels": labels, "rounds": rounds})
     demo_page.save(output, report, bench.generated, labels, commands)
     console.table(*demo_page.table(rows))

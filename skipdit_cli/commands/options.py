@@ -169,6 +169,8 @@ def parse_window(text: str | None) -> tuple[float, float] | None:
         start, end = (float(part) for part in text.split(":"))
     except ValueError as cause:
         raise UsageError(f"Got --cache-window '{text}' but expected START:END, such as 700:50.") from cause
+    if start != start or end != end:
+        raise UsageError(f"Got --cache-window '{text}', in which NaN is no timestep; expected such as 700:50.")
     return start, end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,10 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as cause:
             raise UsageError(f"Got --pipeline-arg '{text}', whose value is no YAML; quote it.") from cause
+        try:
+            json.dumps(found[name], default=str, allow_nan=False)
+        except ValueError as cause:
+            raise UsageError(f"Got --pipeline-arg '{text}', but NaN and infinity are no numbers to go by.") from cause
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 
 from skipdit_cli.backbones import Trial, check_class, keep_trunk, known_trunk, trunk_of
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.measure.cases import Case, make_cases
 from skipdit_cli.measure.flops import StepFlops
 from skipdit_cli.measure.quality import compare
@@ -49,6 +50,7 @@ class Bench:
         macs: Multiply-adds of one forward for one image, the mean where guidance takes calls of different length:
             "vanilla", and "skip" if it has branches.
         generated: What each case's first round made; after ``run``.
+        broken: Why what some cached or shorter case makes is NaN or infinite.
         warm_up_seconds: Time of the runs that were not counted; mostly compilation if the forward is compiled.
     """
 
@@ -81,6 +83,7 @@ class Bench:
         self.cases = make_cases(policies, num_inference_steps, seen[pipe].timesteps, **self.flops, least=self.least)
         self.batches = len(batches(pipe, conditions, batch_size, alone=sampling.get("image") is not None))
         self.generated: list[Generated] = []
+        self.broken: dict[Case, str] = {}
         self.warm_up_seconds = 0.0
 
     def steps(self, rounds: int | None) -> int:
@@ -94,6 +97,8 @@ class Bench:
             rounds: How often each case runs (see ``interleave``); the pictures of the first round are compared.
             warmup: Short runs of each model and each depth of cache before that.
             advance: Called after each denoising step that counts.
+        Raises:
+            NotFiniteError: What all is compared with is NaN or infinite.
         """
         began = time.perf_counter()
         for case in self._warm_ups() * warmup:
@@ -142,16 +147,26 @@ class Bench:
             notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, their products float32.")
         if takes_text(self.pipe) and self.conditions[0] is None:
             notes.append("No texts: noise as long as the longest text stands for each.")
+        for case, why in self.broken.items():
+            schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
+            notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {why}")
         if random_weights:
             notes.append("Random weights: the times are real, the quality columns say nothing about a trained model.")
         return notes
 
     def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
         settings = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.sampling}
-        if case.has_branches:
-            return generate(self.pipe, self.conditions, **settings)
-        with _without_branches(self.vanilla):
-            return generate(self.vanilla, self.conditions, **settings)
+        try:
+            if case.has_branches:
+                return generate(self.pipe, self.conditions, **settings)
+            with _without_branches(self.vanilla):
+                return generate(self.vanilla, self.conditions, **settings)
+        except NotFiniteError as cause:
+            if (case.name == case.reference and case.policy is None) or self.batches > 1:
+                raise  # of several batches, those after it were not run: it took no time that could be told
+            if case in self.cases:
+                self.broken[case] = str(cause)
+            return cause.made
 
     def _warm_ups(self) -> list[Case]:
         """A short run for each model alone, and for each depth of its cache and way to forecast.

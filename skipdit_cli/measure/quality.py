@@ -3,11 +3,14 @@ of videos how far their motion is."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from skipdit_cli.backbones.finite import is_finite
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,14 @@ class Quality:
     Args:
         psnr: dB, mean over the pictures that differ; None where none does (it would be infinite), or without pictures.
         ssim: Mean over the pictures, at most 1; None without pictures.
-        latent_rel_l2: ``||a - b|| / ||b||`` over all latents.
+        latent_rel_l2: ``||a - b|| / ||b||`` over all latents; None where only b is 0.
         identical: Whether all latents and pictures are equal to the bit.
         temporal_difference: Of videos, see ``temporal_difference``; None of pictures, or where the reference stands.
     """
 
     psnr: float | None
     ssim: float | None
-    latent_rel_l2: float
+    latent_rel_l2: float | None
     identical: bool
     temporal_difference: float | None = None
 
@@ -34,10 +37,13 @@ def compare(
 ) -> Quality:
     """Measure pictures, uint8 (N, [F,] H, W, 3) or None, and their latents (N, ...) against a reference.
 
-    Of videos every frame is a picture.
+    Of videos every frame is a picture. What is NaN or infinite has no quality: all is None.
     """
+    if not (is_finite(latents) and is_finite(latents_reference)) or (images is None) != (reference is None):
+        return Quality(None, None, None, False)
     distance, same = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
-    if images is None or reference is None:
+    distance = distance if math.isfinite(distance) else None
+    if images is None:
         return Quality(None, None, distance, same)
     a, b = (torch.from_numpy(x).flatten(0, -4).permute(0, 3, 1, 2).double() for x in (images, reference))
     same_pictures = torch.equal(a, b)
@@ -46,8 +52,11 @@ def compare(
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB of images (N, C, H, W), mean over those that differ; inf where none does."""
+    """Peak signal-to-noise ratio in dB of images (N, C, H, W), mean over those that differ; inf where none does, NaN
+    where one holds NaN or infinity."""
     errors = (a - b).square().flatten(1).mean(1)
+    if not is_finite(errors):
+        return float("nan")
     errors = errors[errors > 0]
     return float((10 * torch.log10(data_range**2 / errors)).mean()) if len(errors) else float("inf")
 
@@ -74,9 +83,9 @@ def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
 
 
 def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
-    """``||a - b|| / ||b||`` over everything."""
+    """``||a - b|| / ||b||`` over everything; 0 of two that are equal, whatever they are."""
     a, b = a.double(), b.double()
-    return float((a - b).norm() / b.norm())
+    return 0.0 if torch.equal(a, b) else float((a - b).norm() / b.norm())
 
 
 def temporal_difference(videos: np.ndarray, reference: np.ndarray) -> float | None:

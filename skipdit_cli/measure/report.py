@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import diffusers
 import torch
 
 from skipdit_cli import __version__
-from skipdit_cli.console import SCHEMA
+from skipdit_cli.console import SCHEMA, to_json
 from skipdit_cli.measure.plot import save_plot
 
 COLUMNS = {
@@ -82,7 +81,7 @@ def results(report: dict) -> str:
 
 def save_report(report: dict, folder: Path) -> None:
     """Write ``bench.json``, ``bench.md`` and ``bench.png`` into a folder."""
-    text = json.dumps({"schema": SCHEMA, **report}, indent=2)
+    text = to_json({"schema": SCHEMA, **report}, indent=2)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(report), encoding="utf-8")
     title = f"{report['model']}, {report['device_name']}, {report['dtype']}, {report['num_inference_steps']} steps"

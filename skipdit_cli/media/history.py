@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from skipdit_cli.console import to_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.media.files import replacing
 from skipdit_cli.media.pictures import METADATA_KEY, open_picture
@@ -20,7 +21,7 @@ def history_file(video: Path) -> Path:
 def save_history(video: Path, metadata: dict) -> None:
     """Write ``metadata`` beside a video, under the key that pictures hold it under."""
     with replacing(history_file(video)) as part:
-        part.write_text(json.dumps({METADATA_KEY: metadata}, indent=2) + "\n", encoding="utf-8")
+        part.write_text(to_json({METADATA_KEY: metadata}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_metadata(path: Path) -> dict:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skipdit_cli.console import to_json
 from skipdit_cli.errors import UsageError
 from skipdit_cli.media.files import replacing
 
@@ -63,7 +63,7 @@ def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt(METADATA_KEY, json.dumps(metadata))
+    info.add_itxt(METADATA_KEY, to_json(metadata))
     with replacing(path) as part:
         image.save(part, format="PNG", pnginfo=info)
 

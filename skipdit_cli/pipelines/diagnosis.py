@@ -1,8 +1,9 @@
 """Why what a run made is NaN or infinite: the weight, the part, or the denoising step where that begins.
 
-Nothing is looked at while a run goes on: each look would have the device waited for, at every step. What it leaves is
-looked at once, on the CPU. Only if that is not finite, the weights are, all of them; and if those are, the run is made
-again with a look at what goes into and comes out of each call of a transformer, up to the first that is not finite.
+Weights are looked at when they are read. While a run goes on nothing is: each look would have the device waited for, at
+every step. What it leaves is looked at, on the CPU. Only if that is not finite, the weights are once more (who uses the
+Python package may have changed them), and if those are, the run is made again with a look at what goes into and comes
+out of each call of a transformer, up to the first that is not finite.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from skipdit_cli.backbones.finite import first_broken, is_finite
 from skipdit_cli.pipelines.device import transformers_of
 
 DECODERS = ("vae", "audio_vae", "vocoder")
+_AT_FIRST = "The latents are NaN or infinite before the first denoising step"
 
 
 class _Found(Exception):
@@ -28,14 +30,15 @@ def explain(pipe, broken: str, again: Callable[[Callable[[], None]], object] | N
         broken: What is not finite, and nothing before it: ``latents``, ``pictures`` or ``sound``.
         again: Makes the run again, where latents are; what it is given is called after each denoising step.
     """
-    where = broken_weight(pipe, decoders=broken != "latents")
+    where, said = broken_weight(pipe, decoders=broken != "latents"), ""
+    if where is None and broken == "latents":
+        said = _second_run(pipe, again)
+        where = broken_weight(pipe, decoders=True) if said == _AT_FIRST else None  # a picture to start from
     if where is not None:
-        return f"The model's {where}, so what it makes is NaN or infinite; nothing was kept. Get its weights again."
-    if broken != "latents":
-        dtype = next(getattr(pipe, name).dtype for name in DECODERS if getattr(pipe, name, None) is not None)
-        return f"The decoder made NaN or infinity of finite latents; nothing was kept. {_advice(dtype)}"
-    transformer = next(iter(transformers_of(pipe).values()))
-    return f"{_second_run(pipe, again)}; nothing was kept. {_advice(transformer.dtype)}"
+        return f"The model's {where}, so what it makes is NaN or infinite; get its weights again."
+    parts = [getattr(pipe, part, None) for part in DECODERS] if broken != "latents" else []
+    dtype = next(part.dtype for part in (*parts, *transformers_of(pipe).values()) if part is not None)
+    return f"{said or 'The decoder makes NaN or infinity of finite latents'}: {_advice(dtype)}."
 
 
 def broken_weight(pipe, decoders: bool | None = None) -> str | None:
@@ -56,8 +59,8 @@ def _advice(dtype: torch.dtype) -> str:
     """What to run next."""
     wider = {torch.float16: "--dtype bfloat16 or --dtype float32", torch.bfloat16: "--dtype float32"}
     if dtype in wider:
-        return f"{str(dtype).removeprefix('torch.')} is too narrow for it; give {wider[dtype]}."
-    return "Try another --scheduler, a lower --guidance-scale, or without the cache."
+        return f"{str(dtype).removeprefix('torch.')} is too narrow for it, give {wider[dtype]}"
+    return "try another --scheduler, a lower --guidance-scale, or without the cache"
 
 
 def _second_run(pipe, again: Callable[[Callable[[], None]], object]) -> str:
@@ -73,8 +76,7 @@ def _second_run(pipe, again: Callable[[Callable[[], None]], object]) -> str:
             if "mask" in str(name) or "bias" in str(name) or is_finite(tensor):
                 continue
             if name in (0, "hidden_states"):
-                before = f"after denoising step {len(steps)}" if steps else "before the first denoising step"
-                tell(f"The latents are NaN or infinite {before}")
+                tell(f"The latents are NaN or infinite after denoising step {len(steps)}" if steps else _AT_FIRST)
             tell(f"What the transformer is told as {name} is NaN or infinite {now}")
         made = output[0] if isinstance(output, tuple) else output
         if any(not is_finite(tensor) for _, tensor in _tensors([("", made)])):

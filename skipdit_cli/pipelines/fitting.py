@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 from skipdit_cli.pipelines.arguments import takes_text
 from skipdit_cli.pipelines.device import move, transformers_of
+from skipdit_cli.pipelines.diagnosis import broken_weight
 
 OFFLOADS = ("model", "group")
 
@@ -141,6 +142,7 @@ def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "tran
         part: Which of two transformers it is for.
     Raises:
         UsageError: The pipeline takes none, it cannot be read, or holds nothing for this model.
+        NotFiniteError: It holds NaN or infinity.
     """
     load = getattr(pipe, "load_lora_weights", None) or getattr(pipe.transformer, "load_lora_adapter", None)
     if load is None:
@@ -162,6 +164,8 @@ def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "tran
         logging.set_verbosity(level)
     if _adapters(pipe) == before:  # diffusers only logs it
         raise UsageError(f"Got --lora {path}, which holds nothing for the transformer of a {type(pipe).__name__}.")
+    if where := broken_weight(pipe):
+        raise NotFiniteError(f"Got --lora {path}, with which the {where}; get it again.")
 
 
 def _adapters(pipe) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -107,16 +108,16 @@ def generate(
     else:
         settings["guided_channels"] = 3 if cfg_channels == "3" else pipe.transformer.config.in_channels
 
-    def run(batch: slice, advance: Callable[[], None]) -> tuple[torch.Tensor, np.ndarray | None, list[Sound]]:
+    def prepared(batch: slice, advance: Callable[[], None]) -> Callable:
+        """The call that samples a batch."""
         generators = [torch.Generator().manual_seed(seed + i) for i in range(batch.start, batch.stop)]
-        with _lent(pipe, sampler):
-            if takes_text(pipe):
-                told = {**settings, "advance": advance}
-                return sample_texts(pipe, sampler, conditions[batch], generators, asked, **told)
-            sampler.set_timesteps(num_inference_steps)
-            start = first_latents(pipe, sampler, generators, num_frames)
-            labels, told = as_tensor(conditions[batch], pipe.transformer.device), {**settings, "advance": advance}
-            return denoise(pipe.transformer, sampler, start, labels, generators=generators, **told), None, []
+        told = {**settings, "advance": advance}
+        if takes_text(pipe):
+            return partial(sample_texts, pipe, sampler, conditions[batch], generators, asked, **told)
+        sampler.set_timesteps(num_inference_steps)
+        start = first_latents(pipe, sampler, generators, num_frames)
+        labels = as_tensor(conditions[batch], pipe.transformer.device)
+        return partial(denoise, pipe.transformer, sampler, start, labels, generators=generators, **told)
 
     transformers = list(transformers_of(pipe).values())
     caches, latents, pictures, sounds, seconds, cache_bytes = [], [], [], [], 0.0, 0
@@ -126,8 +127,9 @@ def generate(
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             steps.count = 0
-            with Stopwatch(pipe) as watch:
-                made, seen, heard = run(batch, steps)
+            with _lent(pipe, sampler), Stopwatch(pipe) as watch:
+                result = prepared(batch, steps)()
+            made, seen, heard = result if takes_text(pipe) else (result, None, [])
             latents.append(made.cpu())
             pictures += [] if seen is None else [seen]
             sounds += heard
@@ -139,7 +141,8 @@ def generate(
         report = CacheReport.over([cache.report() for cache in caches]) if caches else None
         total = time.perf_counter() - began
         if broken:
-            why = diagnosis.explain(pipe, broken, lambda tell: run(batch, tell))
+            with _lent(pipe, sampler):
+                why = diagnosis.explain(pipe, broken, lambda tell: prepared(batch, tell)())
     finally:
         for transformer in transformers:
             disable_skip_cache(transformer)

@@ -171,14 +171,8 @@ def _statistics(vae, convention: Convention) -> tuple[torch.Tensor, torch.Tensor
             "take one out."
         )
     mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in found.values())
-    if (
-        mean.shape != deviation.shape
-        or not mean.isfinite().all()
-        or not (deviation.isfinite() & (deviation > 0)).all()
-    ):
-        raise UsageError(
-            f"Got a {kind} whose latents_mean and latents_std are not as many numbers, above 0 in the latter."
-        )
+    if mean.shape != deviation.shape or not (mean.isfinite() & deviation.isfinite() & (deviation > 0)).all():
+        raise UsageError(f"Got a {kind} with latents_mean and latents_std that are not as many numbers, or no spread.")
     return mean, deviation
 
 
@@ -199,11 +193,11 @@ def _of_channels(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tens
 
 def _of_patches(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Of each channel of patches of 2 x 2 latents (4c), laid over the latents."""
-    channels, height, width = latents.shape[-3:]
+    _, channels, *frames, height, width = latents.shape
     if values.numel() != 4 * channels:
         raise UsageError(
             f"Got latents of {channels} channels, but the {type(vae).__name__} has statistics of {values.numel()} "
             "channels of patches of 2 x 2."
         )
     tiled = values.reshape(1, channels, 2, 2).repeat(1, 1, (height + 1) // 2, (width + 1) // 2)
-    return tiled[..., :height, :width].to(latents)
+    return tiled[..., :height, :width].reshape(1, channels, *[1 for _ in frames], height, width).to(latents)

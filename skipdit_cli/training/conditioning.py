@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 
 from skipdit_cli import console
+from skipdit_cli.backbones.finite import is_finite
+from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.pipelines.labels import null_label
 from skipdit_cli.training.demand import check_encoders
 from skipdit_cli.training.families import Family, family_of, transformer_of
@@ -107,7 +109,11 @@ class CaptionConditioning:
         return {**self.made, "text": text}
 
     def _kept(self, text: str) -> Tensors:
-        return self.store.get(self.key(text), lambda: self._encode(text))
+        found = self.store.get(self.key(text), lambda: self._encode(text))
+        if not all(map(is_finite, found.values())):
+            path = self.store.path(self.key(text))
+            raise NotFiniteError(f"{path}, the text '{text[:40]}', holds NaN or infinity; delete it and run again.")
+        return found
 
     @torch.no_grad()
     def _encode(self, text: str) -> Tensors:
@@ -119,9 +125,13 @@ class CaptionConditioning:
             console.warn(
                 f"a text encoder reads no more than the beginning of '{text[:40]}...'; perhaps also of others."
             )
-        return {
+        encoded = {
             name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in encoded.items()
         }
+        broken = next((name for name, tensor in encoded.items() if not is_finite(tensor)), None)
+        if broken is not None:
+            raise NotFiniteError(f"The text encoder makes NaN or infinity ({broken}) of the text '{text[:40]}'.")
+        return encoded
 
 
 @contextmanager

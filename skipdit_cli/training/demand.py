@@ -115,8 +115,10 @@ def demand_of(
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:
+    from skipdit_cli.pipelines.latents import latent_channels  # with torch, which no --help waits for
+
     kind, name = index.get("_class_name"), config["_class_name"]
-    taken, made = config.get("in_channels"), vae.get("latent_channels") or vae.get("z_dim")
+    taken, made = config.get("in_channels"), latent_channels(vae)
     packed = 4 if name == "FluxTransformer2DModel" else 1
     if trained.captions and taken is not None and made is not None and taken != made * packed:
         raise UsageError(

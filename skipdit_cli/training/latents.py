@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from skipdit_cli import console
-from skipdit_cli.errors import SkipditError
+from skipdit_cli.backbones.finite import is_finite
+from skipdit_cli.errors import NotFiniteError, SkipditError
 from skipdit_cli.pipelines.latents import scale as scaled  # noqa: F401  its name of 0.1.0, which others import
 from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.order import Choice
@@ -66,6 +67,7 @@ class Latents(Dataset):
 
     def __init__(self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool):
         self.pixels, self.vae, self.store, self.device = pixels, vae, store, device
+        self.samples = pixels.samples
         self.made = {
             "vae": fingerprint(vae, vae.config),
             "size": pixels.size,
@@ -93,7 +95,11 @@ class Latents(Dataset):
 
     def make(self, choice: Choice) -> Tensors:
         pixels = self.pixels[replace(choice, images=())][0]
-        return {"moments": moments(self.vae, pixels[None].to(self.device))[0].cpu()}
+        made = moments(self.vae, pixels[None].to(self.device))[0].cpu()
+        if not is_finite(made):
+            name = self.samples.name(choice.index)
+            raise NotFiniteError(f"The VAE makes NaN or infinity of {name}: take that file out, or give another VAE.")
+        return {"moments": made}
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -109,6 +115,9 @@ class Latents(Dataset):
         entry = self.store.read(self.key(choice))
         if entry is None:
             raise SkipditError(f"{self.store.path(self.key(choice))} is gone or damaged; run again to make it anew.")
+        if not is_finite(entry["moments"]):
+            path, name = self.store.path(self.key(choice)), self.samples.name(choice.index)
+            raise NotFiniteError(f"{path}, the latents of {name}, holds NaN or infinity; delete it and run again.")
         return entry["moments"]
 
     def frame(self, choice: Choice) -> torch.Tensor:

@@ -14,7 +14,8 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from skipdit_cli import console
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.backbones.finite import first_broken
+from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError, first_line
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.demand import EXPERTS
@@ -148,7 +149,7 @@ class Trainer:
     def loader(self) -> DataLoader:
         """Micro-batches of this process from the step reached, without end."""
         settings = self.settings
-        order = Order(
+        self.order = Order(
             settings.seed,
             len(self.data),
             settings.train_batch_size,
@@ -164,7 +165,7 @@ class Trainer:
         # A generator of its own: without one the loader would draw a number from torch's.
         return DataLoader(
             self.data,
-            batch_sampler=order,
+            batch_sampler=self.order,
             num_workers=settings.dataloader_num_workers,
             collate_fn=collate,
             worker_init_fn=deaf_worker,
@@ -177,6 +178,7 @@ class Trainer:
         settings, accelerator, began = self.settings, self.accelerator, time.perf_counter()
         count, waited = settings.gradient_accumulation_steps, 0.0
         sums = torch.zeros(3, device=accelerator.device)
+        self.objective.finite.clear()
         for micro in range(count):
             asked = time.perf_counter()
             batch = next_batch(batches)
@@ -228,10 +230,18 @@ class Trainer:
         """Stop before a step that would spoil the weights (under fp16 the scaler skips such steps itself)."""
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler):
             return
+        sample = self.objective.broken_sample(self.order)
+        if sample is not None:
+            raise NotFiniteError(
+                f"The VAE makes NaN or infinity of {self.data.samples.name(sample)}, at step {self.step + 1}: take "
+                "that file out, or give another VAE."
+            )
         last = self.checkpoints.latest()
         kept = f"{last} is the last good checkpoint" if last else "no checkpoint had been saved"
+        where = first_broken(self.trained.items())
+        weight = f", with {where} among the weights" if where else ""
         raise SkipditError(
-            f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}: {kept}; try a lower "
+            f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}{weight}: {kept}; try a lower "
             "--learning-rate or --max-grad-norm."
         )
 

@@ -15,7 +15,7 @@ from skipdit_cli.training.flow import loss_of, span_of, usual_weighting
 from skipdit_cli.training.latents import moments
 from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.loss import Losses
-from skipdit_cli.training.order import LATENT, NOISE, Draws, draw, generator
+from skipdit_cli.training.order import LATENT, NOISE, Draws, Order, draw, generator
 from skipdit_cli.training.pixels import Batch
 from skipdit_cli.training.settings import Weighting
 from skipdit_cli.training.store import Store
@@ -44,7 +44,7 @@ class Objective:
         expert: str | None = None,
     ):
         self.vae, self.device, self.seed, self.label_dropout = pipe.vae, device, seed, label_dropout
-        self.encoded = store is not None
+        self.encoded, self.finite = store is not None, {}
         if self.vae is not None:
             check_scaling(self.vae)
         self.condition = conditioning_of(pipe, device, store)
@@ -72,9 +72,24 @@ class Objective:
     def draw(self, pixels: torch.Tensor, key: tuple[int, ...]) -> tuple[torch.Tensor, Draws]:
         """What the model is to restore, and the noise and timesteps for it."""
         x0 = self.encode(pixels.to(self.device), generator(self.seed, LATENT, *key))
+        self.finite[key] = x0.flatten(1).isfinite().all(1)  # left on the device, and read if the loss is no number
         loss = self.loss
         key = (self.seed, NOISE, *key)
         return x0, draw(key, x0.shape, loss.num_timesteps, self.label_dropout, loss.density)
+
+    def broken_sample(self, order: Order) -> int | None:
+        """The number of the first sample since ``finite`` was last cleared whose latents are NaN or infinite.
+
+        Args:
+            order: Of this process's micro-batches.
+        """
+        for (micro, _, *beside), finite in self.finite.items():
+            choices = order.batch(micro)
+            choices = [image for choice in choices for image in choice.images] if beside else choices
+            for choice, good in zip(choices, finite.tolist()):
+                if not good:
+                    return choice.index
+        return None
 
     def losses(self, model, x0: torch.Tensor, drawn: Draws, conditions: list[Condition], **arguments) -> Losses:
         """The loss on latents or pixels (B, C, [F,] h, w); ``arguments`` go to the model."""

@@ -70,10 +70,12 @@ class Order:
         """Each micro-batch as a list of choices."""
         micro = self.start * self.accumulation
         while True:
-            yield self._batch(micro)
+            yield self.batch(micro)
             micro += 1
 
-    def _batch(self, micro: int) -> list[Choice]:
+    def batch(self, micro: int) -> list[Choice]:
+        """Micro-batch number ``micro`` of this process."""
+
         def uniform(purpose: int, *shape: int) -> list:
             source = generator(self.seed, purpose, micro, self.rank)
             return torch.rand(self.batch_size, *shape, generator=source).tolist()

@@ -33,7 +33,7 @@ class Metrics:
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
-        self.file.write(json.dumps(console.plain(row), allow_nan=False) + "\n")
+        self.file.write(console.to_json(row) + "\n")
         self.file.flush()
 
     def close(self) -> None:

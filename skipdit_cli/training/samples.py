@@ -32,6 +32,7 @@ class SampleSet:
         read: (sample number, frame numbers) to pictures of mode L or RGB, of any size.
         digest: Sample number to a hash of its content.
         skipped: How many could not be used and were left out.
+        name: Sample number to what it is called in an error.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class SampleSet:
     read: Callable[[int, Sequence[int]], list[Image.Image]]
     digest: Callable[[int], str]
     skipped: int = 0
+    name: Callable[[int], str] = "sample {}".format
 
     def __len__(self) -> int:
         return len(self.conditions)
@@ -93,6 +95,7 @@ def read_samples(source: str, demand: Demand, span: int = 1) -> SampleSet:
         partial(_read, paths, read),
         partial(_digest, paths),
         len(listed) - len(usable),
+        [str(path) for path in paths].__getitem__,
     )
 
 

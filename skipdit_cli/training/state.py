@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from skipdit_cli import console
 from skipdit_cli.checkpoints import check_target, replace_folder
 from skipdit_cli.errors import SkipditError, UsageError
 
@@ -93,7 +94,7 @@ class Checkpoints:
                     save_file(state.average, part / AVERAGE)
                 torch.save(state.rest, part / REST)
                 record = {"step": state.step, "settings": state.settings}
-                (part / RECORD).write_text(json.dumps(record, indent=2, default=str))
+                (part / RECORD).write_text(console.to_json(record, indent=2))
         except (SkipditError, RuntimeError) as cause:  # RuntimeError: torch.save on a full disk
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
@@ -127,7 +128,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SafetensorError) as cause:
         said = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
         raise UsageError(f"Checkpoint {folder} cannot be read ({said}); resume from an earlier one.") from cause
-    now = json.loads(json.dumps(settings, default=str))
+    now = json.loads(console.to_json(settings))
     changed = [
         f"{key} {then.get(key)} then, {now.get(key)} now" for key in {**then, **now} if then.get(key) != now.get(key)
     ]
