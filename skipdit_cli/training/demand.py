@@ -135,7 +135,7 @@ def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:
-    from skipdit_cli.pipelines.latents import latent_channels
+    from skipdit_cli.pipelines.latents import latent_channels  # with torch, which no --help waits for
 
     kind, name = index.get("_class_name"), config["_class_name"]
     taken, made = config.get("in_channels"), latent_channels(vae)
