@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.info import info
-from skipdit_cli.commands.options import check_variables, variables_of
+from skipdit_cli.commands.limits import check_most
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.commands.values import flag_of, lay, naming_source, switches_of
+from skipdit_cli.errors import SkipditError
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
 REFUSED = typer.BadParameter.__mro__[2]
@@ -58,9 +58,7 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     except Exception as cause:
         meta = ctx.meta if ctx else {}
         if debug or meta.get("debug"):
-            import traceback
-
-            traceback.print_exception(cause)
+            console.trace(cause)
         code = getattr(cause, "exit_code", 1)
         console.error(_sentence(cause, meta.get("output")), code)
         raise typer.Exit(code) from cause
@@ -80,7 +78,9 @@ def _sentence(cause: Exception, output) -> str:
         return f"the disk is full at {at}; free some space or choose another --output."
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
-    if type(cause).__name__ == "OutOfMemoryError":  # of torch, which is not imported for this
+    # Of torch, which is not imported for this; the second is what it says of a CPU.
+    full = type(cause).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(cause)
+    if full or isinstance(cause, MemoryError):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
             "smaller --train-batch-size or --gradient-checkpointing."
@@ -89,30 +89,27 @@ def _sentence(cause: Exception, output) -> str:
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
 
 
-def _check_numbers(ctx) -> None:
-    """Typed, in the environment, a preset or a record: no flag is NaN or infinite, which would go on into everything.
-
-    Raises:
-        UsageError: One is.
-    """
-    for parameter in ctx.command.params:
-        value = ctx.params.get(parameter.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"Got {parameter.opts[0]} {value} but expected a number.")
-
-
 class Command(TyperCommand):
     """Plain help in panels: Typer's own panels need Rich's Markdown, which alone takes 0.15 s to import."""
 
     def parse_args(self, ctx, args):
         try:
+            if not ctx.resilient_parsing:
+                given, *_ = self.make_parser(ctx).parse_args(list(args))
+                typed = {name: value for name, value in given.items() if value is not None and value != ()}
+                if "help" not in typed:
+                    lay(ctx, self, typed)
             rest = super().parse_args(ctx, args)
-            check_variables(self)
-            _check_numbers(ctx)
+            with naming_source(ctx):
+                check_most(ctx.params)
             return rest
         except REFUSED as cause:
             cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
             raise
+
+    def invoke(self, ctx):
+        with naming_source(ctx):
+            return super().invoke(ctx)
 
     def format_options(self, ctx, formatter):
         panels: dict[str, list] = {}
@@ -141,10 +138,10 @@ class Group(TyperGroup):
                 for parameter in nested.params:
                     parameter.show_envvar = False
             for parameter in command.params:
-                parameter.envvar = variables_of(command, parameter)
                 parameter.show_envvar = False  # said once, under 'skipdit --help'
-                if getattr(parameter, "multiple", False):
-                    parameter.split_envvar_value = str.splitlines  # not at every blank: texts have them
+            for switch in switches_of(command):  # what a preset turns on can be turned off
+                if not switch.secondary_opts:
+                    switch.secondary_opts, switch.show_default = [f"--no-{flag_of(switch)[2:]}"], False
 
     def make_context(self, info_name, args, parent=None, **extra):
         typed = shlex.join(["skipdit", *args])
@@ -168,7 +165,7 @@ app = App(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"auto_envvar_prefix": "SKIPDIT", "help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(presets, name="presets")
 app.command()(demo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -13,11 +14,14 @@ from rich.console import Console
 from rich.text import Text
 
 SCHEMA = 1
+_SHOWN = "\n\t\u3000\xa0\u200c\u200d"
+"""Not printable to Python, but harmless: lines, tabs, spaces, and the joiners of scripts and emoji."""
 PLAIN_EVERY_SECONDS = 30.0
 PLAIN_WIDTH = 1000
 
 _json = False
 _emitted = False
+_said: dict[str, object] = {}
 
 
 def use_json(on: bool) -> None:
@@ -32,6 +36,7 @@ def own_json(on: bool) -> Iterator[None]:
     global _json, _emitted
     before = _json, _emitted
     _json, _emitted = on, False
+    _said.clear()
     try:
         yield
     finally:
@@ -49,13 +54,51 @@ def screen(stderr: bool | None = None) -> Console:
     return console
 
 
+def printable(text: object) -> str:
+    """``text`` with every character that would command a terminal, not be shown on it, as its escape: ESC and the
+    other controls, what turns the direction of writing, half characters of undecodable file names.
+
+    Lines and tabs stay. Everything that is printed goes through here: names of files, of classes and of keys, prompts
+    and what libraries say may come from a stranger.
+    """
+    return "".join(each if _is_shown(each) else each.encode("unicode_escape").decode() for each in str(text))
+
+
+def _is_shown(character: str) -> bool:
+    # isprintable is False for controls, formats, surrogates, separators of lines, and unassigned characters
+    return character.isprintable() or character in _SHOWN
+
+
 def say(text: str) -> None:
     """One line for people; square brackets are shown as they are."""
-    screen().print(Text(text))
+    screen().print(Text(printable(text)))
+
+
+class Neutral(logging.Filter):
+    """Of a handler of a library's logger: what it prints is made printable."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), ()
+        return True
+
+
+def trace(cause: BaseException) -> None:
+    """The traceback of ``--debug``."""
+    import traceback
+
+    text = "".join(traceback.format_exception(cause))
+    screen(stderr=True).print(Text(printable(text)), end="")
 
 
 def warn(text: str) -> None:
     screen(stderr=True).print(Text.assemble(("Warning: ", "yellow"), _one_line(text)))
+
+
+def warn_once(topic: str, text: str) -> None:
+    """A warning that a thousand files may give cause for: of one topic, the first of a command is shown."""
+    own = object()
+    if _said.setdefault(topic, own) is own:  # one step, as several threads may read files
+        warn(text)
 
 
 def error(text: str, exit_code: int = 1) -> None:
@@ -67,11 +110,11 @@ def error(text: str, exit_code: int = 1) -> None:
 def fail(text: str, exit_code: int) -> None:
     """Of a run that ended early, the one object on stdout under ``--json``, unless its result is there already."""
     if not _emitted:
-        emit({"error": _one_line(text), "exit_code": exit_code})
+        emit({"error": " ".join(text.split()), "exit_code": exit_code})
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def amount(number: float) -> str:
@@ -84,12 +127,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     """A table; a column whose cells all are numbers (or "-") is set to the right."""
     from rich.table import Table
 
-    drawn = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    drawn = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
+    drawn.title = Text(printable(title), "table.title") if title else None
     for at, name in enumerate(columns):
         numeric = bool(rows) and all(_numeric(row[at]) for row in rows)
-        drawn.add_column(Text(name), justify="right" if numeric else "left")
+        drawn.add_column(Text(printable(name)), justify="right" if numeric else "left")
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     screen().print(drawn)
 
 
@@ -123,13 +167,14 @@ class Advance:
     """Counts the work done within ``progress``; call it once per unit, with an optional note to show."""
 
     def __init__(self, description: str, total: int, bar=None):
-        self.description, self.total, self.bar = description, total, bar
+        self.description, self.total, self.bar = printable(description), total, bar
         self.done = self.shown = 0
         self.began = self.last = time.monotonic()
-        self.task = bar.add_task(description, total=total, note="") if bar else None
+        self.task = bar.add_task(self.description, total=total, note="") if bar else None
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         self.done += count
+        note = printable(note)
         if self.bar:
             self.bar.update(self.task, advance=count, note=note)
             return
@@ -150,6 +195,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
+    about, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
+    columns = (about, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    with Progress(*columns, console=console, transient=True) as bar:
         yield Advance(description, total, bar)

@@ -1,4 +1,4 @@
-"""Presets: YAML files that name a model and set flags of commands. Order: flag > environment > preset > default."""
+"""Presets: YAML files that name a model and set flags of commands; commands/values.py says what wins over them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipdit_cli.errors import UsageError, first_line, nearest
+from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.formats import check_values, parse_yaml, read_text
 
 PACKAGE = Path(__file__).parent
 OWN_KEYS = ("about", "source", "weights", "model")
-ONLY_TYPED = ("push-to-hub", "private")
-"""Flags that no preset may set: a file that somebody passed on must not publish a model."""
+NOTHING = ("", "null", "~")
+LARGEST = 1 << 18
+"""Bytes of a preset."""
+ONLY_TYPED = {
+    **dict.fromkeys(("push-to-hub", "private"), "publishes"),
+    **dict.fromkeys(("output", "npz", "cache-latents", "update-card"), "says where to write"),
+    "overwrite": "replaces files",
+    "prompts-file": "reads a text of yours",
+}
+"""Flags that no preset may set, and what they do: a file that somebody passed on must not do it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,16 @@ class Preset:
 
     @property
     def weights_path(self) -> Path | None:
-        return PACKAGE / "embedded" / self.weights if self.weights else None
+        return embedded_folder() / self.weights if self.weights else None
+
+
+def embedded_folder() -> Path:
+    """Where the models are that the package brings."""
+    return PACKAGE / "embedded"
+
+
+def embedded_names() -> list[str]:
+    return sorted(path.name for path in embedded_folder().iterdir() if path.is_dir())
 
 
 def preset_folder() -> Path:
@@ -75,16 +93,15 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     import yaml
 
     path = preset_path(name_or_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = yaml.load(text, _loader())
-        # Flags stay text, as typed: YAML would read 1000:20 as 60020, a number to the base 60.
-        typed = yaml.load(text, yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as cause:
-        raise UsageError(f"Preset {path} is not readable YAML: {first_line(cause)}.") from cause
+    text, name = read_text(path, LARGEST), f"Preset {path}"
+    data = parse_yaml(text, name, _loader())
+    # Flags stay text, as typed: YAML would read 1000:20 as 60020, a number to the base 60.
+    typed = parse_yaml(text, name, yaml.BaseLoader)
     if not isinstance(data, dict):
         raise UsageError(f"Preset {path} holds a {type(data).__name__} but expected a mapping of keys.")
-    about, source, weights = (data.get(key) or "" for key in OWN_KEYS[:3])
+    about, source, weights = (_text(path, key, typed) for key in OWN_KEYS[:3])
+    if weights and Path(weights).name != weights:
+        raise UsageError(f"Preset {path} has 'weights: {weights}' but expected the name of an embedded model: digits.")
     flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
     return Preset(path.stem, about, source, weights, _model(path, data.get("model")), flags)
 
@@ -101,13 +118,21 @@ def _loader():
     return Loader
 
 
+def _text(path: Path, key: str, typed: dict) -> str:
+    value = typed.get(key, "")
+    if not isinstance(value, str):
+        raise UsageError(f"Preset {path} has '{key}' with a {type(value).__name__} but expected a text.")
+    return "" if value in NOTHING else value
+
+
 def _model(path: Path, model: object) -> dict:
     if model is None:
         return {}
+    check_values(model, f"Preset {path}: model")
     parts = [model, *([model["scheduler"]] if isinstance(model, dict) and "scheduler" in model else [])]
     for part in parts:
         fits = isinstance(part, dict) and set(part) - {"scheduler"} == {"class", "config"}
-        if not fits or not isinstance(part["config"], dict):
+        if not fits or not isinstance(part["config"], dict) or not isinstance(part["class"], str):
             raise UsageError(
                 f"Preset {path} has a 'model' (or its scheduler) that is not class: NAME, config: {{...}}."
             )
@@ -125,12 +150,14 @@ def _flags(
     given = {}
     for flag, value in (values or {}).items():
         if flag in ONLY_TYPED:
-            raise UsageError(f"Preset {path} sets '{command}: {flag}', which publishes; give --{flag} by hand.")
+            raise UsageError(
+                f"Preset {path} sets '{command}: {flag}', which {ONLY_TYPED[flag]}; give --{flag} by hand."
+            )
         if commands is not None and flag not in commands[command]:
             hint = nearest(flag, commands[command])
             raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")
-        if isinstance(value, dict):
+        if isinstance(value, dict) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
             raise UsageError(f"Preset {path} has '{command}: {flag}: {value}' but expected one value or a list.")
-        if value not in ("", "null", "~"):
-            given[flag] = [str(item) for item in value] if isinstance(value, list) else value
+        if value not in NOTHING:
+            given[flag] = value
     return given

@@ -208,12 +208,22 @@ def test_memory_that_runs_out_is_a_sentence(skipdit, tiny_pipeline, monkeypatch,
 
     from skipdit_cli.pipelines import generation
 
-    def generate(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+    failures = (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried ..."
+        ),
+        MemoryError(),
+    )
+    model = tiny_pipeline()
+    for failure in failures:
 
-    monkeypatch.setattr(generation, "generate", generate)
-    ran = skipdit("sample", "-m", tiny_pipeline(), "--class-labels", 1, "-o", tmp_path / "a.png")
-    assert ran.code == 1 and "ran out of memory; give a smaller --batch-size" in ran.stderr
+        def generate(*args, failure=failure, **kwargs):
+            raise failure
+
+        monkeypatch.setattr(generation, "generate", generate)
+        ran = skipdit("sample", "-m", model, "--class-labels", 1, "-o", tmp_path / "a.png")
+        assert ran.code == 1 and "ran out of memory; give a smaller --batch-size" in ran.stderr
 
 
 def test_no_help_tells_the_environment_flag_by_flag(skipdit):

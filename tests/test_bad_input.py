@@ -189,7 +189,7 @@ CASES = [
     Case("argument with a flag", f"{CAT} --pipeline-arg video_length=2", 2, "give --num-frames"),
     Case("argument of ours", f"{CAT} --pipeline-arg output_type=pil", 2, "which no text can give"),
     Case("argument twice", f"{CAT} --pipeline-arg eta=1 --pipeline-arg eta=0", 2, "eta twice"),
-    Case("argument that is no YAML", f"{CAT} --pipeline-arg eta=[1", 2, "no YAML"),
+    Case("argument that is no YAML", f"{CAT} --pipeline-arg eta=[1", 2, "not readable YAML"),
     Case("argument of classes", f"{SAMPLE} --pipeline-arg eta=1", 2, "only a model of texts"),
     Case("argument of another type", f"{CAT} --pipeline-arg timesteps=a", 2, "LattePipeline refuses"),
     Case("unknown offload", f"{CAT} --cpu-offload all", 2, "allowed are model and group"),

@@ -7,8 +7,9 @@ from conftest import relative_l2
 
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, load_pipeline
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.classes import check_labels, denoise
+from skipdit_cli.pipelines.classes import denoise
 from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.pipelines.labels import check_labels
 from skipdit_cli.pipelines.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
 
 TOLERANCE = 1e-4

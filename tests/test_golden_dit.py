@@ -69,7 +69,7 @@ def test_the_sequence_of_calls_with_the_official_cache(interval, golden, model):
 
 
 def test_the_time_embedding_is_what_makes_them_agree(golden, model):
-    from skipdit_cli.checkpoints import set_time_embedding
+    from skipdit_cli.skip.time_embedding import set_time_embedding
 
     case, transformer = golden("dit"), model("dit")
     set_time_embedding(transformer, "diffusers")

@@ -79,7 +79,9 @@ CLIPS = {
     "bt709.mp4": Clip(f"{H264} -vf scale=out_color_matrix=bt709 -colorspace bt709", True),
     "ten_bit.mp4": Clip(f"{H264} -pix_fmt yuv420p10le", False),
     "turned.mp4": Clip(H264, False, ("-display_rotation 90", ""), size=(48, 64)),
-    "narrow.mp4": Clip(f"{H264} -vf scale=48:48", False, size=(48, 48)),  # decord miscounts the bytes of a row
+    "narrow.mp4": Clip(
+        f"{H264} -vf scale=48:48,setsar=1", False, size=(48, 48)
+    ),  # decord miscounts the bytes of a row
     "untimed.avi": Clip(H264, False),
     "mpeg4.avi": Clip("-c:v mpeg4 -q:v 3", False),
     "mjpeg.mp4": Clip("-c:v mjpeg -q:v 3", False),
@@ -204,6 +206,51 @@ def test_where_seeking_fails_frames_are_read_from_the_start(ten_groups, monkeypa
     monkeypatch.setattr(ffmpeg, "decode", late)
     assert (media.read_video(path, [90]) == expected[90]).all()
     assert seeks == [pytest.approx(80.5 / 25), None]
+
+
+@pytest.mark.parametrize("decoder", MACHINES, indirect=True)
+@pytest.mark.parametrize(
+    ("name", "how", "again", "size"),
+    [
+        ("wide.mp4", f"{H264} -vf setsar=4/3", None, (85, 48)),
+        ("tall.mkv", f"{H264} -vf setsar=1/2", None, (32, 48)),
+        ("wide.webm", f"{VP9} -vf setsar=4/3 -pix_fmt yuv420p", None, (85, 48)),
+        ("wide.avi", "-c:v mpeg4 -vf setsar=4/3", None, (85, 48)),
+        ("wide.mpg", "-c:v mpeg2video -vf setdar=16/9", None, (85, 48)),
+        ("container.mp4", f"{H264} -vf setsar=4/3", ("", "-aspect 2:1"), (96, 48)),  # its word is the last
+        ("turned.mp4", f"{H264} -vf setsar=4/3", ("-display_rotation 90", ""), (48, 85)),
+        ("flipped.mp4", f"{H264} -vf setsar=4/3", ("-display_rotation 180", ""), (85, 48)),
+    ],
+)
+def test_pixels_that_are_not_square_are_shown_as_players_do(name, how, again, size, tmp_path, decoder):
+    path = tmp_path / name
+    first = tmp_path / f"first{path.suffix}" if again else path
+    run_ffmpeg(f"{pattern(4)} {how} {first}")
+    if again:
+        run_ffmpeg(f"{again[0]} -i {first} -c copy {again[1]} {path}")
+    facts, frames = media.probe_video(path), media.read_video(path, [0, 3])
+    assert (facts.width, facts.height) == size and frames.shape == (2, *size[::-1], 3)
+    stored = (64, 48) if size[0] > size[1] or name == "tall.mkv" else (48, 64)
+    for frame, decoded in zip(frames, all_frames((path, stored))[0][[0, 3]]):
+        assert (frame == np.asarray(Image.fromarray(decoded).resize(size, Image.Resampling.BICUBIC))).all()
+
+
+def test_an_absurd_pixel_is_refused(tmp_path):
+    run_ffmpeg(f"{pattern(2)} {H264} -vf setsar=40/1 {tmp_path / 'a.mp4'}")
+    with pytest.raises(UsageError, match="its pixels are 40 times as wide as high"):
+        media.probe_video(tmp_path / "a.mp4")
+
+
+def test_when_frames_are_shown(clips, tmp_path):
+    even = np.arange(FRAMES) / 25
+    for name in ("b_frames.mp4", "starts_late.mkv", "vp9.webm", "untimed.avi"):
+        assert media.frame_times(clips[name][0]) == pytest.approx(even, abs=1e-3), name
+    assert media.frame_times(clips["variable.mkv"][0])[[19, 20, 21]] == pytest.approx([19 / 25, 20 / 25, 23 / 25])
+    media.save_video(np.stack([np.full((8, 8, 3), 9 * n, np.uint8) for n in range(5)]), tmp_path / "a.gif", 10, {})
+    assert media.frame_times(tmp_path / "a.gif") == pytest.approx(np.arange(5) / 10)
+    folder_of_frames(tmp_path / "clip", [(4, 4)] * 2)
+    with pytest.raises(UsageError, match="a folder of frames, which does not tell when each is shown"):
+        media.frame_times(tmp_path / "clip")
 
 
 class Windows(Dataset):

@@ -129,6 +129,7 @@ def test_resuming_what_cannot_be(skipdit, converted, tmp_path):
     outcome = skipdit("finetune", "-m", other, *RUN, "-o", output, *latest, "--seed", 1)
     assert_refused(outcome, 2, "other weights")
     (output / "checkpoint-2" / state.REST).write_bytes(b"half")
-    assert_refused(skipdit(*run, *latest, "--seed", 1), 2, "resume from an earlier one")
+    given = ("--resume-from-checkpoint", output / "checkpoint-2")
+    assert_refused(skipdit(*run, *given, "--seed", 1), 2, "resume from an earlier one")
     record = json.loads((output / "checkpoint-1" / state.RECORD).read_text())
     assert record["step"] == 1 and record["settings"]["only_branches"] is True

@@ -1,6 +1,6 @@
 """How a model's trunk and its streams are found, and the one way to stand between its blocks."""
 
-from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
+from skipdit_cli.backbones.declarations import BACKBONES, FORMER_NAMES, Backbone, BlockList, class_name
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.example import example_inputs
 from skipdit_cli.backbones.interpose import Interposed, find, interpose, restore
@@ -9,6 +9,7 @@ from skipdit_cli.backbones.trunk import Trunk, attached_trunk, keep_trunk, known
 
 __all__ = [
     "BACKBONES",
+    "FORMER_NAMES",
     "Backbone",
     "BlockList",
     "Interposed",
@@ -16,6 +17,7 @@ __all__ = [
     "Trunk",
     "attached_trunk",
     "check_class",
+    "class_name",
     "example_inputs",
     "find",
     "interpose",

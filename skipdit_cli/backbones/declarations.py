@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -118,3 +119,19 @@ BACKBONES: dict[str, Backbone] = {
     "MochiTransformer3DModel": _one(streams=IMAGE_TEXT),
     "AllegroTransformer3DModel": _one(),
 }
+
+FORMER_NAMES = {
+    "Transformer2DModel": {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+}
+"""What the configs of the hub's DiT and PixArt still say: a class that was several, told apart by ``norm_type``. Its
+other kinds (the attention of UNets, VQ-Diffusion) go by that name to this day."""
+
+
+def class_name(name: str, config: Mapping) -> str:
+    """The name that diffusers has now for a transformer's class.
+
+    Args:
+        name: In its config or index.
+        config: Of the transformer.
+    """
+    return FORMER_NAMES.get(name, {}).get(str(config.get("norm_type")), name)

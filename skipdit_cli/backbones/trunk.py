@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -10,16 +9,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList
+from skipdit_cli.backbones.block import COMPILED, InterposedBlock, called_by, parameters_of
+from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList, class_name
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.first_pass import FirstPass
-from skipdit_cli.backbones.interpose import Interposed, interpose_outside, restore
+from skipdit_cli.backbones.forward_state import ForwardState, ForwardStates, InPlace, TrunkForward
+from skipdit_cli.backbones.interpose import find, interpose, interpose_outside, restore
 from skipdit_cli.backbones.watch import TOKENS
 from skipdit_cli.errors import UsageError
 
 _ATTRIBUTE = "_skipdit_trunk"
 _found: WeakKeyDictionary = WeakKeyDictionary()
-"""Model to the trunk that was found in it."""
+"""Model to the backbone that was found in it: plain data, for what led back to the model would keep it alive."""
 
 
 class Trunk:
@@ -41,39 +42,35 @@ class Trunk:
     """
 
     def __init__(self, transformer, backbone: Backbone, declared: bool = True, accepted: bool = True):
-        self.model_class, self.backbone = type(transformer).__name__, backbone
+        self.model_class, self.backbone = _class_of(transformer), backbone
         self.declared, self.accepted = declared, accepted
-        blocks = [_blocks(transformer, listing) for listing in backbone.lists]
-        pairs = [list(zip(each, [listing] * len(each))) for each, listing in zip(blocks, backbone.lists)]
-        grouped = list(zip(*pairs)) if backbone.interleaved else [(pair,) for each in pairs for pair in each]
-        self.units = [tuple(block for block, _ in unit) for unit in grouped]
-        self.listings = [tuple(listing for _, listing in unit) for unit in grouped]
+        self.units, self.listings = _units(transformer, backbone)
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
         joins = [bool(unit[0].joins) for unit in self.listings]
         self.joining, self.only_joined = any(joins), all(joins)
-        self.tokens = 0  # of the stream that branches join, where it is alone
         self.branches = None
+        self.time_embedding: str | None = None  # of the model before the branches brought theirs
         self.cache = None
         self.held = False
         self.first_pass: FirstPass | None = FirstPass(self.model_class) if declared else None
-        self._forget()
+        self._start_anew()
 
     def __len__(self) -> int:
         return len(self.units)
 
     def __getstate__(self) -> dict:
         """Copies start without the tensors of a forward in flight."""
-        state = {key: value for key, value in self.__dict__.items() if key not in ("sources", "merged")}
-        return state | {"first_pass": self.first_pass and FirstPass(self.model_class)}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("states", "merged")}
+        return state | {"first_pass": self.first_look()}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._start_anew()
 
-    def _forget(self) -> None:
-        self.sources: dict[int, torch.Tensor] = {}
-        self.merged = WeakTensorKeyDictionary()
+    def _start_anew(self) -> None:
+        self.states = ForwardStates()
+        self.merged = WeakTensorKeyDictionary()  # input of a unit to its index and the source that joined it
 
     @property
     def in_use(self) -> bool:
@@ -81,67 +78,120 @@ class Trunk:
 
     def update(self) -> None:
         """Interpose on every block if anything is attached, else give the blocks back. Idempotent."""
-        wanted = self.in_use
         for index, unit in enumerate(self.units):
             for position, block in enumerate(unit):
-                if wanted:
+                place = called_by(block) if self.in_use else None
+                for name in {"forward", COMPILED} - {place}:
+                    restore(block, name, InterposedBlock)
+                if place is not None:
                     make = partial(InterposedBlock, trunk=self, index=index, position=position)
-                    interpose_outside(block, "forward", make)
-                else:
-                    restore(block, "forward")
-        self._forget()
+                    interpose_outside(block, place, make)
 
-    def enter(self, index: int, streams: list, opens_unit: bool) -> list | None:
+    def settle(self, transformer) -> None:
+        """See that a forward that is about to begin finds our hands at every block: others may have taken them away
+        (offload hooks that go, a copy of compiled blocks), or have compiled the blocks since.
+
+        Raises:
+            UsageError: The model has other blocks than it had.
+        """
+        units, _ = _units(transformer, self.backbone)
+        if units != self.units:
+            if len(units) != len(self):
+                raise UsageError(
+                    f"Got {self.model_class} of {len(units)} blocks, which had {len(self)} when branches or a cache "
+                    "were put on; put them on again."
+                )
+            for block in (block for unit in self.units for block in unit):
+                restore(block, "forward", InterposedBlock)
+                restore(block, COMPILED, InterposedBlock)
+            self.units = units
+        if any(find(block, called_by(block), InterposedBlock) is None for unit in units for block in unit):
+            self.update()
+
+    def first_look(self) -> FirstPass | None:
+        """For one forward, as long as none has been looked at to its end."""
+        return self.first_pass and FirstPass(self.model_class)
+
+    def state_at(self, index: int, opens_unit: bool) -> ForwardState:
+        """What is kept of the forward that has come to a block of unit ``index``."""
+        return self.states.at(index, opens_unit, self.first_look())
+
+    def enter(self, state: ForwardState, index: int, streams: list, opens_unit: bool) -> list | None:
         """What the cache makes of the streams at the input of a block of unit ``index``; None where the unit is left
         out (the deep part of a reused step).
 
         Args:
+            state: Of this forward.
             index: 0 to L-1.
             streams: What crosses blocks, in the declared order, each (batch, tokens, width) or alike, or None.
             opens_unit: Whether the block is the unit's first; only there a boundary is crossed.
         """
-        if index == 0:
-            self.sources.clear()
-        if self.cache is None:
-            return streams
+        cache = None if torch.is_grad_enabled() else self.cache
         if opens_unit:
-            streams = self.cache.cross(index, streams)
-        if not self.cache.leaves_out(index):
-            return streams
-        if opens_unit and index == self.cache.layers:
-            self._keep_source(index, streams[self.joined_at(index)])
-        return None
+            # Units that the model itself left out (skip layer guidance) hand through what comes to them.
+            for passed in range(state.last + 1, index + 1):
+                if cache is None or passed <= cache.layers or not cache.leaves_out(passed):
+                    self._keep_source(state, passed, index, streams)
+                if cache is not None:
+                    streams = cache.cross(passed, streams)
+            state.last = index
+        return None if cache is not None and cache.leaves_out(index) else streams
 
     def joined_at(self, index: int) -> int:
         """Which of the streams at the input of unit ``index`` the branches join; of joined ones the whole."""
         listing = self.listings[index][0]
         return 0 if listing.joins else listing.names.index(self.backbone.joined)
 
-    def source_for(self, index: int, x: torch.Tensor) -> torch.Tensor | None:
-        """The source to join to x, the input of unit ``index``, if that unit is a target; x is kept as the output of
-        the unit before, if that is a source."""
+    def pair_of(self, index: int) -> int | None:
+        """The i of the pair (i, L-1-i) that unit ``index`` is the target of; None if it is of none."""
+        pair = len(self) - 1 - index
+        return pair if self.branches is not None and pair < min(index, self.branches.num_pairs) else None
+
+    def recorded(self, index: int, x: torch.Tensor) -> tuple[torch.Tensor | None] | None:
+        """Of a unit that has run on this very x before: the source that was joined to it, None if none was."""
+        if self.branches is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        record = self.merged.get(x, {}).get(index)
+        return record if record is None or len(record) == 1 else (self._source_in(index, x, record[1]),)
+
+    def source_for(self, state: ForwardState, index: int, x: torch.Tensor) -> torch.Tensor | None:
+        """The source to join to x, the input of unit ``index``, if that unit is a target.
+
+        Raises:
+            UsageError: It is one, and ran without the units before it.
+        """
         if self.branches is None:
             return None
-        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if training and x in self.merged:
-            return self.merged[x]
-        self._keep_source(index, x)
-        source = self.sources.pop(len(self) - 1 - index, None) if 2 * index >= len(self) else None
-        if training:
-            # Gradient checkpointing runs blocks again in backward, in reverse and on the same input tensors: a
-            # source stays beside the input of its target for as long as that input lives.
-            self.merged[x] = source
+        pair, source = self.pair_of(index), None
+        if pair is not None:
+            source = state.sources.pop(pair, None)
+            if source is None:
+                raise UsageError(
+                    f"Block {index} of {self.model_class} ran without block {pair}, whose skip branch joins it: run "
+                    "the whole transformer, and gradient checkpointing with use_reentrant=False."
+                )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A source stays beside the input of its target for as long as that input lives: see ``recorded``. What is
+            # that input itself, or a part of it, would keep it alive for good.
+            itself = pair is not None and state.kept_at[pair] == index
+            self.merged.setdefault(x, {})[index] = (None, state.tokens) if itself else (source,)
         return source
 
-    def _keep_source(self, index: int, x: torch.Tensor) -> None:
+    def _keep_source(self, state: ForwardState, passed: int, index: int, streams: list) -> None:
+        """Keep what comes to unit ``index`` as the output of the unit before ``passed``, if that is a source."""
         if self.branches is None:
             return
-        joins = self.listings[index][0].joins
+        x, joins = streams[self.joined_at(index)], self.listings[index][0].joins
         if self.joining and (not joins or self.only_joined):  # of a model without double blocks, all of them
-            self.tokens = x.shape[TOKENS]
-        if 1 <= index <= self.branches.num_pairs:
-            start = self.start(index, x, self.tokens)
-            self.sources[index - 1] = x.narrow(TOKENS, start, self.tokens) if joins else x
+            state.tokens = x.shape[TOKENS]
+        if 1 <= passed <= self.branches.num_pairs:
+            state.sources[passed - 1] = self._source_in(index, x, state.tokens)
+            state.kept_at[passed - 1] = index
+
+    def _source_in(self, index: int, x: torch.Tensor, tokens: int) -> torch.Tensor:
+        """The part of x, the input of unit ``index``, that branches take: all of it, or so many tokens of it."""
+        joins = self.listings[index][0].joins
+        return x.narrow(TOKENS, self.start(index, x, tokens), tokens) if joins else x
 
     def start(self, index: int, x: torch.Tensor, tokens: int) -> int:
         """Where in x, the input of unit ``index``, the ``tokens`` tokens begin that branches join."""
@@ -172,62 +222,11 @@ class Trunk:
         return streams
 
 
-class InterposedBlock(Interposed):
-    """The forward of one block of a unit, with the trunk asked first."""
-
-    def __init__(self, inner, trunk: Trunk, index: int, position: int):
-        super().__init__(inner)
-        self.trunk, self.index, self.opens_unit = trunk, index, position == 0
-        self.listing = trunk.listings[index][position]
-        parameters = list(inspect.signature(inner).parameters)
-        self.positions = [(name, parameters.index(name)) for name in self.listing.names]
-
-    def __call__(self, *args, **kwargs):
-        if not self.active:
-            return self.inner(*args, **kwargs)
-        trunk, index, args = self.trunk, self.index, list(args)
-        given = [kwargs[name] if name in kwargs else args[at] for name, at in self.positions]
-        streams = trunk.enter(index, given, self.opens_unit)
-        if streams is None:
-            return self._handed_through(given)
-        looking = None if torch.compiler.is_compiling() else trunk.first_pass
-        if looking is not None:
-            looking.entered(self.listing, given)
-        at = trunk.joined_at(index) if self.opens_unit else 0
-        source = trunk.source_for(index, streams[at]) if self.opens_unit else None
-        if source is not None:
-            x, streams = streams[at], list(streams)
-            tokens = source.shape[TOKENS]
-            start = trunk.start(index, x, tokens)
-            part = x if tokens == x.shape[TOKENS] else x.narrow(TOKENS, start, tokens)
-            part = trunk.branches(part, source, len(trunk) - 1 - index)
-            streams[at] = _put_into(x, part, start)
-        for (name, at), stream in zip(self.positions, streams):
-            if name in kwargs:
-                kwargs[name] = stream
-            else:
-                args[at] = stream
-        result = self.call_inner(*args, **kwargs)
-        if looking is not None:
-            looking.left(self.listing, given, result)
-            trunk.first_pass = looking if index < len(trunk) - 1 else None
-        return result
-
-    def _handed_through(self, given: list):
-        """What the block would return if it changed nothing."""
-        if self.listing.bare:
-            return given[0]
-        named = dict(zip(self.listing.names, given))
-        return tuple(named.get(name) for name in self.listing.streams)
-
-
-def _put_into(x: torch.Tensor, part: torch.Tensor, start: int) -> torch.Tensor:
-    """x with the tokens from ``start`` on replaced by ``part``."""
-    end = start + part.shape[TOKENS]
-    rest = x.shape[TOKENS] - end
-    before = [x.narrow(TOKENS, 0, start)] if start else []
-    after = [x.narrow(TOKENS, end, rest)] if rest else []
-    return torch.cat([*before, part, *after], dim=TOKENS) if before or after else part
+def _units(transformer, backbone: Backbone) -> tuple[list[tuple], list[tuple]]:
+    """The blocks of each unit, and the list that each of them lies in."""
+    pairs = [[(block, listing) for block in _blocks(transformer, listing)] for listing in backbone.lists]
+    grouped = list(zip(*pairs)) if backbone.interleaved else [(pair,) for each in pairs for pair in each]
+    return [tuple(block for block, _ in unit) for unit in grouped], [tuple(of for _, of in unit) for unit in grouped]
 
 
 def _blocks(transformer, listing: BlockList) -> list:
@@ -242,10 +241,14 @@ def _blocks(transformer, listing: BlockList) -> list:
     except (AttributeError, TypeError) as cause:
         raise UsageError(f"Got {name} without {listing.name}, where its trunk is known to be.") from cause
     for block in blocks:
-        missing = set(listing.names) - set(inspect.signature(block.forward).parameters)
+        missing = set(listing.names) - set(parameters_of(block))
         if missing:
             raise UsageError(f"Got {name} whose {listing.name} take no {sorted(missing)[0]}, which they are known to.")
     return blocks
+
+
+def _class_of(transformer) -> str:
+    return class_name(type(transformer).__name__, getattr(transformer, "config", {}))
 
 
 def attached_trunk(transformer) -> Trunk | None:
@@ -262,22 +265,33 @@ def known_trunk(transformer) -> Trunk | None:
     transformer = getattr(transformer, "_orig_mod", transformer)
     if not isinstance(transformer, torch.nn.Module):
         raise UsageError(f"Got {type(transformer).__name__} but expected a transformer, such as pipe.transformer.")
-    trunk = attached_trunk(transformer) or _found.get(transformer)
-    backbone = BACKBONES.get(type(transformer).__name__)
-    return Trunk(transformer, backbone) if trunk is None and backbone is not None else trunk
+    trunk = attached_trunk(transformer)
+    if trunk is not None:
+        return trunk
+    found, declared = _found.get(transformer), BACKBONES.get(_class_of(transformer))
+    backbone = found or declared
+    return None if backbone is None else Trunk(transformer, backbone, declared=found is None)
 
 
 def keep_trunk(transformer, trunk: Trunk) -> None:
     """Keep a trunk on its model, which copies of the model then have too. Nothing is kept on a model that nothing is
     attached to; what was found of it is remembered elsewhere."""
     transformer = getattr(transformer, "_orig_mod", transformer)
+    trunk.update()
+    hooks = transformer._forward_pre_hooks
+    ours = [key for key, hook in hooks.items() if isinstance(hook, InPlace)]
     if trunk.in_use:
         transformer.__dict__[_ATTRIBUTE] = trunk
+        interpose(transformer, "forward", partial(TrunkForward, trunk=trunk), TrunkForward)
+        if not ours:
+            transformer.register_forward_pre_hook(InPlace(trunk))
     else:
         transformer.__dict__.pop(_ATTRIBUTE, None)
+        restore(transformer, "forward", TrunkForward)
+        for key in ours:
+            del hooks[key]
     if trunk.accepted and not trunk.declared:
-        _found[transformer] = trunk
-    trunk.update()
+        _found[transformer] = trunk.backbone
 
 
 def trunk_of(transformer) -> Trunk:

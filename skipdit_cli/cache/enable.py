@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 
 import torch
@@ -18,8 +17,9 @@ from skipdit_cli.backbones import (
     known_trunk,
     restore,
 )
+from skipdit_cli.cache.following import follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.skip_cache import EVENTS, SkipCache
+from skipdit_cli.cache.skip_cache import SkipCache
 
 
 class CachedForward(Interposed):
@@ -35,7 +35,7 @@ class CachedForward(Interposed):
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, *args, **kwargs):
-        if not self.active:
+        if not self.serving:
             return self.inner(*args, **kwargs)
         if self.cache.trunk is None:
             self._find_trunk(args, kwargs)
@@ -88,27 +88,17 @@ class _Named:
         return self.inner.__exit__(*exception)
 
 
-class Watched(Interposed):
-    """A scheduler's ``set_timesteps`` or ``step``, or what changes a transformer's weights: ``tell`` is called for
-    each bound cache after it."""
+class Reweighed(Interposed):
+    """What changes a transformer's weights: the cache forgets after it."""
 
-    def __init__(self, inner, tell):
+    def __init__(self, inner, cache: SkipCache):
         super().__init__(inner)
-        self.tell, self.caches = tell, []
+        self.cache = cache
 
     def __call__(self, *args, **kwargs):
         result = self.inner(*args, **kwargs)
-        for cache in self.caches:
-            self.tell(cache)
+        self.cache.forget()
         return result
-
-    def __deepcopy__(self, memo: dict):
-        """Copies are bound to copies of caches alone: pipelines copy their scheduler (for the sound of LTX2, say) and
-        mean neither its cache nor, with that, the transformer."""
-        copied = memo[id(self)] = object.__new__(type(self))
-        kept = {"caches": [cache for cache in self.caches if id(cache.transformer) in memo]}
-        copied.__dict__.update(copy.deepcopy(self.__dict__ | kept, memo))
-        return copied
 
 
 def enable_skip_cache(
@@ -122,7 +112,9 @@ def enable_skip_cache(
         transformer: A diffusers transformer (or its ``torch.compile`` wrapper).
         policy: What is cached, and when.
         scheduler: The scheduler of the sampling loop: its ``set_timesteps`` begins a generation, its ``step`` ends
-            a step. Without one every forward call is a step, and ``reset()`` begins a generation.
+            a step in which the transformer ran. Copies of it are followed as well, and the one that the calling
+            pipeline was given in its place. Without one every forward call of one branch of guidance (its cache
+            context, else what it is conditioned on) is a step, and ``reset()`` begins a generation.
         example_inputs: Arguments of one forward, to find the trunk in, and to try it out, before the first real one.
     Returns:
         The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
@@ -131,7 +123,7 @@ def enable_skip_cache(
             transformer trunk.
     """
     trunk = known_trunk(transformer)
-    cache = SkipCache(transformer, policy, scheduler)
+    cache = SkipCache(transformer, policy, scheduler, tells=(_begin, _end_step))
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
     if trunk is None:
@@ -143,8 +135,7 @@ def enable_skip_cache(
         cache.set_trunk(trunk)
     _put_on(cache)
     if scheduler is not None:
-        for name, tell in zip(EVENTS, (_begin, SkipCache.advance)):
-            interpose(scheduler, name, partial(Watched, tell=tell)).caches.append(cache)
+        follow(scheduler, cache)
     return cache
 
 
@@ -156,17 +147,14 @@ def disable_skip_cache(transformer) -> None:
         keep_trunk(transformer, trunk)
     if cache is None:
         return
-    restore(cache.outer, "forward")
+    restore(cache.outer, "forward", CachedForward)
     restore(cache.transformer, "cache_context")
     for name in REWEIGHING:
         restore(cache.transformer, name)
-    cache.release()
-    for name in EVENTS:
-        watched = None if cache.scheduler is None else find(cache.scheduler, name)
-        if watched is not None:
-            watched.caches = [other for other in watched.caches if other is not cache]
-            if not watched.caches:
-                restore(cache.scheduler, name)
+    cache.finish()
+    cache.on = False
+    if cache.scheduler is not None:
+        unfollow(cache.scheduler, cache)
 
 
 def _cache_on(transformer) -> SkipCache | None:
@@ -174,23 +162,29 @@ def _cache_on(transformer) -> SkipCache | None:
     trunk = attached_trunk(transformer)
     if trunk is not None and trunk.cache is not None:
         return trunk.cache
-    forward = find(transformer, "forward")
-    return forward.cache if isinstance(forward, CachedForward) else None
+    forward = find(transformer, "forward", CachedForward)
+    return None if forward is None else forward.cache
 
 
 def _put_on(cache: SkipCache) -> None:
     """Stand before the blocks and around the forward. Idempotent."""
     if cache.trunk is not None:
         keep_trunk(cache.transformer, cache.trunk)
-    interpose(cache.outer, "forward", partial(CachedForward, cache=cache))
+    interpose(cache.outer, "forward", partial(CachedForward, cache=cache), CachedForward)
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
     for name in REWEIGHING:
         if hasattr(cache.transformer, name):
-            interpose(cache.transformer, name, partial(Watched, tell=SkipCache.forget)).caches[:] = [cache]
+            interpose(cache.transformer, name, partial(Reweighed, cache=cache)).cache = cache
 
 
-def _begin(cache: SkipCache) -> None:
+def _begin(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
     """A generation begins. Offload hooks that a pipeline took off after the last one may have taken ours along."""
     _put_on(cache)
-    cache.reset()
+    cache.renew(scheduler)
+
+
+def _end_step(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
+    """A step ends where a transformer has run in it: Cosmos 1 steps twice, and LTX-2 its sound beside its pictures."""
+    if ran:
+        cache.advance(scheduler, timestep)

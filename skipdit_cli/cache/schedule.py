@@ -1,27 +1,10 @@
-"""Which steps a run has, and which are full: of these one function per rule, each returning one bool a step."""
+"""Which steps are full: one function per rule, each returning one bool a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from skipdit_cli.errors import UsageError
-
-
-def steps_ahead(scheduler, timestep=None, passed: int = 0) -> list[float]:
-    """The timesteps of a generation, which image-to-image begins in the middle of its scheduler's. Where the scheduler
-    does not say so, the first timestep is read: one wait for a device a generation, none a step.
-
-    Args:
-        timestep: Of the first call, a number or a tensor; None where it is not known.
-        passed: Steps made before that call.
-    """
-    steps = scheduler.timesteps.tolist()
-    if hasattr(scheduler, "begin_index"):
-        return steps[scheduler.begin_index or 0 :]
-    first = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
-    return steps[max(steps.index(first) - passed, 0) :] if first in steps else steps
 
 
 def uniform(steps: int, interval: int) -> tuple[bool, ...]:

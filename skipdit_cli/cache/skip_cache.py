@@ -9,38 +9,21 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from skipdit_cli.backbones import Trunk, find
+from skipdit_cli.backbones import Trunk
 from skipdit_cli.cache.arguments import condition_of, fills_other_cache, signature_of, timestep_of
+from skipdit_cli.cache.course import CountedCourse, Course, ScheduledCourse, other_time
+from skipdit_cli.cache.following import exchange, follow_copy, scheduler_in_use
 from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.schedule import steps_ahead
+from skipdit_cli.cache.report import CacheReport, Record
 from skipdit_cli.cache.slot import Slot, each
 from skipdit_cli.errors import UsageError
 
 MOST_CALLS_A_STEP = 8
-EVENTS = ("set_timesteps", "step")
-"""Methods of a scheduler that a cache follows: they begin a generation, and end a step."""
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """The counts of one generation; ``str()`` is the line every run ends with."""
-
-    steps: int
-    reused_steps: int
-    blocks_run: int
-    blocks_total: int
-
-    @classmethod
-    def over(cls, reports: list[CacheReport]) -> CacheReport:
-        """The counts of transformers that took turns (Wan 2.2)."""
-        return cls(*(sum(counts) for counts in zip(*(vars(report).values() for report in reports))))
-
-    def __str__(self) -> str:
-        return f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
 
 
 @dataclass
@@ -71,11 +54,12 @@ class Call:
 class SkipCache:
     """The cache of one transformer. Made by ``enable_skip_cache``; its state belongs to one generation.
 
-    ``trace`` holds "full" or "reused", one per forward call; ``peak_bytes`` is the most that was remembered at once.
+    ``trace`` holds "full" or "reused", one per forward call since the scheduler's last ``set_timesteps``;
+    ``peak_bytes`` is the most that was remembered at once. ``tells`` hear of what the scheduler does (``follow``).
     """
 
-    def __init__(self, transformer, policy: CachePolicy, scheduler=None):
-        self.policy, self.scheduler = policy, scheduler
+    def __init__(self, transformer, policy: CachePolicy, scheduler=None, tells: Sequence = ()):
+        self.policy, self.scheduler, self.tells = policy, scheduler, tells
         self.outer, self.transformer = transformer, getattr(transformer, "_orig_mod", transformer)
         self.layers = policy.layers
         self.trunk: Trunk | None = None
@@ -84,15 +68,14 @@ class SkipCache:
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
         self.context: str | None = None
         self.num_blocks = 0
+        self.on = True
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
         """A copy follows the copy of its scheduler, whichever of them was copied first."""
         self.__dict__.update(state)
-        for event in EVENTS if self.scheduler is not None else ():
-            watched = find(self.scheduler, event)
-            if watched is not None and self not in watched.caches:
-                watched.caches.append(self)
+        if self.scheduler is not None:
+            follow_copy(self)
 
     def set_trunk(self, trunk: Trunk) -> None:
         """Cache the deep part of this trunk.
@@ -105,14 +88,26 @@ class SkipCache:
         trunk.cache = self
 
     def reset(self) -> None:
-        """Begin a new generation: nothing remembered, step 0, an empty trace."""
-        self.trace: list[str] = []
-        self.steps: list[int] = []
-        self.step = self.begun = 0
-        self.timesteps: list[float] = []
-        self.plan: tuple[bool, ...] | None = None
+        """Begin anew: nothing remembered, step 0, an empty trace, no counts."""
+        self.record = Record()
         self.peak_bytes = 0
-        self.release()
+        self.announced = None
+        self._begin_generation(self.scheduler)
+
+    @property
+    def trace(self) -> list[str]:
+        return self.record.trace
+
+    @property
+    def plan(self) -> tuple[bool, ...] | None:
+        """One bool a step of the generation, True where full; None before its first call, and without a scheduler."""
+        return self.course.plan if self.scheduler is not None else None
+
+    def report(self) -> CacheReport:
+        """How much was reused: in this generation, and in those before it back to the last report. A pipeline that
+        makes its video in segments (WanAnimate, FramePack) runs through several."""
+        self.record.read = True
+        return self.record.report(self.num_blocks, self.num_blocks - 2 * self.layers)
 
     def forget(self) -> None:
         """The weights have changed: the next call of each branch of guidance is full."""
@@ -120,18 +115,10 @@ class SkipCache:
 
     def release(self) -> None:
         """Let every remembered tensor go; the counts stay."""
-        self.slots: dict[str | int, Slot] = {}
-        self.called: set[str | int] = set()
+        self.slots: dict[str | int | tuple, Slot] = {}
+        self.called: set[str | int | tuple] = set()
+        self.at, self.ran = None, False
         self.call = Call()
-
-    def report(self) -> CacheReport:
-        """How much of the generation so far was reused."""
-        steps = set(self.steps)
-        full = {step for step, kind in zip(self.steps, self.trace) if kind == "full"}
-        reused_calls = self.trace.count("reused")
-        left_out = reused_calls * (self.num_blocks - 2 * self.layers)
-        total = len(self.trace) * self.num_blocks
-        return CacheReport(len(steps), len(steps - full), total - left_out, total)
 
     def _held_bytes(self) -> int:
         held = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
@@ -170,94 +157,134 @@ class SkipCache:
         """Decide the kind of this call, before any block runs."""
         self.call = Call()
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
+        timestep = timestep_of(arguments)
+        if self.scheduler is not None:
+            self._keep_up(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
             return
-        self._follow_schedule(timestep_of(arguments))
         signature = signature_of(arguments)
         condition = condition_of(arguments, self.parameters[0])
-        key, slot = self._find_slot(condition)
+        key, slot = self._find_slot(condition, timestep)
         if slot is None or slot.signature != signature:
+            course = self.course if self.scheduler is not None else slot.course if slot else CountedCourse(self.policy)
             self.slots.pop(key, None)
-            slot = self.slots[key] = Slot(self.policy.forecast, condition, signature)
-            if len(self.slots) > MOST_CALLS_A_STEP:  # without a scheduler nothing else tells which are over
+            slot = self.slots[key] = Slot(self.policy.forecast, condition, signature, course)
+            if self.scheduler is None and len(self.slots) > MOST_CALLS_A_STEP:  # nothing else tells which are over
                 del self.slots[next(iter(self.slots))]
+        if self.scheduler is not None:
+            slot.course.lay(timestep)
+        elif slot.course.call(timestep, type(self.transformer).__name__):
+            slot.forget()
+        if not self.called:
+            self.at = timestep
+        if self.scheduler is None and key in self.called:
+            self.course.step += 1
+            self.called.clear()
         slot.condition = condition
         self.called.add(key)
-        reusing = bool(slot.times) and self.step < len(self.plan) and not self.plan[self.step]
-        self.call = Call(slot, True, slot.base(self._time()), slot.shallow) if reusing else Call(slot)
+        reusing = bool(slot.times) and not slot.course.full
+        self.call = Call(slot, True, slot.base(slot.course.time), slot.shallow) if reusing else Call(slot)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
         """Remember what a full step left; after an exception, nothing of this generation."""
         if not finished:
-            self.release()
+            self._begin_generation(self.course.scheduler)
             return
-        call, self.call = self.call, Call()
-        self.trace.append("reused" if call.reusing else "full")
-        self.steps.append(self.step)
+        call, self.call, self.ran = self.call, Call(), True
+        self.record.add(call.reusing, self.course.step)
         if call.captured is not None:
-            call.slot.remember(self._time(), call.captured, call.shallow)
+            call.slot.remember(call.slot.course.time, call.captured, call.shallow)
             self.peak_bytes = max(self.peak_bytes, self._held_bytes())
         if self.scheduler is None and call.slot is not None:
-            self.step += 1
-            self.called.clear()
+            call.slot.course.step += 1
 
-    def advance(self) -> None:
-        """The scheduler has made its step. A branch of guidance that was not called in it is forgotten."""
-        self.step += 1
+    def renew(self, scheduler) -> None:
+        """A scheduler's ``set_timesteps`` has run: the next call of the transformer begins a generation."""
+        self.finish()
+        if self.announced is self.scheduler:  # a pipeline sets its copies' timesteps, too
+            scheduler = self.scheduler
+        self.announced = scheduler
+        self._begin_generation(scheduler)
+
+    def advance(self, scheduler=None, timestep=None) -> None:
+        """A scheduler has made its step at a timestep. A branch of guidance that was not called in it is forgotten."""
+        course = self.course
+        timestep = self.at if timestep is None else timestep
+        course.advance(self.scheduler if scheduler is None else scheduler, timestep)
+        if self.ran and course.plan is None:  # it stood aside, of which a plan is needed to tell
+            course.lay(None)
+        if course.step == 1:
+            for slot in self.slots.values():
+                slot.times = [course.timesteps[0] for _ in slot.times]  # it is known only now which the first was
         self.slots = {key: slot for key, slot in self.slots.items() if key in self.called}
         self.called.clear()
-        if self.plan is not None and self.step >= len(self.plan):
-            self._warn_if_inert()
-            self.release()
+        self.ran = False
+        if course.over:
+            self.finish()
 
-    def _follow_schedule(self, timestep) -> None:
-        if self.scheduler is not None:
-            if self.plan is None:
-                self.timesteps = steps_ahead(self.scheduler, timestep, self.step)
-                self.plan = self.policy.plan(self.timesteps)
-            return
-        # One call is one step. Only a window needs t then, and reading it is the one place that waits for a device.
-        if self.policy.window is None:
-            self.timesteps.append(-float(self.step))
-        else:
-            if timestep is None:
-                name = type(self.transformer).__name__
-                raise UsageError(f"Got a cache window, but {name} is called without a timestep; give an interval.")
-            t, end = float(torch.as_tensor(timestep).flatten()[0]), self.policy.window[1]
-            if self.timesteps and self.timesteps[-1] <= end < t:  # the next run has begun, as in the official code
-                self.begun = self.step
-                self.slots.clear()
-            self.timesteps.append(t)
-        if isinstance(self.policy.full_steps, tuple):
-            self.plan = (*(s == 0 or s in self.policy.full_steps for s in range(self.step + 1)),)
-        else:
-            self.plan = (True,) * self.begun + self.policy.plan(self.timesteps[self.begun :])
-
-    def _time(self) -> float:
-        """Where the current step lies on the axis of the forecast."""
-        return self.timesteps[self.step] if self.step < len(self.timesteps) else -float(self.step)
-
-    def _find_slot(self, condition: list[torch.Tensor]) -> tuple[str | int, Slot | None]:
-        """The memory of this branch of guidance: by context name, else by what it is conditioned on."""
-        if self.context is not None:
-            return self.context, self.slots.get(self.context)
-        open_slots = {key: slot for key, slot in self.slots.items() if key not in self.called}
-        for same in (Slot.holds, Slot.matches):  # what is not held has to be compared, which waits for a device
-            for key, slot in open_slots.items():
-                if same(slot, condition):
-                    return key, slot
-        if len(self.called) >= MOST_CALLS_A_STEP:
-            raise UsageError(
-                f"The transformer was called {len(self.called) + 1} times within one step of its scheduler; "
-                "was the scheduler replaced after enable_skip_cache? Enable the cache again with the one in use."
-            )
-        return 1 + max((key for key in self.slots if isinstance(key, int)), default=-1), None
-
-    def _warn_if_inert(self) -> None:
-        if self.trace and "reused" not in self.trace and not all(self.plan[step] for step in self.steps):
+    def finish(self) -> None:
+        """The generation is over, or left."""
+        steps = self.record.inert(self.plan) if self.plan is not None else 0
+        if steps:
             warnings.warn(
-                f"Skip-Cache reused none of {len(set(self.steps))} steps; its schedule leaves out "
-                f"{self.plan.count(False)}.",
+                f"Skip-Cache reused none of {steps} steps; its schedule leaves out {self.plan.count(False)}.",
                 stacklevel=2,
             )
+        self.record.begin_generation()
+        self.release()
+
+    def _begin_generation(self, scheduler) -> None:
+        self.course = Course(self.policy) if scheduler is None else ScheduledCourse(self.policy, scheduler)
+        self.record.begin_generation()
+        self.release()
+
+    def _keep_up(self, timestep) -> None:
+        """Before a call: begin the generation that it is the first call of."""
+        if self.announced is None and (self.plan is None or self.course.begun_again(timestep, not self.called)):
+            self._adopt()
+            if self.announced is None and self.plan is not None:
+                self.finish()
+                self._begin_generation(self.course.scheduler)
+        if self.announced is not None:
+            self.record.begin_trace(self.num_blocks, self.num_blocks - 2 * self.layers)
+            self.announced = None
+
+    def _adopt(self) -> bool:
+        """Follow the scheduler of the pipeline that is running, where it is another than the one followed so far."""
+        scheduler = scheduler_in_use(self)
+        if scheduler is not None:
+            exchange(self, scheduler)
+            self.renew(scheduler)
+        return scheduler is not None
+
+    def _find_slot(self, condition: list[torch.Tensor], timestep) -> tuple[str | int | tuple, Slot | None]:
+        """The memory of this branch of guidance: by context name, else by what it is conditioned on. Of several calls
+        of one branch within a step (tiles, say) each has its own."""
+        called = self.called if self.scheduler is not None else set()
+        if self.context is not None:
+            key, again = self.context, 0
+            while key in called:
+                again += 1
+                key = (self.context, again)
+            if key in self.slots:
+                return key, self.slots[key]
+        else:
+            open_slots = {key: slot for key, slot in self.slots.items() if key not in called}
+            for same in (Slot.holds, Slot.matches):  # what is not held has to be compared, which waits for a device
+                for key, slot in open_slots.items():
+                    if same(slot, condition):
+                        return key, slot
+            same = Slot.holds if len(called) < 2 else Slot.matches
+            again = sum(same(self.slots[key], condition) for key in called if key in self.slots)
+            key = 1 + max((key for key in self.slots if isinstance(key, int)), default=-1)
+        if len(called) >= MOST_CALLS_A_STEP or (again and other_time(self.at, timestep)):
+            if not self._adopt():
+                raise UsageError(
+                    f"{type(self.transformer).__name__} was called {len(called) + 1} times within one step of its "
+                    f"{type(self.scheduler).__name__}; was the scheduler replaced after enable_skip_cache? "
+                    "Enable the cache again with the one in use, or with none where the loop calls no step."
+                )
+            self._keep_up(timestep)
+            return self._find_slot(condition, timestep)
+        return key, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from skipdit_cli.cache.course import Course
 from skipdit_cli.cache.forecast import FORECASTS, weights
 
 
@@ -19,10 +20,15 @@ class Slot:
         forecast: Name of the forecast; sets how many full steps are remembered.
         condition: The tensors the call was made with besides its input and timestep; tells slots apart.
         signature: Shapes, dtypes, devices and switches (temporal attention, say) the memory holds good for.
+        course: The steps it is called in: the generation's, or its own where no scheduler is followed.
     """
 
-    def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple):
-        self.forecast, self.condition, self.signature = forecast, condition, signature
+    def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple, course: Course):
+        self.forecast, self.condition, self.signature, self.course = forecast, condition, signature, course
+        self.forget()
+
+    def forget(self) -> None:
+        """Remember no step."""
         self.times: list[float] = []
         self.values: list[list] = []
         self.boundary: list = []

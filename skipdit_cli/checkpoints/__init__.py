@@ -4,7 +4,6 @@ from skipdit_cli.checkpoints.architecture import (
     build_transformer,
     default_scheduler,
     pipeline_around,
-    set_time_embedding,
 )
 from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import (
@@ -30,5 +29,4 @@ __all__ = [
     "replace_folder",
     "save_branches",
     "save_pipeline",
-    "set_time_embedding",
 ]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 
-from skipdit_cli.backbones import BACKBONES
+from skipdit_cli.backbones import BACKBONES, class_name
 from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+from skipdit_cli.checkpoints.bounds import UNKNOWN, Room
+from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.quiet import quiet
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.pipelines.dit import DiTPipeline
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
+from skipdit_cli.pipelines.schedulers import follows_flow
+from skipdit_cli.pipelines.sit import SiTPipeline
+from skipdit_cli.presets import Preset
+from skipdit_cli.skip.time_embedding import NUM_TIMESTEPS
 
-TIME_EMBEDDINGS = ("official", "diffusers")
 OFFICIAL = ("DiTTransformer2DModel", "LatteTransformer3DModel", "LatteClassTransformer3DModel")
 """The classes that a pipeline can be made around here, those of the official files."""
 
@@ -27,19 +35,54 @@ def build_transformer(config: dict):
     Raises:
         UsageError: diffusers has no such class, or does not take these arguments.
     """
-    config = dict(config)
-    name = config.get("_class_name", "DiTTransformer2DModel")
-    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
-    try:
+    config = as_named_now({"_class_name": "DiTTransformer2DModel", **config})
+    with reading(f"Got a transformer config for {config['_class_name']}", failed="that diffusers cannot build"):
         with quiet(errors_only=True):  # of keys that it does not know, each time; loading says it once
-            transformer = class_named(name).from_config(config)
-    except (AttributeError, TypeError, ValueError, ArithmeticError, NotImplementedError) as cause:
-        raise UsageError(f"Got a transformer config for {name} that diffusers cannot build: {cause}.") from cause
+            return _build(config).eval()
+
+
+def _build(config: dict):
+    config = dict(config)
+    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
+    transformer = class_named(config["_class_name"]).from_config(config)
     if ratio != 4.0:
         for block in transformer.transformer_blocks:
             block.ff = _feed_forward(transformer, ratio)
         transformer.register_to_config(mlp_ratio=ratio)
-    return transformer.eval()
+    return transformer
+
+
+def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOWN, file: str = "config.json") -> None:
+    """Whether a config can be built, as ``check_model`` sees it, before ``build_transformer`` does.
+
+    Raises:
+        UsageError: It cannot, or diffusers has no such class.
+    """
+    name = config["_class_name"]
+    if not is_transformer(name):
+        raise UsageError(f"{where} has a model of class {name}, which is no transformer of diffusers.")
+    check_model(class_named(name), config, where, shapes, room, _build, file)
+
+
+def as_named_now(config: dict) -> dict:
+    """A transformer's config with its class under the name that diffusers has for it now, and without what the class
+    of the former name alone took; so diffusers reads it, too."""
+    name = class_name(config["_class_name"], config)
+    if name == config["_class_name"]:
+        return dict(config)
+    known = {*inspect.signature(class_named(name).__init__).parameters, "mlp_ratio"}
+    return {key: value for key, value in config.items() if key in known or key.startswith("_")} | {"_class_name": name}
+
+
+def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
+    """The config of the transformer that a preset names.
+
+    Raises:
+        UsageError: diffusers cannot build it, or it has no room.
+    """
+    config = as_named_now({"_class_name": preset.model["class"], **preset.model["config"]})
+    check_transformer(config, f"Preset {preset.name}", room=room, file="model")
+    return config
 
 
 def class_named(name: str):
@@ -82,34 +125,20 @@ def _feed_forward(transformer, ratio: float) -> nn.Module:
     )
 
 
-def set_time_embedding(transformer, kind: str) -> None:
-    """Space a DiT's timestep frequencies as its weights were trained with; changes this instance only.
-
-    The DiT repository has exp(-ln(10000)·k/128) for k = 0..127 (``TimestepEmbedder`` in its models.py); diffusers
-    divides by 127. No effect on other families.
-
-    Args:
-        kind: ``official`` or ``diffusers``.
-    Raises:
-        UsageError: Another kind.
-    """
-    if kind not in TIME_EMBEDDINGS:
-        raise UsageError(f"Got time embedding '{kind}' but expected one of {', '.join(TIME_EMBEDDINGS)}.")
-    for block in getattr(transformer, "transformer_blocks", ()):
-        projection = getattr(getattr(getattr(block, "norm1", None), "emb", None), "time_proj", None)
-        if projection is not None:
-            projection.downscale_freq_shift = 0 if kind == "official" else 1
-
-
-def default_scheduler(class_name: str = "DiTTransformer2DModel"):
+def default_scheduler(class_name: str = "DiTTransformer2DModel", flow: bool = False):
     """The noise schedule of DiT and Latte, 1000 linear betas 1e-4..0.02, for a transformer of a class.
 
     Timesteps are spaced evenly with both ends; for text-to-video Latte evenly from 0, as its pipeline does.
-    """
-    from diffusers import DDIMScheduler
 
+    Args:
+        flow: That of SiT instead, the straight path from noise to data.
+    """
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    if flow:
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TIMESTEPS)
     return DDIMScheduler(
-        num_train_timesteps=1000,
+        num_train_timesteps=NUM_TIMESTEPS,
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
@@ -120,19 +149,20 @@ def default_scheduler(class_name: str = "DiTTransformer2DModel"):
 
 def pipeline_around(transformer, scheduler, vae=None):
     """The pipeline that a transformer belongs in: ``DiTPipeline``, ``LattePipeline`` (without its text parts) or our
-    ``LatteClassPipeline``.
+    ``LatteClassPipeline`` or, where the scheduler is one of flow matching, ``SiTPipeline``.
 
     Raises:
         UsageError: Its pipeline needs more than it.
     """
     import diffusers
 
-    name = type(transformer).__name__
+    name = class_name(type(transformer).__name__, transformer.config)
     if name not in OFFICIAL:
         raise UsageError(
             f"Got {name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
         )
     if name == "LatteTransformer3DModel":
         return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
-    kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else diffusers.DiTPipeline
+    of_images = SiTPipeline if follows_flow(scheduler) else DiTPipeline
+    kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else of_images
     return kind(transformer=transformer, vae=vae, scheduler=scheduler)

@@ -13,10 +13,12 @@ from skipdit_cli.checkpoints.architecture import has_own_mlp, has_own_time
 from skipdit_cli.checkpoints.card_parts import cell, is_marked, marked, marked_text, replace_marked, without_home
 from skipdit_cli.checkpoints.kind import Kind, kind_of
 from skipdit_cli.checkpoints.outline import Outline, read_outline
-from skipdit_cli.checkpoints.snippet import loading_snippet
+from skipdit_cli.checkpoints.snippet import loading_snippet, plain_snippet
 from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.measure.parameters import count_parameters
 from skipdit_cli.media.files import check_writable, replacing
+from skipdit_cli.pipelines.labels import null_label
+from skipdit_cli.skip.time_embedding import RECORD
 
 CARD = "README.md"
 BENCH, COMMANDS = "bench", "commands"
@@ -168,7 +170,7 @@ def _body(kind: Kind, outline: Outline, origin: Origin, facts: Mapping, training
         _table({**_rows(outline, origin), **facts}),
         "## Loading",
         f"With the Python package `skipdit-cli`:\n\n```python\n{snippet}```",
-        *["Plain diffusers loads this folder too, but without the skip branches."] * _plain(kind, outline),
+        *_plain(kind, outline, origin),
         *measured,
         *(["## Training", _table(training)] if training else []),
         "## How it was made",
@@ -202,10 +204,19 @@ def _rows(outline: Outline, origin: Origin) -> dict[str, object]:
     return rows
 
 
-def _plain(kind: Kind, outline: Outline) -> bool:
-    """Whether plain diffusers can load the folder, and misses something."""
-    ours = kind.pipeline == "LatteClassPipeline" or has_own_mlp(outline.transformer.config)
-    return outline.attached and not ours
+def _plain(kind: Kind, outline: Outline, origin: Origin) -> list[str]:
+    """What plain diffusers makes of the folder, if it can load it."""
+    config, vae = outline.transformer.config, outline.config.get("vae")
+    if kind.pipeline in ("LatteClassPipeline", "SiTPipeline") or has_own_mlp(config):
+        return []
+    said = ["Plain diffusers loads this folder too, but without the skip branches."] * outline.attached
+    if kind.pipeline == "DiTPipeline":
+        recorded = outline.branches.config.time_embedding if outline.branches else config.get(RECORD, "diffusers")
+        snippet = plain_snippet(origin.name, config, recorded, vae not in (None, [None, None]))
+        said += [f"It has to be told more than for other models:\n\n```python\n{snippet}```"] * bool(snippet)
+        if null_label(config) is None:
+            said.append('The model has no "no class" to guide away from: it is sampled at a guidance scale of 1.')
+    return said
 
 
 def _table(rows: Mapping[str, object]) -> str:

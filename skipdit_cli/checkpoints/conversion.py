@@ -12,10 +12,12 @@ from skipdit_cli.backbones import BACKBONES, example_inputs, trunk_of
 from skipdit_cli.backbones.finite import first_broken, is_finite
 from skipdit_cli.checkpoints.architecture import build_transformer, has_own_time
 from skipdit_cli.checkpoints.index import parts_of
+from skipdit_cli.checkpoints.process import SIT
 from skipdit_cli.checkpoints.source import Source, narrow
 from skipdit_cli.checkpoints.text_parts import TextParts
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches
+from skipdit_cli.skip.time_embedding import RECORD
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,16 @@ def plan_conversion(
         raise UsageError(f"Got --merge {merge}, but {source.name} brings trained branches of the 'replace' merge.")
     if not branches.num_pairs:
         raise UsageError(f"Model {source.name} has {branches.config.num_layers} block, too few for a skip branch.")
+    if source.process == SIT and time_embedding not in ("auto", SIT):
+        raise UsageError(f"Got --time-embedding {time_embedding}, but {source.name} is a SiT, which has one alone.")
     if time_embedding == "diffusers" and has_own_time(name):
         raise UsageError(f"Got --time-embedding diffusers, but a {name} has the official one alone.")
     if time_embedding != "auto":
         kind, why = time_embedding, "as --time-embedding says"
+    elif source.process == SIT:
+        kind, why = SIT, "a SiT counts time from noise to data"
+    elif RECORD in source.config:
+        kind, why = source.config[RECORD], "as its config.json says"
     elif source.official:
         kind, why = "official", source.official
     else:

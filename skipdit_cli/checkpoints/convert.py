@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from skipdit_cli.backbones.finite import first_broken
-from skipdit_cli.checkpoints.architecture import default_scheduler, pipeline_around
+from skipdit_cli.checkpoints.architecture import default_scheduler, has_own_time, pipeline_around
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
 from skipdit_cli.checkpoints.folder import (
@@ -16,13 +16,26 @@ from skipdit_cli.checkpoints.folder import (
     check_target,
     copy_legal,
     drop_paths,
+    drop_variant,
+    name_as_now,
     replace_folder,
     save_branches,
+    write_config,
 )
 from skipdit_cli.checkpoints.index import INDEX, SECOND, TRANSFORMERS, parts_of
+from skipdit_cli.checkpoints.process import SIT
 from skipdit_cli.checkpoints.proof import Proof, prove
-from skipdit_cli.checkpoints.weights import STEM, read_tensors, read_weights, weight_files, write_tensors
+from skipdit_cli.checkpoints.weights import (
+    STEM,
+    index_file,
+    read_json,
+    read_tensors,
+    read_weights,
+    weight_files,
+    write_tensors,
+)
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.skip.time_embedding import RECORD
 
 MARKS = (INDEX, "config.json")
 """What a folder that was converted holds one of: a pipeline's, or that of a transformer alone."""
@@ -58,6 +71,9 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
             branches = torch.nn.Module.to(each.branches, dtype=plan.dtype or reference)
             save_branches(branches, folder, each.source.part)
         drop_paths(folder)
+        name_as_now(folder)
+        for each in plans:
+            _note_time_embedding(each, folder if source.alone else folder / each.source.part)
         proof = Proof()
         if verify:
             for each in plans:
@@ -65,6 +81,14 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
             proof = Proof(weights=True, outputs=True if plan.provable else None)
         write_card(folder, origin, {"source": f"{origin.source}, {source.layout}", "conversion": proof})
     return proof
+
+
+def _note_time_embedding(plan: Conversion, transformer: Path) -> None:
+    """In the transformer's own config, too: it may be used without its branches."""
+    file, kind = transformer / "config.json", plan.branches.config.time_embedding
+    config = read_json(file)
+    if not has_own_time(config["_class_name"]) and (kind != "diffusers" or RECORD in config):
+        write_config(file, {**config, RECORD: kind})
 
 
 def _check_others(plan: Conversion) -> None:
@@ -94,6 +118,7 @@ def _copy_pipeline(plan: Conversion, folder: Path) -> None:
 def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
     if not any(source.glob(f"{STEM}*")):
         shutil.copytree(source, target)  # a scheduler, say
+        drop_variant(target)
         return
     target.mkdir(exist_ok=True)
     for file in source.iterdir():
@@ -103,19 +128,20 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
     if dtype is not None or files[0].suffix == ".bin":
         write_tensors(read_weights(source), target / f"{STEM}.safetensors", dtype)
         return
-    for file in [*files, *source.glob(f"{STEM}.safetensors.index.json")]:
+    for file in filter(None, [*files, index_file(source)]):
         shutil.copyfile(file, target / file.name)
+    drop_variant(target)
 
 
 def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
-    """A pipeline around a lone transformer: the DiT repository's noise schedule, and a decoder if one was given."""
+    """A pipeline around a lone transformer: its repository's noise schedule, and a decoder if one was given."""
     transformer, target = plan.model(), folder / "transformer"
     if plan.source.transformer is not None:
         _copy_part(plan.source.transformer, target, plan.dtype)
     else:
         transformer.save_config(target)
         write_tensors(plan.source.weights(), target / f"{STEM}.safetensors", plan.dtype)
-    scheduler = default_scheduler(transformer.config["_class_name"])
+    scheduler = default_scheduler(transformer.config["_class_name"], flow=plan.source.process == SIT)
     scheduler.save_pretrained(folder / "scheduler")
     if plan.vae is not None:
         plan.vae.save_pretrained(folder / "vae")

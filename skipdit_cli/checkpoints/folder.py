@@ -12,6 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from skipdit_cli.checkpoints.index import INDEX, TRANSFORMERS, transformer_config
+from skipdit_cli.checkpoints.variants import plain_name, variant_of
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.media.files import check_writable
@@ -147,6 +149,7 @@ def save_pipeline(pipe, folder) -> None:
             component.save_pretrained(folder / name)
     pipe.save_config(folder)
     drop_paths(folder)
+    name_as_now(folder)
 
 
 def drop_paths(folder: Path) -> None:
@@ -161,7 +164,38 @@ def drop_paths(folder: Path) -> None:
             del config["_name_or_path"]
             on_hub = re.search(r"models--(\w[\w.-]*?)--([\w.-]+)", place)
             config |= {"_name_or_path": f"{on_hub[1]}/{on_hub[2]}"} if on_hub else {}
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_config(file, config)
+
+
+def name_as_now(folder: Path) -> None:
+    """Name the classes of a folder's transformers as diffusers does now, in their configs and in the index."""
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else None
+    named = dict(index or {})
+    for place in [folder] if index is None else [folder / part for part in TRANSFORMERS]:
+        if not (place / "config.json").is_file():
+            continue
+        config = transformer_config(place, index)
+        if config != read_json(place / "config.json"):
+            write_config(place / "config.json", config)
+        if place.name in named:
+            named[place.name] = [named[place.name][0], config["_class_name"]]
+    if index is not None and named != index:
+        write_config(folder / INDEX, named)
+
+
+def drop_variant(part: Path) -> None:
+    """Name the weights of a part as those of no variant, so that diffusers finds them without asking for it."""
+    variant = variant_of(part)
+    for file in sorted(part.iterdir()) if variant is not None else ():
+        if file.name.endswith(".json") and "weight_map" in (index := read_json(file)):
+            named = {tensor: plain_name(name, variant) for tensor, name in index["weight_map"].items()}
+            write_config(file, {**index, "weight_map": named})
+        file.rename(file.with_name(plain_name(file.name, variant)))
+
+
+def write_config(file: Path, config: dict) -> None:
+    """As diffusers writes it."""
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def is_legal(name: str) -> bool:

@@ -7,13 +7,18 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from skipdit_cli.checkpoints.architecture import OFFICIAL, is_transformer
+from skipdit_cli.backbones import FORMER_NAMES
+from skipdit_cli.checkpoints.architecture import OFFICIAL, as_named_now, check_transformer, is_transformer
+from skipdit_cli.checkpoints.bounds import stored_shapes
+from skipdit_cli.checkpoints.claims import check_part
 from skipdit_cli.checkpoints.packages import importable
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES
+from skipdit_cli.pipelines.dit import DiTPipeline
 from skipdit_cli.pipelines.latte_class import LatteClassPipeline
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.skip import SKIP, skip_folder
 
 INDEX = "model_index.json"
@@ -56,11 +61,22 @@ def check_index(name, folder: Path, given: Iterable[str] = (), weights: bool = T
             raise UsageError(
                 f"Model {name} has {skip_folder(part)}/ but no {part}, which it would be of; take it out."
             )
+    _check_labels(name, index.get("id2label"))
+    required, _ = kind._get_signature_keys(kind)
     for part, value in index.items():
-        listed = isinstance(value, list) or part in TRANSFORMERS
+        listed = isinstance(value, list) or part in TRANSFORMERS or part in required
         if listed and value not in (None, [None, None]) and part not in given:
             _check_part(name, folder / part, value, weights, plain)
     return index
+
+
+def _check_labels(name, labels: object) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, dict) or not all(
+        key.isascii() and key.isdigit() and isinstance(label, str) for key, label in labels.items()
+    ):
+        raise UsageError(f"Model {name} has a {INDEX} with an id2label that is not names by class, such as 0: cat.")
 
 
 def _parts_of_class(kind) -> set[str]:
@@ -75,6 +91,10 @@ def _check_part(name, folder: Path, value: object, weights: bool, plain: bool) -
         raise UsageError(f"Model {name} lacks its folder {folder.name}/, which {INDEX} names; fetch it again.")
     if value[0] == "diffusers" and is_unknown(value[1]):
         raise UsageError(f"Model {name} has a {folder.name} of class {_newer(value[1])}")
+    if not _is_known(value[0]):  # diffusers would import whatever is installed under that name
+        raise UsageError(
+            f"Model {name} has a {folder.name} of the library '{value[0]}', which no pipeline is made of."
+        )
     for file in sorted(folder.glob("*.json")):
         if file.name.endswith("config.json") or file.name == "tokenizer.json":
             read_json(file)
@@ -88,6 +108,15 @@ def _check_part(name, folder: Path, value: object, weights: bool, plain: bool) -
         raise UsageError(f"Model {name} lacks {folder.name}/config.json; fetch it again.")
     if weights:
         check_weights(folder, floating=folder.name in TRANSFORMERS and not is_quantised(folder))
+        if folder.name not in TRANSFORMERS:  # whose class may have another name by now: see transformer_config
+            check_part(folder, *value)
+
+
+def _is_known(library: str) -> bool:
+    import diffusers
+
+    own = library in ("diffusers", "transformers") or library.partition(".")[0] == "skipdit_cli"
+    return own or hasattr(diffusers.pipelines, library)
 
 
 def is_quantised(folder: Path) -> bool:
@@ -114,7 +143,7 @@ def _check_quantised(name, part: str, config: object, library: str) -> None:
 
 
 def pipeline_class(name, index: dict):
-    """The class of a pipeline: ours where the index names it, else diffusers'.
+    """The class of a pipeline: one of ours where it is of classes, else diffusers'.
 
     Raises:
         UsageError: It names none, or one that the installed diffusers does not have or lacks a package for.
@@ -122,9 +151,10 @@ def pipeline_class(name, index: dict):
     import diffusers
 
     kind = index.get("_class_name")
-    if kind == LatteClassPipeline.__name__:
-        return LatteClassPipeline
-    if isinstance(kind, list):
+    for ours in (DiTPipeline, LatteClassPipeline, SiTPipeline):
+        if kind == ours.__name__:
+            return ours
+    if isinstance(kind, list) and kind:
         raise UsageError(
             f"Model {name} is a {kind[-1]} with code of its own, which is not run; give a pipeline of diffusers."
         )
@@ -193,8 +223,10 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
             raise UsageError(
                 f"Folder {folder} holds a {kind}, which has no transformer trunk; see 'skipdit info --families'."
             )
-    legacy = named[-1] == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"  # what the hub's DiT has
-    return {**config, "_class_name": "DiTTransformer2DModel" if legacy else named[-1]}
+    said = named[0] if named[0] in FORMER_NAMES.get(named[-1], {}).values() else named[-1]
+    config = as_named_now({**config, "_class_name": said})
+    check_transformer(config, f"Folder {folder}", stored_shapes(folder))
+    return config
 
 
 def check_plain(folder: Path) -> None:
@@ -224,7 +256,7 @@ def check_folder(folder: Path) -> None:
         way = "give the folder of the whole pipeline"
         if (folder / SKIP).exists():
             way = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
-        elif kind in OFFICIAL or kind == "Transformer2DModel":
+        elif kind in OFFICIAL or kind in FORMER_NAMES:
             way = f"run 'skipdit convert -m {folder} -o FOLDER' first"
         raise UsageError(f"Folder {folder} holds one part of a pipeline ({kind}), no {INDEX}; {way}.")
     if (folder / SKIP).is_dir():

@@ -1,6 +1,6 @@
-"""Official files: the DiT repository's checkpoints, Latte's, and the released Skip-DiT ones.
+"""Official files: the DiT repository's checkpoints, SiT's, Latte's, and the released Skip-DiT ones.
 
-A file is a state dict, or what the training scripts save: ``{model, ema, opt, args}``, ``{model, ema}``, ``{ema}``.
+A file is a state dict, or what the training scripts save: ``{model, ema, opt, args}``, ``{state_dict}``, ...
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from dataclasses import dataclass
 import torch
 from accelerate import init_empty_weights
 
+from skipdit_cli.checkpoints.official_checks import check_plain
 from skipdit_cli.checkpoints.official_dit import read_dit
 from skipdit_cli.checkpoints.official_t2v import is_t2v, read_t2v
+from skipdit_cli.checkpoints.process import DIT, SIT, as_flow, process_of
+from skipdit_cli.checkpoints.state_dict import find_state_dict
 from skipdit_cli.checkpoints.weights import assign_weights, read_tensors
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip import SkipBranches
 
+IMAGES = "DiTTransformer2DModel"
 NAMES = {
-    "DiTTransformer2DModel": ("DiT repository checkpoint", "Skip-DiT checkpoint"),
+    IMAGES: ("DiT repository checkpoint", "Skip-DiT checkpoint"),
     "LatteClassTransformer3DModel": ("Latte checkpoint", "Skip-DiT checkpoint of Latte"),
     "LatteTransformer3DModel": ("Latte text-to-video checkpoint", "Skip-DiT checkpoint of Latte text-to-video"),
 }
@@ -34,56 +38,69 @@ class Official:
         config: Of diffusers' class, or of ours where it has none.
         state: Under diffusers' names: views of the memory-mapped file, embedders of all blocks one tensor.
         branches: Of the ``replace`` merge, None in a vanilla file.
+        process: Value of ``--process``, ``dit`` or ``sit``.
+        process_why: Why it is that one.
+        notes: What was decided on the way, a sentence each.
     """
 
     layout: str
     config: dict
     state: dict[str, torch.Tensor]
     branches: SkipBranches | None
+    process: str = DIT
+    process_why: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_official(
-    path, num_attention_heads: int | None = None, sample_size: int | None = None, num_frames: int | None = None
+    path,
+    num_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    num_frames: int | None = None,
+    process: str | None = None,
+    num_classes: int | None = None,
 ) -> Official:
     """Read a ``.pt`` or ``.safetensors`` in an official layout; the architecture comes from the tensors.
 
     Args:
         num_attention_heads: What no tensor tells; needed for a width other than that of S, B, L and XL.
         sample_size, num_frames: What a text-to-video file does not tell either.
+        process: ``dit`` or ``sit``, which no tensor tells.
+        num_classes: Of the label table, which may have a row more.
     Raises:
         UsageError: The file is damaged or would run code, holds another architecture, or something is missing.
     """
-    rest, which = _state_dict(path, read_tensors(path))
+    data = read_tensors(path)
+    found, arguments = find_state_dict(path, data), _arguments(data)
+    rest, notes = found.tensors, list(found.notes)
+    check_plain(path, rest)
+    if any(name.startswith("transformer_blocks.") for name in rest) and not is_t2v(rest):
+        raise UsageError(f"Checkpoint {path} has diffusers' own names; give its folder, whose config.json is needed.")
     named = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}
     if is_t2v(rest):
+        if num_classes is not None:
+            raise UsageError(f"Got --num-classes {num_classes}, but {path} is of texts; leave it out.")
         config, state = read_t2v(path, rest, num_attention_heads, sample_size, num_frames)
     else:
         for flag, value in (("--sample-size", sample_size), ("--num-frames", num_frames)):
             if value is not None:
                 raise UsageError(f"Got {flag} {value}, but {path} tells that itself; leave it out.")
-        config, state = read_dit(path, rest, num_attention_heads)
+        config, state, said = read_dit(path, rest, num_attention_heads, num_classes, arguments)
+        notes += said
+    name = config["_class_name"]
+    process, why = process_of(path, arguments, process, "" if name == IMAGES else f"a {name} has no other")
+    layout = NAMES[name][bool(named)]
+    if process == SIT:
+        as_flow(path, config, state)
+        layout = "SiT checkpoint" + " with skip branches" * bool(named)
     branches = _branches(path, named, config) if named else None
-    return Official(f"{NAMES[config['_class_name']][branches is not None]}, {which}", config, state, branches)
+    return Official(f"{layout}, {found}", config, state, branches, process, why, tuple(notes))
 
 
-def _state_dict(path, data) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights in a file, and which they are."""
-    which = "bare state dict"
-    for key in ("ema", "model"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data, which = data[key], f"'{key}' weights"
-            break
-    if (
-        not isinstance(data, dict)
-        or not data
-        or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in data.items())
-    ):
-        raise UsageError(
-            f"Checkpoint {path} holds no state dict; expected tensors by name, or 'ema' or 'model' of them."
-        )
-    if any(name.startswith("transformer_blocks.") for name in data) and not is_t2v(data):
-        raise UsageError(f"Checkpoint {path} has diffusers' own names; give its folder, whose config.json is needed.")
-    return {name.removeprefix("module."): value for name, value in data.items()}, which
+def _arguments(data) -> dict:
+    """What the training script saved of its own arguments."""
+    saved = data.get("args") if isinstance(data, dict) else None
+    return dict(saved if isinstance(saved, dict) else getattr(saved, "__dict__", {}))
 
 
 def _branches(path, named: dict[str, torch.Tensor], config: dict) -> SkipBranches:

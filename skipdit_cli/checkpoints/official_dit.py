@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
+from skipdit_cli.checkpoints.label_table import TABLE, read_classes
 from skipdit_cli.checkpoints.official_checks import check_frames, check_needed, check_positions, head_count
 from skipdit_cli.errors import UsageError
 
@@ -32,25 +35,38 @@ EMBEDDERS = {
     "t_embedder.mlp.2.weight": "timestep_embedder.linear_2.weight",
     "t_embedder.mlp.2.bias": "timestep_embedder.linear_2.bias",
 }
-LABELS = {"y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight"}
+LABELS = {TABLE: "class_embedder.embedding_table.weight"}
 
 
-def read_dit(path, rest: dict[str, torch.Tensor], num_attention_heads: int | None) -> tuple[dict, dict]:
+def read_dit(
+    path,
+    rest: dict[str, torch.Tensor],
+    num_attention_heads: int | None,
+    num_classes: int | None = None,
+    arguments: Mapping = MappingProxyType({}),
+) -> tuple[dict, dict, list[str]]:
     """Config and state in diffusers' terms of a DiT, or of a Latte if there is a ``temp_embed``.
 
     Args:
         rest: The state dict of the file without skip branches; it is emptied.
         num_attention_heads: Needed for a width other than that of S, B, L and XL.
+        num_classes: Of the label table, where ``arguments`` does not say it.
+        arguments: What the training script saved of its own.
+    Returns:
+        And what to tell the user about it, a sentence each.
     Raises:
         UsageError: It holds another architecture, or the head count is missing.
     """
     is_latte = "temp_embed" in rest
     kind = "Latte" if is_latte else "DiT"
     config = _architecture(path, rest, kind, num_attention_heads)
+    classes = read_classes(path, rest, arguments, num_classes, needs_table=not is_latte)
+    config |= classes.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    check_positions(path, rest.pop("pos_embed"), config["sample_size"] // config["patch_size"], width)
+    notes = [f"Classes: {classes}."]
+    notes += check_positions(path, rest.pop("pos_embed"), config["sample_size"] // config["patch_size"], width)
     if is_latte:
-        check_frames(path, rest.pop("temp_embed"), width)
+        notes += check_frames(path, rest.pop("temp_embed"), width)
     state, missing = _renamed(rest, config)
     if missing or rest:
         lacks = f"it lacks {', '.join(missing[:3])}" if missing else ""
@@ -58,7 +74,7 @@ def read_dit(path, rest: dict[str, torch.Tensor], num_attention_heads: int | Non
         raise UsageError(
             f"Checkpoint {path} is no {kind} of the official layout: {'; '.join(filter(None, (lacks, holds)))}."
         )
-    return config, state
+    return config, state, notes
 
 
 def _architecture(path, state: dict[str, torch.Tensor], kind: str, num_attention_heads: int | None) -> dict:
@@ -68,12 +84,12 @@ def _architecture(path, state: dict[str, torch.Tensor], kind: str, num_attention
         "blocks.0.mlp.fc1.weight": 2,
         "final_layer.linear.weight": 2,
     }
-    needed |= {"temp_embed": 3} if kind == "Latte" else dict.fromkeys(LABELS, 2)
+    needed |= {"temp_embed": 3} if kind == "Latte" else {}
+    needed |= dict.fromkeys(LABELS.keys() & state.keys(), 2)
     check_needed(path, state, needed, kind)
     width, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
     heads = head_count(path, width, num_attention_heads)
     depth = len({name.split(".")[1] for name in state if re.match(r"blocks\.\d+\.", name)})
-    labels = [state[name].shape[0] - 1 for name in LABELS if name in state]  # the last row is "no class"
     ratio = state["blocks.0.mlp.fc1.weight"].shape[0] / width
     config = {
         "num_attention_heads": heads,
@@ -82,7 +98,6 @@ def _architecture(path, state: dict[str, torch.Tensor], kind: str, num_attention
         "out_channels": state["final_layer.linear.weight"].shape[0] // patch**2,
         "sample_size": math.isqrt(state["pos_embed"].shape[1]) * patch,
         "patch_size": patch,
-        "num_embeds_ada_norm": labels[0] if labels else None,
     }
     if kind == "DiT":
         config |= {"_class_name": "DiTTransformer2DModel", "num_layers": depth, "norm_eps": 1e-6}

@@ -8,10 +8,10 @@ from pathlib import Path
 from accelerate import init_empty_weights
 
 from skipdit_cli.backbones import Trunk, known_trunk
-from skipdit_cli.checkpoints.architecture import build_transformer
+from skipdit_cli.checkpoints.architecture import build_transformer, preset_config
 from skipdit_cli.checkpoints.index import TRANSFORMERS, check_index, is_part, pipeline_class, transformer_config
 from skipdit_cli.checkpoints.pipeline import branches_config, find_folder, named_model
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import reading
 from skipdit_cli.presets import load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 
@@ -66,8 +66,7 @@ def read_outline(model: str | None, preset_name: str | None = None, lone: bool =
     """
     preset = load_preset(preset_name) if model is None and preset_name else None
     if preset is not None and preset.model and preset.weights_path is None:
-        config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
-        return Outline(preset.name, _transformer(preset.name, config, None), False)
+        return Outline(preset.name, _transformer(preset.name, preset_config(preset), None), False)
     named = named_model(model, preset_name)
     alone = Path(named).expanduser()
     if lone and is_part(alone):
@@ -100,7 +99,5 @@ def _transformer(name: str, config: dict, skip: dict | None):
 
 
 def _branches(name: str, config: dict) -> SkipBranches:
-    try:
+    with reading(f"The {SKIP}/config.json of {name}", failed="does not describe skip branches"):
         return SkipBranches.from_config(config)
-    except (TypeError, ValueError, RuntimeError) as cause:
-        raise UsageError(f"The {SKIP}/config.json of {name} does not describe skip branches: {cause}") from cause

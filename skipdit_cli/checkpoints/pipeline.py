@@ -18,8 +18,10 @@ from skipdit_cli.checkpoints.architecture import (
     default_scheduler,
     has_own_mlp,
     pipeline_around,
-    set_time_embedding,
+    preset_config,
 )
+from skipdit_cli.checkpoints.bounds import in_memory, stored_shapes
+from skipdit_cli.checkpoints.claims import check_model, check_scheduler
 from skipdit_cli.checkpoints.index import (
     INDEX,
     SECOND,
@@ -29,18 +31,22 @@ from skipdit_cli.checkpoints.index import (
     check_index,
     of_texts,
     pipeline_class,
+    transformer_config,
 )
 from skipdit_cli.checkpoints.online import is_local, why_not
 from skipdit_cli.checkpoints.packages import check_packages
 from skipdit_cli.checkpoints.quiet import quiet
 from skipdit_cli.checkpoints.vae import check_vae
-from skipdit_cli.checkpoints.weights import UNREADABLE, assign_weights, read_json, read_weights
-from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.checkpoints.variants import variant_among, variant_of
+from skipdit_cli.checkpoints.weights import assign_weights, read_json, read_weights
+from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.pipelines.diagnosis import broken_weight
 from skipdit_cli.pipelines.latents import latent_channels
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
+from skipdit_cli.skip.time_embedding import RECORD, record_time_embedding
 
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
@@ -93,17 +99,19 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     index = check_index(path, folder, given=arguments)
     arguments = {**{name: None for name, value in index.items() if value == [None, None]}, **arguments}
     check_packages(path, folder, index)
-    if has_own_mlp(read_json(folder / "transformer" / "config.json")):
+    config = transformer_config(folder / "transformer", index)
+    if index.get(SECOND) not in (None, [None, None]):
+        transformer_config(folder / SECOND, index)
+    if has_own_mlp(config):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
-        arguments["transformer"] = _load_transformer(folder / "transformer", dtype)
+        arguments["transformer"] = _load_transformer(folder / "transformer", config, dtype)
+    variant = _variant(path, folder, index, arguments)
+    arguments |= {"variant": variant} if variant else {}
     if index.get("id2label"):
         arguments["id2label"] = {int(key): label for key, label in index["id2label"].items()}
     kind = pipeline_class(path, index)
-    with quiet(text=of_texts(index)):
-        try:
-            pipe = kind.from_pretrained(folder, **arguments)
-        except (*UNREADABLE, ImportError, AttributeError) as cause:
-            raise UsageError(f"Model {path} cannot be read: {first_line(cause)}.") from cause
+    with quiet(text=of_texts(index)), reading(f"Model {path}"):
+        pipe = kind.from_pretrained(folder, **arguments)
     if index.get("id2label"):
         pipe.register_to_config(id2label=index["id2label"])  # diffusers' DiTPipeline drops it when it is saved
     if arguments.get("vae") is not None:
@@ -119,17 +127,33 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
         empty = [name for name, tensor in tensors if tensor.is_meta]
         if empty:
             raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
-        if (folder / skip_folder(part)).is_dir():
-            _attach(transformer, load_branches(folder, part), branches)
+        found = load_branches(folder, part) if (folder / skip_folder(part)).is_dir() else None
+        time_embedding = transformer.config.get(RECORD) if found is None else found.config.time_embedding
+        if time_embedding is None and kind is SiTPipeline:
+            time_embedding = "sit"
+        if time_embedding is not None:
+            record_time_embedding(transformer, time_embedding)
+        if found is not None and branches:
+            add_skip_branches(transformer, branches=found)
     if where := broken_weight(pipe):
         raise NotFiniteError(f"Model {path} cannot be used: its {where}; get its weights again.")
     return pipe
 
 
-def _attach(transformer, branches: SkipBranches, wanted: bool) -> None:
-    set_time_embedding(transformer, branches.config.time_embedding)
-    if wanted:
-        add_skip_branches(transformer, branches=branches)
+def _variant(path, folder: Path, index: dict, given: dict) -> str | None:
+    """The variant that some of a pipeline's parts have weights of alone, for diffusers to ask for.
+
+    Raises:
+        UsageError: They have different ones.
+    """
+    if "variant" in given:
+        return given["variant"]
+    parts = [part for part in index if isinstance(index[part], list) and part not in given]
+    found = {part: variant_of(folder / part) for part in parts}
+    variants = sorted({variant for variant in found.values() if variant is not None})
+    if len(variants) > 1:
+        raise UsageError(f"Model {path} has its parts in the variants {', '.join(variants)}; rename the files of one.")
+    return variants[0] if variants else None
 
 
 def load_branches(folder, part: str = "transformer") -> SkipBranches:
@@ -140,11 +164,9 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     """
     where = Path(folder) / skip_folder(part)
     branches_config(where)
-    try:
-        with quiet(errors_only=True):
-            branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, use_safetensors=True)
-    except UNREADABLE as cause:
-        raise UsageError(f"Skip branches {where} cannot be read: {first_line(cause)}.") from cause
+    named = {"variant": variant_of(where), "use_safetensors": True}
+    with quiet(errors_only=True), reading(f"Skip branches {where}"):
+        branches, found = SkipBranches.from_pretrained(where, output_loading_info=True, **named)
     if found["missing_keys"]:  # diffusers would leave them at random
         missing = sorted(found["missing_keys"])
         raise UsageError(f"Skip branches {where} are incomplete: their file holds no {missing[0]}.")
@@ -162,6 +184,7 @@ def branches_config(where: Path) -> dict:
     unknown = [name for name in config if name not in known and not name.startswith("_")]
     if unknown:
         raise UsageError(f"{where / 'config.json'} has the unknown key '{unknown[0]}'; a newer skipdit may know it.")
+    check_model(SkipBranches, config, f"Folder {where} of skip branches", stored_shapes(where))
     return config
 
 
@@ -196,24 +219,35 @@ def _fetch(hub_id: str, arguments: dict, without: Sequence[str]) -> Path:
             index = read_json(hf_hub_download(hub_id, INDEX, **plain))
             check_denoiser(hub_id, index)
             left = dict.fromkeys(without)  # a part that is given, if only as None, is not downloaded
+            if not arguments["local_files_only"] and arguments.get("variant") is None:
+                arguments["variant"] = _published_variant(hub_id, plain)
             folder = Path(pipeline_class(hub_id, index).download(hub_id, **arguments, **left))
             if not arguments["local_files_only"]:  # diffusers fetches what the index lists, and skip/ is not listed
                 patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
                 snapshot_download(hub_id, allow_patterns=patterns, **plain)
         except UsageError:
             raise
-        except UNREADABLE as cause:
+        except Exception as cause:  # of the hub's client, of its cache, of what lies there
             raise UsageError(why_not(hub_id, cause, given)) from cause
     check_folder(folder)
     return folder
 
 
-def _load_transformer(folder: Path, dtype):
+def _published_variant(hub_id: str, arguments: dict) -> str | None:
+    """The one variant that the transformer's weights have on the hub, where there are none without."""
+    from huggingface_hub import HfApi
+
+    asked = {name: arguments[name] for name in ("revision", "token") if name in arguments}
+    files = map(Path, HfApi().list_repo_files(hub_id, **asked))
+    return variant_among(file.name for file in files if file.parent.name == "transformer")
+
+
+def _load_transformer(folder: Path, config: dict, dtype):
     """A transformer that diffusers alone would build in another shape (see ``build_transformer``)."""
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        transformer = build_transformer(read_json(folder / "config.json"))
+        transformer = build_transformer(config)
     assign_weights(transformer, read_weights(folder), folder)
     return torch.nn.Module.to(transformer, dtype if isinstance(dtype, torch.dtype) else None)
 
@@ -233,7 +267,7 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
 
     if not preset.model:
         raise UsageError(f"Preset {preset.name} names no model; see 'skipdit presets list'.")
-    config = {"_class_name": preset.model["class"], **preset.model.get("config", {})}
+    config = preset_config(preset, in_memory())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = torch.nn.Module.to(build_transformer(config), dtype)
@@ -245,5 +279,9 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
     scheduler = default_scheduler(config["_class_name"])
     if "scheduler" in preset.model:
         own = preset.model["scheduler"]
-        scheduler = getattr(diffusers, own["class"])(**own.get("config", {}))
+        kind = getattr(diffusers, own["class"], None)
+        if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
+            raise UsageError(f"Preset {preset.name} has a scheduler of class {own['class']}, which diffusers has not.")
+        check_scheduler(kind, own["config"], f"Preset {preset.name}")
+        scheduler = kind(**own["config"])
     return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)

@@ -9,13 +9,13 @@ import torch
 from safetensors import safe_open
 
 from skipdit_cli.backbones.finite import same_bits
-from skipdit_cli.checkpoints.architecture import set_time_embedding
 from skipdit_cli.checkpoints.conversion import Conversion, small_inputs
 from skipdit_cli.checkpoints.index import parts_of
 from skipdit_cli.checkpoints.pipeline import load_branches, load_pipeline
 from skipdit_cli.checkpoints.weights import weight_files
 from skipdit_cli.errors import SkipditError
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
+from skipdit_cli.skip.time_embedding import set_time_embedding
 
 
 @dataclass(frozen=True)

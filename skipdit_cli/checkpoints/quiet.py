@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from skipdit_cli.console import Neutral
+
+NEUTRAL = Neutral()
+
 
 @contextmanager
 def quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
     """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
-    lines."""
+    lines. What their loggers quote from files (a ``model_type``, say) is shown neutralised from here on."""
     from diffusers.utils import logging
 
     libraries = [logging]
@@ -19,6 +23,8 @@ def quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
         libraries.append(logging)
     before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
     for library in libraries:
+        for handler in library.get_logger(library.__name__.partition(".")[0]).handlers:
+            handler.addFilter(NEUTRAL)
         library.disable_progress_bar()
         if errors_only:
             library.set_verbosity_error()

@@ -1,11 +1,16 @@
-"""The few lines of Python that a card shows: load the model and sample it once, with the cache."""
+"""The Python that a card shows: load the model and sample it once, with the cache; and what diffusers has to know."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from skipdit_cli.checkpoints.kind import Kind
+from skipdit_cli.pipelines.labels import null_label
 from skipdit_cli.skip import SKIP
+
+IMAGENET = 1000
+"""Classes that diffusers' ``DiTPipeline`` takes for granted."""
 
 
 def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) -> str:
@@ -52,4 +57,40 @@ def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) ->
         else 'Image.fromarray(made.images[0]).save("sample.png")',
         *["print(made.report)"] * cached,
     ]
+    return "\n".join([*lines, ""])
+
+
+def plain_snippet(name: str, config: Mapping, time_embedding: str, with_vae: bool) -> str:
+    """What plain diffusers has to be told of a DiT to make the same of it, without branches; empty if that is nothing.
+
+    Its ``DiTPipeline`` says 1000 for "no class" and decodes with a VAE, whatever the model, and its DiT has timestep
+    frequencies of its own.
+
+    Args:
+        config: Of the transformer.
+    """
+    null, official = null_label(config), time_embedding == "official"
+    if with_vae and null == IMAGENET and not official:
+        return ""
+    lines = [
+        "from diffusers import DiTPipeline",
+        "",
+        f"pipe = DiTPipeline.from_pretrained({json.dumps(name)}{'' if with_vae else ', vae=None'})",
+    ]
+    if official:
+        lines += [
+            "for block in pipe.transformer.transformer_blocks:  # the timestep frequencies it was trained with",
+            "    block.norm1.emb.time_proj.downscale_freq_shift = 0",
+        ]
+    if null not in (None, IMAGENET):
+        lines += [
+            "",
+            "def say_no_class(transformer, args, kwargs):",
+            f'    labels = kwargs["class_labels"]  # for guidance the second half of them is {IMAGENET}',
+            f"    labels[len(labels) // 2 :] = {null}",
+            "",
+            "pipe.transformer.register_forward_pre_hook(say_no_class, with_kwargs=True)",
+        ]
+    if with_vae:
+        lines.append(f"image = pipe([0], guidance_scale={1.0 if null is None else 4.0}).images[0]")
     return "\n".join([*lines, ""])

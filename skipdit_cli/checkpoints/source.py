@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,9 +13,13 @@ from skipdit_cli.checkpoints.architecture import OFFICIAL, build_transformer, ha
 from skipdit_cli.checkpoints.index import SECOND, check_index, check_plain, is_part, transformer_config
 from skipdit_cli.checkpoints.official import read_official
 from skipdit_cli.checkpoints.pipeline import find_folder
+from skipdit_cli.checkpoints.process import DIT, SIT
+from skipdit_cli.checkpoints.variants import variant_of
 from skipdit_cli.checkpoints.weights import assign_weights, read_weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.skip import SKIP, SkipBranches
+from skipdit_cli.skip.time_embedding import RECORD
 
 NUMBERS = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
 """What the configuration of a DiT or Latte says in whole numbers."""
@@ -36,6 +40,9 @@ class Source:
         branches: The ones that came with it.
         official: Why the weights are known to be the DiT repository's or Latte's; empty if nothing says so.
         second: The second transformer of its pipeline (Wan 2.2), which is converted with it.
+        process: ``dit`` or ``sit`` (a model of flow matching under a DiT's names).
+        process_why: Why it is that one; empty where there is no question.
+        notes: What was decided while reading it, a sentence each.
     """
 
     name: str
@@ -43,10 +50,13 @@ class Source:
     config: dict
     pipeline: Path | None = None
     transformer: Path | None = None
-    file: tuple[Path, dict[str, int]] | None = None
+    file: tuple[Path, dict[str, int | str | None]] | None = None
     branches: SkipBranches | None = None
     official: str = ""
     second: Source | None = None
+    process: str = DIT
+    process_why: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def alone(self) -> bool:
@@ -93,6 +103,8 @@ def open_source(
     num_attention_heads: int | None = None,
     sample_size: int | None = None,
     num_frames: int | None = None,
+    process: str | None = None,
+    num_classes: int | None = None,
     **hub_arguments,
 ) -> Source:
     """Find out what ``name`` is: a pipeline folder or hub id, a transformer folder, or an official file.
@@ -100,20 +112,24 @@ def open_source(
     Args:
         num_attention_heads: For official files of a non-standard width.
         sample_size, num_frames: For official text-to-video files of a non-standard width.
+        process: For official files that do not tell whether they are of a DiT or a SiT.
+        num_classes: For official files that do not tell whether the last row of their label table is "no class".
         hub_arguments: revision, token, local_files_only.
     Raises:
         UsageError: It is none of these, is damaged, or is converted already.
     """
     path = Path(name).expanduser()
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
+    given |= {"process": process, "num_classes": num_classes}
     if path.is_file():
         read = read_official(path, **given)
         why = _native(read.config) or "the file has the DiT repository's layout"
-        return Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
+        source = Source(str(name), read.layout, read.config, file=(path, given), branches=read.branches, official=why)
+        return replace(source, process=read.process, process_why=read.process_why, notes=read.notes)
     for flag, value in given.items():
         if value is not None:
             flag = f"--{flag.replace('_', '-')}"
-            raise UsageError(f"Got {flag} with a folder or hub id, whose config.json says it; leave it out.")
+            raise UsageError(f"Got {flag} with a folder or hub id, whose configs say it; leave it out.")
     if is_part(path):
         config = _config(path)
         check_plain(path)
@@ -123,19 +139,30 @@ def open_source(
                 f"branches=SkipBranches.from_pretrained('{path / SKIP}')."
             )
         official = _native(config) or _on_hub(name, config)
-        return Source(str(name), "transformer folder", config, transformer=path, official=official)
+        process = SIT if config.get(RECORD) == SIT else DIT
+        return Source(
+            str(name),
+            f"transformer folder{_variant(path)}",
+            config,
+            transformer=path,
+            official=official,
+            process=process,
+        )
     folder = find_folder(name, **hub_arguments)
     if (folder / SKIP).exists():
         raise UsageError(f"Model {name} has skip branches already ({SKIP}/); run 'skipdit sample -m {name}', say.")
     index = check_index(name, folder, plain=True)
     config = _config(folder / "transformer", index)
     layout = "pipeline folder" if path.is_dir() else "hub pipeline"
+    layout += _variant(folder / "transformer")
     official = _native(config) or _on_hub(name, index, config, folder)
     second = None
     if index.get(SECOND) not in (None, [None, None]):
         own = _config(folder / SECOND, index)
         second = Source(f"{name}/{SECOND}", layout, own, folder, folder / SECOND, official=_native(own))
-    return Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
+    process = SIT if index.get("_class_name") == SiTPipeline.__name__ else DIT
+    source = Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
+    return replace(source, process=process)
 
 
 def _config(folder: Path, index: dict | None = None) -> dict:
@@ -147,6 +174,11 @@ def _config(folder: Path, index: dict | None = None) -> dict:
         if type(config.get(key)) is not int or config[key] < 1:
             raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
+
+
+def _variant(folder: Path) -> str:
+    variant = variant_of(folder)
+    return "" if variant is None else f" ({variant} weights)"
 
 
 def _native(config: dict) -> str:

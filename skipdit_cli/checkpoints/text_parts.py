@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from skipdit_cli.checkpoints.folder import drop_variant
 from skipdit_cli.checkpoints.index import INDEX
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
@@ -45,6 +46,8 @@ class TextParts:
             target = pipeline / file.relative_to(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        for part in self.index:
+            drop_variant(pipeline / part)
         index = {**read_json(pipeline / INDEX), **self.index}
         (pipeline / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

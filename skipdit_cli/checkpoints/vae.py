@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 
 from skipdit_cli.backbones.finite import first_broken
+from skipdit_cli.checkpoints.bounds import stored_shapes
+from skipdit_cli.checkpoints.claims import check_model
 from skipdit_cli.checkpoints.online import is_local
-from skipdit_cli.checkpoints.weights import UNREADABLE
-from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.checkpoints.variants import variant_of
+from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.pipelines.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
@@ -38,17 +40,22 @@ def load_vae(name, in_channels: int | None = None, **arguments):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own affair
-                kind = diffusers.AutoencoderKL.load_config(path, subfolder=inner, **hub).get("_class_name")
+                config = diffusers.AutoencoderKL.load_config(path, subfolder=inner, **hub)
+                kind = config.get("_class_name")
                 if kind not in KINDS:
                     raise UsageError(f"Got --vae {name}, which holds a {kind} but expected one of {', '.join(KINDS)}.")
-                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **arguments)
+                shapes = stored_shapes(Path(path) / inner)
+                check_model(getattr(diffusers, kind), config, f"Got --vae {name}, which", shapes)
+                named = {"variant": variant_of(Path(path) / inner)} if Path(path).is_dir() else {}
+                vae = getattr(diffusers, kind).from_pretrained(path, subfolder=inner, **{**named, **arguments})
             break
         except UsageError:
             raise
-        except UNREADABLE as cause:
+        except Exception:
             if (path, inner) == places[-1]:
                 where = "" if Path(path).is_dir() else ", from the hub or its local cache"
-                raise UsageError(f"Got --vae {name}, which cannot be read{where}: {first_line(cause)}.") from cause
+                with reading(f"Got --vae {name}, which", failed=f"cannot be read{where}"):
+                    raise
     if where := first_broken(vae.state_dict().items()):
         raise NotFiniteError(f"Got --vae {name}, which holds {where}; get its weights again.")
     if in_channels is not None:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import warnings
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.checkpoints.variants import variant_of
+from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_json, read_text
 
 STEM = "diffusion_pytorch_model"
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+TRANSFORMERS_INDEX = "model.safetensors.index.json"
 
 
 def read_json(path) -> dict:
@@ -35,10 +29,7 @@ def read_json(path) -> dict:
     """
     if not Path(path).is_file():
         raise UsageError(f"{path} is missing; fetch the model again.")
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise UsageError(f"{path} cannot be read as JSON: {first_line(cause)}.") from cause
+    data = parse_json(read_text(path), path)
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a {type(data).__name__} but expected an object.")
     return data
@@ -58,6 +49,8 @@ def read_tensors(path):
         raise UsageError(f"Checkpoint {path} does not exist.")
     if path.suffix == ".gguf":
         raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
+    if _is_packed(path):
+        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -69,8 +62,20 @@ def read_tensors(path):
             f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
             "code; save its state dict alone."
         ) from cause
-    except UNREADABLE as cause:
+    except Exception as cause:  # of zip, pickle and torch, by what is wrong with the file
         raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a zip holds more than its own size: torch stores what it writes, and a few compressed kilobytes may
+    unfold to all the memory there is."""
+    if not _is_zip(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return sum(entry.file_size for entry in opened.infolist()) > path.stat().st_size
+    except zipfile.BadZipFile:
+        return False  # torch says so
 
 
 def _is_zip(path: Path) -> bool:
@@ -78,20 +83,29 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def weight_files(folder, variant: str | None = None) -> list[Path]:
-    """The files with the weights of one diffusers model folder: one, or all shards.
+def weight_files(folder) -> list[Path]:
+    """The files of weights of one diffusers model folder: one, or all shards; of a variant if there are no others.
 
     Raises:
         UsageError: There are none, or a shard is missing.
     """
-    folder, dot = Path(folder), f".{variant}" if variant else ""
+    folder, variant = Path(folder), variant_of(Path(folder))
+    dot = f".{variant}" if variant else ""
     for suffix in ("safetensors", "bin"):
-        whole, index = folder / f"{STEM}{dot}.{suffix}", folder / f"{STEM}.{suffix}.index{dot}.json"
+        whole, index = folder / f"{STEM}{dot}.{suffix}", index_file(folder, suffix)
         if whole.is_file():
             return [whole]
-        if index.is_file():
+        if index is not None:
             return _shards(folder, index)
     raise UsageError(f"Folder {folder} holds no weights; expected {STEM}{dot}.safetensors.")
+
+
+def index_file(folder: Path, suffix: str = "safetensors") -> Path | None:
+    """The file that says which shard holds which tensor; None where there is none."""
+    variant = variant_of(folder)
+    names = [f"{STEM}.{suffix}.index.{variant}.json", f"{STEM}.{suffix}.{variant}.index.json"]
+    names = names if variant else [f"{STEM}.{suffix}.index.json"]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:
@@ -118,16 +132,18 @@ def check_weights(folder: Path, floating: bool = False) -> None:
                 slices = ((name, opened.get_slice(name)) for name in opened.keys()) if floating else ()
                 whole = [name for name, tensor in slices if "I" in tensor.get_dtype() or "U" in tensor.get_dtype()
                          if len(tensor.get_shape()) > 1]  # fmt: skip
-        except UNREADABLE as cause:
+        except Exception as cause:
             raise UsageError(f"Checkpoint {file} cannot be read: {_damage(file)}; fetch it again.") from cause
         if whole:
             raise UsageError(
                 f"Checkpoint {file} holds {whole[0]} in whole numbers, as quantised models do, and its config.json "
                 "does not say by what; give the model without quantisation."
             )
-    if not any((folder / STEM).with_suffix(ending).is_file() for ending in (".safetensors", ".bin")):
-        for index in folder.glob(f"{STEM}.*.index.json"):
-            _shards(folder, index)
+    if any(map(partial(index_file, folder), ("safetensors", "bin"))):
+        weight_files(folder)
+    index = folder / TRANSFORMERS_INDEX
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        _shards(folder, index)
 
 
 def _damage(file: Path) -> str:
@@ -136,9 +152,9 @@ def _damage(file: Path) -> str:
     return "it is a pointer of Git LFS ('git lfs pull' fetches the file)" if pointer else "it is damaged or cut short"
 
 
-def read_weights(folder, variant: str | None = None) -> dict[str, torch.Tensor]:
+def read_weights(folder) -> dict[str, torch.Tensor]:
     """The state dict of one diffusers model folder, memory-mapped."""
-    return {name: tensor for file in weight_files(folder, variant) for name, tensor in read_tensors(file).items()}
+    return {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file).items()}
 
 
 def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source, extra: bool = False) -> None:

@@ -33,7 +33,6 @@ REPORT = ("bench.json",)
 
 
 def bench(
-    ctx: typer.Context,
     model: Model = None,
     preset: Preset = None,
     random_weights: Annotated[
@@ -139,13 +138,14 @@ def bench(
         _words(cache_target),
     )
     labels = None if class_labels is None else parse_integers(class_labels, "--class-labels")
-    prompts = read_prompts(ctx, prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
     if random_weights and (prompts or negative_prompt):
         raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
     if output is not None:
         check_apart(output, model, vanilla)
         check_target(output, overwrite, marks=REPORT)
     asked = {"negative_prompt": negative_prompt, "num_frames": num_frames, "height": height, "width": width}
+    size = (height, width, num_frames)
     pipeline_options.check_positive(num_frames=num_frames, height=height, width=width)
     pipeline_options.check_strength(strength, image, num_inference_steps)
     asked |= {"strength": strength, "arguments": pipeline_options.read_arguments(pipeline_arg)}
@@ -158,7 +158,7 @@ def bench(
         hub = {"revision": revision, "local_files_only": local_files_only}
         outline = read_outline(named_model(model, preset), **hub)
         outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
-        of_outline = _samples(outline, labels, prompts, batch_size, random_weights)
+        of_outline = _samples(outline, labels, prompts, batch_size, random_weights, size)
         for policy in policies:
             check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, image=start, **asked)
     with ExitStack() as stack:
@@ -169,7 +169,7 @@ def bench(
             pipes[at] = pipe = pipe if image is None else fitting.starting_from_image(pipe)
             fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, local_files_only=local_files_only)
         pipe = pipes[0]
-        samples = _samples(pipe, labels, prompts, batch_size, random_weights)
+        samples = _samples(pipe, labels, prompts, batch_size, random_weights, size)
         at_once = batches(pipe, samples, batch_size, alone=start is not None)
         sampling = {
             "num_inference_steps": num_inference_steps,
@@ -205,15 +205,22 @@ def _words(text: str) -> list[str]:
 
 
 def _samples(
-    pipe, labels: list[int] | None, prompts: list[str] | None, batch_size: int | None, random_weights: bool
+    pipe,
+    labels: list[int] | None,
+    prompts: list[str] | None,
+    batch_size: int | None,
+    random_weights: bool,
+    size: tuple[int | None, int | None, int | None],
 ) -> list[int] | list[str] | list[None]:
     """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
     and where random weights have no text."""
     from skipdit_cli.pipelines.arguments import takes_text
+    from skipdit_cli.pipelines.pixels import check_memory
 
     if not random_weights:
         check_given(pipe, labels, prompts)
     count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.get("num_embeds_ada_norm")
+    check_memory(pipe, len(labels or prompts or range(count)), *size)
     if labels or prompts:
         return labels or prompts
     if classes is None or takes_text(pipe):

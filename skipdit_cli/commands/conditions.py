@@ -19,19 +19,14 @@ NegativePrompt = Annotated[
 ]
 
 
-def read_prompts(ctx: typer.Context, prompt: list[str] | None, prompts_file: Path | None) -> list[str] | None:
+def read_prompts(prompt: list[str] | None, prompts_file: Path | None) -> list[str] | None:
     """The texts that were asked for; None where none were.
 
-    A flag wins over a preset or a replayed history, whichever of the two options each of them sets.
-
     Raises:
-        UsageError: Both were given in one way, a text is empty, or the file cannot be read.
+        UsageError: Both were given, a text is empty, or the file cannot be read.
     """
     if prompt and prompts_file is not None:
-        ranks = [ctx.get_parameter_source(name).value for name in ("prompt", "prompts_file")]
-        if ranks[0] == ranks[1]:
-            raise UsageError("Got --prompt and --prompts-file; give one of the two.")
-        prompt = prompt if ranks[0] < ranks[1] else None
+        raise UsageError("Got --prompt and --prompts-file; give one of the two.")
     if prompt:
         if not all(text.strip() for text in prompt):
             raise UsageError("Got an empty --prompt but expected a text.")

@@ -28,6 +28,13 @@ Merge = Annotated[str | None, typer.Option(help="residual (default), or replace,
 Heads = Annotated[int | None, typer.Option(help="For an official file of a width other than DiT-S, B, L or XL.")]
 SampleSize = Annotated[int | None, typer.Option(min=1, help="Latent height of an official text-to-video file.")]
 Frames = Annotated[int | None, typer.Option(min=1, help="Frames of an official text-to-video file.")]
+Process = Annotated[
+    str | None,
+    typer.Option(help="What an official image file was trained for, if it does not say: dit, or sit (flow matching)."),
+]
+Classes = Annotated[
+    int | None, typer.Option(min=1, help="Classes of an official file whose label table may have a row for none.")
+]
 TimeEmbedding = Annotated[
     str, typer.Option(help="Timestep frequencies: auto, official (DiT repository) or diffusers.")
 ]
@@ -50,6 +57,8 @@ def convert(
     num_attention_heads: Heads = None,
     sample_size: SampleSize = None,
     num_frames: Frames = None,
+    process: Process = None,
+    num_classes: Classes = None,
     time_embedding: TimeEmbedding = "auto",
     vae: Vae = None,
     text_from: TextFrom = None,
@@ -73,6 +82,7 @@ def convert(
     """
     _one_of("--merge", merge, (None, "residual", "replace"))
     _one_of("--time-embedding", time_embedding, ("auto", "official", "diffusers"))
+    _one_of("--process", process, (None, "dit", "sit"))
     if output is None:
         raise UsageError("Got no output; give -o/--output FOLDER.")
     from skipdit_cli.checkpoints import check_target, load_vae, named_model
@@ -93,6 +103,7 @@ def convert(
     check_apart(output, named, vae, text_from)
     hub = {"revision": revision, "local_files_only": local_files_only}
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
+    given |= {"process": process, "num_classes": num_classes}
     source = open_source(named, **given, **hub)
     decoder = None if vae is None else load_vae(vae, source.config["in_channels"], **hub)
     text = None if text_from is None else find_text_parts(text_from, source.config, with_vae=vae is None, **hub)
@@ -127,7 +138,8 @@ def _next(source, output) -> str:
 
 def _conditions(source) -> str:
     """What ``sample`` needs besides the model."""
-    kinds = {"DiTTransformer2DModel": " --class-labels 0,1", "LatteClassTransformer3DModel": ""}
+    several = (source.config.get("num_embeds_ada_norm") or 0) > 1
+    kinds = {"DiTTransformer2DModel": " --class-labels 0,1" * several, "LatteClassTransformer3DModel": ""}
     return kinds.get(source.config["_class_name"], " --prompt TEXT")
 
 
@@ -147,6 +159,13 @@ def _describe(plan) -> dict:
     size = f"{console.amount(parameters.model)} parameters"
     size += f", {console.amount(flops.vanilla)} multiply-adds a forward" if flops else ""
     console.say(f"Source: {source.name}, {source.layout}: {settings.num_layers} blocks, {size}.")
+    for note in source.notes:
+        console.say(note)
+    if source.process_why and source.config["_class_name"] == "DiTTransformer2DModel":
+        kind = "flow matching (SiT)" if source.process == "sit" else "denoising diffusion (DiT)"
+        console.say(f"Process: {kind}, {source.process_why}.")
+        if source.process == "sit":
+            console.say("Output layer: the velocity alone, its sign turned to noise - data, as diffusers has it.")
     if not has_own_time(source.config["_class_name"]):  # where there is a choice
         console.say(f"Time embedding: {settings.time_embedding} ({plan.time_embedding_why}).")
     if source.branches is not None:
@@ -161,7 +180,8 @@ def _describe(plan) -> dict:
     return {
         "source": source.name, "layout": source.layout, "blocks": settings.num_layers,
         "pairs": plan.branches.num_pairs, "merge": settings.merge, "time_embedding": settings.time_embedding,
-        "time_embedding_why": plan.time_embedding_why, "parameters": parameters.model, "macs": flops and flops.vanilla,
+        "time_embedding_why": plan.time_embedding_why, "process": source.process,
+        "notes": list(source.notes), "parameters": parameters.model, "macs": flops and flops.vanilla,
         "added": added,
     }  # fmt: skip
 
@@ -172,9 +192,10 @@ def _new_pipeline(plan) -> list[str]:
     if plan.source.alone:
         return ["Pipeline: none in the source, so a transformer folder is written, with skip/ in it."]
     if plan.source.pipeline is None:
-        lines.append(
-            "Scheduler: none in the source, took DDIM on 1000 linear betas 1e-4..0.02 (that of DiT and Latte)."
-        )
+        taken = "DDIM on 1000 linear betas 1e-4..0.02 (that of DiT and Latte)"
+        if plan.source.process == "sit":
+            taken = "flow matching in Euler steps of one length (that of SiT)"
+        lines.append(f"Scheduler: none in the source, took {taken}.")
         channels = config["in_channels"]
         if plan.vae is not None or plan.text is not None:
             lines.append(f"Space: latent, with the decoder of {'--text-from' if plan.vae is None else '--vae'}.")

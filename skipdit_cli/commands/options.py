@@ -2,64 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.presets import load_preset
-
-
-def _apply_preset(ctx: typer.Context, value: str | None) -> str | None:
-    if value is not None and not ctx.resilient_parsing:
-        preset = load_preset(value, flags_of_commands(ctx))
-        ctx.default_map = {**(ctx.default_map or {}), **defaults_of(ctx.command, preset)}
-    return value
-
-
-def defaults_of(command, preset) -> dict[str, object]:
-    """What a preset sets of a command: parameter name to value; lists only where the command takes several."""
-    defaults = {}
-    for flag, value in preset.flags.get(command.name, {}).items():
-        parameter = next(p for p in command.params if f"--{flag}" in p.opts)
-        several = value if isinstance(value, list) else [value]
-        defaults[parameter.name] = several if parameter.multiple else ",".join(several)
-    return defaults
-
-
-def variables_of(command, parameter) -> list[str]:
-    """The environment variables of a flag: one for each of its long names, and one for its name in the code."""
-    names = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
-    return [_variable(command, name) for name in dict.fromkeys([*names, parameter.name])]
-
-
-def check_variables(command) -> None:
-    """
-    Raises:
-        UsageError: A variable begins as those of the command do, but no flag of it has that name.
-    """
-    known = [name for parameter in command.params for name in variables_of(command, parameter)]
-    for name in sorted(os.environ):
-        if name.startswith(_variable(command, "")) and name not in known:
-            raise UsageError(
-                f"Got {name} in the environment, which is no flag of {command.name}.{nearest(name, known)}"
-            )
-
-
-def _variable(command, name: str) -> str:
-    return f"SKIPDIT_{command.name}_{name}".upper().replace("-", "_")
-
-
-def flags_of_commands(ctx: typer.Context) -> dict[str, set[str]]:
-    """Every command's long flags, without dashes: what a preset may set."""
-    commands = ctx.find_root().command.commands
-    return {
-        name: {opt[2:] for p in command.params if not p.is_eager for opt in p.opts if opt.startswith("--")}
-        for name, command in commands.items()
-    }
+from skipdit_cli.errors import UsageError
 
 
 def _apply_json(value: bool) -> bool:
@@ -86,9 +35,7 @@ Output = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        "-p", "--preset", help="Preset name or YAML path; flags win over it.", callback=_apply_preset, is_eager=True
-    ),
+    typer.Option("-p", "--preset", help="Preset name or YAML path; flags win over it.", is_eager=True),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", callback=_apply_json, is_eager=True)]

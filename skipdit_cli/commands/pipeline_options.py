@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_yaml
 
 PANEL = "Pipelines of diffusers"
 
@@ -89,8 +89,7 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
     Raises:
         UsageError: One is no KEY=VALUE, no YAML, given twice, or has a flag of its own.
     """
-    import yaml
-
+    from skipdit_cli.commands import limits
     from skipdit_cli.pipelines.arguments import check_key
 
     found = {}
@@ -102,23 +101,19 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
         check_key(name)
         if name in found:
             raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as cause:
-            raise UsageError(f"Got --pipeline-arg '{text}', whose value is no YAML; quote it.") from cause
-        try:
-            json.dumps(found[name], default=str, allow_nan=False)
-        except ValueError as cause:
-            raise UsageError(f"Got --pipeline-arg '{text}', but NaN and infinity are no numbers to go by.") from cause
+        if len(value) > limits.MOST_LETTERS:
+            raise UsageError(f"Got --pipeline-arg {name} of {len(value)} letters, of at most {limits.MOST_LETTERS}.")
+        found[name] = parse_yaml(value, f"Got --pipeline-arg '{text[:200]}', whose value")
+        limits.check_argument(name, found[name])
     return found
 
 
 def read_image(file: Path | None):
-    """The picture in RGB; None for none.
+    """The picture in RGB, upright; None for none.
 
     Raises:
         UsageError: It is missing or no picture.
     """
-    from skipdit_cli.media.pictures import open_picture
+    from skipdit_cli.media import read_picture
 
-    return None if file is None else open_picture(file).convert("RGB")
+    return None if file is None else read_picture(file).convert("RGB")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands.options import Debug, Json, defaults_of, flags_of_commands, variables_of
+from skipdit_cli.commands.options import Debug, Json
+from skipdit_cli.commands.values import environment_layer, flags_of_commands, laid, preset_layer
 from skipdit_cli.errors import CheckError, UsageError, nearest
 from skipdit_cli.presets import Preset, load_preset, preset_names, preset_path
 
@@ -60,14 +60,15 @@ def _command(ctx: typer.Context, name: str):
 
 def _effective(command, preset: Preset) -> dict[str, dict[str, object]]:
     """Long flag to its value and where that comes from; flags without a value are left out."""
-    given, flags = defaults_of(command, preset), {}
+    values, origin = laid(command, [preset_layer(command, preset), environment_layer(command)])
+    named = {"the environment": "environment"}
+    flags = {}
     for parameter in command.params:
         longs = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
-        variable = next(filter(None, map(os.environ.get, variables_of(command, parameter))), None)
-        sources = {"environment": variable, "preset": given.get(parameter.name), "default": parameter.default}
-        source = next((name for name, value in sources.items() if value is not None), None)
-        if longs and source and not parameter.is_eager:
-            flags[longs[0]] = {"value": sources[source], "from": source}
+        value = values.get(parameter.name, parameter.default)
+        if longs and value is not None and not parameter.is_eager:
+            source = named.get(origin[parameter.name].source, "preset") if parameter.name in origin else "default"
+            flags[longs[0]] = {"value": value, "from": source}
     return flags
 
 
@@ -82,7 +83,7 @@ def _problems(ctx: typer.Context, name: str) -> list[str]:
         found.append(f"weights '{preset.weights}' are not in the package")
     for command_name in preset.flags:
         command = _command(ctx, command_name)
-        for parameter_name, value in defaults_of(command, preset).items():
+        for parameter_name, value in preset_layer(command, preset).values.items():
             parameter = next(p for p in command.params if p.name == parameter_name)
             try:
                 parameter.process_value(ctx, value)

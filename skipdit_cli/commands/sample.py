@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from skipdit_cli import console, media
-from skipdit_cli.commands import conditions, options, pipeline_options, sample_files
+from skipdit_cli import console
+from skipdit_cli.commands import conditions, options, pipeline_options, replay, sample_files
 from skipdit_cli.errors import UsageError
-
-
-def _replay(ctx: typer.Context, value: Path | None) -> Path | None:
-    if value is not None and not ctx.resilient_parsing:
-        recorded = media.read_metadata(value).get("settings", {})
-        known = {parameter.name for parameter in ctx.command.params}
-        ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in recorded.items() if k in known}}
-    return value
-
-
-@contextmanager
-def _recorded(ctx: typer.Context, from_file: Path | None) -> Iterator[None]:
-    """A refusal of the model, which says so where the model is the one that a replayed file names."""
-    try:
-        yield
-    except UsageError as cause:
-        if from_file is None or ctx.get_parameter_source("model").name != "DEFAULT_MAP":
-            raise
-        raise UsageError(
-            f"{str(cause).rstrip('.')}; {from_file} names this model as it was typed where it was made: go there, or "
-            "give -m MODEL."
-        ) from cause
-
 
 ClassLabels = Annotated[
     str | None, typer.Option(help="Class ids, or names the model knows: 207,360. Repeated up to --num-images.")
@@ -67,15 +42,12 @@ Npz = Annotated[
 ]
 From = Annotated[
     Path | None,
-    typer.Option(
-        "--from", help="Make a picture or video of ours again; flags win over it.", callback=_replay, is_eager=True
-    ),
+    typer.Option("--from", help="Make a picture or video of ours again; flags win over it.", is_eager=True),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the transformer first.")]
 
 
 def sample(
-    ctx: typer.Context,
     model: options.Model = None,
     preset: options.Preset = None,
     from_file: From = None,
@@ -129,11 +101,10 @@ def sample(
 
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
-    settings = {k: v for k, v in locals().items() if k not in _NOT_RECORDED and v is not None}
-    settings |= {"image": str(image)} if image is not None else {}
+    given = dict(locals())
     policy = options.cache_policy(cache_layers, cache_interval, cache_window, full_steps, forecast, cache_target)
-    _check(settings)
-    prompts = conditions.read_prompts(ctx, prompt, prompts_file)
+    _check(given)
+    prompts = conditions.read_prompts(prompt, prompts_file)
     pipeline_options.check_strength(strength, image, num_inference_steps)
     asked = {"arguments": pipeline_options.read_arguments(pipeline_arg)}
     asked["image"] = pipeline_options.read_image(image)
@@ -142,27 +113,28 @@ def sample(
     from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.pipelines import device as devices
-    from skipdit_cli.pipelines import fitting, generation, schedulers
+    from skipdit_cli.pipelines import fitting, generation, pixels, schedulers
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
-    settings["dtype"] = str(precision).removeprefix("torch.")  # what "auto" means differs from machine to machine
+    given["dtype"] = str(precision).removeprefix("torch.")  # what "auto" means differs from machine to machine
     fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
     hub = {"revision": revision, "local_files_only": local_files_only}
-    with _recorded(ctx, from_file):
-        outline = read_outline(named_model(model, preset), **hub)
+    named = named_model(model, preset)
+    outline = read_outline(named, **hub)
     outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
     conditions.check_given(outline, class_labels, prompts)
+    pixels.check_memory(outline, len(prompts or [1]) * (num_images or 1), height, width, num_frames)
     samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, outline)
-    settings = _settle(settings, samples, outline)
+    settings = _settle(replay.recorded(given, named), samples, outline)
     sample_files.check_kind(target, outline)
     run = {name: settings[name] for name in _OF_A_RUN if name in settings} | asked
     generation.check_unloaded(outline, samples, policy, **run)
     parts = {} if vae is None else {"vae": load_vae(vae, dtype=precision, local_files_only=local_files_only)}
     pipe = load_pipeline(outline.folder, dtype=precision, **parts)
     pipe = pipe if image is None else fitting.starting_from_image(pipe)
-    sample_files.check_size(target, pipe, height, width)
+    sample_files.check_size(target, pipe, len(samples), height, width, num_frames)
     fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
     batches = len(generation.batches(pipe, samples, settings["batch_size"], alone=image is not None))
     steps = int(num_inference_steps * (strength or 1))
@@ -172,27 +144,24 @@ def sample(
     _report(pipe, made, target, written, settings)
 
 
-_NOT_RECORDED = (
-    "ctx", "from_file", "output", "npz", "overwrite", "json", "debug", "local_files_only", "prompt", "prompts_file",
-    "cpu_offload",
-)  # fmt: skip
 _OF_A_RUN = (
     "negative_prompt", "num_frames", "fps", "height", "width", "num_inference_steps", "guidance_scale", "cfg_channels",
     "scheduler", "seed", "batch_size", "strength",
 )  # fmt: skip
 
 
-def _check(settings: dict) -> None:
+def _check(given: dict) -> None:
     counts = ("num_images", "num_frames", "height", "width", "num_inference_steps", "batch_size")
-    pipeline_options.check_positive(**{name: settings.get(name) for name in counts})
-    if not 0 <= settings.get("guidance_scale", 1) < float("inf"):
-        raise UsageError(f"Got --guidance-scale {settings['guidance_scale']:g} but expected 1 (off) or more.")
-    if not 0 <= settings["seed"] < 2**32:
-        raise UsageError(f"Got --seed {settings['seed']} but expected 0..{2**32 - 1}.")
-    if settings["cfg_channels"] not in ("3", "all"):
-        raise UsageError(f"Got --cfg-channels '{settings['cfg_channels']}' but expected 3 or all.")
-    if not 0 < settings.get("fps", 1) <= 100:
-        raise UsageError(f"Got --fps {settings['fps']:g} but expected more than 0 and at most 100.")
+    pipeline_options.check_positive(**{name: given[name] for name in counts})
+    scale, seed, fps = given["guidance_scale"], given["seed"], given["fps"]
+    if scale is not None and not 0 <= scale < float("inf"):
+        raise UsageError(f"Got --guidance-scale {scale:g} but expected 1 (off) or more.")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"Got --seed {seed} but expected 0..{2**32 - 1}.")
+    if given["cfg_channels"] not in ("3", "all"):
+        raise UsageError(f"Got --cfg-channels '{given['cfg_channels']}' but expected 3 or all.")
+    if fps is not None and not 0 < fps <= 100:
+        raise UsageError(f"Got --fps {fps:g} but expected more than 0 and at most 100.")
 
 
 def _texts(prompts: list[str], num_images: int | None) -> list[str]:
@@ -231,8 +200,6 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     own["batch_size"] = settings.get("batch_size", 1 if takes_text(pipe) else 8)
     if scale is not None:
         own["guidance_scale"] = scale
-        if scale > 1 and samples[0] is None:
-            raise UsageError(f"Got --guidance-scale {scale:g}, but this model has no classes; leave the flag out.")
     if is_video(pipe):
         own["fps"] = settings.get("fps", own_rate(pipe))
     elif "fps" in settings:

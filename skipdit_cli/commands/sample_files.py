@@ -50,19 +50,21 @@ def check_kind(target: Path, pipe) -> None:
         )
 
 
-def check_size(target: Path, pipe, height: int | None = None, width: int | None = None) -> None:
+def check_size(target: Path, pipe, count: int, height=None, width=None, num_frames=None) -> None:
     """
     Args:
-        height, width: Those asked for, if any.
+        count: How many samples there are to be.
+        height, width, num_frames: Those asked for, if any.
     Raises:
-        UsageError: A video of a size its format has not.
+        UsageError: More than memory holds, or a video of a size its format has not.
     """
-    from skipdit_cli.pipelines.pixels import is_video, pixel_size
+    from skipdit_cli.pipelines.pixels import check_memory, is_video, pixel_size
 
-    if is_video(pipe):
-        path, size = target if target.suffix else _numbered(target, 0, ".mp4"), pixel_size(pipe, height, width)
-        if size is not None:
-            media.check_video_size(path, *reversed(size))
+    video, size = is_video(pipe), pixel_size(pipe, height, width)
+    scale = 1 if size is None else _scale(size[0], alone=count == 1 and not video)
+    check_memory(pipe, count, height, width, num_frames, drawn=scale**2 * (2 if video else 1))
+    if video and size is not None:
+        media.check_video_size(target if target.suffix else _numbered(target, 0, ".mp4"), *reversed(size))
 
 
 def save(
@@ -84,7 +86,7 @@ def save(
         The files, in the order they were written.
     """
     written, video = [], images.ndim == 5
-    scale = _scale(images)
+    scale = _scale(images.shape[-3], alone=not video and len(images) == 1)
 
     def write(images, path: Path, settings: dict, scale: int, sounds: Sequence[media.Sound]) -> list[Path]:
         if video:
@@ -153,7 +155,6 @@ def _numbered(folder: Path, index: int, suffix: str) -> Path:
     return folder / f"{index:04d}{suffix}"
 
 
-def _scale(images) -> int:
+def _scale(height: int, alone: bool) -> int:
     """How much to enlarge what nobody could see: grids and videos are for eyes, a picture alone stays as it is."""
-    height, alone = images.shape[-3], images.ndim == 4 and len(images) == 1
     return 1 if alone or height >= 64 else 256 // height

@@ -43,6 +43,6 @@ def train(
     config = trainable_config(chosen, vae is not None)
     begun = session.begin(settings, demand_of(config, f"Preset {preset}"))
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
-    pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed)
+    pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
     origin = session.origin_of(settings, ctx.meta["typed"])
     report("train", settings, begun.samples, session.train(begun, pipe, origin))

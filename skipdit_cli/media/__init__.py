@@ -2,8 +2,10 @@
 
 from skipdit_cli.media.files import check_target
 from skipdit_cli.media.history import history_file, read_metadata
+from skipdit_cli.media.intake import read_picture
+from skipdit_cli.media.names import VIDEO_SUFFIXES, is_frame, is_hidden, is_picture, is_video
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
-from skipdit_cli.media.reading import VIDEO_SUFFIXES, VideoFacts, frame_files, is_frame_folder, probe_video, read_video
+from skipdit_cli.media.reading import VideoFacts, frame_files, frame_times, is_frame_folder, probe_video, read_video
 from skipdit_cli.media.sound import Sound, save_wav
 from skipdit_cli.media.video import check_video_size, contact_sheet, save_video, video_grid
 
@@ -15,11 +17,17 @@ __all__ = [
     "check_video_size",
     "contact_sheet",
     "frame_files",
+    "frame_times",
     "grid",
     "history_file",
+    "is_frame",
     "is_frame_folder",
+    "is_hidden",
+    "is_picture",
+    "is_video",
     "probe_video",
     "read_metadata",
+    "read_picture",
     "read_video",
     "save_npz",
     "save_png",

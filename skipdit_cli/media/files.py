@@ -1,7 +1,8 @@
-"""Where a file may be written, and how: under a temporary name, then renamed."""
+"""Where a file may be written, and how: under a temporary name, then renamed; and its checksum."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,15 @@ def check_writable(path: Path) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UsageError(f"Cannot write to {path}: {parent} is not a writable folder; give another --output.")
     return parent
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager

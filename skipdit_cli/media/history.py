@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from skipdit_cli.console import to_json
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_json, read_text
 from skipdit_cli.media.files import replacing
-from skipdit_cli.media.pictures import METADATA_KEY, open_picture
+from skipdit_cli.media.intake import opened
+from skipdit_cli.media.pictures import METADATA_KEY
 
+LARGEST = 1 << 24
+"""Bytes of a history; that of thousands of prompts has a tenth."""
 BESIDE = (".mp4", ".gif", ".json")
 
 
@@ -34,19 +37,20 @@ def read_metadata(path: Path) -> dict:
     """
     path = Path(path)
     if path.suffix.lower() not in BESIDE:
-        return _parsed(open_picture(path).info.get(METADATA_KEY, ""), path)
+        with opened(path) as image:
+            image.load()
+            return _parsed(image.info.get(METADATA_KEY, ""), path)
     beside = history_file(path)
     for needed in (path, beside):
         if not needed.is_file():
             raise UsageError(f"Got {path}, but {needed} is not a file; expected a video and the .json skipdit wrote.")
-    text = beside.read_text(encoding="utf-8", errors="replace")
-    return _parsed(text, beside, lambda data: data[METADATA_KEY])
+    return _parsed(read_text(beside, LARGEST), beside, lambda data: data[METADATA_KEY])
 
 
 def _parsed(text: str, path: Path, within=lambda data: data) -> dict:
     try:
-        metadata = within(json.loads(text))
-    except (ValueError, KeyError, TypeError):
+        metadata = within(parse_json(text, path))
+    except (UsageError, KeyError, TypeError):
         metadata = None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("settings", {}), dict):
         raise UsageError(f"Got {path}, which does not say how it was made; expected a file written by skipdit.")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skipdit_cli import console
 from skipdit_cli.media.ffmpeg import run_ffmpeg, unreadable
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ KEY, CORRUPT, DISCARD = 1, 2, 4  # AV_PKT_FLAG_*; DISCARD is what lies outside t
 NO_TIME = -(2**63)  # AV_NOPTS_VALUE
 SEEKABLE = ("mov", "matroska", "avi")  # containers whose index ffmpeg's seeking follows
 IDR = "filter_units=pass_types=5"  # of H.264 leaves the frames that no prediction reaches across
+MOST_UNLIKE = 16  # sides of a pixel; beyond, a header is damaged, or meant to fill the memory
+ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d")  # names of ffmpeg's pixel formats
 
 # decord 0.6.0 (FFmpeg 4.1) gives the very pixels of ffmpeg for these, and for key frames no frame is shown before;
 # elsewhere it takes frames for others, or converts differently.
@@ -37,6 +40,8 @@ class Packets:
         entries: int64, ascending: the times at which decoding can start and is right from there on.
         tick: Seconds.
         size: (width, height) as stored, before any rotation.
+        pixel: Width over height of a stored pixel as it is shown: the container's word, else the codec's, else 1.
+        turned: It is shown after a quarter turn.
         suits_decord: decord reads the file right.
     """
 
@@ -46,7 +51,26 @@ class Packets:
     entries: np.ndarray
     tick: Fraction
     size: tuple[int, int]
+    pixel: Fraction
+    turned: bool
     suits_decord: bool
+
+    def shown(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size at which a decoded and turned picture of ``size`` is shown: the side along the stored rows made
+        longer or shorter, as players do."""
+        width, height = size
+        if self.turned:
+            return width, max(1, round(height * self.pixel))
+        return max(1, round(width * self.pixel)), height
+
+    def seconds(self) -> np.ndarray | None:
+        """When each frame is shown, from the first one on; by the average rate where times are not known, None
+        without one."""
+        import numpy as np
+
+        if self.times is not None:
+            return (self.times - self.times[0]) * float(self.tick)
+        return None if self.fps is None else np.arange(self.frames) / self.fps
 
 
 def packets_of(path: Path) -> Packets:
@@ -70,8 +94,12 @@ def _scanned(path: Path, _changed: int, _size: int) -> Packets:
     if code and "bitstream filter" in log:  # it knows some codecs only
         code, output, log = run_ffmpeg(path, *copy)
     stream = _stream(log.split("Output #0")[0])
-    packets, idr, tick, size = _listed(output.decode())
+    packets, idr, tick, size, pixel = _listed(output.decode())
     _check(path, code, log, stream, packets)
+    if not 1 / MOST_UNLIKE <= pixel <= MOST_UNLIKE:
+        raise unreadable(path, f"it says that its pixels are {pixel} times as wide as high")
+    if ALPHA.match(stream.pixels):
+        console.warn_once("alpha", f"{path} has a channel of transparency, which is left out of it and its like.")
     flags, shown = packets[:, 3], packets[packets[:, 3] & DISCARD == 0]
     times = np.sort(shown[:, 0])
     entries = np.sort(idr if stream.codec == "h264" else packets[flags & KEY > 0, 0])
@@ -85,6 +113,8 @@ def _scanned(path: Path, _changed: int, _size: int) -> Packets:
         entries=entries,
         tick=tick,
         size=size,
+        pixel=pixel,
+        turned=stream.turned,
         suits_decord=bool(timed and stream.suits_decord(size) and _plain(packets, times, entries)),
     )
 
@@ -98,6 +128,7 @@ class _Stream:
     pixels: str
     streams: int
     moved: bool
+    turned: bool
 
     def suits_decord(self, size: tuple[int, int]) -> bool:
         """decord knows no flips, crops, odd heights of yuv420p, and chooses among several streams by itself."""
@@ -111,21 +142,26 @@ def _stream(log: str) -> _Stream:
     codec, details = videos[0] if videos else ("", "")
     pixels = re.search(r", (\w+)[(,]", details)
     moved = re.search(r"(?i)display ?matrix|cropping", log) is not None
-    return _Stream(container[1] if container else "", codec, pixels[1] if pixels else "", len(videos), moved)
+    angle = re.search(r"(?i)display ?matrix: rotation of (-?[\d.]+)", log)
+    turned = angle is not None and round(float(angle[1]) / 90) % 2 == 1
+    return _Stream(container[1] if container else "", codec, pixels[1] if pixels else "", len(videos), moved, turned)
 
 
-def _listed(table: str) -> tuple[np.ndarray, np.ndarray, Fraction, tuple[int, int]]:
+def _listed(table: str) -> tuple[np.ndarray, np.ndarray, Fraction, tuple[int, int], Fraction]:
     """ffmpeg's ``framecrc`` table: the packets as stored, int64 (N, 4) of (time, decoding time, duration, flags); the
-    times of the IDR frames; the tick, in seconds; (width, height)."""
+    times of the IDR frames; the tick, in seconds; (width, height); width over height of a pixel."""
     import numpy as np
 
-    tick, size, packets, idr = Fraction(0), (0, 0), [], []
+    tick, size, pixel, packets, idr = Fraction(0), (0, 0), Fraction(1), [], []
     for line in table.splitlines():
         if line.startswith("#tb 0: "):
             tick = Fraction(line[7:])
         elif line.startswith("#dimensions 0: "):
             width, height = line[15:].split("x")
             size = int(width), int(height)
+        elif line.startswith("#sar 0: "):
+            across, down = map(int, line[8:].split("/"))
+            pixel = Fraction(across, down) if across > 0 and down > 0 else pixel  # 0/1 is: not said
         elif line[:2] in ("0,", "1,"):
             fields = line.split(",")
             time = int(fields[2])
@@ -134,7 +170,7 @@ def _listed(table: str) -> tuple[np.ndarray, np.ndarray, Fraction, tuple[int, in
                 idr.append(time)
             else:
                 packets.append((time, int(fields[1]), int(fields[3]), flags))
-    return np.array(packets, np.int64).reshape(-1, 4), np.array(idr, np.int64), tick, size
+    return np.array(packets, np.int64).reshape(-1, 4), np.array(idr, np.int64), tick, size, pixel
 
 
 def _check(path: Path, code: int, log: str, stream: _Stream, packets: np.ndarray) -> None:

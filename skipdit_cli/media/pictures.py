@@ -1,4 +1,4 @@
-"""Pictures in and out, with how they were made written into them; arrays of pixels."""
+"""Pictures out, with how they were made written into them; arrays of pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skipdit_cli.console import to_json
-from skipdit_cli.errors import UsageError
 from skipdit_cli.media.files import replacing
 
 if TYPE_CHECKING:
@@ -66,24 +65,6 @@ def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
     info.add_itxt(METADATA_KEY, to_json(metadata))
     with replacing(path) as part:
         image.save(part, format="PNG", pnginfo=info)
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture file, read whole.
-
-    Raises:
-        UsageError: The file is missing or no picture.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not Path(path).is_file():
-        raise UsageError(f"Got {path}, which is not a file; expected a picture.")
-    try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as cause:
-        raise UsageError(f"Got {path}, which cannot be read as a picture: {cause}.") from cause
 
 
 def save_npz(images: np.ndarray, path: Path) -> None:

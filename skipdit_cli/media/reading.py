@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.errors import UsageError
 from skipdit_cli.media.decoders import with_decord, with_ffmpeg
 from skipdit_cli.media.ffmpeg import unreadable
-from skipdit_cli.media.packets import packets_of
+from skipdit_cli.media.intake import flat, opened, read_picture, shown_size
+from skipdit_cli.media.names import is_frame
+from skipdit_cli.media.packets import Packets, packets_of
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
-
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
-    *(".m2ts", ".mts", ".flv", ".wmv", ".ogv", ".gif"),
-)
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Width and height as shown, after any rotation; ``fps`` on average, None for a folder or where a file does not
-    tell."""
+    """Width and height as shown, after any rotation and with square pixels; ``fps`` on average, None for a folder or
+    where a file does not tell."""
 
     frames: int
     width: int
@@ -58,7 +52,8 @@ def probe_video(path: Path) -> VideoFacts:
 
 
 def read_video(path: Path, indices: Sequence[int]) -> np.ndarray:
-    """Frames of a video by number, as stored: none is dropped or repeated to make a rate constant.
+    """Frames of a video by number, as stored: none is dropped or repeated to make a rate constant. Pixels that are
+    not square are made so.
 
     Only what they need is decoded: of a file with an index, from the key frame before each. decord reads where it is
     installed and known to be right, ffmpeg everywhere else; their pixels are the same.
@@ -86,15 +81,49 @@ def read_video(path: Path, indices: Sequence[int]) -> np.ndarray:
         pictures = with_decord(path, packets, wanted)
         if pictures is None:
             pictures = with_ffmpeg(path, packets, wanted)
+        pictures = [_squared(picture, packets) for picture in pictures]
     if len({picture.shape for picture in pictures}) > 1:
         raise unreadable(path, "its frames differ in size")
     stacked = np.stack(pictures)
     return stacked if numbers == wanted else stacked[np.searchsorted(wanted, numbers)]
 
 
+def frame_times(path: Path) -> np.ndarray:
+    """When each frame of a video is shown, in seconds from the first one on: float64 (frames,), ascending.
+
+    Raises:
+        UsageError: As ``probe_video``; or nothing tells.
+    """
+    import numpy as np
+
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"Got {path}, a folder of frames, which does not tell when each is shown.")
+    if _is_gif(path):
+        *starts, end = _gif_times(path)
+        times = np.array(starts) if end else None
+    else:
+        times = packets_of(path).seconds()
+    if times is None:
+        raise UsageError(f"Got {path}, which does not tell when its frames are shown.")
+    return times
+
+
+def _squared(picture: np.ndarray, packets: Packets) -> np.ndarray:
+    """A decoded frame as it is shown; the same for both decoders, as it is done after them."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    size = packets.shown((width, height))
+    if size == (width, height):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
 def is_frame_folder(path: Path) -> bool:
     """Whether a folder directly holds pictures."""
-    return Path(path).is_dir() and any(map(_is_frame, Path(path).iterdir()))
+    return Path(path).is_dir() and any(map(is_frame, Path(path).iterdir()))
 
 
 def _check_range(path: Path, wanted: list[int], frames: int) -> None:
@@ -103,17 +132,13 @@ def _check_range(path: Path, wanted: list[int], frames: int) -> None:
         raise UsageError(f"Got frame {outside[0]} of {path}, but its frames are 0 to {frames - 1}.")
 
 
-def _is_frame(path: Path) -> bool:
-    return path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
 def frame_files(folder: Path) -> list[Path]:
     """Pictures by name, numbers in it by value: ``frame_2`` before ``frame_10``."""
 
     def natural(path: Path) -> tuple:
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)], path.name
 
-    files = sorted(filter(_is_frame, folder.iterdir()), key=natural)
+    files = sorted(filter(is_frame, folder.iterdir()), key=natural)
     if not files:
         raise UsageError(f"Got {folder}, a folder without pictures, but expected a video file or a folder of frames.")
     return files
@@ -124,8 +149,8 @@ def _count_frames(folder: Path) -> int:
     sizes: dict[tuple[int, int], Path] = {}
     files = frame_files(folder)
     for file in files:
-        with _opened(file, "a picture") as image:
-            sizes.setdefault(image.size, file)
+        with opened(file) as image:
+            sizes.setdefault(shown_size(image), file)
     if len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         between = f"{first.name} has {one[0]}x{one[1]} and {second.name} {other[0]}x{other[1]}"
@@ -135,15 +160,10 @@ def _count_frames(folder: Path) -> int:
 
 def _read_folder(folder: Path, wanted: list[int]) -> list[np.ndarray]:
     import numpy as np
-    from PIL import ImageOps
 
     files = frame_files(folder)
     _check_range(folder, wanted, len(files))
-    pictures = []
-    for number in wanted:
-        with _opened(files[number], "a picture") as image:
-            pictures.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
-    return pictures
+    return [np.asarray(read_picture(files[number]).convert("RGB")) for number in wanted]
 
 
 def _is_gif(path: Path) -> bool:
@@ -158,36 +178,30 @@ def _is_gif(path: Path) -> bool:
 
 
 def _gif_facts(path: Path) -> tuple[int, float | None]:
-    with _opened(path) as image:
-        frames, milliseconds = image.n_frames, 0
-        for number in range(frames):
+    times = _gif_times(path)
+    frames = len(times) - 1
+    return frames, round(frames / times[-1], 3) if times[-1] else None
+
+
+def _gif_times(path: Path) -> np.ndarray:
+    """When each frame begins, in seconds, and when the last one ends."""
+    import numpy as np
+
+    milliseconds = [0]
+    with opened(path, "a video") as image:
+        for number in range(image.n_frames):
             image.seek(number)
-            milliseconds += image.info.get("duration", 0)
-    return frames, round(1000 * frames / milliseconds, 3) if milliseconds else None
+            milliseconds.append(milliseconds[-1] + image.info.get("duration", 0))
+    return np.array(milliseconds) / 1000
 
 
 def _read_gif(path: Path, wanted: list[int]) -> list[np.ndarray]:
     import numpy as np
 
     pictures = []
-    with _opened(path) as image:
+    with opened(path, "a video") as image:
         _check_range(path, wanted, image.n_frames)
         for number in wanted:
             image.seek(number)
-            pictures.append(np.asarray(image.convert("RGB")))
+            pictures.append(np.asarray(flat(image, path).convert("RGB")))
     return pictures
-
-
-@contextmanager
-def _opened(path: Path, kind: str = "a video") -> Iterator[Image.Image]:
-    """A file opened by Pillow, whose decoders raise a dozen unrelated exceptions where it is damaged."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UsageError:
-        raise
-    except Exception as cause:
-        why = first_line(cause)
-        raise UsageError(f"Got {path}, which cannot be read as {kind}: {why}.") from cause

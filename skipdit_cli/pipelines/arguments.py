@@ -37,7 +37,7 @@ KEPT = ("self", "output_type", "return_dict", "latents", "callback", "callback_s
 """Arguments that we give, or that no text can say; so are embeddings, masks and callbacks of any name."""
 SCALES = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
 """What diffusers calls the pixels of a latent, by pipeline."""
-OF_CLASSES = ("DiTPipeline", "LatteClassPipeline")
+OF_CLASSES = ("DiTPipeline", "SiTPipeline", "LatteClassPipeline")
 """Pipelines without texts that are sampled here."""
 
 

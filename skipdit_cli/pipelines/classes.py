@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.labels import null_label
 from skipdit_cli.pipelines.pixels import is_video
 from skipdit_cli.pipelines.schedulers import predicts_sigma
 
@@ -36,7 +37,7 @@ def denoise(
     """
     channels, guided = latents.shape[1], guidance_scale > 1 and labels is not None
     if guided:
-        labels = torch.cat([labels, torch.full_like(labels, transformer.config.num_embeds_ada_norm)])
+        labels = torch.cat([labels, torch.full_like(labels, null_label(transformer.config))])
     takes_sigma = scheduler.config.get("variance_type") in ("learned", "learned_range")
     takes_sigma = takes_sigma and predicts_sigma(transformer)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -87,27 +88,3 @@ def sample_shape(pipe, num_frames: int | None) -> tuple[int, ...]:
     if not 1 <= frames <= config.video_length:
         raise UsageError(f"Got --num-frames {frames} but the model has positions for 1..{config.video_length}.")
     return config.in_channels, frames, *size
-
-
-def check_labels(class_labels: Sequence[int | str | None], num_classes: int | None) -> None:
-    """Refuse labels the model was not trained on.
-
-    Args:
-        num_classes: None for an unconditional model, whose labels are None.
-    Raises:
-        UsageError: A text, no label at all, one outside 0..num_classes-1, or one for an unconditional model.
-    """
-    of = "nothing" if num_classes is None else "classes"
-    for label in class_labels:
-        if isinstance(label, str):
-            raise UsageError(f"Got --prompt '{label}', but this is a model of {of}, not of texts; leave the flag out.")
-    if num_classes is None:
-        for label in class_labels:
-            if label is not None:
-                raise UsageError(f"Got --class-labels {label}, but this model has no classes; leave the flag out.")
-        return
-    if not class_labels:
-        raise UsageError(f"Got no --class-labels but expected one or more of 0..{num_classes - 1}.")
-    for label in class_labels:
-        if not 0 <= label < num_classes:
-            raise UsageError(f"Got --class-labels {label} but the model has classes 0..{num_classes - 1}.")

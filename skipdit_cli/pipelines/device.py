@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -18,6 +19,19 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+def free_memory() -> int:
+    """Bytes that this machine, or the container that it is, has left."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:  # of a container, which the machine's own number knows nothing of
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        free = min(free, int(limit) - int(used))
+    except (OSError, ValueError):
+        pass
+    return max(free, 0)
 
 
 def place(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:

@@ -1,9 +1,9 @@
 """Why what a run made is NaN or infinite: the weight, the part, or the denoising step where that begins.
 
 Weights are looked at when they are read. While a run goes on nothing is: each look would have the device waited for,
-at every step. What it leaves is looked at, on the CPU. Only if that is not finite, the weights are once more (who uses
-the Python package may have changed them), and if those are, the run is made again with a look at what goes into and
-comes out of each call of a transformer, up to the first that is not finite.
+at every step. What it leaves is looked at, on the CPU. Only if that is not finite, the weights are once more (who
+uses the Python package may have changed them), and if those are, the run is made again with a look at what goes into
+and comes out of each call of a transformer, up to the first that is not finite.
 """
 
 from __future__ import annotations

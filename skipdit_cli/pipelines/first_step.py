@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skipdit_cli.cache.arguments import timestep_of
-from skipdit_cli.cache.schedule import steps_ahead
+from skipdit_cli.cache.course import steps_ahead
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.pipelines.generation import generate
 
@@ -42,9 +42,9 @@ def first_step(pipe, conditions: Sequence[int | str | None], **settings) -> Firs
     def see(transformer, args: tuple, kwargs: dict) -> None:
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]
         calls.append({**dict(zip(names, args)), **kwargs})
-        timesteps[:] = timesteps or steps_ahead(pipe.scheduler, timestep_of(calls[-1]))
 
     def enough() -> None:
+        timesteps[:] = steps_ahead(pipe.scheduler, timestep_of(calls[-1]))
         raise _Enough
 
     hooks = [

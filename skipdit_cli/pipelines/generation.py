@@ -16,12 +16,13 @@ from skipdit_cli.backbones import known_trunk
 from skipdit_cli.backbones.finite import is_finite
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.cache.policy import check_depth
-from skipdit_cli.errors import NotFiniteError, UsageError
+from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError, first_line
 from skipdit_cli.media import Sound
 from skipdit_cli.pipelines import diagnosis
 from skipdit_cli.pipelines.arguments import Asked, check_sampled, check_texts, encodes_alone, own_guidance, takes_text
-from skipdit_cli.pipelines.classes import as_tensor, check_labels, denoise, first_latents, sample_shape
+from skipdit_cli.pipelines.classes import as_tensor, denoise, first_latents, sample_shape
 from skipdit_cli.pipelines.device import Stopwatch, transformers_of
+from skipdit_cli.pipelines.labels import check_labels, null_label
 from skipdit_cli.pipelines.latents import check_scaling
 from skipdit_cli.pipelines.pixels import to_pixels
 from skipdit_cli.pipelines.schedulers import make_scheduler
@@ -51,6 +52,21 @@ class Generated:
     sounds: list[Sound] = field(default_factory=list)
     steps: int = 0
     calls: int = 0
+
+
+@contextmanager
+def _in_words(pipe) -> Iterator[None]:
+    """What a part of a model raises in the middle of a run, in a sentence: most often its config says other than its
+    weights, or than the config of another part, which only a forward shows."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError) as cause:
+        if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
+            raise
+        raise SkipditError(
+            f"The {type(pipe).__name__} failed as it ran ({type(cause).__name__}: {first_line(cause)}); its parts, "
+            "their configs and their weights may not fit each other."
+        ) from cause
 
 
 def generate(
@@ -126,7 +142,9 @@ def generate(
             caches = [enable_skip_cache(transformer, policy, sampler) for transformer in transformers]
         for batch in batches(pipe, conditions, batch_size, alone=asked.image is not None):
             steps.count = 0
-            with _lent(pipe, sampler), Stopwatch(pipe) as watch:
+            for cache in caches:
+                cache.reset()
+            with _lent(pipe, sampler), _in_words(pipe), Stopwatch(pipe) as watch:
                 result = prepared(batch, steps)()
             made, seen, heard = result if takes_text(pipe) else (result, None, [])
             latents.append(made.cpu())
@@ -219,11 +237,11 @@ def batches(
 
 
 def default_guidance(pipe) -> float | None:
-    """4 for classes, as DiT's pipeline has it; off without; for texts what the pipeline's own call says, None where it
-    says nothing."""
+    """4 for classes, as DiT's pipeline has it; off without an id for "no class"; for texts what the pipeline's own
+    call says, None where it says nothing."""
     if takes_text(pipe):
         return own_guidance(pipe)
-    return 1.0 if pipe.transformer.config.get("num_embeds_ada_norm") is None else 4.0
+    return 1.0 if null_label(pipe.transformer.config) is None else 4.0
 
 
 def check_unloaded(
@@ -279,4 +297,7 @@ def check_run(
             raise UsageError(f"Got {said}, which only a model of texts takes; leave the flag out.")
     if guidance_scale < 1:
         raise UsageError(f"Got --guidance-scale {guidance_scale:g} but expected 1 (off) or more.")
+    if guidance_scale > 1 and null_label(pipe.transformer.config) is None:
+        lacks = "no classes" if pipe.transformer.config.get("num_embeds_ada_norm") is None else "no 'no class'"
+        raise UsageError(f"Got --guidance-scale {guidance_scale:g}, but this model has {lacks}; leave the flag out.")
     sample_shape(pipe, asked.num_frames)

@@ -15,6 +15,7 @@ class LatteClassPipeline(DiffusionPipeline):
         transformer: The denoiser.
         vae: The decoder of its latents, frame by frame or with a look at those around; None for a model of pixels.
         scheduler: How it was trained.
+        id2label: What its classes are called, by label, as ``DiTPipeline`` takes it.
     """
 
     _optional_components = ["vae"]
@@ -24,6 +25,9 @@ class LatteClassPipeline(DiffusionPipeline):
         transformer: LatteClassTransformer3DModel,
         vae: AutoencoderKL | AutoencoderKLTemporalDecoder | None,
         scheduler: KarrasDiffusionSchedulers,
+        id2label: dict[int, str] | None = None,
     ):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        if id2label:
+            self.register_to_config(id2label={str(label): names for label, names in id2label.items()})

@@ -6,7 +6,7 @@ import diffusers
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.errors import UsageError, nearest, reading
 from skipdit_cli.pipelines.arguments import takes_text
 
 
@@ -39,6 +39,22 @@ class RespacedDDIMScheduler(diffusers.DDIMScheduler):
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         moved = alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * eps
         return DDIMSchedulerOutput(prev_sample=moved, pred_original_sample=x0) if return_dict else (moved, x0)
+
+
+class EvenFlowScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
+    """Euler steps of one length from noise to data, as SiT's ``ode`` takes them (transport/integrators.py).
+
+    diffusers' class puts its last step at 1 / ``num_train_timesteps`` unless a pipeline gives it the sigmas.
+    """
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+        super().set_timesteps(device=device, sigmas=sigmas)
+
+    def scale_model_input(self, sample, timestep=None):
+        return sample
 
 
 SCHEDULERS: dict[str, tuple[type, dict]] = {
@@ -79,12 +95,14 @@ def make_scheduler(name: str | None, pipe):
     """
     check_name(name)
     own = pipe.scheduler
-    flow = "beta_schedule" not in own.config or own.config.get("prediction_type") == "flow_prediction"
+    flow = follows_flow(own)
     if name is not None and flow and ("beta_schedule" not in own.config or name not in FLOWS):
         among = f"takes {', '.join(FLOWS)}" if "beta_schedule" in own.config else "has a scheduler of its own alone"
         raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {among}.")
     if name is None and takes_text(pipe):
         return type(own).from_config(own.config)
+    if type(own) is diffusers.FlowMatchEulerDiscreteScheduler:
+        return EvenFlowScheduler.from_config(own.config)
     if name is None and type(own) is diffusers.DDIMScheduler:
         name = "ddim"
     kind, settings = SCHEDULERS[name] if name else (type(own), {})
@@ -93,7 +111,14 @@ def make_scheduler(name: str | None, pipe):
     config = dict(own.config)
     if kind is not diffusers.DDPMScheduler:  # diffusers' DPM-Solver would keep three channels of a learned variance
         config.pop("variance_type", None)
-    return kind.from_config(config, **settings)
+    with reading(f"Got --scheduler {name}, but the scheduler's config of this model", failed="does not fit it"):
+        return kind.from_config(config, **settings)
+
+
+def follows_flow(scheduler) -> bool:
+    """Whether samples follow the flow from noise to data, by what the scheduler's configuration says."""
+    config = scheduler.config
+    return "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
 
 
 def predicts_sigma(transformer: torch.nn.Module) -> bool:

@@ -20,6 +20,7 @@ from skipdit_cli.backbones import (
 )
 from skipdit_cli.errors import UsageError
 from skipdit_cli.skip.branches import SkipBranches
+from skipdit_cli.skip.time_embedding import RECORD, set_time_embedding, time_embedding_of
 
 SKIP = "skip"
 
@@ -39,11 +40,12 @@ def add_skip_branches(
     """Give a transformer its skip branches, as its submodule ``skip_branches``.
 
     With ``merge="residual"`` the outputs stay equal bit for bit until the branches are trained. A second call
-    replaces the branches of the first.
+    replaces the branches of the first. Branches that are given bring the time embedding that they were trained with;
+    ``remove_skip_branches`` puts the model's own back.
 
     Args:
         transformer: A diffusers transformer.
-        merge: ``residual`` or ``replace``, see ``SkipBranches``.
+        merge: ``residual`` or ``replace``, see ``SkipBranches``; of new branches.
         example_inputs: Arguments of one forward. Needed for a class that is not declared: the trunk is found in it.
             Where they are given, the branches are tried out on them, and a model that does not bear it is refused.
         branches: Branches to attach (loaded ones, say) instead of new ones; they know what was found before.
@@ -61,10 +63,13 @@ def add_skip_branches(
         raise UsageError(f"Got {trunk.model_class}, which has skips of its own; enable the cache on it as it is.")
     expected = {"dim": trunk.width, "num_layers": len(trunk), "backbone": trunk.model_class}
     new = branches is None
+    if not new and merge not in ("residual", branches.config.merge):
+        raise UsageError(f"Got merge '{merge}' with branches of the '{branches.config.merge}' merge; leave one out.")
     if new:
         if len(trunk) < 2:
             raise UsageError(f"Got {trunk.model_class} of {len(trunk)} block, too few for a skip branch.")
-        time_embedding = "official" if trunk.backbone.official_time else "diffusers"
+        own = getattr(transformer, "config", {}).get(RECORD) or time_embedding_of(transformer)
+        time_embedding = own or ("official" if trunk.backbone.official_time else "diffusers")
         record = None if trunk.declared else trunk.backbone.record()
         branches = SkipBranches(**expected, merge=merge, time_embedding=time_embedding, trunk=record)
     for key, value in expected.items():
@@ -90,6 +95,8 @@ def add_skip_branches(
 
 def _put_on(transformer, trunk: Trunk, branches: SkipBranches) -> None:
     _take_off(transformer, trunk)
+    trunk.time_embedding = time_embedding_of(transformer)
+    set_time_embedding(transformer, branches.config.time_embedding)
     device = next(transformer.parameters()).device
     torch.nn.Module.to(branches, device, _dtype(transformer))  # ModelMixin.to warns of a list that is empty
     transformer.skip_branches = branches.train(transformer.training)
@@ -104,6 +111,8 @@ def _take_off(transformer, trunk: Trunk) -> None:
     if branches is not None:
         restore(transformer, "save_pretrained")
         del transformer.skip_branches
+        if trunk.time_embedding is not None:
+            set_time_embedding(transformer, trunk.time_embedding)
     keep_trunk(transformer, trunk)
 
 
@@ -139,7 +148,8 @@ class SavedApart(Interposed):
         finally:
             add_skip_branches(transformer, branches=branches)
         beside = folder.name in ("transformer", "transformer_2")
-        branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
+        if kwargs.get("is_main_process", True):  # of several that train one model, each calls this
+            branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
 
 
 def _dtype(transformer) -> torch.dtype:

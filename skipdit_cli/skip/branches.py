@@ -9,6 +9,7 @@ from diffusers.models.normalization import FP32LayerNorm
 from torch import nn
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.skip.time_embedding import TIME_EMBEDDINGS
 
 MERGES = ("residual", "replace")
 
@@ -26,7 +27,8 @@ class SkipBranches(ModelMixin, ConfigMixin):
             ``replace``: W·LN[x, s], the form of the official checkpoints.
         backbone: Class name of the transformer these branches belong to.
         time_embedding: ``official`` where the weights were trained with the DiT repository's timestep frequencies,
-            which diffusers' DiT spaces differently; ``diffusers`` otherwise. Applied when a pipeline is loaded.
+            which diffusers' DiT spaces differently; ``sit`` for those of a SiT; ``diffusers`` otherwise. Applied to
+            the transformer that they are attached to.
         trunk: Of a class that is not declared, what was found (``Backbone.record``), so that no forward is needed to
             attach them again.
     """
@@ -44,6 +46,10 @@ class SkipBranches(ModelMixin, ConfigMixin):
         super().__init__()
         if merge not in MERGES:
             raise UsageError(f"Got merge '{merge}' but expected one of {', '.join(MERGES)}.")
+        if time_embedding not in TIME_EMBEDDINGS:
+            raise UsageError(
+                f"Got time embedding '{time_embedding}' but expected one of {', '.join(TIME_EMBEDDINGS)}."
+            )
         self.norms = nn.ModuleList(FP32LayerNorm(2 * dim, eps=1e-6) for _ in range(num_layers // 2))
         self.linears = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_layers // 2))
         if merge == "residual":

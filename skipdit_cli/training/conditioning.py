@@ -12,6 +12,7 @@ import torch
 from skipdit_cli import console
 from skipdit_cli.backbones.finite import is_finite
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.pipelines.labels import null_label
 from skipdit_cli.training.demand import check_encoders
 from skipdit_cli.training.families import Family, family_of, transformer_of
 from skipdit_cli.training.store import Store, Tensors, fingerprint, fingerprint_of_tokenizer, of_model
@@ -20,10 +21,14 @@ REMEMBERED = 256
 
 
 class ClassConditioning:
-    """Class ids; a dropped one becomes the id past the last, which means no class."""
+    """Class ids; a dropped one becomes the id that means no class.
 
-    def __init__(self, num_classes: int):
-        self.null_label = num_classes
+    Args:
+        null_label: None for a model that has none; then none is dropped.
+    """
+
+    def __init__(self, null_label: int | None):
+        self.null_label = null_label
 
     def predict(
         self,
@@ -42,8 +47,10 @@ class ClassConditioning:
             conditions: B class ids.
             dropped: (B,) bool.
         """
-        labels = torch.where(dropped, self.null_label, torch.tensor(conditions)).to(xt.device)
-        return model(xt, timestep=times, class_labels=labels, return_dict=False, **arguments)[0]
+        labels = torch.tensor(conditions)
+        if self.null_label is not None:
+            labels = torch.where(dropped, self.null_label, labels)
+        return model(xt, timestep=times, class_labels=labels.to(xt.device), return_dict=False, **arguments)[0]
 
 
 class NoConditioning:
@@ -153,5 +160,5 @@ def conditioning_of(pipe, device: torch.device, store: Store | None = None):
     family = family_of(pipe)
     if family is not None:
         return CaptionConditioning(family, device, store)
-    classes = transformer_of(pipe).config.num_embeds_ada_norm
-    return NoConditioning() if classes is None else ClassConditioning(classes)
+    config = transformer_of(pipe).config
+    return NoConditioning() if config.num_embeds_ada_norm is None else ClassConditioning(null_label(config))

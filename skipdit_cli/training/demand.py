@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.latents import latent_channels
+from skipdit_cli.pipelines.labels import null_label
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 """The two transformers of a pipeline that has two (Wan 2.2): for timesteps from ``boundary_ratio`` of all on, and for
@@ -30,7 +30,7 @@ class Trained:
 
 
 TRAINED = {
-    "DiTTransformer2DModel": Trained(("DiTPipeline",), captions=False),
+    "DiTTransformer2DModel": Trained(("DiTPipeline", "SiTPipeline"), captions=False),
     "LatteClassTransformer3DModel": Trained(("LatteClassPipeline",), captions=False, videos=True),
     "LatteTransformer3DModel": Trained(("LattePipeline",), videos=True),
     "PixArtTransformer2DModel": Trained(
@@ -60,18 +60,22 @@ class Demand:
     """
     Args:
         num_classes: The classes that labels are of; None for a model without.
+        has_null: A label may be dropped, for guidance; one of a model that has no "no class" may not.
         captions: Every sample comes with a text.
         video_length: The most frames the model has positions for; None for a model of images.
         joined_frames: A video's frames after the first become one latent in groups of so many, and there is no most;
             None where a frame is a latent.
         expert: Which of two transformers is trained, a key of ``EXPERTS``; None where there is one.
+        class_names: What the model calls its classes, and the labels of that name.
     """
 
     num_classes: int | None = None
+    has_null: bool = True
     captions: bool = False
     video_length: int | None = None
     joined_frames: int | None = None
     expert: str | None = None
+    class_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -102,14 +106,28 @@ def demand_of(
         if trained.captions:
             check_encoders(name for name, part in pipeline.items() if part == [None, None])
     if name in USUAL_LENGTH:
-        return Demand(None, True, USUAL_LENGTH[name], (vae or {}).get("scale_factor_temporal") or 4, expert)
+        joined = (vae or {}).get("scale_factor_temporal") or 4
+        return Demand(captions=True, video_length=USUAL_LENGTH[name], joined_frames=joined, expert=expert)
     defaults = {"video_length": 16} if trained.videos else {"num_embeds_ada_norm": 1000}
     config = {**defaults, **config}
     classes = None if trained.captions else config.get("num_embeds_ada_norm")
-    return Demand(classes, trained.captions, config["video_length"] if trained.videos else None)
+    length = config["video_length"] if trained.videos else None
+    has_null = trained.captions or null_label(config) is not None
+    return Demand(classes, has_null, trained.captions, length, class_names=_class_names(pipeline or {}))
+
+
+def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
+    """``id2label`` turned round; several names to one label lie between commas."""
+    found: dict[str, tuple[int, ...]] = {}
+    for label, names in (index.get("id2label") or {}).items():
+        for name in {names, *(each.strip() for each in names.split(","))}:
+            found[name] = (*found.get(name, ()), int(label))
+    return found
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:
+    from skipdit_cli.pipelines.latents import latent_channels
+
     kind, name = index.get("_class_name"), config["_class_name"]
     taken, made = config.get("in_channels"), latent_channels(vae)
     packed = 4 if name == "FluxTransformer2DModel" else 1

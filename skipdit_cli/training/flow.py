@@ -9,6 +9,7 @@ import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.training.loss import PREDICTIONS, DiffusionLoss, Losses
 from skipdit_cli.training.settings import Weighting
 
@@ -130,6 +131,12 @@ def span_of(pipe, expert: str | None) -> tuple[float, float] | None:
         return None
     boundary = pipe.config.boundary_ratio * pipe.scheduler.config.num_train_timesteps
     return (boundary, math.inf) if expert == "high" else (-math.inf, boundary)
+
+
+def usual_weighting(pipe) -> Weighting | None:
+    """The weighting that a pipeline's model was trained with where it is not that of diffusers' scripts: SiT draws its
+    timesteps evenly (``Transport.sample`` in its transport/transport.py)."""
+    return Weighting("none") if isinstance(pipe, SiTPipeline) else None
 
 
 def loss_of(

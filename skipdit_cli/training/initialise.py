@@ -8,6 +8,8 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
 from skipdit_cli.checkpoints import build_transformer, default_scheduler, pipeline_around
+from skipdit_cli.checkpoints.architecture import preset_config
+from skipdit_cli.checkpoints.bounds import in_memory
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import Preset
 from skipdit_cli.skip import add_skip_branches
@@ -40,19 +42,25 @@ def initialise(transformer) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0):
+def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0, drops_labels: bool = True):
     """An untrained pipeline of a preset's model, float32, its weights drawn from ``seed``.
 
+    Args:
+        drops_labels: It will be trained on dropped labels, too; otherwise its "no class" stays as it is drawn here,
+            and is never to be guided by.
     Raises:
         UsageError: diffusers refuses the model's config.
     """
+    config = preset_config(preset, in_memory())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = build_transformer(_config(preset))
+        transformer = build_transformer(config)
         initialise(transformer)
+    if not drops_labels:
+        transformer.register_to_config(_null_class=False)
     if skip_branches:
         add_skip_branches(transformer)
-    return pipeline_around(transformer, default_scheduler(preset.model["class"]), vae)
+    return pipeline_around(transformer, default_scheduler(config["_class_name"]), vae)
 
 
 def trainable_config(preset: Preset, with_vae: bool) -> dict:
@@ -61,17 +69,13 @@ def trainable_config(preset: Preset, with_vae: bool) -> dict:
     Raises:
         UsageError: The preset describes no model that can be trained from scratch, or one of latents without a VAE.
     """
-    name = preset.model.get("class", "no model")
+    config = {"in_channels": 4, **(preset_config(preset, in_memory()) if preset.model else {})}
+    name = config.get("_class_name", "no model")
     if name not in FROM_SCRATCH:
         raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(FROM_SCRATCH)}.")
-    config = {"in_channels": 4, **_config(preset)}
     if config["in_channels"] not in (1, 3) and not with_vae:
         raise UsageError(
             f"Preset {preset.name} is of a latent model ({config['in_channels']} channels), and there is no VAE to "
             "make them; give --vae FOLDER_OR_HUB_ID."
         )
     return config
-
-
-def _config(preset: Preset) -> dict:
-    return {"_class_name": preset.model["class"], **preset.model["config"]}

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from skipdit_cli import console
 from skipdit_cli.backbones.finite import is_finite
 from skipdit_cli.errors import NotFiniteError, SkipditError
+from skipdit_cli.media.intake import RULES
 from skipdit_cli.pipelines.latents import scale as scaled  # noqa: F401  its name of 0.1.0, which others import
-from skipdit_cli.training.listing import Condition
+from skipdit_cli.training.metadata import Condition
 from skipdit_cli.training.order import Choice
 from skipdit_cli.training.pixels import Pixels
 from skipdit_cli.training.store import Store, Tensors, fingerprint
@@ -74,6 +75,8 @@ class Latents(Dataset):
             "mode": pixels.mode,
             "num_frames": pixels.num_frames,
             "frame_stride": pixels.frame_stride,
+            "fps_target": pixels.samples.fps_target,
+            "reader": RULES,
         }
         with ThreadPoolExecutor() as pool:
             self.digests = list(pool.map(pixels.samples.digest, range(len(pixels))))

@@ -2,60 +2,148 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from skipdit_cli import console
+import numpy as np
+
+from skipdit_cli import console, media
 from skipdit_cli.errors import UsageError
+from skipdit_cli.training.class_folders import Classes, check_splits, first_split, read_classes
 from skipdit_cli.training.demand import Demand
+from skipdit_cli.training.metadata import NAMES, Condition, read_rows
+from skipdit_cli.training.tree import Bounds, Found, counted, find_images, find_videos, walk
 
-CAPTION_KEYS = ("text", "caption")
 UNREADABLE_SHARE = 0.01
 
-Condition = int | str | None
+
+@dataclass(frozen=True)
+class Listing:
+    """
+    Args:
+        classes: What the class directories mean; None without such.
+        left_out: In a few words, the files that are no samples; empty for none.
+    """
+
+    samples: list[tuple[Path, Condition]]
+    classes: Classes | None = None
+    left_out: str = ""
+
+    def fingerprint(self, root: Path) -> str:
+        """A hash of which files there are, by their names below ``root``, and what each comes with."""
+        digest = hashlib.sha256()
+        for path, condition in self.samples:
+            name = path.relative_to(root) if path.is_relative_to(root) else path
+            digest.update(f"{name.as_posix()}\0{condition!r}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
 
 
-def list_samples(folder: Path, demand: Demand, find: Callable[[Path], Iterator[Path]]) -> list[tuple[Path, Condition]]:
-    """The samples that ``metadata.jsonl`` or ``metadata.csv`` lists, or without it those that ``find`` finds: in class
-    directories for a model of classes (directories named by numbers alone are the labels they say, others are numbered
-    in sorted order), anywhere for a model of nothing.
+class Probed(NamedTuple):
+    """What trying a sample told: the frames a clip can be of, and how many are shown in a second, if that is known.
+    ``frames`` are their numbers in the file, None where those are 0, 1, 2, ..."""
+
+    length: int
+    fps: float | None = None
+    frames: np.ndarray | None = None
+
+
+def list_samples(root: Path, demand: Demand, allow_outside: bool = False) -> Listing:
+    """The samples that ``metadata.jsonl`` or ``metadata.csv`` lists; or without it those of class directories for a
+    model of classes (see ``read_classes``), and those anywhere for a model of nothing.
 
     Raises:
-        UsageError: There is none, or a line is malformed.
+        UsageError: There is none, the folder is laid out otherwise, or a line is malformed.
     """
-    listed = next((path for name in ("jsonl", "csv") if (path := folder / f"metadata.{name}").is_file()), None)
-    if listed is not None:
-        samples = _from_metadata(listed, demand)
-    elif demand.captions:
+    bounds = Bounds(root, allow_outside)
+    held = [root / name for name in NAMES if (root / name).is_file()]
+    if len(held) > 1:
+        raise UsageError(f"Got --data {root} with {' and '.join(NAMES)}; keep one of the two.")
+    folders = list(walk(root, None if held else bounds))  # what is listed is looked at line by line
+    found = (find_images if demand.video_length is None else find_videos)(folders)
+    if held:
+        listing = _listed(root, held[0], found, read_rows(held[0], demand, bounds))
+    else:
+        listing = _found(root, folders, found, demand)
+    if not listing.samples:
+        hint = f"{held[0].name} lists none" if held else "expected class directories, or metadata.jsonl"
+        left_out = f" ({listing.left_out})" if listing.left_out else ""
+        raise UsageError(f"Got --data {root}, in which there is no {demand.kind[:-1]}{left_out}: {hint}.")
+    return listing
+
+
+def _listed(root: Path, metadata: Path, found: Found, samples: list[tuple[Path, Condition]]) -> Listing:
+    known = {path for path, _ in samples}
+    others = [path for path in found.samples if path not in known and path != root]
+    left_out = f"{len(others):,} left out that {metadata.name} does not list ({counted(others, root)})"
+    return Listing(samples, left_out=left_out if others else "")
+
+
+def _found(root: Path, folders: list[tuple[Path, list[Path]]], found: Found, demand: Demand) -> Listing:
+    """All that lies there; of a model of classes, all in its directories."""
+    _check_metadata(root, folders, found, demand)
+    directories = [folder for folder, _ in folders if folder.parent == root]
+    check_splits(root, directories, demand)
+    samples, left_out = [], list(found.left_out)
+    if demand.num_classes is None:
+        if root in found.samples:
+            raise _frames_here(root)
+        listing = Listing([(path, None) for path in found.samples])
+    else:
+        for path in found.samples:
+            if path == root:
+                left_out += media.frame_files(root)
+            elif path.parent != root:
+                samples.append(path)
+            elif path.is_dir():
+                raise _frames_here(path)
+            else:
+                left_out.append(path)
+        classes = read_classes(root, directories, Found(samples, left_out), demand)
+        listing = Listing([(path, classes.of(path.relative_to(root).parts[0])) for path in samples], classes)
+    return replace(listing, left_out=f"{len(left_out):,} left out ({counted(left_out, root)})" if left_out else "")
+
+
+def _frames_here(folder: Path) -> UsageError:
+    return UsageError(
+        f"Got {folder} with pictures in it, where videos were expected; the frames of a video lie in a folder of "
+        "their own, one level deeper."
+    )
+
+
+def _check_metadata(root: Path, folders: list[tuple[Path, list[Path]]], found: Found, demand: Demand) -> None:
+    """Refuse a list of samples that lies deeper or has another name, and captions without one."""
+    deeper = [file for folder, files in folders if folder != root for file in files if file.name in NAMES]
+    if deeper and (demand.captions or demand.num_classes is not None):
+        file = first_split(deeper, lambda file: file.parent.name)
+        raise UsageError(f"Got --data {root}, but {file.name} lies in {file.parent}; give --data {file.parent}.")
+    others = [file for file in found.left_out if file.parent == root and file.name.casefold().startswith("metadata.")]
+    if others and (demand.captions or demand.num_classes is not None):
+        raise UsageError(f"Got --data {root} with {others[0].name}, which is not read; expected {' or '.join(NAMES)}.")
+    if demand.captions:
+        texts = [file for file in found.left_out if file.suffix.lower() == ".txt"]
+        hint = f" Texts beside the {demand.kind}, such as {texts[0].name}, are not read." if texts else ""
         wanted = '{"file_name": "a.mp4", "text": "a cat"}'
         raise UsageError(
-            f"Got --data {folder} for a model of texts, but it has no metadata.jsonl with lines {wanted}."
+            f"Got --data {root} for a model of texts, but it has no metadata.jsonl with lines {wanted}.{hint}"
         )
-    elif demand.num_classes is None:
-        samples = [(path, None) for path in find(folder)]
-    else:
-        samples = _from_directories(folder, find)
-    if not samples:
-        hint = f"{listed.name} lists none" if listed else "expected class directories, or metadata.jsonl"
-        raise UsageError(f"Got --data {folder}, in which there is no {demand.kind[:-1]}: {hint}.")
-    return samples
 
 
 def readable(
-    samples: list[tuple[Path, Condition]], probe: Callable[[Path], int], kind: str, folder: str
-) -> list[tuple[Path, Condition, int]]:
-    """The samples that can be used, each with its number of frames; the others are named.
+    samples: list[tuple[Path, Condition]], probe: Callable[[Path], Probed], kind: str, folder: str
+) -> list[tuple[Path, Condition, Probed]]:
+    """The samples that can be used, each with what trying it told; the others are named.
 
     Args:
-        probe: The number of frames of a file, or a ``UsageError`` that says why it cannot be used.
+        probe: Raises ``UsageError`` that says why a file cannot be used.
     Raises:
         UsageError: Above 1 % cannot.
     """
 
-    def tried(path: Path) -> int | UsageError:
+    def tried(path: Path) -> Probed | UsageError:
         try:
             return probe(path)
         except UsageError as fault:
@@ -70,45 +158,4 @@ def readable(
         raise UsageError(
             f"{len(faults)} of {len(samples)} {kind} in {folder} cannot be read (above 1 %): repair or remove."
         )
-    return [(*sample, frames) for sample, frames in zip(samples, found) if not isinstance(frames, UsageError)]
-
-
-def _from_metadata(path: Path, demand: Demand) -> list[tuple[Path, Condition]]:
-    samples = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
-        try:
-            for row in rows:
-                samples.append((path.parent / row["file_name"], _condition(row, demand)))
-        except (ValueError, KeyError, TypeError, csv.Error) as cause:
-            why = f"it has no {cause}" if isinstance(cause, KeyError) else cause
-            name = "a.png" if demand.video_length is None else "a.mp4"
-            held = '"text": "a cat"' if demand.captions else '"label": 3'
-            wanted = f'{{"file_name": "{name}"' + (f", {held}}}" if demand.captions or demand.num_classes else "}")
-            raise UsageError(f"{path} entry {len(samples) + 1} is not of the kind {wanted}: {why}.") from cause
-    return samples
-
-
-def _condition(row: dict, demand: Demand) -> Condition:
-    if demand.captions:
-        text = row[next((key for key in CAPTION_KEYS if key in row), CAPTION_KEYS[0])]
-        if not isinstance(text, str | None):
-            raise ValueError(f"the caption {text} is no text")
-        if text is None or not text.strip():
-            raise ValueError("the caption is empty")
-        return text
-    return None if demand.num_classes is None else _label(row["label"])
-
-
-def _label(value) -> int:
-    if isinstance(value, bool) or int(value) != (float(value) if isinstance(value, float) else int(value)):
-        raise ValueError(f"label {value} is no whole number")
-    return int(value)
-
-
-def _from_directories(folder: Path, find: Callable[[Path], Iterator[Path]]) -> list[tuple[Path, int]]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    numbered = all(name.isdecimal() for name in names)
-    return [
-        (path, int(name) if numbered else label) for label, name in enumerate(names) for path in find(folder / name)
-    ]
+    return [(*sample, probed) for sample, probed in zip(samples, found) if not isinstance(probed, UsageError)]

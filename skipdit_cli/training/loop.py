@@ -30,7 +30,15 @@ from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_m
 from skipdit_cli.training.record import Metrics, grid_run, save_grid
 from skipdit_cli.training.samples import SampleSet
 from skipdit_cli.training.settings import TrainingSettings
-from skipdit_cli.training.state import Checkpoints, TrainingState, load_state, random_state, set_random_state
+from skipdit_cli.training.state import (
+    METRICS,
+    SAMPLES,
+    Checkpoints,
+    TrainingState,
+    load_state,
+    random_state,
+    set_random_state,
+)
 from skipdit_cli.training.store import Store, fingerprint_of_adapters
 
 
@@ -83,7 +91,7 @@ class Trainer:
             self.transformer.enable_gradient_checkpointing()
         if pipe.vae is not None:
             pipe.vae.to(self.accelerator.device).requires_grad_(False).eval()
-        self.recorded = {**settings.recorded(), "only_branches": only_branches, "samples": len(samples)}
+        self.recorded = {**settings.recorded(), "only_branches": only_branches, **samples.recorded()}
         self.recorded |= {
             "processes": self.accelerator.num_processes,
             "lora": fingerprint_of_adapters(self.transformer),
@@ -113,7 +121,7 @@ class Trainer:
         """
         settings, accelerator = self.settings, self.accelerator
         main, saved = accelerator.is_main_process, self.step
-        metrics = Metrics(settings.output / "metrics.jsonl", self.step) if main else None
+        metrics = Metrics(settings.output / METRICS, self.step) if main else None
         row, stopped, batches = {}, False, iter(self.loader())
         if main and settings.report_to != "none":
             accelerator.init_trackers("skipdit")
@@ -258,7 +266,7 @@ class Trainer:
             others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
             for other in others:
                 other.to(self.accelerator.device)
-            save_grid(self.pipe, self.grid, self.settings.output / "samples", self.step, self.settings.seed)
+            save_grid(self.pipe, self.grid, self.settings.output / SAMPLES, self.step, self.settings.seed)
             for other in others:
                 other.to("cpu")
             if self.average:

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from skipdit_cli.pipelines.latents import check_scaling, scale
 from skipdit_cli.training.conditioning import conditioning_of
 from skipdit_cli.training.families import patch_of
-from skipdit_cli.training.flow import loss_of, span_of
+from skipdit_cli.training.flow import loss_of, span_of, usual_weighting
 from skipdit_cli.training.latents import moments
 from skipdit_cli.training.listing import Condition
 from skipdit_cli.training.loss import Losses
@@ -49,6 +49,7 @@ class Objective:
             check_scaling(self.vae)
         self.condition = conditioning_of(pipe, device, store)
         span = span_of(pipe, expert)
+        weighting = weighting or usual_weighting(pipe)
         self.loss = loss_of(pipe.scheduler, weighting, math.prod(patch_of(pipe)), span).to(device)
 
     def __call__(self, model, batch: Batch, *key: int) -> Losses:

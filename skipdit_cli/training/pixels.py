@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from skipdit_cli.training.listing import Condition
+from skipdit_cli.training.metadata import Condition
 from skipdit_cli.training.order import Choice
 from skipdit_cli.training.samples import SampleSet
 

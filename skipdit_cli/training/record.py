@@ -13,6 +13,7 @@ from skipdit_cli.cache import CachePolicy
 from skipdit_cli.media.files import replacing
 from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.pipelines.labels import null_label
 from skipdit_cli.training.conditioning import told_in_logs
 from skipdit_cli.training.samples import SampleSet
 
@@ -53,9 +54,10 @@ def grid_run(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, 
         texts = list(dict.fromkeys(samples.conditions))[:GRID_TEXTS]
         free = {"arguments": {"use_resolution_binning": False}} if "use_resolution_binning" in takes(pipe) else {}
         return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1], **free}
-    classes = pipe.transformer.config.num_embeds_ada_norm
+    config = pipe.transformer.config
+    classes, guided = config.num_embeds_ada_norm, null_label(config) is not None
     shown = [None] * GRID_TEXTS if classes is None else list(range(min(GRID_CLASSES, classes)))
-    return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE}
+    return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE if guided else 1.0}
 
 
 def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:

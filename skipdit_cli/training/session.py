@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,15 +17,17 @@ from skipdit_cli import console
 from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.checkpoints import named_model, open_model, replace_folder, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
-from skipdit_cli.checkpoints.folder import drop_paths, is_legal
-from skipdit_cli.checkpoints.index import check_index
+from skipdit_cli.checkpoints.folder import drop_paths, drop_variant, is_legal, name_as_now
+from skipdit_cli.checkpoints.index import check_index, transformer_config
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.skip import skip_folder
+from skipdit_cli.training.class_folders import record_names
 from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.facts import training_facts
 from skipdit_cli.training.families import as_trained, family_of
+from skipdit_cli.training.lock import check_unused, only_run_in
 from skipdit_cli.training.loop import Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
@@ -36,7 +38,7 @@ INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
 TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
 PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
-RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*")
+RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*", "set-aside-*", ".lock")
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def demand(folder: Path, expert: str | None = None) -> Demand:
     Raises:
         UsageError: The config of its transformer is missing, or of a kind that is not trained here.
     """
-    path, vae = folder / "transformer" / "config.json", folder / "vae" / "config.json"
+    part, vae = folder / "transformer", folder / "vae" / "config.json"
     index, own = read_json(folder / INDEX), read_json(vae) if vae.is_file() else None
-    return demand_of(read_json(path), path, index, own, expert)
+    return demand_of(transformer_config(part, index), part / "config.json", index, own, expert)
 
 
 def open_to_train(folder: Path, asked: Demand, whole: bool):
@@ -91,7 +93,7 @@ def open_to_train(folder: Path, asked: Demand, whole: bool):
 
 def way_out(folder: Path) -> str:
     """What to do about a model without branches."""
-    backbone = BACKBONES.get(read_json(folder / "transformer" / "config.json").get("_class_name"))
+    backbone = BACKBONES.get(transformer_config(folder / "transformer", read_json(folder / INDEX))["_class_name"])
     if backbone is not None and backbone.native_skips:
         return "it has long skips of its own: give --train all"
     return f"run 'skipdit convert -m {folder} -o FOLDER'"
@@ -107,14 +109,20 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
     """
     settings.check()
+    check_unused(settings.output)
+    if not demand.has_null:
+        settings = settings.without_dropout()
     if settings.overwrite:
         parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
     accelerator = make_accelerator(settings)
     num_frames = settings.clip_frames(demand)
-    samples = read_samples(settings.data, demand, ((num_frames or 1) - 1) * settings.frame_stride + 1)
+    span = ((num_frames or 1) - 1) * settings.frame_stride + 1
+    samples = read_samples(settings.data, demand, span, settings.fps_target, settings.allow_outside)
     if accelerator.is_main_process:
         console.say(str(samples))
+        if samples.classes is not None:
+            console.say(str(samples.classes))
     samples.check_labels(demand.num_classes)
     return Session(settings, samples, num_frames, checkpoint, accelerator, demand.expert)
 
@@ -140,7 +148,8 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     settings, accelerator, expert = session.settings, session.accelerator, session.expert
     trainer = Trainer(pipe, session.samples, session.num_frames, settings, accelerator, only_branches, expert)
     if session.checkpoint is not None:
-        trainer.resume(session.checkpoint)
+        with reading(f"Checkpoint {session.checkpoint}", "resume from an earlier one"):
+            trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
             console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
     family = family_of(pipe)
@@ -153,16 +162,30 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
             settings.output.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise UsageError(f"Cannot write to {settings.output}: {cause.strerror}; give another -o.") from cause
-    accelerator.wait_for_everyone()
-    outcome = trainer.run()
-    if outcome.main and not outcome.interrupted:
-        with whole_or_nothing(settings.output) as part:
-            if model is None:
-                save_pipeline(pipe, part)
-            else:
-                copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
-            write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
+    with only_run_in(settings.output) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _tidy(trainer)
+        accelerator.wait_for_everyone()
+        outcome = trainer.run()
+        if outcome.main and not outcome.interrupted:
+            with whole_or_nothing(settings.output) as part:
+                if model is None:
+                    save_pipeline(pipe, part)
+                else:
+                    copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
+                record_names(part / INDEX, session.samples.classes)
+                write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
     return outcome
+
+
+def _tidy(trainer: Trainer) -> None:
+    """Take away what killed runs left half written, and set aside the checkpoints that this run makes anew."""
+    checkpoints = trainer.checkpoints
+    checkpoints.sweep()
+    aside = checkpoints.set_aside(trainer.step)
+    if aside is not None:
+        console.warn(f"the run goes on from step {trainer.step}, so its later checkpoints were moved to {aside}.")
 
 
 def copy_with_trained(transformer, model: Path, folder: Path, part: str, only_branches: bool) -> None:
@@ -173,11 +196,14 @@ def copy_with_trained(transformer, model: Path, folder: Path, part: str, only_br
     """
     left = shutil.ignore_patterns(*RUN_FILES, skip_folder(part), *([] if only_branches else [part]), CARD)
     shutil.copytree(model, folder, ignore=left, dirs_exist_ok=True)
+    for path in filter(Path.is_dir, folder.iterdir()):
+        drop_variant(path)
     if only_branches:
         save_branches(transformer.skip_branches, folder, part)
     else:
         transformer.save_pretrained(folder / part)
         drop_paths(folder)
+    name_as_now(folder)
 
 
 @contextmanager

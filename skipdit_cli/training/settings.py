@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from skipdit_cli import console
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.training.demand import Demand
 
@@ -16,8 +17,9 @@ TRACKERS = ("none", "tensorboard")
 PLACES = ("center", "random")
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 FREE_TO_CHANGE = (
-    "data output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint force_config "
-    "validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite push_to_hub private"
+    "data allow_outside output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint "
+    "force_config validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite push_to_hub "
+    "private"
 ).split()
 
 
@@ -47,6 +49,7 @@ class TrainingSettings:
     data: str | None = _setting(
         None, "Folder of images or videos: class directories, or metadata.jsonl. Or 'digits', 'moving-digits'."
     )
+    allow_outside: bool = _setting(False, "Take files that lie, or links that lead, outside --data.")
     output: Path | None = _setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
     overwrite: bool = _setting(False, "Delete an existing output first.")
     push_to_hub: str | None = _setting(None, "Upload the finished pipeline there.")
@@ -65,6 +68,9 @@ class TrainingSettings:
         None, "Frames of a clip; as many as the model was made for if not given.", "Video"
     )
     frame_stride: int = _setting(1, "Take every N-th frame of the file.", "Video")
+    fps_target: float | None = _setting(
+        None, "Pick frames by time, so many a second, in the place of --frame-stride.", "Video"
+    )
     clip: str | None = _setting(
         None,
         "Which clip of a video: center, or random, drawn anew each time; random but for --cache-latents.",
@@ -122,6 +128,13 @@ class TrainingSettings:
                 self._at_least(name, 1)
         self._at_least("frame_stride", 1)
         self._at_least("image_frames", 0)
+        if self.fps_target is not None and not 0 < self.fps_target <= 1000:
+            raise UsageError(f"Got --fps-target {self.fps_target:g} but expected more than 0 and at most 1000.")
+        if self.fps_target is not None and self.frame_stride != 1:
+            raise UsageError(
+                f"Got --fps-target {self.fps_target:g} with --frame-stride {self.frame_stride}, which both pick the "
+                "frames of a clip; give one (every third of 24 a second are 8)."
+            )
         if not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
         for name in ("label_dropout", "ema_decay"):
@@ -188,6 +201,20 @@ class TrainingSettings:
     def random_clip(self) -> bool:
         return self.clip == "random" or (self.clip is None and self.cache_latents is None)
 
+    def without_dropout(self) -> TrainingSettings:
+        """The settings for a model that has no "no class", whose labels cannot be dropped.
+
+        Raises:
+            UsageError: They ask for it.
+        """
+        if self.label_dropout not in (0, type(self).label_dropout):
+            raise UsageError(
+                f"Got --label-dropout {self.label_dropout}, but this model has no 'no class' to train; leave it out."
+            )
+        if self.label_dropout:
+            console.say("Labels: none is dropped, for this model has no 'no class'.")
+        return replace(self, label_dropout=0.0)
+
     def clip_frames(self, demand: Demand) -> int | None:
         """The number of frames of a clip for a model of videos; None for one of images.
 
@@ -212,6 +239,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if value not in (None, 0, 1):
                 raise UsageError(f"Got {_flag(name)} {value}, but this model makes images; leave the flag out.")
+        if self.fps_target is not None:
+            raise UsageError(f"Got --fps-target {self.fps_target:g}, but this model makes images; leave the flag out.")
         return None
 
     def recorded(self) -> dict:

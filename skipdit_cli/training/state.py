@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import random
 import re
@@ -11,14 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli import console
 from skipdit_cli.checkpoints import check_target, replace_folder
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.errors import SkipditError, UsageError, reading
+from skipdit_cli.media.files import checksum
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
+FILES = "files"
+"""The setting that holds a hash of the names of all samples and of what each comes with."""
+SINCE_CHECKSUMS = ("labels", FILES)
+"""Settings of the data that checkpoints of version 0.1.0 do not hold."""
+METRICS, SAMPLES, ASIDE = "metrics.jsonl", "samples", "set-aside"
 
 
 @dataclass
@@ -62,26 +69,74 @@ class Checkpoints:
     def find(self, wanted: str | None) -> Path | None:
         """The checkpoint that ``--resume-from-checkpoint`` asks for; None to begin anew.
 
+        ``latest`` and ``auto`` pass over damaged ones, with a warning for each.
+
         Raises:
             SkipditError: ``latest`` was asked for and there is none.
-            UsageError: The folder given is no checkpoint.
+            UsageError: The folder given is no checkpoint, or every checkpoint is damaged.
         """
         if wanted is None or (wanted == "auto" and self.latest() is None):
             return None
         if wanted in ("latest", "auto"):
             if self.latest() is None:
                 raise SkipditError(f"There is no checkpoint in {self.output} to resume from; 'auto' would begin anew.")
-            return self.latest()
+            return self._newest_whole()
         if not (Path(wanted) / RECORD).is_file():
             there = ", ".join(f"checkpoint-{step}" for step in self.steps()) or "none"
             raise UsageError(
                 f"Got --resume-from-checkpoint {wanted}, which is no checkpoint (it has no {RECORD}); "
                 f"{self.output} has {there}."
             )
+        check_whole(Path(wanted))
         return Path(wanted)
 
+    def _newest_whole(self) -> Path:
+        for step in reversed(self.steps()):
+            try:
+                check_whole(self.folder(step))
+                return self.folder(step)
+            except UsageError as cause:
+                console.warn(f"{str(cause).split(';')[0]}; the one before it is looked at.")
+        raise UsageError(f"Every checkpoint in {self.output} is damaged; begin anew in another -o.")
+
+    def sweep(self) -> None:
+        """Remove the half-written checkpoints of killed runs. One that was being replaced is put back.
+
+        Only the run that holds the folder's lock may do so: then whoever wrote them is dead.
+        """
+        for path in sorted(self.output.glob("checkpoint-*.*-*")):
+            found = re.fullmatch(r"(checkpoint-\d+)\.(tmp|old)-\d+", path.name)
+            if found and found[2] == "old" and not (self.output / found[1]).exists():
+                path.rename(self.output / found[1])
+            elif found:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def set_aside(self, after: int) -> Path | None:
+        """Move the checkpoints and sample grids of later steps, which a run that goes on from step ``after`` makes
+        anew, into ``set-aside-K``, with a copy of the metrics: nothing resumes from there, and nothing is lost.
+
+        Returns:
+            That folder; None where there were no such checkpoints.
+        """
+        later = [self.folder(step) for step in self.steps() if step > after]
+        if not later:
+            return None
+        taken = {path.name for path in self.output.iterdir()}
+        aside = self.output / next(f"{ASIDE}-{k}" for k in itertools.count(1) if f"{ASIDE}-{k}" not in taken)
+        aside.mkdir()
+        metrics = self.output / METRICS
+        if metrics.is_file():
+            shutil.copyfile(metrics, aside / METRICS)
+        for path in later:
+            path.rename(aside / path.name)
+        grids = [path for path in (self.output / SAMPLES).glob("step-*.png") if _step_of_grid(path) > after]
+        for path in grids:
+            (aside / SAMPLES).mkdir(exist_ok=True)
+            path.rename(aside / SAMPLES / path.name)
+        return aside
+
     def save(self, state: TrainingState, keep: int | None = None) -> Path:
-        """Write ``checkpoint-N`` whole or not at all, then delete the oldest above ``keep``.
+        """Write ``checkpoint-N`` whole or not at all, then delete the oldest of the others above ``keep`` in all.
 
         Raises:
             SkipditError: It could not be written; those before it are untouched.
@@ -93,13 +148,16 @@ class Checkpoints:
                 if state.average:
                     save_file(state.average, part / AVERAGE)
                 torch.save(state.rest, part / REST)
-                record = {"step": state.step, "settings": state.settings}
-                (part / RECORD).write_text(console.to_json(record, indent=2))
+                files = {path.name: checksum(path) for path in sorted(part.iterdir())}
+                record = {"step": state.step, "settings": state.settings, "files": files}
+                record = json.loads(console.to_json(record))
+                (part / RECORD).write_text(console.to_json({**record, "sha256": _digest(record)}, indent=2))
         except (SkipditError, RuntimeError) as cause:  # RuntimeError: torch.save on a full disk
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
-        for step in self.steps()[: -keep if keep else 0]:
+        others = [step for step in self.steps() if step != state.step]
+        for step in others[: max(len(others) + 1 - keep, 0)] if keep else ():
             shutil.rmtree(self.folder(step))
         return folder
 
@@ -108,9 +166,43 @@ class Checkpoints:
         check_target(self.folder(0), overwrite=True, needed_bytes=state_bytes(weights))
 
 
+def _step_of_grid(path: Path) -> int:
+    found = re.fullmatch(r"step-(\d+)", path.stem)
+    return int(found[1]) if found else -1
+
+
 def state_bytes(weights: dict[str, torch.Tensor]) -> int:
     """Size of a checkpoint: weights, their average, and AdamW's two moments."""
     return 4 * sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def check_whole(folder: Path) -> None:
+    """Compare a checkpoint's files with the checksums that were recorded when it was saved.
+
+    One that version 0.1.0 saved has no checksums, and is taken for whole if its files are there.
+
+    Raises:
+        UsageError: A file is missing or has changed; the sentence names it.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        expected = record.pop("sha256", None)
+        files = dict(record.get("files", {}))
+        damaged = [RECORD] if expected != (_digest(record) if files else None) else []
+    except (OSError, ValueError, TypeError, AttributeError):
+        files, damaged = {}, [RECORD]
+    for name in sorted(files) if not damaged else ():
+        path = folder / Path(name).name
+        if not path.is_file() or checksum(path) != files[name]:
+            damaged.append(name)
+    if damaged:
+        raise UsageError(
+            f"Checkpoint {folder} is damaged: {damaged[0]} is not as it was saved; resume from an earlier one."
+        )
+
+
+def _digest(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingState:
@@ -119,24 +211,35 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
     Raises:
         UsageError: It is damaged, or was made under other settings and ``force`` is off.
     """
-    try:
+    with reading(f"Checkpoint {folder}", "resume from an earlier one"):
         record = json.loads((folder / RECORD).read_text())
         step, then = int(record["step"]), dict(record["settings"])
         weights = load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
         rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SafetensorError) as cause:
-        said = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
-        raise UsageError(f"Checkpoint {folder} cannot be read ({said}); resume from an earlier one.") from cause
+        if then.get("use_ema") and not average:
+            raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
     now = json.loads(console.to_json(settings))
     changed = [
-        f"{key} {then.get(key)} then, {now.get(key)} now" for key in {**then, **now} if then.get(key) != now.get(key)
+        _change(key, then.get(key), now.get(key))
+        for key in {**then, **now}
+        if then.get(key) != now.get(key) and key != FILES and (key in then or key not in SINCE_CHECKSUMS)
     ]
+    if FILES in then and then[FILES] != now.get(FILES):
+        changed.append("other files, labels or captions in --data now")
     if changed and not force:
         raise UsageError(
             f"Checkpoint {folder} was made with other settings ({'; '.join(changed)}); go on with --force-config."
         )
     return TrainingState(step, weights, average, rest, then)
+
+
+def _change(key: str, then, now) -> str:
+    """A setting that differs; of many classes, the first that does."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
+        key, then, now = f"{key}: {name}", then.get(name), now.get(name)
+    return f"{key} {then} then, {now} now"
 
 
 def random_state() -> dict:

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from skipdit_cli.errors import SkipditError
+from skipdit_cli import console
+from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.media.files import replacing
+
+CHECKSUM = "sha256"
+"""Under which the metadata of an entry's file holds the checksum of its tensors."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -30,11 +34,21 @@ class Store:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def read(self, key: dict) -> Tensors | None:
-        """The entry, or None where there is none, or a damaged one."""
-        try:
-            return load_file(self.path(key))
-        except (OSError, SafetensorError):
+        """The entry, or None where there is none, or a damaged one, which is said: a header that cannot be read, or
+        tensors of which a bit is no longer what it was."""
+        path = self.path(key)
+        if not path.is_file():
             return None
+        try:
+            with reading(str(path)), safe_open(path, "pt") as opened:
+                entry = {name: opened.get_tensor(name) for name in opened.keys()}
+                kept = (opened.metadata() or {}).get(CHECKSUM)
+        except UsageError:
+            entry = kept = None
+        if entry is None or kept != checksum(entry):
+            console.warn_once(str(path), f"{path} is damaged, or of an older skipdit, and is made anew.")
+            return None
+        return entry
 
     def get(self, key: dict, make: Callable[[], Tensors]) -> Tensors:
         """The entry; made and kept if it is not there.
@@ -49,10 +63,17 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
-                save_file(made, part)
+                save_file(made, part, {CHECKSUM: checksum(made)})
         except (OSError, SafetensorError) as cause:
             raise SkipditError(f"Cannot keep {path}: {cause}; give another --cache-latents.") from cause
         return made
+
+
+def checksum(tensors: Tensors) -> str:
+    """A hash of tensors, their names, types and shapes."""
+    digest = hashlib.sha256()
+    _add_tensors(digest, tensors)
+    return digest.hexdigest()
 
 
 def fingerprint(module, config: dict) -> str:
@@ -66,9 +87,7 @@ def fingerprint(module, config: dict) -> str:
 def fingerprint_of_adapters(transformer) -> str | None:
     """A hash of the LoRA that is loaded into a transformer, which a resumed run has to have; None without."""
     adapters = {name: tensor for name, tensor in transformer.state_dict().items() if ".lora_" in name}
-    digest = hashlib.sha256()
-    _add_tensors(digest, adapters)
-    return digest.hexdigest() if adapters else None
+    return checksum(adapters) if adapters else None
 
 
 def _add_tensors(digest, tensors: dict[str, torch.Tensor]) -> None:
