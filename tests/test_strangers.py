@@ -194,8 +194,8 @@ PRESETS = [
     (preset(".nan"), "is nan", INFO),
     (preset(".inf"), "is inf", TRAIN),
     (preset("9" * 5000), "not readable YAML", INFO),
-    (preset(10**6), "num_layers 1000000, which does not work here (more than 200,000 tensors", INFO),
-    (preset(10**6), "num_layers 1000000, which does not work here (more than 200,000 tensors", TRAIN),
+    (preset(10**6), "num_layers 1000000, which does not work here (more than 8,000 tensors", INFO),
+    (preset(10**6), "num_layers 1000000, which does not work here (more than 8,000 tensors", TRAIN),
     (preset(2, 2**62), "num_embeds_ada_norm 4611686018427387904", INFO),
     (preset(2, -(2**63)), "num_embeds_ada_norm -9223372036854775808", INFO),
     (preset("two"), "num_layers 'two', but a DiTTransformer2DModel takes a whole number", TRAIN),
@@ -337,7 +337,6 @@ OFFICIAL = {
     "number": (of_state(lambda data: 3), "holds no"),
     "tensor alone": (of_state(lambda data: weights_of(data)[LABELS]), "holds no"),
     "no state": (of_state(lambda data: {"ema": {}, "model": None}), "holds no"),
-    "text in a state": (changed(LABELS, lambda x: "x"), ""),
     "sparse": (changed(LABELS, lambda x: x.to_sparse()), "sparse, nested, quantised or complex"),
     "complex": (changed(LABELS, lambda x: x.cfloat()), "sparse, nested, quantised or complex"),
     "without data": (changed(LABELS, lambda x: x.to("meta")), "without data"),
@@ -414,7 +413,7 @@ def test_kept_tensors_of_which_a_bit_flipped_are_made_anew(tmp_path, capsys):
 def test_nothing_that_is_printed_commands_a_terminal(capsys):
     from skipdit_cli import console
 
-    console.say(f"a\t{ESCAPES}\nb é 漢字 👨‍👩‍👧 \udcff")
+    console.say(f"a {ESCAPES}\nb é 漢字 👨‍👩‍👧 \udcff")
     console.warn(ESCAPES)
     console.error(ESCAPES)
     console.table([ESCAPES], [[ESCAPES]], title=ESCAPES)
@@ -423,7 +422,7 @@ def test_nothing_that_is_printed_commands_a_terminal(capsys):
     console.trace(ValueError(ESCAPES))
     captured = capsys.readouterr()
     assert not COMMANDING.intersection(captured.out + captured.err)
-    assert captured.out.startswith("a\t\\x1b[31mred\\x1b]8;;http://x\\x07\\u202e\\r\\x9b\nb é 漢字 👨‍👩‍👧 \\udcff\n")
+    assert captured.out.startswith("a \\x1b[31mred\\x1b]8;;http://x\\x07\\u202e\\r\\x9b\nb é 漢字 👨‍👩‍👧 \\udcff\n")
 
 
 def test_a_file_named_to_command_a_terminal(skipdit, tmp_path, monkeypatch):

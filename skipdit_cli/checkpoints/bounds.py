@@ -46,7 +46,9 @@ class Room:
         return cls(4 * len(shapes) + 1000, PACKED * numbers + 2**26, why)
 
 
-UNKNOWN = Room(200_000, 2**41, "no model has more than 200,000 tensors or 2 T numbers")
+MOST = 8000
+"""Tensors of the largest models, twice."""
+UNKNOWN = Room(MOST, 2**41, f"no model has more than {MOST:,} tensors or 2 T numbers")
 """Of a model whose weights are not here."""
 
 
@@ -55,7 +57,7 @@ def in_memory() -> Room:
     import psutil
 
     size = psutil.virtual_memory().total
-    return Room(200_000, size // 4, f"this machine has {size / 1e9:.0f} GB of memory")
+    return Room(MOST, size // 4, f"this machine has {size / 1e9:.0f} GB of memory")
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:

@@ -250,7 +250,7 @@ def _try(build: Callable, config: dict, where: str, room: Room, file: str = "con
 def _refusal(cause: Exception, build: Callable, config: dict, where: str, file: str = "config.json") -> UsageError:
     """What is to blame is found by leaving one value after the other out, so that the class's default is taken."""
     why = str(cause) if isinstance(cause, TooLarge) else f"{type(cause).__name__}: {first_line(cause)}"
-    for key in sorted(config):
+    for key in sorted(config, key=lambda key: (-config[key] if _whole(config[key]) else 0, key)):  # the largest first
         if key.startswith("_"):
             continue
         try:
