@@ -104,10 +104,18 @@ def test_layouts_that_mean_something_else_are_refused(tmp_path, names, said):
 def test_parts_of_a_data_set_are_refused_without_classes_and_with_texts_too(tmp_path):
     lay_out(tmp_path, "train/a.png", "val/a.png")
     assert f"give --data {tmp_path}/train." in refused(tmp_path, NOTHING)
+    lay_out(tmp_path / "coco", "images/train/a.png", "images/val/a.png")
+    assert f"give --data {tmp_path}/coco/images/train." in refused(tmp_path / "coco", NOTHING)
     lay_out(tmp_path, "train/metadata.jsonl", "val/metadata.jsonl")
     assert f"metadata.jsonl lies in {tmp_path}/train" in refused(tmp_path, TEXTS)
     lay_out(tmp_path / "kohya", "a.png", "a.txt")
     assert "Texts beside the images, such as a.txt, are not read." in refused(tmp_path / "kohya", TEXTS)
+
+
+def test_parts_within_classes_are_said(tmp_path, capsys):
+    lay_out(tmp_path, "cat/train/a.png", "cat/val/b.png", "dog/train/a.png")
+    assert read(tmp_path).conditions == [0, 0, 1]
+    assert "hold parts of a data set (train, val), and all are taken" in capsys.readouterr().err
 
 
 def test_links_are_followed_within_the_folder_and_refused_beyond(tmp_path, capsys):
@@ -151,6 +159,15 @@ def test_folders_named_as_the_model_names_its_classes_get_its_labels(tmp_path, c
     assert "classes 3 and 5" in refused(tmp_path, named(dog=(3, 5), cat=(7,)))
     assert read(tmp_path, named(tench=(0,))).conditions == [0, 1]
     assert "none of the class folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["cat"], {"x": "cat"}, {"0": 3}])
+def test_a_model_whose_names_are_none_is_refused(skipdit, converted, tmp_path, names):
+    model = converted()
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "id2label": names}))
+    ran = skipdit("finetune", "-m", model, "--data", lay_out(tmp_path / "data", "cat/0.png"), "-o", tmp_path / "run")
+    assert ran.code == 2 and "Error: " in ran.stderr and not (tmp_path / "run").exists()
 
 
 def test_labels_do_not_depend_on_how_a_system_spells_accents(tmp_path):

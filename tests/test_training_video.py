@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,8 @@ def test_latents_are_made_once_and_again_where_anything_that_shapes_them_differs
         encode(**changed)
         assert len(made) == 3, changed
     encode(videos=frames_of(tmp_path / "other"))
+    assert len(made) == 3
+    encode(videos=replace(videos, fps_target=8.0))
     assert len(made) == 3
     damaged = first.store.path(first.key(Choice(1)))
     damaged.write_bytes(damaged.read_bytes()[:100])

@@ -44,7 +44,7 @@ class ScheduledCourse(Course):
         super().__init__(policy, scheduler)
         self.start: int | None = None
         self.viewing = False
-        self.stepped_by, self.stepped_to = None, None
+        self.stepped_to: int | None = None
 
     def lay(self, timestep) -> None:
         """Plan the steps, at the first call of the transformer.
@@ -59,15 +59,13 @@ class ScheduledCourse(Course):
 
     def advance(self, scheduler, timestep) -> None:
         """The scheduler, or a copy of it, has made its step at a timestep."""
-        if self.step == 0 and self.start is None:
-            own = (
-                scheduler is self.scheduler
-            )  # copies may be anywhere: SkyReels-V2 has one a frame, each at its own step
+        own = scheduler is self.scheduler
+        if self.step == 0 and self.start is None:  # copies tell nothing: SkyReels-V2 has one a frame, each elsewhere
             self.start = place_before(scheduler, timestep) if own else viewed_place(self.scheduler, timestep) or 0
             if self.plan is not None and self.start:
                 self._plan_from(self.start)
         self.step += 1
-        self.stepped_by, self.stepped_to = scheduler, getattr(scheduler, "step_index", None)
+        self.stepped_to = getattr(scheduler, "step_index", None) if own else None
 
     def begun_again(self, timestep, opens_step: bool) -> bool:
         """Whether a call at this timestep is of another generation: the steps are over, or the timesteps went back to
@@ -76,7 +74,7 @@ class ScheduledCourse(Course):
         Args:
             opens_step: It is the first call of its step.
         """
-        if self.over or (self.stepped_to is not None and self.stepped_by.step_index is None):
+        if self.over or (self.stepped_to is not None and self.scheduler.step_index is None):
             return True
         place = viewed_place(self.scheduler, timestep)
         if place is None:

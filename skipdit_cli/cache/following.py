@@ -93,11 +93,8 @@ def scheduler_in_use(cache):
         owner = frame.f_locals.get("self")
         scheduler = None if owner is cache else getattr(owner, "scheduler", None)
         if all(callable(getattr(scheduler, event, None)) for event in EVENTS):
-            return (
-                None
-                if any(_follows(cache, part) for part in (scheduler, *getattr(owner, "__dict__", {}).values()))
-                else scheduler
-            )
+            parts = (scheduler, *getattr(owner, "__dict__", {}).values())
+            return None if any(_follows(cache, part) for part in parts) else scheduler
         frame = frame.f_back
     return None
 

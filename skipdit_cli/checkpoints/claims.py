@@ -257,8 +257,12 @@ def _refusal(cause: Exception, build: Callable, config: dict, where: str, file: 
             build({name: value for name, value in config.items() if name != key})
         except Exception:
             continue
-        return UsageError(f"{where} has a {file} with {key} {_short(config[key])}, which makes no model here ({why}).")
-    return UsageError(f"{where} has a {file} that makes no model here ({why}).")
+        return UsageError(f"{where} has a {file} with {key} {_short(config[key])}, which does not work here ({why}).")
+    sizes = {key: value for key, value in config.items() if _whole(value)}
+    if isinstance(cause, TooLarge) and sizes:
+        key = max(sizes, key=sizes.get)
+        return UsageError(f"{where} has a {file} with {key} {sizes[key]}, which does not work here ({why}).")
+    return UsageError(f"{where} has a {file} that does not work here ({why}).")
 
 
 def _short(value: object) -> str:

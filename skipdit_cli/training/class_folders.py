@@ -49,8 +49,11 @@ def read_classes(root: Path, folders: list[Path], found: Found, demand: Demand) 
     Raises:
         UsageError: They are no classes, one is empty, or two mean the same.
     """
+    if not folders:
+        return Classes({})
     _check_level(root, folders, found, demand)
     _check_empty(root, folders, found, demand)
+    _say_parts(root, found)
     names = sorted(_normal(folder.name) for folder in folders)
     _check_twins(root, folders)
     numbers = [name for name in names if name.isdecimal()]
@@ -104,6 +107,14 @@ def _check_level(root: Path, folders: list[Path], found: Found, demand: Demand) 
             f"Got --data {root} with one class folder, {folders[0].name}, whose {demand.kind} lie in folders of their "
             f"own ({names}); give --data {folders[0]} if those are the classes."
         )
+
+
+def _say_parts(root: Path, found: Found) -> None:
+    """Say where the parts of a data set lie within its classes, of which all are taken."""
+    below = {sample.relative_to(root).parts[1] for sample in found.samples}
+    splits = sorted(name for name in below if name.casefold() in SPLITS)
+    if len(splits) > 1:
+        console.warn(f"the class folders hold parts of a data set ({', '.join(splits)}), and all are taken.")
 
 
 def _check_empty(root: Path, folders: list[Path], found: Found, demand: Demand) -> None:

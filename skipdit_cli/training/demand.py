@@ -117,16 +117,25 @@ def demand_of(
 
 
 def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
-    """``id2label`` turned round; several names to one label lie between commas."""
+    """``id2label`` turned round; several names to one label lie between commas.
+
+    Raises:
+        UsageError: It is no such thing.
+    """
     found: dict[str, tuple[int, ...]] = {}
-    for label, names in (index.get("id2label") or {}).items():
+    named = index.get("id2label") or {}
+    if not isinstance(named, dict):
+        raise UsageError(f"The model's id2label is a {type(named).__name__}; expected an object of labels to names.")
+    for label, names in named.items():
+        if not label.isdecimal() or not isinstance(names, str):
+            raise UsageError(f"The model's id2label has {label!r}: {names!r}; expected labels to names.")
         for name in {names, *(each.strip() for each in names.split(","))}:
             found[name] = (*found.get(name, ()), int(label))
     return found
 
 
 def _check_pipeline(index: dict, trained: Trained, config: dict, vae: dict) -> None:
-    from skipdit_cli.pipelines.latents import latent_channels
+    from skipdit_cli.pipelines.latents import latent_channels  # with torch, which no --help waits for
 
     kind, name = index.get("_class_name"), config["_class_name"]
     taken, made = config.get("in_channels"), latent_channels(vae)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -86,13 +87,18 @@ def _found(root: Path, folders: list[tuple[Path, list[Path]]], found: Found, dem
     """All that lies there; of a model of classes, all in its directories."""
     _check_metadata(root, folders, found, demand)
     directories = [folder for folder, _ in folders if folder.parent == root]
-    check_splits(root, directories, demand)
     samples, left_out = [], list(found.left_out)
     if demand.num_classes is None:
+        below = defaultdict(list)
+        for folder, _ in folders:
+            below[folder.parent].append(folder)
+        for siblings in below.values():
+            check_splits(root, siblings, demand)
         if root in found.samples:
             raise _frames_here(root)
         listing = Listing([(path, None) for path in found.samples])
     else:
+        check_splits(root, directories, demand)
         for path in found.samples:
             if path == root:
                 left_out += media.frame_files(root)

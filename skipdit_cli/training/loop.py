@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from skipdit_cli import console
 from skipdit_cli.backbones.finite import first_broken
-from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.demand import EXPERTS
@@ -25,7 +25,7 @@ from skipdit_cli.training.latents import Latents
 from skipdit_cli.training.loss import Losses
 from skipdit_cli.training.objective import Objective
 from skipdit_cli.training.order import Order
-from skipdit_cli.training.pixels import Batch, Pixels, collate
+from skipdit_cli.training.pixels import Batch, Pixels, collate, next_batch
 from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_mode
 from skipdit_cli.training.record import Metrics, grid_run, save_grid
 from skipdit_cli.training.samples import SampleSet
@@ -325,27 +325,6 @@ class Trainer:
         if self.accelerator.process_index < len(by_process):
             set_random_state(by_process[self.accelerator.process_index])
         self.step = state.step
-
-
-def next_batch(batches: Iterator[Batch]) -> Batch:
-    """
-    Raises:
-        SkipditError: A file can no longer be read, or a process that reads files died.
-    """
-    try:
-        return next(batches)
-    except SkipditError as cause:
-        if not str(cause).startswith("Caught"):
-            raise
-        # A process of the loader sends its whole traceback as the message, whose last line is the error.
-        raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
-    except RuntimeError as cause:
-        if "DataLoader worker" not in str(cause):
-            raise
-        why = first_line(cause)
-        raise SkipditError(
-            f"A process that reads the data died ({why}); try a smaller --dataloader-num-workers."
-        ) from cause
 
 
 def _silent(count: int = 1, note: str = "") -> None:

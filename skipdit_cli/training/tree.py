@@ -106,7 +106,8 @@ def find_videos(folders: Iterable[tuple[Path, list[Path]]]) -> Found:
         videos = [file for file in files if media.is_video(file)]
         frames = [] if videos else [file for file in files if media.is_frame(file)]
         samples += [folder] if frames else videos
-        left_out += [file for file in files if file not in {*videos, *frames}]
+        taken = {*videos, *frames}
+        left_out += [file for file in files if file not in taken]
     return Found(sorted(samples), left_out)
 
 
