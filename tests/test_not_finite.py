@@ -21,6 +21,7 @@ from skipdit_cli.measure import bench
 from skipdit_cli.measure.quality import compare, psnr, rel_l2, ssim
 from skipdit_cli.media import Sound
 from skipdit_cli.pipelines import generation
+from skipdit_cli.pipelines.fitting import load_lora
 from skipdit_cli.pipelines.generation import generate
 from skipdit_cli.pipelines.pixels import to_pixels
 from skipdit_cli.pipelines.schedulers import RespacedDDIMScheduler
@@ -191,6 +192,18 @@ def test_pixels_are_never_made_of_nan(pipe):
     for value in (NAN, INF):
         with pytest.raises(NotFiniteError, match="no pictures"):
             to_pixels(pipe, torch.full((1, 3, 8, 8), value), 1)
+
+
+def test_a_lora_is_named(tmp_path):
+    from pipelines_of import sd3
+
+    pipe, file = sd3(), tmp_path / "lora.safetensors"
+    name, query = next((name, part) for name, part in pipe.transformer.named_modules() if name.endswith("attn.to_q"))
+    down, up = torch.ones(2, query.in_features), torch.ones(query.out_features, 2)
+    up[3, 1] = NAN
+    save_file({f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}, file)
+    with pytest.raises(NotFiniteError, match=r"--lora .*lora_B.*weight\[3, 1\] \(of its LoRA\)"):
+        load_lora(pipe, str(file))
 
 
 # bench and quality
