@@ -4,8 +4,10 @@ from skipdit_cli.backbones.declarations import BACKBONES, FORMER_NAMES, Backbone
 from skipdit_cli.backbones.discover import check_class
 from skipdit_cli.backbones.example import example_inputs
 from skipdit_cli.backbones.interpose import Interposed, find, interpose, restore
+from skipdit_cli.backbones.keep import attached_trunk, keep_trunk, known_trunk, trunk_of
+from skipdit_cli.backbones.other_caches import refuse_other_cache
 from skipdit_cli.backbones.probe import Trial
-from skipdit_cli.backbones.trunk import Trunk, attached_trunk, keep_trunk, known_trunk, trunk_of
+from skipdit_cli.backbones.trunk import Trunk
 
 __all__ = [
     "BACKBONES",
@@ -23,6 +25,7 @@ __all__ = [
     "interpose",
     "keep_trunk",
     "known_trunk",
+    "refuse_other_cache",
     "restore",
     "trunk_of",
 ]

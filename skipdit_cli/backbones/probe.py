@@ -10,7 +10,8 @@ import torch
 
 from skipdit_cli.backbones.discover import check_class, discover
 from skipdit_cli.backbones.finite import first_broken, same_bits
-from skipdit_cli.backbones.trunk import Trunk, keep_trunk, known_trunk
+from skipdit_cli.backbones.keep import keep_trunk, known_trunk
+from skipdit_cli.backbones.trunk import Trunk
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
 
 

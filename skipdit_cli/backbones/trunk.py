@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipdit_cli.backbones.block import COMPILED, InterposedBlock, called_by, parameters_of
-from skipdit_cli.backbones.declarations import BACKBONES, Backbone, BlockList, class_name
-from skipdit_cli.backbones.discover import check_class
+from skipdit_cli.backbones.declarations import Backbone, BlockList, class_name
 from skipdit_cli.backbones.first_pass import FirstPass
-from skipdit_cli.backbones.forward_state import ForwardState, ForwardStates, InPlace, TrunkForward
-from skipdit_cli.backbones.interpose import find, interpose, interpose_outside, restore
+from skipdit_cli.backbones.forward_state import ForwardState, ForwardStates
+from skipdit_cli.backbones.interpose import find, interpose_outside, restore
+from skipdit_cli.backbones.other_caches import other_cache
 from skipdit_cli.backbones.watch import TOKENS
 from skipdit_cli.errors import UsageError
-
-_ATTRIBUTE = "_skipdit_trunk"
-_found: WeakKeyDictionary = WeakKeyDictionary()
-"""Model to the backbone that was found in it: plain data, for what led back to the model would keep it alive."""
 
 
 class Trunk:
@@ -42,7 +37,7 @@ class Trunk:
     """
 
     def __init__(self, transformer, backbone: Backbone, declared: bool = True, accepted: bool = True):
-        self.model_class, self.backbone = _class_of(transformer), backbone
+        self.model_class, self.backbone = class_of(transformer), backbone
         self.declared, self.accepted = declared, accepted
         self.units, self.listings = _units(transformer, backbone)
         width = backbone.width
@@ -77,7 +72,17 @@ class Trunk:
         return self.branches is not None or self.cache is not None or self.held
 
     def update(self) -> None:
-        """Interpose on every block if anything is attached, else give the blocks back. Idempotent."""
+        """Interpose on every block if anything is attached, else give the blocks back. Idempotent.
+
+        Raises:
+            UsageError: A cache of diffusers is on blocks that we would come to stand before.
+        """
+        inside = [block for unit in self.units for block in unit if not _stands_outside(block)]
+        if self.in_use and (other := other_cache(inside)) is not None:
+            raise UsageError(
+                f"Got {self.model_class} with diffusers' {other} on blocks that skipdit has to stand before; turn it "
+                "off (transformer.disable_cache()), and on again after branches are on and blocks are compiled."
+            )
         for index, unit in enumerate(self.units):
             for position, block in enumerate(unit):
                 place = called_by(block) if self.in_use else None
@@ -105,7 +110,7 @@ class Trunk:
                 restore(block, "forward", InterposedBlock)
                 restore(block, COMPILED, InterposedBlock)
             self.units = units
-        if any(find(block, called_by(block), InterposedBlock) is None for unit in units for block in unit):
+        if not all(_stands_outside(block) for unit in units for block in unit):
             self.update()
 
     def first_look(self) -> FirstPass | None:
@@ -222,6 +227,11 @@ class Trunk:
         return streams
 
 
+def _stands_outside(block) -> bool:
+    """Whether we stand before a block already, maybe under the hooks of others."""
+    return find(block, called_by(block), InterposedBlock) is not None
+
+
 def _units(transformer, backbone: Backbone) -> tuple[list[tuple], list[tuple]]:
     """The blocks of each unit, and the list that each of them lies in."""
     pairs = [[(block, listing) for block in _blocks(transformer, listing)] for listing in backbone.lists]
@@ -247,64 +257,5 @@ def _blocks(transformer, listing: BlockList) -> list:
     return blocks
 
 
-def _class_of(transformer) -> str:
+def class_of(transformer) -> str:
     return class_name(type(transformer).__name__, getattr(transformer, "config", {}))
-
-
-def attached_trunk(transformer) -> Trunk | None:
-    """The trunk that something is attached to (``torch.compile`` is looked through)."""
-    return getattr(transformer, "_orig_mod", transformer).__dict__.get(_ATTRIBUTE)
-
-
-def known_trunk(transformer) -> Trunk | None:
-    """The trunk of a model, if its class is declared or it has been found before.
-
-    Raises:
-        UsageError: It is no model, or not of the shape that is declared for its class.
-    """
-    transformer = getattr(transformer, "_orig_mod", transformer)
-    if not isinstance(transformer, torch.nn.Module):
-        raise UsageError(f"Got {type(transformer).__name__} but expected a transformer, such as pipe.transformer.")
-    trunk = attached_trunk(transformer)
-    if trunk is not None:
-        return trunk
-    found, declared = _found.get(transformer), BACKBONES.get(_class_of(transformer))
-    backbone = found or declared
-    return None if backbone is None else Trunk(transformer, backbone, declared=found is None)
-
-
-def keep_trunk(transformer, trunk: Trunk) -> None:
-    """Keep a trunk on its model, which copies of the model then have too. Nothing is kept on a model that nothing is
-    attached to; what was found of it is remembered elsewhere."""
-    transformer = getattr(transformer, "_orig_mod", transformer)
-    trunk.update()
-    hooks = transformer._forward_pre_hooks
-    ours = [key for key, hook in hooks.items() if isinstance(hook, InPlace)]
-    if trunk.in_use:
-        transformer.__dict__[_ATTRIBUTE] = trunk
-        interpose(transformer, "forward", partial(TrunkForward, trunk=trunk), TrunkForward)
-        if not ours:
-            transformer.register_forward_pre_hook(InPlace(trunk))
-    else:
-        transformer.__dict__.pop(_ATTRIBUTE, None)
-        restore(transformer, "forward", TrunkForward)
-        for key in ours:
-            del hooks[key]
-    if trunk.accepted and not trunk.declared:
-        _found[transformer] = trunk.backbone
-
-
-def trunk_of(transformer) -> Trunk:
-    """The trunk of a model.
-
-    Raises:
-        UsageError: It can have none, or its class is not declared and nothing has been found yet.
-    """
-    trunk = known_trunk(transformer)
-    if trunk is None:
-        check_class(getattr(transformer, "_orig_mod", transformer))
-        name = type(getattr(transformer, "_orig_mod", transformer)).__name__
-        raise UsageError(
-            f"Got {name}, whose transformer trunk is not declared; give example_inputs, the arguments of a forward."
-        )
-    return trunk

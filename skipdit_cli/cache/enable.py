@@ -15,11 +15,15 @@ from skipdit_cli.backbones import (
     interpose,
     keep_trunk,
     known_trunk,
+    refuse_other_cache,
     restore,
 )
 from skipdit_cli.cache.following import follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
+from skipdit_cli.errors import UsageError
+
+ONE_CACHE = "a model takes one cache, and Skip-Cache is one"
 
 
 class CachedForward(Interposed):
@@ -37,15 +41,20 @@ class CachedForward(Interposed):
     def __call__(self, *args, **kwargs):
         if not self.serving:
             return self.inner(*args, **kwargs)
-        if self.cache.trunk is None:
-            self._find_trunk(args, kwargs)
-        finished = False
-        self.cache.begin(args, kwargs)
+        cache, finished = self.cache, False
+        refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
+        cache.turn.take(cache.midway)
         try:
-            result = self.inner(*args, **kwargs)
-            finished = True
+            if cache.trunk is None:
+                self._find_trunk(args, kwargs)
+            cache.begin(args, kwargs)
+            try:
+                result = self.inner(*args, **kwargs)
+                finished = True
+            finally:
+                cache.end(finished)
         finally:
-            self.cache.end(finished)
+            cache.turn.give_back()
         return result
 
     def _find_trunk(self, args: tuple, kwargs: dict) -> None:
@@ -55,6 +64,18 @@ class CachedForward(Interposed):
         arguments = {**dict(zip(cache.parameters, args)), **kwargs}
         cache.set_trunk(Trial(cache.transformer, arguments, alone).accept())
         keep_trunk(cache.transformer, cache.trunk)
+
+
+class OtherCache(Interposed):
+    """A transformer's ``enable_cache``, which would put a cache of diffusers beside ours."""
+
+    def __call__(self, config, *args, **kwargs):
+        if not self.serving:
+            return self.inner(config, *args, **kwargs)
+        raise UsageError(
+            f"Got {type(config).__name__} for a transformer whose Skip-Cache is on; a model takes one cache: first "
+            "call disable_skip_cache(transformer)."
+        )
 
 
 REWEIGHING = (
@@ -80,11 +101,12 @@ class _Named:
         self.cache, self.name, self.inner = cache, name, inner
 
     def __enter__(self):
-        self.before, self.cache.context = self.cache.context, self.name
+        turn = self.cache.turn
+        self.before, turn.context = turn.context, self.name
         return self.inner.__enter__()
 
     def __exit__(self, *exception):
-        self.cache.context = self.before
+        self.cache.turn.context = self.before
         return self.inner.__exit__(*exception)
 
 
@@ -119,11 +141,12 @@ def enable_skip_cache(
     Returns:
         The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
     Raises:
-        UsageError: The model has too few blocks for the policy, the policy needs a scheduler, or the model has no
-            transformer trunk.
+        UsageError: The model has too few blocks for the policy, the policy needs a scheduler, the model has no
+            transformer trunk, or a cache of diffusers is on.
     """
     trunk = known_trunk(transformer)
     cache = SkipCache(transformer, policy, scheduler, tells=(_begin, _end_step))
+    refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
     if trunk is None:
@@ -148,7 +171,8 @@ def disable_skip_cache(transformer) -> None:
     if cache is None:
         return
     restore(cache.outer, "forward", CachedForward)
-    restore(cache.transformer, "cache_context")
+    for name in ("cache_context", "enable_cache"):
+        restore(cache.transformer, name)
     for name in REWEIGHING:
         restore(cache.transformer, name)
     cache.finish()
@@ -173,6 +197,8 @@ def _put_on(cache: SkipCache) -> None:
     interpose(cache.outer, "forward", partial(CachedForward, cache=cache), CachedForward)
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
+    if hasattr(cache.transformer, "enable_cache"):
+        interpose(cache.transformer, "enable_cache", OtherCache)
     for name in REWEIGHING:
         if hasattr(cache.transformer, name):
             interpose(cache.transformer, name, partial(Reweighed, cache=cache)).cache = cache
@@ -180,6 +206,7 @@ def _put_on(cache: SkipCache) -> None:
 
 def _begin(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
     """A generation begins. Offload hooks that a pipeline took off after the last one may have taken ours along."""
+    cache.turn.begin_generation(cache.midway)
     _put_on(cache)
     cache.renew(scheduler)
 

@@ -10,45 +10,21 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from skipdit_cli.backbones import Trunk
 from skipdit_cli.cache.arguments import condition_of, fills_other_cache, signature_of, timestep_of
+from skipdit_cli.cache.call import Call
 from skipdit_cli.cache.course import CountedCourse, Course, ScheduledCourse, other_time
 from skipdit_cli.cache.following import exchange, follow_copy, scheduler_in_use
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.report import CacheReport, Record
 from skipdit_cli.cache.slot import Slot, each
+from skipdit_cli.cache.turn import Turn
 from skipdit_cli.errors import UsageError
 
 MOST_CALLS_A_STEP = 8
-
-
-@dataclass
-class Call:
-    """One forward call of the transformer.
-
-    Args:
-        slot: The memory of its branch of guidance; None where the cache stands aside (training).
-        reusing: The deep part is left out.
-        base: On a reused step what the forecast makes of the slot: a stream each, (batch, tokens, width) or alike.
-        shallow: The shallow output at the last full step, in the layout of the boundary; on a full step, of this one.
-        fresh: The shallow output of this call.
-        captured: On a full step the boundary.
-    """
-
-    slot: Slot | None = None
-    reusing: bool = False
-    base: list = field(default_factory=list)
-    shallow: list | None = None
-    fresh: list | None = None
-    captured: list | None = None
-
-    @property
-    def capturing(self) -> bool:
-        return self.slot is not None and not self.reusing
 
 
 class SkipCache:
@@ -66,9 +42,11 @@ class SkipCache:
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.context: str | None = None
+        self.turn = Turn()
+        self.modules = list(self.transformer.modules())
         self.num_blocks = 0
         self.on = True
+        self.slots: dict[str | int | tuple, Slot] = {}
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
@@ -88,11 +66,21 @@ class SkipCache:
         trunk.cache = self
 
     def reset(self) -> None:
-        """Begin anew: nothing remembered, step 0, an empty trace, no counts."""
+        """Begin anew: nothing remembered, step 0, an empty trace, no counts.
+
+        Raises:
+            UsageError: Another thread is in a call of the transformer.
+        """
+        self.turn.begin_generation(self.midway)
         self.record = Record()
         self.peak_bytes = 0
         self.announced = None
         self._begin_generation(self.scheduler)
+
+    @property
+    def midway(self) -> bool:
+        """Whether a generation is under way; without a scheduler nothing tells."""
+        return self.scheduler is not None and bool(self.slots)
 
     @property
     def trace(self) -> list[str]:
@@ -115,7 +103,7 @@ class SkipCache:
 
     def release(self) -> None:
         """Let every remembered tensor go; the counts stay."""
-        self.slots: dict[str | int | tuple, Slot] = {}
+        self.slots = {}
         self.called: set[str | int | tuple] = set()
         self.at, self.ran = None, False
         self.call = Call()
@@ -139,6 +127,7 @@ class SkipCache:
             call.fresh = list(streams)
         if index != self.boundary:
             return streams
+        call.crossed = True
         fresh = self.trunk.carry(call.fresh, self.layers, index) if residual else None
         if call.capturing:
             if fresh is not None and any(each(lambda x, last: x.shape != last.shape, streams, fresh)):
@@ -192,6 +181,7 @@ class SkipCache:
             self._begin_generation(self.course.scheduler)
             return
         call, self.call, self.ran = self.call, Call(), True
+        call.check_crossed(type(self.transformer).__name__, self.layers)
         self.record.add(call.reusing, self.course.step)
         if call.captured is not None:
             call.slot.remember(call.slot.course.time, call.captured, call.shallow)
@@ -262,11 +252,11 @@ class SkipCache:
         """The memory of this branch of guidance: by context name, else by what it is conditioned on. Of several calls
         of one branch within a step (tiles, say) each has its own."""
         called = self.called if self.scheduler is not None else set()
-        if self.context is not None:
-            key, again = self.context, 0
+        if self.turn.context is not None:
+            key, again = self.turn.context, 0
             while key in called:
                 again += 1
-                key = (self.context, again)
+                key = (self.turn.context, again)
             if key in self.slots:
                 return key, self.slots[key]
         else:

@@ -15,6 +15,7 @@ from skipdit_cli.backbones import (
     interpose,
     keep_trunk,
     known_trunk,
+    refuse_other_cache,
     restore,
     trunk_of,
 )
@@ -53,8 +54,11 @@ def add_skip_branches(
         The branches, on the device and in the dtype of the transformer.
     Raises:
         UsageError: No trunk is known or found, the class has skips of its own, the branches were made for another
-            model, or the weights of the transformer are offloaded.
+            model, the weights of the transformer are offloaded, or a cache of diffusers is on (it may come after).
     """
+    whole = getattr(transformer, "_orig_mod", transformer)
+    if isinstance(whole, torch.nn.Module):
+        refuse_other_cache(whole, whole.modules(), "branches go on before it, or it leaves them out twice")
     if branches is not None and branches.config.trunk is not None and known_trunk(transformer) is None:
         keep_trunk(transformer, _recorded_trunk(transformer, branches.config.trunk))
     trial = None if example_inputs is None else Trial(transformer, example_inputs)
@@ -142,11 +146,11 @@ class SavedApart(Interposed):
 
     def __call__(self, save_directory, *args, **kwargs):
         transformer, folder = self.inner.__self__, Path(save_directory)
-        branches = remove_skip_branches(transformer)
+        branches = transformer._modules.pop("skip_branches")
         try:
             self.inner(save_directory, *args, **kwargs)
         finally:
-            add_skip_branches(transformer, branches=branches)
+            transformer.skip_branches = branches
         beside = folder.name in ("transformer", "transformer_2")
         if kwargs.get("is_main_process", True):  # of several that train one model, each calls this
             branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
