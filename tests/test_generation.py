@@ -173,33 +173,35 @@ def test_bfloat16_on_a_cpu_without_it_computes_in_float32(tiny_pipeline, monkeyp
     assert torch.equal(linear(x), expected)
 
 
-def test_from_command_to_kernel_in_five_frames(tiny_pipeline, skipdit, tmp_path):
-    """The way of a tensor from ``skipdit sample`` to a skip branch, in frames of our own code."""
+def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, monkeypatch):
+    """The way of a tensor from ``skipdit sample`` to a block's forward, in frames of our own code, with branches and
+    the cache."""
+    import functools
     import traceback
 
-    from skipdit_cli import SkipBranches
+    from diffusers.models.attention import BasicTransformerBlock
 
-    folder, deepest, forward = tiny_pipeline(), [], SkipBranches.forward
+    folder, seen, forward = tiny_pipeline(), [], BasicTransformerBlock.forward
     assert skipdit("convert", folder, "-o", tmp_path / "converted").code == 0
 
-    def look(self, *arguments):
+    @functools.wraps(forward)
+    def look(self, *arguments, **named):
         frames = [f for f in traceback.extract_stack() if "/skipdit_cli/" in f.filename]
         names = [f.filename.split("/skipdit_cli/")[1] + ":" + f.name for f in frames]
-        deepest.append([name for name in names if not name.startswith("app.py")])
-        return forward(self, *arguments)
+        seen.append([name for name in names if not name.startswith("app.py")])
+        return forward(self, *arguments, **named)
 
-    try:
-        SkipBranches.forward = look
-        ran = skipdit("sample", "-m", tmp_path / "converted", "--steps", 1, "-o", tmp_path / "a.png")
-    finally:
-        SkipBranches.forward = forward
+    monkeypatch.setattr(BasicTransformerBlock, "forward", look)
+    ran = skipdit("sample", "-m", tmp_path / "converted", "--steps", 1, "--cache-layers", 1, "-o", tmp_path / "a.png")
     assert ran.code == 0, ran.stderr
-    assert deepest[0] == [
+    assert seen[0] == [
         "commands/sample.py:sample",
         "pipelines/generation.py:generate",
         "pipelines/classes.py:denoise",
-        "backbones/trunk.py:__call__",
-    ]  # and SkipBranches.forward, which looked
+        "cache/enable.py:__call__",
+        "backbones/forward_state.py:__call__",
+        "backbones/block.py:__call__",
+    ]
 
 
 def test_labels_are_checked():

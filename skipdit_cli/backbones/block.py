@@ -57,7 +57,8 @@ class InterposedBlock(Interposed):
                 kwargs[name] = stream
             else:
                 args[place] = stream
-        result = self.call_inner(*args, **kwargs)
+        inner = self.inner if self.below is None else self.call_inner
+        result = inner(*args, **kwargs)
         if looking is not None:
             looking.left(self.listing, given, result)
             if index == len(trunk) - 1:
