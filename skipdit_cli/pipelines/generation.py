@@ -59,7 +59,16 @@ def _in_words(pipe) -> Iterator[None]:
     weights, or than the config of another part, which only a forward shows."""
     try:
         yield
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError) as cause:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        NameError,
+        ArithmeticError,
+        AssertionError,
+    ) as cause:
         if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
             raise
         raise SkipditError(
