@@ -272,4 +272,6 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(skipdit, prepared, tmp_
     rename(model, **index)
     config = model / "transformer" / "config.json"
     config.write_text(config.read_text().replace("FluxTransformer2DModel", "MochiTransformer3DModel"))
+    assert "a MochiTransformer3DModel by its config.json, but a FluxTransformer2DModel by" in refused()
+    rename(model, transformer=["diffusers", "MochiTransformer3DModel"])
     assert "is of a MochiTransformer3DModel; what can be trained here is DiTTransformer2DModel" in refused()

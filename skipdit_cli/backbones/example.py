@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
 
 NATIVE = {  # latent frames, height, width of the pipeline's default, where the configuration does not say
     "WanTransformer3DModel": (21, 60, 104),
@@ -58,7 +58,8 @@ def example_inputs(
         maker = getattr(made, f"_{name}", None)
         if name == "self" or (maker is None and not needed):
             continue
-        value = None if maker is None else maker()
+        with reading(f"The config of this {type(transformer).__name__}", failed=f"gives no example of {name}"):
+            value = None if maker is None else maker()
         if value is None and needed:
             raise UsageError(
                 f"Got {type(transformer).__name__}, whose forward takes {name}: no example of it can be made; "

@@ -207,9 +207,9 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
     """The config of a transformer's folder, with its class under the name that it has now.
 
     Args:
-        index: Of its pipeline, whose word on the class counts, as it does for diffusers.
+        index: Of its pipeline, which names the class, too.
     Raises:
-        UsageError: It is missing or damaged, or of a class that is no transformer of diffusers.
+        UsageError: It is missing or damaged, of a class that is no transformer of diffusers, or of two.
     """
     config = read_json(folder / "config.json")
     listed = (index or {}).get(folder.name) or [None, None]
@@ -223,6 +223,10 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
             raise UsageError(
                 f"Folder {folder} holds a {kind}, which has no transformer trunk; see 'skipdit info --families'."
             )
+    if named[0] != named[-1] and not FORMER_NAMES.keys() & {*named}:
+        raise UsageError(
+            f"Folder {folder} holds a {named[0]} by its config.json, but a {named[-1]} by {INDEX}; correct the wrong one."
+        )
     said = named[0] if named[0] in FORMER_NAMES.get(named[-1], {}).values() else named[-1]
     config = as_named_now({**config, "_class_name": said})
     check_transformer(config, f"Folder {folder}", stored_shapes(folder))

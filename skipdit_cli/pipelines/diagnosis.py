@@ -9,10 +9,12 @@ and comes out of each call of a transformer, up to the first that is not finite.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from skipdit_cli.backbones.finite import first_broken, is_finite
+from skipdit_cli.errors import SkipditError, first_line
 from skipdit_cli.pipelines.device import transformers_of
 
 DECODERS = ("vae", "audio_vae", "vocoder")
@@ -103,3 +105,27 @@ def _tensors(named) -> Iterator[tuple[object, torch.Tensor]]:
             yield from _tensors((name, each) for each in value.values())
         elif isinstance(value, (list, tuple)):
             yield from _tensors((name, each) for each in value)
+
+
+@contextmanager
+def in_words(pipe) -> Iterator[None]:
+    """What a part of a model raises in the middle of a run, in a sentence: most often its config says other than its
+    weights, or than the config of another part, which only a forward shows."""
+    try:
+        yield
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        NameError,
+        ArithmeticError,
+        AssertionError,
+    ) as cause:
+        if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
+            raise
+        raise SkipditError(
+            f"The {type(pipe).__name__} failed as it ran ({type(cause).__name__}: {first_line(cause)}); its parts, "
+            "their configs and their weights may not fit each other."
+        ) from cause

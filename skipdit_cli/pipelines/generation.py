@@ -16,7 +16,7 @@ from skipdit_cli.backbones import known_trunk
 from skipdit_cli.backbones.finite import is_finite
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.cache.policy import check_depth
-from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.media import Sound
 from skipdit_cli.pipelines import diagnosis
 from skipdit_cli.pipelines.arguments import Asked, check_sampled, check_texts, encodes_alone, own_guidance, takes_text
@@ -52,21 +52,6 @@ class Generated:
     sounds: list[Sound] = field(default_factory=list)
     steps: int = 0
     calls: int = 0
-
-
-@contextmanager
-def _in_words(pipe) -> Iterator[None]:
-    """What a part of a model raises in the middle of a run, in a sentence: most often its config says other than its
-    weights, or than the config of another part, which only a forward shows."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError) as cause:
-        if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
-            raise
-        raise SkipditError(
-            f"The {type(pipe).__name__} failed as it ran ({type(cause).__name__}: {first_line(cause)}); its parts, "
-            "their configs and their weights may not fit each other."
-        ) from cause
 
 
 def generate(
@@ -144,7 +129,7 @@ def generate(
             steps.count = 0
             for cache in caches:
                 cache.reset()
-            with _lent(pipe, sampler), _in_words(pipe), Stopwatch(pipe) as watch:
+            with _lent(pipe, sampler), diagnosis.in_words(pipe), Stopwatch(pipe) as watch:
                 result = prepared(batch, steps)()
             made, seen, heard = result if takes_text(pipe) else (result, None, [])
             latents.append(made.cpu())
