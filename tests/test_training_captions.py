@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from pipelines_of import build
 from text_pipelines import MADE, VARIANTS, text_pipeline
 from text_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 
@@ -273,5 +274,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(skipdit, prepared, tmp_
     config = model / "transformer" / "config.json"
     config.write_text(config.read_text().replace("FluxTransformer2DModel", "MochiTransformer3DModel"))
     assert "a MochiTransformer3DModel by its config.json, but a FluxTransformer2DModel by" in refused()
-    rename(model, transformer=["diffusers", "MochiTransformer3DModel"])
-    assert "is of a MochiTransformer3DModel; what can be trained here is DiTTransformer2DModel" in refused()
+    mochi = tmp_path / "mochi"
+    build("mochi").save_pretrained(mochi)
+    said = "is of a MochiTransformer3DModel; what can be trained here is DiTTransformer2DModel"
+    assert said in refused("--model", mochi)

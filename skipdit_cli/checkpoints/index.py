@@ -225,7 +225,7 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
             )
     if named[0] != named[-1] and not FORMER_NAMES.keys() & {*named}:
         raise UsageError(
-            f"Folder {folder} holds a {named[0]} by its config.json, but a {named[-1]} by {INDEX}; correct the wrong one."
+            f"Folder {folder} holds a {named[0]} by its config.json, but a {named[-1]} by {INDEX}; mend the wrong one."
         )
     said = named[0] if named[0] in FORMER_NAMES.get(named[-1], {}).values() else named[-1]
     config = as_named_now({**config, "_class_name": said})
