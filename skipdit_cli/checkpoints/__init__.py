@@ -6,7 +6,7 @@ from skipdit_cli.checkpoints.architecture import (
     pipeline_around,
     set_time_embedding,
 )
-from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints.folder import save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import (
     load_branches,
     load_pipeline,
@@ -18,7 +18,6 @@ from skipdit_cli.checkpoints.vae import load_vae
 
 __all__ = [
     "build_transformer",
-    "check_target",
     "default_scheduler",
     "load_branches",
     "load_pipeline",
@@ -27,7 +26,6 @@ __all__ = [
     "open_model",
     "pipeline_around",
     "random_pipeline",
-    "replace_folder",
     "save_branches",
     "save_pipeline",
     "set_time_embedding",

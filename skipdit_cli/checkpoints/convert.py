@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,20 +11,12 @@ import torch
 from skipdit_cli.checkpoints.architecture import default_scheduler, pipeline_around
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
-from skipdit_cli.checkpoints.folder import (
-    check_apart,
-    check_target,
-    copy_legal,
-    drop_paths,
-    replace_folder,
-    save_branches,
-)
+from skipdit_cli.checkpoints.folder import copy_legal, drop_paths, save_branches
 from skipdit_cli.checkpoints.index import INDEX, SECOND, parts_of
 from skipdit_cli.checkpoints.proof import Proof, prove
 from skipdit_cli.checkpoints.weights import STEM, read_weights, weight_files, write_tensors
+from skipdit_cli.files import CONVERT, MARKER, check_apart, check_folder, check_outside, replace_folder
 
-MARKS = (INDEX, "config.json")
-"""What a folder that was converted holds one of: a pipeline's, or that of a transformer alone."""
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
 
 
@@ -37,10 +30,9 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
-    check_target(output, overwrite, marks=MARKS)
-    check_apart(output, source.place)
+    check_output(output, overwrite, {"model": source.place})
     source.build()  # whether weights and config fit, before anything is written
-    with replace_folder(output, overwrite, plan.needed_bytes(), MARKS) as folder:
+    with replace_folder(output, CONVERT, overwrite, plan.needed_bytes()) as folder:
         if source.alone:
             _copy_part(source.transformer, folder, plan.dtype)
         elif source.pipeline is None:
@@ -62,6 +54,18 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
     return proof
 
 
+def check_output(output: Path, overwrite: bool, reads: Mapping[str, object]) -> None:
+    """
+    Args:
+        reads: As for ``check_apart``.
+    Raises:
+        UsageError: A folder cannot be written at ``output`` beside what is read; nothing was.
+    """
+    check_apart(output, reads)
+    check_outside(output, reads)
+    check_folder(output, CONVERT, overwrite)
+
+
 def _copy_pipeline(plan: Conversion, folder: Path) -> None:
     """Copy the source as it is; only ``.bin`` weights, and those of another dtype, are written anew."""
     source = plan.source.pipeline
@@ -77,7 +81,7 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
         return
     target.mkdir(exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHTS):
+        if file.is_file() and not file.name.endswith(WEIGHTS) and file.name != MARKER:
             shutil.copyfile(file, target / file.name)
     files = weight_files(source)
     if dtype is not None or files[0].suffix == ".bin":

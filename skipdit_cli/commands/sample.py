@@ -13,6 +13,7 @@ import typer
 from skipdit_cli import console, media
 from skipdit_cli.commands import conditions, options, pipeline_options, sample_files
 from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import preset_path
 
 
 def _replay(ctx: typer.Context, value: Path | None) -> Path | None:
@@ -137,7 +138,9 @@ def sample(
     pipeline_options.check_strength(strength, image, num_inference_steps)
     asked = {"arguments": pipeline_options.read_arguments(pipeline_arg)}
     asked["image"] = pipeline_options.read_image(image)
-    target = sample_files.choose_target(output, npz, overwrite)
+    reads = {"model": model, "--preset": preset and preset_path(preset), "--from": from_file, "--image": image}
+    reads |= {"--prompts-file": prompts_file, "--lora": lora, "--vae": vae}
+    target = sample_files.choose_target(output, npz, overwrite, reads)
 
     from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
     from skipdit_cli.checkpoints.outline import read_outline

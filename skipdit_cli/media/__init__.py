@@ -1,6 +1,5 @@
 """Pictures and videos in and out; what is written comes with how it was made, in it or beside it."""
 
-from skipdit_cli.media.files import check_target
 from skipdit_cli.media.history import history_file, read_metadata
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
 from skipdit_cli.media.reading import VIDEO_SUFFIXES, VideoFacts, frame_files, is_frame_folder, probe_video, read_video
@@ -11,7 +10,6 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "Sound",
     "VideoFacts",
-    "check_target",
     "check_video_size",
     "contact_sheet",
     "frame_files",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 from skipdit_cli.media.pictures import METADATA_KEY, open_picture
 
 BESIDE = (".mp4", ".gif", ".json")

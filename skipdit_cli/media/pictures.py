@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli.checkpoints import check_target, replace_folder
+from skipdit_cli import files
 from skipdit_cli.errors import SkipditError, UsageError
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
+CHECKPOINT = "checkpoint"
+"""The kind of folder that a checkpoint is, see ``files``."""
 
 
 @dataclass
@@ -87,7 +88,9 @@ class Checkpoints:
         """
         folder = self.folder(state.step)
         try:
-            with replace_folder(folder, overwrite=True, needed_bytes=state_bytes(state.weights)) as part:
+            self.check_room(state.weights)
+            files.note(self.output, f"{folder.name}/")
+            with files.fill_folder(folder, CHECKPOINT) as part:
                 save_file(state.weights, part / WEIGHTS)
                 if state.average:
                     save_file(state.average, part / AVERAGE)
@@ -98,13 +101,20 @@ class Checkpoints:
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
+        files.note(self.output, state=files.RESUMABLE)
         for step in self.steps()[: -keep if keep else 0]:
-            shutil.rmtree(self.folder(step))
+            self.remove(step)
         return folder
+
+    def remove(self, step: int) -> None:
+        """Delete a checkpoint, and nothing that somebody else put into its folder."""
+        for name in (RECORD, WEIGHTS, AVERAGE, REST):  # those of 0.1.0 have no manifest
+            (self.folder(step) / name).unlink(missing_ok=True)
+        files.remove_listed(self.folder(step))
 
     def check_room(self, weights: dict[str, torch.Tensor]) -> None:
         """Raise ``UsageError`` unless the disk has room for a checkpoint."""
-        check_target(self.folder(0), overwrite=True, needed_bytes=state_bytes(weights))
+        files.check_room(self.folder(0), state_bytes(weights))
 
 
 def state_bytes(weights: dict[str, torch.Tensor]) -> int:

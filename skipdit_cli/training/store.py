@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import SkipditError
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 
 Tensors = dict[str, torch.Tensor]
 
