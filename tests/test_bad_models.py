@@ -271,13 +271,13 @@ def test_no_file_is_written_over_what_is_read_or_not_ours(tiny_pipeline, skipdit
         (convert, model, "is the model itself"),
         (convert, tmp_path / "link", "is the model itself"),
         (convert, model / "sub", "lies inside the model"),
-        (convert, tmp_path, "so it is not ours to replace"),
-        (convert, letters, "letter.txt and no model_index.json"),
+        (convert, tmp_path, "lies in"),
+        (convert, letters, "letter.txt and no .skipdit.json"),
         (("convert", model / "transformer", "--overwrite", "--json"), model, "lies in"),
         (bench, model, "is the model itself"),
         (bench, model / "sub", "lies inside the model"),
-        (bench, letters, "letter.txt and no bench.json"),
-        (("demo", "--overwrite", "--json"), letters, "letter.txt and no report.html"),
+        (bench, letters, "letter.txt and no .skipdit.json"),
+        (("demo", "--overwrite", "--json"), letters, "letter.txt and no .skipdit.json"),
         (train, model / "sub", "lies inside the model"),
     ):
         before = tree(tmp_path)

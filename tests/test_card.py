@@ -41,7 +41,7 @@ def lines(folder: Path) -> str:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file())
 
 
 class Hub:
@@ -214,7 +214,7 @@ def test_a_run_replaces_its_own_card_and_nobody_elses(converted, tmp_path, skipd
     assert skipdit(*run, "--overwrite").code == 0 and card(output).data.license is None
 
     path.write_text("my notes")
-    assert "README.md, which no run wrote" in skipdit(*run, "--overwrite").stderr
+    assert "README.md, which skipdit did not write" in skipdit(*run, "--overwrite").stderr
     kept = skipdit(*run, *resumed)
     assert kept.code == 0 and "was kept" in kept.stderr and path.read_text() == "my notes"
     assert load_pipeline(output).transformer.skip_branches is not None
@@ -266,10 +266,14 @@ def test_a_failed_push_keeps_the_folder_and_says_how_to_go_on(tiny_pipeline, tmp
     output = tmp_path / "out"
     ended = skipdit("convert", tiny_pipeline(), "-o", output, "--no-verify", "--push-to-hub", "alice/dit")
     assert ended.code == 1 and len([line for line in ended.stderr.splitlines() if line.startswith("Error")]) == 1
-    assert f"(no route); {output} is whole and kept, to push it run 'hf upload alice/dit {output}'." in ended.stderr
+    by_hand = f"hf upload alice/dit {output} --exclude .skipdit.json"
+    assert f"(no route); {output} is whole and kept, to push it run '{by_hand}'." in ended.stderr
     run = tmp_path / "run"
     ended = skipdit("finetune", "-m", output, *RUN, "-o", run, "--push-to-hub", "alice/run")
-    assert ended.code == 1 and f"{run} --exclude 'checkpoint-*/*' --exclude metrics.jsonl'." in ended.stderr
+    assert (
+        ended.code == 1
+        and f"{run} --exclude .skipdit.json --exclude 'checkpoint-*/*' --exclude metrics.jsonl'." in ended.stderr
+    )
     assert load_pipeline(run).transformer.skip_branches is not None
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import warnings
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from skipdit_cli import add_skip_branches, load_pipeline
-from skipdit_cli.checkpoints import random_pipeline, replace_folder, save_pipeline
+from skipdit_cli.checkpoints import random_pipeline, save_pipeline
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.files import CONVERT, replace_folder
 from skipdit_cli.presets import Preset, load_preset
 
 
@@ -56,7 +56,7 @@ def test_branches_are_back_after_a_failed_save(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(trained.transformer, "save_pretrained", fail)
     before = output(trained)
     with pytest.raises(SkipditError, match="No space left"):
-        with replace_folder(tmp_path / "out") as folder:
+        with replace_folder(tmp_path / "out", CONVERT) as folder:
             save_pipeline(trained, folder)
     assert torch.equal(before, output(trained))
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
@@ -161,35 +161,6 @@ def test_a_hub_id_is_found_in_the_offline_cache(trained, tmp_path, monkeypatch):
     (tmp_path / "out").rename(repository / "snapshots" / ("a" * 40))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
     assert torch.equal(output(trained), output(load_pipeline("someone/digits", cache_dir=str(repository.parent))))
-
-
-def test_replace_folder_replaces_only_when_all_went_well(tmp_path):
-    target = tmp_path / "out"
-    with replace_folder(target) as folder:
-        assert folder.name == f"out.tmp-{os.getpid()}"
-        (folder / "file").write_text("one")
-    with pytest.raises(UsageError, match="--overwrite"), replace_folder(target):
-        pass
-    with pytest.raises(KeyboardInterrupt), replace_folder(target, overwrite=True) as folder:
-        (folder / "file").write_text("two")
-        raise KeyboardInterrupt
-    assert (target / "file").read_text() == "one"
-    with replace_folder(target, overwrite=True) as folder:
-        (folder / "file").write_text("two")
-    assert (target / "file").read_text() == "two"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_replace_folder_asks_for_room_first(tmp_path):
-    with pytest.raises(UsageError, match="GB free"), replace_folder(tmp_path / "out", needed_bytes=10**18):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_no_folders_above_it(tmp_path):
-    with pytest.raises(RuntimeError), replace_folder(tmp_path / "new" / "deep" / "out"):
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
 
 
 def test_plain_save_pretrained_keeps_the_branches_apart(tiny_pipeline, tmp_path):

@@ -15,7 +15,7 @@ import skipdit_cli
 PACKAGE = Path(skipdit_cli.__file__).parent
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "console", "formats", "media", "presets"},
+    {"errors", "console", "files", "formats", "media", "presets"},
     {"skip", "cache", "backbones"},
     {"checkpoints", "pipelines", "training", "measure"},
     {"commands", "app", "__main__"},

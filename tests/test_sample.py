@@ -48,7 +48,7 @@ def test_a_folder_holds_each_picture_and_the_grid(skipdit, model, tmp_path):
     out, npz = tmp_path / "out", tmp_path / "samples.npz"
     ran = skipdit("sample", "-m", model, "--class-labels", "1,2", "--num-images", 3, *QUICK, "-o", out, "--npz", npz)
     assert ran.code == 0, ran.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["0000.png", "0001.png", "0002.png", "grid.png"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["0000.png", "0001.png", "0002.png", "grid.png"]
     array = np.load(npz)["arr_0"]
     assert array.dtype == np.uint8 and array.shape == (3, 8, 8, 3)
     assert (pixels(out / "0001.png") == array[1]).all()

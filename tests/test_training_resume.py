@@ -1,12 +1,16 @@
 """Resuming: from an earlier checkpoint, from a damaged one, after a kill, beside another run, on other data."""
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
+from skipdit_cli.files import MARKER
 from skipdit_cli.training import state
 
 RUN = ["--train-batch-size", 2, "--checkpointing-steps", 2, "--data", "digits"]
@@ -136,24 +140,38 @@ def test_checkpoints_without_checksums_are_read(run):
     assert refused.code == 2 and f"it has no {state.AVERAGE}" in refused.stderr
 
 
-def test_what_killed_runs_left_is_swept_and_a_checkpoint_that_was_being_replaced_is_put_back(run):
+def test_what_a_killed_run_left_half_written_is_swept(run):
     _, output = run(4)
-    (output / "checkpoint-6.tmp-999999").mkdir()
-    (output / "checkpoint-4").rename(output / "checkpoint-4.old-999999")
+    half = output / "checkpoint-6.tmp-999999"
+    half.mkdir()
+    writer = {"pid": 999999, "host": socket.gethostname()}
+    (half / MARKER).write_text(json.dumps({"schema": 1, "kind": "checkpoint", "version": "0.2.0", "state": "begun",
+                                           "files": [], "writer": writer}))  # fmt: skip
+    (half / "weights.safetensors").write_bytes(b"half")
     outcome, _ = run(6, "--resume-from-checkpoint", "latest")
     assert outcome.code == 0 and checkpoints(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
-def test_a_second_run_in_a_folder_is_refused(run, skipdit):
-    from skipdit_cli.training.lock import only_run_in
+def written_by(output: Path, **writer) -> None:
+    """The marker of a run's folder names a process that writes it."""
+    marker = json.loads((output / MARKER).read_text())
+    marker |= {"state": "resumable", "writer": {"host": socket.gethostname(), **writer}}
+    (output / MARKER).write_text(json.dumps(marker))
 
+
+def test_a_second_run_in_a_folder_is_refused(run):
     _, output = run(2)
-    held = sorted(output.rglob("*"))
-    with only_run_in(output):
-        for flags in (["--resume-from-checkpoint", "latest"], ["--overwrite"]):
-            outcome, _ = run(4, *flags)
-            assert outcome.code == 2 and "is in use by another run (process" in outcome.stderr
+    held, parent = sorted(output.rglob("*")), psutil.Process(os.getppid())
+    written_by(output, pid=parent.pid, started=parent.create_time())
+    for flags in (["--resume-from-checkpoint", "latest"], ["--overwrite"]):
+        outcome, _ = run(4, *flags)
+        assert outcome.code == 2 and "is being written by another process" in outcome.stderr
     assert sorted(output.rglob("*")) == held
+
+
+def test_a_dead_run_whose_number_another_process_has_since_is_gone_on_with(run):
+    _, output = run(2)
+    written_by(output, pid=os.getppid(), started=1.0)
     outcome, _ = run(4, "--resume-from-checkpoint", "latest")
     assert outcome.code == 0, outcome.stderr
 

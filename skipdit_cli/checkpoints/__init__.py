@@ -5,7 +5,7 @@ from skipdit_cli.checkpoints.architecture import (
     default_scheduler,
     pipeline_around,
 )
-from skipdit_cli.checkpoints.folder import check_target, replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints.folder import save_branches, save_pipeline
 from skipdit_cli.checkpoints.pipeline import (
     load_branches,
     load_pipeline,
@@ -17,7 +17,6 @@ from skipdit_cli.checkpoints.vae import load_vae
 
 __all__ = [
     "build_transformer",
-    "check_target",
     "default_scheduler",
     "load_branches",
     "load_pipeline",
@@ -26,7 +25,6 @@ __all__ = [
     "open_model",
     "pipeline_around",
     "random_pipeline",
-    "replace_folder",
     "save_branches",
     "save_pipeline",
 ]

@@ -15,8 +15,8 @@ from skipdit_cli.checkpoints.kind import Kind, kind_of
 from skipdit_cli.checkpoints.outline import Outline, read_outline
 from skipdit_cli.checkpoints.snippet import loading_snippet, plain_snippet
 from skipdit_cli.errors import UsageError, first_line
+from skipdit_cli.files import check_writable, replacing
 from skipdit_cli.measure.parameters import count_parameters
-from skipdit_cli.media.files import check_writable, replacing
 from skipdit_cli.pipelines.labels import null_label
 from skipdit_cli.skip.time_embedding import RECORD
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,13 +13,10 @@ from skipdit_cli.checkpoints.architecture import default_scheduler, has_own_time
 from skipdit_cli.checkpoints.card import Origin, write_card
 from skipdit_cli.checkpoints.conversion import Conversion
 from skipdit_cli.checkpoints.folder import (
-    check_apart,
-    check_target,
     copy_legal,
     drop_paths,
     drop_variant,
     name_as_now,
-    replace_folder,
     save_branches,
     write_config,
 )
@@ -35,10 +33,9 @@ from skipdit_cli.checkpoints.weights import (
     write_tensors,
 )
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.files import CONVERT, MARKER, check_apart, check_folder, check_outside, replace_folder
 from skipdit_cli.skip.time_embedding import RECORD
 
-MARKS = (INDEX, "config.json")
-"""What a folder that was converted holds one of: a pipeline's, or that of a transformer alone."""
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
 
 
@@ -53,12 +50,11 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
         SkipditError: Writing failed, or the proof did; nothing is kept.
     """
     source = plan.source
-    check_target(output, overwrite, marks=MARKS)
-    check_apart(output, source.place)
+    check_output(output, overwrite, {"model": source.place})
     source.build()  # whether weights and config fit, before anything is written
     if verify:
         _check_others(plan)
-    with replace_folder(output, overwrite, plan.needed_bytes(), MARKS) as folder:
+    with replace_folder(output, CONVERT, overwrite, plan.needed_bytes()) as folder:
         if source.alone:
             _copy_part(source.transformer, folder, plan.dtype)
         elif source.pipeline is None:
@@ -81,6 +77,18 @@ def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, v
             proof = Proof(weights=True, outputs=True if plan.provable else None)
         write_card(folder, origin, {"source": f"{origin.source}, {source.layout}", "conversion": proof})
     return proof
+
+
+def check_output(output: Path, overwrite: bool, reads: Mapping[str, object]) -> None:
+    """
+    Args:
+        reads: As for ``check_apart``.
+    Raises:
+        UsageError: A folder cannot be written at ``output`` beside what is read; nothing was.
+    """
+    check_apart(output, reads)
+    check_outside(output, reads)
+    check_folder(output, CONVERT, overwrite)
 
 
 def _note_time_embedding(plan: Conversion, transformer: Path) -> None:
@@ -122,7 +130,7 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
         return
     target.mkdir(exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHTS):
+        if file.is_file() and not file.name.endswith(WEIGHTS) and file.name != MARKER:
             shutil.copyfile(file, target / file.name)
     files = weight_files(source)
     if dtype is not None or files[0].suffix == ".bin":

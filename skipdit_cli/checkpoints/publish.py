@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 
 from skipdit_cli import console
@@ -12,6 +13,7 @@ from skipdit_cli.checkpoints.card import CARD
 from skipdit_cli.checkpoints.folder import is_legal
 from skipdit_cli.checkpoints.index import INDEX, is_part, parts_of
 from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.files import MARKER, names_in, read_marker
 from skipdit_cli.skip import skip_folder
 
 
@@ -51,6 +53,7 @@ def push(folder: Path, hub_id: str, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
+    patterns = pipeline_patterns(folder)  # before a repository is made: what is damaged is not pushed
     console.say(f"Uploading {folder} to {hub_id} ...")
     api = HfApi()
     try:
@@ -62,7 +65,7 @@ def push(folder: Path, hub_id: str, private: bool = False) -> str:
         api.upload_folder(
             repo_id=hub_id,
             folder_path=folder,
-            allow_patterns=pipeline_patterns(folder),
+            allow_patterns=patterns,
             commit_message="Upload a model made with skipdit",
         )
     except SkipditError:
@@ -78,12 +81,12 @@ def push(folder: Path, hub_id: str, private: bool = False) -> str:
 
 def pipeline_patterns(folder: Path) -> list[str]:
     """Glob patterns of the files that make up the pipeline in a folder: of a run, not its checkpoints and metrics. A
-    transformer alone is all that lies in its folder."""
+    transformer alone is all that its manifest lists."""
     if is_part(folder):
-        return ["*"]
+        return [escape(name) for name in (read_marker(folder) or {"files": names_in(folder)})["files"]]
     parts = parts_of(folder)
     branches = [skip_folder(part) for part in parts if part.startswith("transformer")]
-    legal = sorted(file.name for file in folder.iterdir() if is_legal(file.name))
+    legal = sorted(escape(file.name) for file in folder.iterdir() if file.is_file() and is_legal(file.name))
     return [INDEX, CARD, *legal, *(f"{part}/*" for part in (*parts, *branches))]
 
 
@@ -91,6 +94,8 @@ def by_hand(folder: Path, hub_id: str) -> str:
     """The command that uploads the same."""
     patterns = [pattern.removesuffix("/*") for pattern in pipeline_patterns(folder)]
     others = [path for path in folder.iterdir() if not any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+    if is_part(folder):
+        others = [folder / MARKER]
     named = {re.sub(r"-\d+$", "-*", path.name) + "/*" * path.is_dir() for path in others}
     left_out = [word for pattern in sorted(named) for word in ("--exclude", pattern)]
     return shlex.join(["hf", "upload", hub_id, str(folder), *left_out])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands import pipeline_options
 from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile, check_given, read_prompts
 from skipdit_cli.commands.options import (
@@ -27,9 +27,9 @@ from skipdit_cli.commands.options import (
     parse_integers,
 )
 from skipdit_cli.errors import CheckError, UsageError
+from skipdit_cli.presets import preset_path
 
 RUN = "Measuring"
-REPORT = ("bench.json",)
 
 
 def bench(
@@ -118,9 +118,8 @@ def bench(
 
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
-    from skipdit_cli.checkpoints import check_target, named_model, replace_folder
+    from skipdit_cli.checkpoints import named_model
     from skipdit_cli.checkpoints.card import check_card, put_bench
-    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.checkpoints.outline import read_outline
     from skipdit_cli.measure.bench import Bench, compiled
     from skipdit_cli.measure.cases import make_policies
@@ -142,8 +141,11 @@ def bench(
     if random_weights and (prompts or negative_prompt):
         raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
     if output is not None:
-        check_apart(output, model, vanilla)
-        check_target(output, overwrite, marks=REPORT)
+        models = {"model": model, "--vanilla": vanilla, "--lora": lora}
+        read = {"--image": image, "--prompts-file": prompts_file, "--preset": preset and preset_path(preset)}
+        files.check_apart(output, {**models, **read})
+        files.check_outside(output, models)
+        files.check_folder(output, files.BENCH, overwrite)
     asked = {"negative_prompt": negative_prompt, "num_frames": num_frames, "height": height, "width": width}
     size = (height, width, num_frames)
     pipeline_options.check_positive(num_frames=num_frames, height=height, width=width)
@@ -162,7 +164,7 @@ def bench(
         for policy in policies:
             check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, image=start, **asked)
     with ExitStack() as stack:
-        folder = stack.enter_context(replace_folder(output, overwrite, marks=REPORT)) if output else None
+        folder = stack.enter_context(files.replace_folder(output, files.BENCH, overwrite)) if output else None
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipes = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
         for at, pipe in enumerate(pipes):

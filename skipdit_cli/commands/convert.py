@@ -23,6 +23,7 @@ from skipdit_cli.commands.options import (
     one_model,
 )
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.presets import preset_path
 
 Merge = Annotated[str | None, typer.Option(help="residual (default), or replace, the official form.")]
 Heads = Annotated[int | None, typer.Option(help="For an official file of a width other than DiT-S, B, L or XL.")]
@@ -85,12 +86,10 @@ def convert(
     _one_of("--process", process, (None, "dit", "sit"))
     if output is None:
         raise UsageError("Got no output; give -o/--output FOLDER.")
-    from skipdit_cli.checkpoints import check_target, load_vae, named_model
     from skipdit_cli.checkpoints import convert as work
+    from skipdit_cli.checkpoints import load_vae, named_model
     from skipdit_cli.checkpoints.card import find_origin
     from skipdit_cli.checkpoints.conversion import plan_conversion
-    from skipdit_cli.checkpoints.convert import MARKS
-    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.checkpoints.publish import check_push, push
     from skipdit_cli.checkpoints.source import open_source
     from skipdit_cli.checkpoints.text_parts import find_text_parts
@@ -98,9 +97,9 @@ def convert(
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
     check_push(push_to_hub, private)
-    check_target(output, overwrite, marks=MARKS)
     named = named_model(one_model(model_argument, model), preset)
-    check_apart(output, named, vae, text_from)
+    reads = {"model": named, "--vae": vae, "--text-from": text_from, "--preset": preset and preset_path(preset)}
+    work.check_output(output, overwrite, reads)
     hub = {"revision": revision, "local_files_only": local_files_only}
     given = {"num_attention_heads": num_attention_heads, "sample_size": sample_size, "num_frames": num_frames}
     given |= {"process": process, "num_classes": num_classes}

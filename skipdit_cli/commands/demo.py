@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands import demo_page, options
 from skipdit_cli.errors import NotFiniteError
 
@@ -41,10 +40,6 @@ STILL = Show("digits", samples_per_digit=7, train_steps=100, batch_size=64, guid
 MOVING = Show("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, guidance_scale=3.0, data="videos")
 
 
-LEFT = ("report.html", "converted", "videos")
-"""What a demo, even one cut short, leaves in its folder."""
-
-
 def demo(
     ctx: typer.Context,
     output: options.Output = Path("skipdit-demo"),
@@ -64,31 +59,37 @@ def demo(
     """
     import torch
 
-    from skipdit_cli.checkpoints import check_target, open_model
-    from skipdit_cli.measure.bench import Bench
-
-    check_target(output, overwrite, marks=LEFT)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    files.check_folder(output, files.DEMO, overwrite)
     torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
     show = MOVING if video else STILL
-    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-        commands = _train(ctx, output, show, train_steps or show.train_steps)
     labels = [digit for digit in range(10) for _ in range(samples_per_digit or show.samples_per_digit)]
+    with files.work_in(output, files.DEMO):
+        with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+            commands = _train(ctx, output, show, train_steps or show.train_steps)
+        report = _bench(output, show, labels, num_inference_steps, rounds, commands)
+    console.table(*demo_page.table(report["rows"]))
+    console.say(demo_page.summary(report["rows"]))
+    console.say(f"The report, with all pictures: {output}/report.html")
+    console.emit({**report, "command": "demo", "output": str(output)})
+
+
+def _bench(output: Path, show: Show, labels: list[int], steps: int, rounds: int, commands: list[str]) -> dict:
+    """Bench the trained model, and leave the page of all."""
+    from skipdit_cli.checkpoints import open_model
+    from skipdit_cli.measure.bench import Bench
+
     sampling = {"guidance_scale": show.guidance_scale, "seed": 0, "batch_size": len(labels)}
-    sampling["num_inference_steps"] = num_inference_steps
+    sampling["num_inference_steps"] = steps
     pipe, vanilla = open_model(str(output / "model")), open_model(None, show.preset)
-    bench = Bench(pipe, _policies(num_inference_steps), labels, vanilla=vanilla, **sampling)
+    bench = Bench(pipe, _policies(steps), labels, vanilla=vanilla, **sampling)
     with console.progress("bench", bench.steps(rounds)) as advance:
         rows = bench.run(rounds, advance=advance)
     for why in bench.broken.values():
         raise NotFiniteError(why)
     report = bench.report(rows, show.preset, {**sampling, "class_labels": labels, "rounds": rounds})
-    demo_page.save(output, report, bench.generated, labels, commands)
-    console.table(*demo_page.table(rows))
-    console.say(demo_page.summary(rows))
-    console.say(f"The report, with all pictures: {output}/report.html")
-    console.emit({**report, "command": "demo", "output": str(output)})
+    with files.install(output) as part:
+        demo_page.save(part, report, bench.generated, labels, commands)
+    return report
 
 
 def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str]:
@@ -96,7 +97,8 @@ def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str
     folder = shlex.quote(str(output))
     run = f"--preset {show.preset} --train-batch-size {show.batch_size} --max-train-steps {steps}"
     if show.data is not None:
-        written = _write_videos(output / show.data)
+        with files.install(output) as part:
+            written = _write_videos(part / show.data)
         console.say(f"Wrote {written} videos of moving digits, in {output / show.data}/DIGIT/NUMBER.mp4.")
         run += f" --data {folder}/{show.data}"
     commands = [
@@ -104,6 +106,7 @@ def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str
         f"finetune -m {folder}/converted {run} --train skip -o {folder}/stage1",
         f"finetune -m {folder}/stage1 {run} --train all --learning-rate 2e-4 -o {folder}/model",
     ]
+    files.note(output, "converted/", "stage1/", "model/")
     for command in commands:
         console.say(f"\n$ skipdit {command}")
         code = ctx.find_root().command.main(shlex.split(command), prog_name="skipdit", standalone_mode=False)

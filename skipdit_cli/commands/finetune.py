@@ -9,6 +9,7 @@ import typer
 from skipdit_cli.commands import options
 from skipdit_cli.commands.training_options import report, with_training_settings
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.presets import preset_path
 from skipdit_cli.training.demand import EXPERTS
 from skipdit_cli.training.settings import TrainingSettings
 
@@ -48,16 +49,14 @@ def finetune(
         raise UsageError(f"Got --expert {expert} but expected {' or '.join(EXPERTS)}.{nearest(expert, EXPERTS)}")
     if lora is not None and train != "skip":
         raise UsageError("Got --lora with --train all, but under a LoRA only the branches are trained: --train skip.")
-    settings.check()
+    settings.check({"model": model, "--lora": lora, "--preset": preset and preset_path(preset)})
 
     from skipdit_cli.checkpoints import named_model
-    from skipdit_cli.checkpoints.folder import check_apart
     from skipdit_cli.pipelines.fitting import check_lora, load_lora
     from skipdit_cli.skip import skip_folder
     from skipdit_cli.training import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
-    check_apart(settings.output, folder)
     check_lora(lora)
     asked = session.demand(folder, expert)
     part = EXPERTS[expert or "high"]

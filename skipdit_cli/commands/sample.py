@@ -11,6 +11,7 @@ import typer
 from skipdit_cli import console
 from skipdit_cli.commands import conditions, options, pipeline_options, replay, sample_files
 from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import preset_path
 
 ClassLabels = Annotated[
     str | None, typer.Option(help="Class ids, or names the model knows: 207,360. Repeated up to --num-images.")
@@ -108,7 +109,9 @@ def sample(
     pipeline_options.check_strength(strength, image, num_inference_steps)
     asked = {"arguments": pipeline_options.read_arguments(pipeline_arg)}
     asked["image"] = pipeline_options.read_image(image)
-    target = sample_files.choose_target(output, npz, overwrite)
+    reads = {"model": model, "--preset": preset and preset_path(preset), "--from": from_file, "--image": image}
+    reads |= {"--prompts-file": prompts_file, "--lora": lora, "--vae": vae}
+    target = sample_files.choose_target(output, npz, overwrite, reads)
 
     from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
     from skipdit_cli.checkpoints.outline import read_outline

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from skipdit_cli import __version__, media
+from skipdit_cli import __version__, files, media
 from skipdit_cli.errors import UsageError
 
 PICTURES, VIDEOS = (".png",), (".mp4", ".gif")
 
 
-def choose_target(output: Path | None, npz: Path | None, overwrite: bool) -> Path:
+def choose_target(output: Path | None, npz: Path | None, overwrite: bool, reads: Mapping[str, object]) -> Path:
     """Where the samples go: one file, or a folder.
 
+    Args:
+        reads: As for ``files.check_apart``.
     Raises:
         UsageError: No kind of file that is written, or something that may not be written there.
     """
@@ -26,10 +29,34 @@ def choose_target(output: Path | None, npz: Path | None, overwrite: bool) -> Pat
         raise UsageError(f"Got --output {output} but expected a .png, .mp4 or .gif file or a folder.")
     if npz is not None and npz.suffix.lower() != ".npz":
         raise UsageError(f"Got --npz {npz} but expected a .npz file.")
-    beside = (media.history_file(output), _sheet(output)) if output.suffix.lower() in VIDEOS else ()
-    for path in filter(None, (output, *beside, npz)):
-        media.check_target(path, overwrite)
+    single = [output] if output.suffix else []
+    beside = _beside(output) if output.suffix.lower() in VIDEOS else []
+    for path in (*single, *beside, *([npz] if npz else [])):
+        replayed = path == output  # a file may be made again in its own place
+        files.check_apart(path, {flag: read for flag, read in reads.items() if flag != "--from" or not replayed})
+        files.check_file(path, overwrite)
+    for path in filter(Path.exists, beside):
+        _check_own(path, output)
+    if not single:
+        files.check_apart(output, reads)
+        files.check_folder(output, files.SAMPLE, overwrite)
     return output
+
+
+def _beside(video: Path) -> list[Path]:
+    return [media.history_file(video), _sheet(video)]
+
+
+def _check_own(beside: Path, video: Path) -> None:
+    """Raise ``UsageError`` unless a file that stands beside a video is one that ``sample`` wrote there for it."""
+    others = [other for suffix in VIDEOS if (other := video.with_suffix(suffix)) != video and other.exists()]
+    try:
+        media.read_metadata(beside)
+    except UsageError:
+        others.append(None)
+    if others:
+        whose = "is not from skipdit" if others[0] is None else f"is of {others[0]}"
+        raise UsageError(f"Output {video} would replace {beside}, which {whose}; give another --output.")
 
 
 def check_kind(target: Path, pipe) -> None:
@@ -85,7 +112,7 @@ def save(
     Returns:
         The files, in the order they were written.
     """
-    written, video = [], images.ndim == 5
+    video = images.ndim == 5
     scale = _scale(images.shape[-3], alone=not video and len(images) == 1)
 
     def write(images, path: Path, settings: dict, scale: int, sounds: Sequence[media.Sound]) -> list[Path]:
@@ -93,21 +120,30 @@ def save(
             return _save_videos(images, path, settings, scale, sounds[0] if len(sounds) == 1 else None)
         return _save_image(images, path, settings, scale)
 
-    folder = target.parent if target.suffix else target
-    folder.mkdir(parents=True, exist_ok=True)
     if target.suffix:
-        written += write(images, target, settings, scale, sounds)
-    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = write(images, target, settings, scale, sounds)
+        return [*written, *_save_npz(images, npz)]
+    inside = npz is not None and Path(os.path.realpath(npz)).is_relative_to(os.path.realpath(target))
+    with files.fill_folder(target, files.SAMPLE) as part:
+        written = []
         for i, condition in enumerate(conditions):
             own = {**settings, **which([condition]), "seed": settings["seed"] + i}
-            single = _numbered(target, i, ".mp4" if video else ".png")
+            single = _numbered(part, i, ".mp4" if video else ".png")
             written += write(images[i : i + 1], single, own, scale if video else 1, sounds[i : i + 1])
-        written += write(images, target / ("grid.gif" if video else "grid.png"), settings, scale, ())
-    if npz is not None:
-        npz.parent.mkdir(parents=True, exist_ok=True)
-        media.save_npz(images, npz)
-        written.append(npz)
-    return written
+        written += write(images, part / ("grid.gif" if video else "grid.png"), settings, scale, ())
+        if inside:
+            written += _save_npz(images, part / Path(os.path.realpath(npz)).relative_to(os.path.realpath(target)))
+    written = [target / path.relative_to(part) for path in written]
+    return written if inside else [*written, *_save_npz(images, npz)]
+
+
+def _save_npz(images, npz: Path | None) -> list[Path]:
+    if npz is None:
+        return []
+    npz.parent.mkdir(parents=True, exist_ok=True)
+    media.save_npz(images, npz)
+    return [npz]
 
 
 def where_sounds_are(target: Path, count: int) -> str:
@@ -139,7 +175,7 @@ def _save_videos(videos, path: Path, settings: dict, scale: int, sound: media.So
     """The video, how it was made, and its frames in one picture."""
     media.save_video(media.video_grid(videos, scale), path, settings["fps"], _history(settings), sound)
     media.save_png(media.contact_sheet(videos, scale), _sheet(path), _history(settings))
-    return [path, media.history_file(path), _sheet(path)]
+    return [path, *_beside(path)]
 
 
 def _history(settings: dict) -> dict:

@@ -33,7 +33,7 @@ def train(
     if preset is None:
         raise UsageError("Got no --preset, which names the model to train; see 'skipdit presets list'.")
     chosen = presets.load_preset(preset)
-    settings.check()
+    settings.check({"--vae": vae, "--preset": presets.preset_path(preset)})
 
     from skipdit_cli.checkpoints import load_vae
     from skipdit_cli.training import session

@@ -1,6 +1,5 @@
 """Pictures and videos in and out; what is written comes with how it was made, in it or beside it."""
 
-from skipdit_cli.media.files import check_target
 from skipdit_cli.media.history import history_file, read_metadata
 from skipdit_cli.media.intake import read_picture
 from skipdit_cli.media.names import VIDEO_SUFFIXES, is_frame, is_hidden, is_picture, is_video
@@ -13,7 +12,6 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "Sound",
     "VideoFacts",
-    "check_target",
     "check_video_size",
     "contact_sheet",
     "frame_files",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from skipdit_cli.console import to_json
 from skipdit_cli.errors import UsageError
+from skipdit_cli.files import replacing
 from skipdit_cli.formats import parse_json, read_text
-from skipdit_cli.media.files import replacing
 from skipdit_cli.media.intake import opened
 from skipdit_cli.media.pictures import METADATA_KEY
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skipdit_cli.console import to_json
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from skipdit_cli.errors import SkipditError, UsageError
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 from skipdit_cli.media.history import save_history
 from skipdit_cli.media.pictures import grid
 from skipdit_cli.media.sound import Sound, save_wav

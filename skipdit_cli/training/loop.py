@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from skipdit_cli import console
 from skipdit_cli.backbones.finite import first_broken
 from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError
+from skipdit_cli.files import names_in, note
 from skipdit_cli.pipelines.device import transformers_of
 from skipdit_cli.training.conditioning import CaptionConditioning
 from skipdit_cli.training.demand import EXPERTS
@@ -27,7 +28,7 @@ from skipdit_cli.training.objective import Objective
 from skipdit_cli.training.order import Order
 from skipdit_cli.training.pixels import Batch, Pixels, collate, next_batch
 from skipdit_cli.training.prepare import make_schedule, pixel_shape, set_train_mode
-from skipdit_cli.training.record import Metrics, grid_run, save_grid
+from skipdit_cli.training.record import Metrics, grid_name, grid_run, save_grid
 from skipdit_cli.training.samples import SampleSet
 from skipdit_cli.training.settings import TrainingSettings
 from skipdit_cli.training.state import (
@@ -55,6 +56,10 @@ class Outcome:
     last: dict
     seconds: float
     data_seconds: float
+
+
+class Diverged(SkipditError):
+    """The loss, or the norm of its gradient, is no number: what was trained so far leads there."""
 
 
 class Trainer:
@@ -124,7 +129,10 @@ class Trainer:
         metrics = Metrics(settings.output / METRICS, self.step) if main else None
         row, stopped, batches = {}, False, iter(self.loader())
         if main and settings.report_to != "none":
-            accelerator.init_trackers("skipdit")
+            logs = settings.output / "logs"
+            before = {*names_in(logs)}
+            accelerator.init_trackers("skipdit")  # which chooses the names of its files
+            note(settings.output, *(f"logs/{name}" for name in {*names_in(logs)} - before))
         if self.step == 0:
             self.validate()
         progress = console.progress("train", settings.max_train_steps) if main else nullcontext(_silent)
@@ -248,7 +256,7 @@ class Trainer:
         kept = f"{last} is the last good checkpoint" if last else "no checkpoint had been saved"
         where = first_broken(self.trained.items())
         weight = f", with {where} among the weights" if where else ""
-        raise SkipditError(
+        raise Diverged(
             f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}{weight}: {kept}; try a lower "
             "--learning-rate or --max-grad-norm."
         )
@@ -266,6 +274,7 @@ class Trainer:
             others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
             for other in others:
                 other.to(self.accelerator.device)
+            note(self.settings.output, f"{SAMPLES}/{grid_name(self.step)}")
             save_grid(self.pipe, self.grid, self.settings.output / SAMPLES, self.step, self.settings.seed)
             for other in others:
                 other.to("cpu")

@@ -10,7 +10,7 @@ import torch
 
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 from skipdit_cli.pipelines.arguments import takes
 from skipdit_cli.pipelines.generation import generate
 from skipdit_cli.pipelines.labels import null_label
@@ -60,6 +60,10 @@ def grid_run(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, 
     return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE if guided else 1.0}
 
 
+def grid_name(step: int) -> str:
+    return f"step-{step:06d}.png"
+
+
 def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:
     """``step-000500.png``: a row a class or caption, left sampled in full, right with the cache, from the same noise;
     of videos one row of frames for each of the two. A failure is a warning: training goes on. Global random states are
@@ -75,6 +79,6 @@ def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:
         scale = max(1, 64 // full.shape[-3])
         picture = media.grid(pairs, columns=2, scale=scale) if full.ndim == 4 else media.contact_sheet(pairs, scale)
         made = {"step": step, "conditions": conditions, "columns": ["full", "cached"], "cache": GRID_POLICY, **run}
-        media.save_png(picture, folder / f"step-{step:06d}.png", made)
+        media.save_png(picture, folder / grid_name(step), made)
     except Exception as cause:
         console.warn(f"the sample grid of step {step} failed ({type(cause).__name__}: {cause}); training goes on.")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,11 +10,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.backbones import BACKBONES
-from skipdit_cli.checkpoints import named_model, open_model, replace_folder, save_branches, save_pipeline
+from skipdit_cli.checkpoints import named_model, open_model, save_branches, save_pipeline
 from skipdit_cli.checkpoints.card import CARD, Origin, find_origin, is_own_card, write_card
-from skipdit_cli.checkpoints.folder import drop_paths, drop_variant, is_legal, name_as_now
+from skipdit_cli.checkpoints.folder import drop_paths, drop_variant, name_as_now
 from skipdit_cli.checkpoints.index import check_index, transformer_config
 from skipdit_cli.checkpoints.pipeline import find_folder
 from skipdit_cli.checkpoints.weights import read_json
@@ -27,18 +24,17 @@ from skipdit_cli.training.class_folders import record_names
 from skipdit_cli.training.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.facts import training_facts
 from skipdit_cli.training.families import as_trained, family_of
-from skipdit_cli.training.lock import check_unused, only_run_in
-from skipdit_cli.training.loop import Outcome, Trainer
+from skipdit_cli.training.loop import Diverged, Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
 from skipdit_cli.training.settings import TrainingSettings
-from skipdit_cli.training.state import Checkpoints
+from skipdit_cli.training.state import METRICS, Checkpoints
 
 INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
 TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
 PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
-RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", ".result*", "set-aside-*", ".lock")
+RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", "set-aside-*", files.MARKER, "*.tmp-*")
 
 
 @dataclass(frozen=True)
@@ -109,12 +105,11 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
         UsageError: A setting, the output, the checkpoint or the data cannot be used.
     """
     settings.check()
-    check_unused(settings.output)
     if not demand.has_null:
         settings = settings.without_dropout()
-    if settings.overwrite:
-        parts_of_run(settings.output)
     checkpoint = Checkpoints(settings.output).find(settings.resume_from_checkpoint)
+    if settings.resume_from_checkpoint is not None:
+        check_run(settings.output)
     accelerator = make_accelerator(settings)
     num_frames = settings.clip_frames(demand)
     span = ((num_frames or 1) - 1) * settings.frame_stride + 1
@@ -125,6 +120,31 @@ def begin(settings: TrainingSettings, demand: Demand) -> Session:
             console.say(str(samples.classes))
     samples.check_labels(demand.num_classes)
     return Session(settings, samples, num_frames, checkpoint, accelerator, demand.expert)
+
+
+def check_run(output: Path) -> None:
+    """
+    Raises:
+        UsageError: The finished pipeline would take the place of something that no run wrote.
+    """
+    held = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if files.read_marker(output) is None and held and not Checkpoints(output).steps():
+        raise UsageError(f"Output {output} holds {held[0]} and no checkpoint, so no run is in it; give another -o.")
+    for path in files.strangers(output) if files.read_marker(output) else ():
+        if _of_pipeline(path.relative_to(output)):
+            raise UsageError(
+                f"Output {output} holds {path.relative_to(output)}, which no run wrote and whose place the finished "
+                "pipeline would take; move it elsewhere."
+            )
+
+
+def pipeline_in(output: Path) -> list[str]:
+    """The files of the finished pipeline in a run's folder."""
+    return [name for name in files.names_in(output) if _of_pipeline(Path(name))]
+
+
+def _of_pipeline(path: Path) -> bool:
+    return any(fnmatchcase(path.parts[0], pattern) for pattern in PIPELINE_FILES)
 
 
 def origin_of(settings: TrainingSettings, command: str, model=None, folder: Path | None = None) -> Origin:
@@ -155,35 +175,32 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     family = family_of(pipe)
     if accelerator.is_main_process and family is not None and family.note:
         console.say(family.note)
-    if accelerator.is_main_process:
-        for path in parts_of_run(settings.output) if settings.overwrite else ():
-            _remove(path)
-        try:
-            settings.output.mkdir(parents=True, exist_ok=True)
-        except OSError as cause:
-            raise UsageError(f"Cannot write to {settings.output}: {cause.strerror}; give another -o.") from cause
-    with only_run_in(settings.output) if accelerator.is_main_process else nullcontext():
+    accelerator.wait_for_everyone()  # all have read their checkpoint, before the main process moves others
+    if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _tidy(trainer)
+        return trainer.run()
+    unlisted = [] if files.read_marker(settings.output) else pipeline_in(settings.output)  # of 0.1.0, to be replaced
+    with files.work_in(settings.output, files.RUN, settings.resume_from_checkpoint is not None, Diverged) as work:
+        files.note(settings.output, METRICS, *unlisted)
+        _set_aside(trainer)
         accelerator.wait_for_everyone()
         outcome = trainer.run()
-        if outcome.main and not outcome.interrupted:
-            with whole_or_nothing(settings.output) as part:
+        work.finished = not outcome.interrupted
+        if not outcome.interrupted:
+            with files.install(settings.output, last=INDEX) as part:
                 if model is None:
                     save_pipeline(pipe, part)
                 else:
                     copy_with_trained(trainer.transformer, model, part, EXPERTS[expert or "high"], only_branches)
                 record_names(part / INDEX, session.samples.classes)
                 write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
+                _keep_card(settings.output / CARD, part / CARD)
     return outcome
 
 
-def _tidy(trainer: Trainer) -> None:
-    """Take away what killed runs left half written, and set aside the checkpoints that this run makes anew."""
-    checkpoints = trainer.checkpoints
-    checkpoints.sweep()
-    aside = checkpoints.set_aside(trainer.step)
+def _set_aside(trainer: Trainer) -> None:
+    """Move the checkpoints out of the way that this run makes anew."""
+    aside = trainer.checkpoints.set_aside(trainer.step)
     if aside is not None:
         console.warn(f"the run goes on from step {trainer.step}, so its later checkpoints were moved to {aside}.")
 
@@ -206,46 +223,8 @@ def copy_with_trained(transformer, model: Path, folder: Path, part: str, only_br
     name_as_now(folder)
 
 
-@contextmanager
-def whole_or_nothing(output: Path) -> Iterator[Path]:
-    """A folder to fill with a pipeline, whose parts are then moved into ``output``, ``model_index.json`` last: an
-    output that has it is whole. A README.md there that no run wrote stays."""
-    result = output / ".result"
-    with replace_folder(result, overwrite=True) as part:
-        yield part
-    (output / INDEX).unlink(missing_ok=True)
-    if (output / CARD).exists() and not is_own_card(output / CARD):
-        (result / CARD).unlink()
-        console.warn(f"{output / CARD} is not from skipdit, so it was kept and no card was written.")
-    for path in sorted(result.iterdir(), key=lambda path: path.name == INDEX):
-        _remove(output / path.name)
-        os.replace(path, output / path.name)
-    result.rmdir()
-
-
-def parts_of_run(output: Path) -> list[Path]:
-    """What a former run left in ``output``; this, and nothing else, is what ``--overwrite`` deletes.
-
-    Raises:
-        UsageError: Something else is there.
-    """
-    if not output.is_dir():
-        return []
-    parts = sorted(output.iterdir())
-    others = [path.name for path in parts if not _of_a_run(path)]
-    if others:
-        raise UsageError(f"Output {output} holds {others[0]}, which no run wrote; give another -o.")
-    return parts
-
-
-def _of_a_run(path: Path) -> bool:
-    if path.name == CARD:
-        return is_own_card(path)
-    return is_legal(path.name) or any(fnmatchcase(path.name, name) for name in (*PIPELINE_FILES, *RUN_FILES))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _keep_card(held: Path, new: Path) -> None:
+    """Leave out the new README.md where one lies that no run wrote."""
+    if held.exists() and not is_own_card(held):
+        new.unlink()
+        console.warn(f"{held} is not from skipdit, so it was kept and no card was written.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.training.demand import Demand
 
@@ -15,6 +15,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard")
 PLACES = ("center", "random")
+MODELS = ("model", "--lora", "--vae")
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 FREE_TO_CHANGE = (
     "data allow_outside output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint "
@@ -51,7 +52,7 @@ class TrainingSettings:
     )
     allow_outside: bool = _setting(False, "Take files that lie, or links that lead, outside --data.")
     output: Path | None = _setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
-    overwrite: bool = _setting(False, "Delete an existing output first.")
+    overwrite: bool = _setting(False, "Replace an existing run.")
     push_to_hub: str | None = _setting(None, "Upload the finished pipeline there.")
     private: bool = _setting(False, "Make the repository of --push-to-hub a private one.")
     random_flip: bool = _setting(False, "Mirror half of the images, drawn anew each time.")
@@ -109,9 +110,11 @@ class TrainingSettings:
     validation_steps: int = _setting(0, "Sample a grid at step 0 and every so many steps; 0 for never.", "Reports")
     report_to: str = _setting("none", "none or tensorboard; metrics.jsonl is always written.", "Reports")
 
-    def check(self) -> None:
+    def check(self, reads: Mapping[str, object] | None = None) -> None:
         """Refuse what no run could use.
 
+        Args:
+            reads: What the command reads beside the data, as for ``files.check_apart``.
         Raises:
             UsageError: A value out of range, an unknown name, a missing flag or package, an output in the way.
         """
@@ -157,7 +160,7 @@ class TrainingSettings:
             from skipdit_cli.checkpoints.publish import check_push
 
             check_push(self.push_to_hub, self.private)
-        self._check_output()
+        self._check_output(reads or {})
         if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
             raise UsageError(
                 "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
@@ -175,20 +178,20 @@ class TrainingSettings:
         if not getattr(self, name) >= least:
             raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected at least {least}.")
 
-    def _check_output(self) -> None:
-        output, resumes = self.output, self.resume_from_checkpoint is not None
-        if output.exists() and not output.is_dir():
-            raise UsageError(f"Got --output {output}, which is a file; expected a folder.")
-        if resumes and self.overwrite:
-            raise UsageError("Got --resume-from-checkpoint with --overwrite, which would delete the checkpoints.")
-        if output.is_dir() and any(output.iterdir()) and not resumes and not self.overwrite:
-            raise UsageError(
-                f"Output {output} exists and is not empty: give another -o, --overwrite, or "
-                "--resume-from-checkpoint latest."
-            )
-        above = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise UsageError(f"Cannot write to {output}: {above} is no writable folder; give another -o.")
+    def _check_output(self, reads: Mapping[str, object]) -> None:
+        models = {flag: value for flag, value in reads.items() if flag in MODELS}
+        if self.resume_from_checkpoint is not None:
+            if self.overwrite:
+                raise UsageError("Got --resume-from-checkpoint with --overwrite, which would delete the checkpoints.")
+            files.check_apart(self.output, models)
+            files.check_resumed(self.output, files.RUN)
+            return
+        from skipdit_cli.training.samples import EMBEDDED
+
+        data = {"--data": None if self.data in EMBEDDED else self.data}
+        files.check_apart(self.output, {**reads, **data, "--cache-latents": self.cache_latents})
+        files.check_outside(self.output, {**models, **data})
+        files.check_folder(self.output, files.RUN, self.overwrite)
 
     @property
     def weighting(self) -> Weighting | None:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli import console
-from skipdit_cli.checkpoints import check_target, replace_folder
+from skipdit_cli import console, files
 from skipdit_cli.errors import SkipditError, UsageError, reading
-from skipdit_cli.media.files import checksum
+from skipdit_cli.files import checksum
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
+CHECKPOINT = "checkpoint"
+"""The kind of folder that a checkpoint is, see ``files``."""
 FILES = "files"
 """The setting that holds a hash of the names of all samples and of what each comes with."""
 SINCE_CHECKSUMS = ("labels", FILES)
@@ -99,18 +100,6 @@ class Checkpoints:
                 console.warn(f"{str(cause).split(';')[0]}; the one before it is looked at.")
         raise UsageError(f"Every checkpoint in {self.output} is damaged; begin anew in another -o.")
 
-    def sweep(self) -> None:
-        """Remove the half-written checkpoints of killed runs. One that was being replaced is put back.
-
-        Only the run that holds the folder's lock may do so: then whoever wrote them is dead.
-        """
-        for path in sorted(self.output.glob("checkpoint-*.*-*")):
-            found = re.fullmatch(r"(checkpoint-\d+)\.(tmp|old)-\d+", path.name)
-            if found and found[2] == "old" and not (self.output / found[1]).exists():
-                path.rename(self.output / found[1])
-            elif found:
-                shutil.rmtree(path, ignore_errors=True)
-
     def set_aside(self, after: int) -> Path | None:
         """Move the checkpoints and sample grids of later steps, which a run that goes on from step ``after`` makes
         anew, into ``set-aside-K``, with a copy of the metrics: nothing resumes from there, and nothing is lost.
@@ -123,16 +112,17 @@ class Checkpoints:
             return None
         taken = {path.name for path in self.output.iterdir()}
         aside = self.output / next(f"{ASIDE}-{k}" for k in itertools.count(1) if f"{ASIDE}-{k}" not in taken)
-        aside.mkdir()
-        metrics = self.output / METRICS
-        if metrics.is_file():
-            shutil.copyfile(metrics, aside / METRICS)
-        for path in later:
-            path.rename(aside / path.name)
         grids = [path for path in (self.output / SAMPLES).glob("step-*.png") if _step_of_grid(path) > after]
-        for path in grids:
-            (aside / SAMPLES).mkdir(exist_ok=True)
-            path.rename(aside / SAMPLES / path.name)
+        copied = [METRICS] if (self.output / METRICS).is_file() else []
+        moved = [*(f"{path.name}/" for path in later), *(f"{SAMPLES}/{path.name}" for path in grids)]
+        files.note(self.output, *(f"{aside.name}/{name}" for name in (*copied, *moved)))
+        aside.mkdir()
+        for name in copied:
+            shutil.copyfile(self.output / name, aside / name)
+        for name in moved:
+            (aside / name).parent.mkdir(exist_ok=True)
+            (self.output / name).rename(aside / name)
+        files.forget(self.output, *moved)
         return aside
 
     def save(self, state: TrainingState, keep: int | None = None) -> Path:
@@ -143,27 +133,36 @@ class Checkpoints:
         """
         folder = self.folder(state.step)
         try:
-            with replace_folder(folder, overwrite=True, needed_bytes=state_bytes(state.weights)) as part:
+            self.check_room(state.weights)
+            files.note(self.output, f"{folder.name}/")
+            with files.fill_folder(folder, CHECKPOINT) as part:
                 save_file(state.weights, part / WEIGHTS)
                 if state.average:
                     save_file(state.average, part / AVERAGE)
                 torch.save(state.rest, part / REST)
-                files = {path.name: checksum(path) for path in sorted(part.iterdir())}
-                record = {"step": state.step, "settings": state.settings, "files": files}
+                sums = {name: checksum(part / name) for name in (AVERAGE, REST, WEIGHTS) if (part / name).is_file()}
+                record = {"step": state.step, "settings": state.settings, "files": sums}
                 record = json.loads(console.to_json(record))
                 (part / RECORD).write_text(console.to_json({**record, "sha256": _digest(record)}, indent=2))
         except (SkipditError, RuntimeError) as cause:  # RuntimeError: torch.save on a full disk
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
+        files.note(self.output, state=files.RESUMABLE)
         others = [step for step in self.steps() if step != state.step]
         for step in others[: max(len(others) + 1 - keep, 0)] if keep else ():
-            shutil.rmtree(self.folder(step))
+            self.remove(step)
         return folder
+
+    def remove(self, step: int) -> None:
+        """Delete a checkpoint, and nothing that somebody else put into its folder."""
+        for name in (RECORD, WEIGHTS, AVERAGE, REST):  # those of 0.1.0 have no manifest
+            (self.folder(step) / name).unlink(missing_ok=True)
+        files.remove_listed(self.folder(step))
 
     def check_room(self, weights: dict[str, torch.Tensor]) -> None:
         """Raise ``UsageError`` unless the disk has room for a checkpoint."""
-        check_target(self.folder(0), overwrite=True, needed_bytes=state_bytes(weights))
+        files.check_room(self.folder(0), state_bytes(weights))
 
 
 def _step_of_grid(path: Path) -> int:
@@ -187,13 +186,13 @@ def check_whole(folder: Path) -> None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         expected = record.pop("sha256", None)
-        files = dict(record.get("files", {}))
-        damaged = [RECORD] if expected != (_digest(record) if files else None) else []
+        sums = dict(record.get("files", {}))
+        damaged = [RECORD] if expected != (_digest(record) if sums else None) else []
     except (OSError, ValueError, TypeError, AttributeError):
-        files, damaged = {}, [RECORD]
-    for name in sorted(files) if not damaged else ():
+        sums, damaged = {}, [RECORD]
+    for name in sorted(sums) if not damaged else ():
         path = folder / Path(name).name
-        if not path.is_file() or checksum(path) != files[name]:
+        if not path.is_file() or checksum(path) != sums[name]:
             damaged.append(name)
     if damaged:
         raise UsageError(

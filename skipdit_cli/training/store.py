@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError, reading
-from skipdit_cli.media.files import replacing
+from skipdit_cli.files import replacing
 
 CHECKSUM = "sha256"
 """Under which the metadata of an entry's file holds the checksum of its tensors."""

@@ -1,0 +1,36 @@
+"""The one rule for writing, replacing and refusing: what we wrote is listed, and only what is listed is deleted."""
+
+from skipdit_cli.files.apart import check_apart, check_outside
+from skipdit_cli.files.marker import MARKER, RESUMABLE, forget, names_in, note, read_marker, remove_listed, strangers
+from skipdit_cli.files.one import check_file, check_writable, checksum, replacing
+from skipdit_cli.files.output import fill_folder, install, replace_folder, work_in
+from skipdit_cli.files.target import BENCH, CONVERT, DEMO, RUN, SAMPLE, check_folder, check_resumed, check_room
+
+__all__ = [
+    "BENCH",
+    "CONVERT",
+    "DEMO",
+    "MARKER",
+    "RESUMABLE",
+    "RUN",
+    "SAMPLE",
+    "check_apart",
+    "check_file",
+    "check_folder",
+    "check_resumed",
+    "check_outside",
+    "check_room",
+    "check_writable",
+    "checksum",
+    "fill_folder",
+    "forget",
+    "install",
+    "names_in",
+    "note",
+    "read_marker",
+    "remove_listed",
+    "replace_folder",
+    "replacing",
+    "strangers",
+    "work_in",
+]

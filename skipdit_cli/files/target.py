@@ -1,0 +1,103 @@
+"""Whether a folder may be written: what a command may replace, and what makes it refuse."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.files.aside import is_empty, recover
+from skipdit_cli.files.marker import MARKER, is_written, read_marker, strangers
+from skipdit_cli.files.one import check_writable
+
+CONVERT, RUN, BENCH, SAMPLE, DEMO = "convert", "train", "bench", "sample", "demo"
+"""The kinds of folder, each by the command that writes it; ``finetune`` writes what ``train`` does."""
+IN_PLACE = (RUN, DEMO)
+"""Those that are written where they stay (``work_in``); others elsewhere, and then renamed (``fill_folder``)."""
+
+
+def check_folder(target: Path, kind: str, overwrite: bool = False, needed_bytes: int = 0) -> None:
+    """Whether a folder may be written at ``target``; nothing is, but what a killed run left there is put in order.
+
+    Raises:
+        UsageError: It is not empty and ``overwrite`` is off; or something lies in it that no command of this kind
+            wrote; or it cannot be made, or the disk has too little room.
+    """
+    place = Path(os.path.realpath(target))
+    recover(place)
+    if os.path.lexists(place) and not place.is_dir():
+        raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
+    if is_written(place):
+        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+    if not (kind in IN_PLACE and is_empty(place)) and place in (here := Path.cwd(), *here.parents):
+        raise UsageError(f"Output {target} is the folder that the command runs in; run it from another one.")
+    if not is_empty(place):
+        if not overwrite:
+            going_on = ", or --resume-from-checkpoint latest to go on" if kind == RUN else ""
+            raise UsageError(
+                f"Output {target} exists and is not empty; give another --output, or --overwrite to replace it"
+                f"{going_on}."
+            )
+        check_own(target, kind)
+    check_room(target, needed_bytes)
+
+
+def check_own(target: Path, kind: str) -> None:
+    """
+    Raises:
+        UsageError: A folder holds something that no command of this kind wrote, or has no marker that tells.
+    """
+    place = Path(os.path.realpath(target))
+    marker = read_marker(place)
+    if marker is None:
+        first = min(path.name for path in place.iterdir())
+        raise UsageError(
+            f"Output {target} holds {first} and no {MARKER} that lists what skipdit wrote (0.1.0 left none), so it is "
+            "not ours to replace; give another --output, or remove it by hand."
+        )
+    if marker["kind"] != kind:
+        raise UsageError(
+            f"Output {target} was written by 'skipdit {marker['kind']}', which is not replaced by another command; "
+            "give another --output, or remove it by hand."
+        )
+    found = next(strangers(place), None)
+    if found is not None:
+        raise UsageError(
+            f"Output {target} holds {found.relative_to(place)}, which skipdit did not write, so it is not replaced; "
+            "give another --output, or move that elsewhere."
+        )
+    if os.path.ismount(place):
+        raise UsageError(f"Output {target} is a mount point, whose place nothing can take; give a folder in it.")
+
+
+def check_room(target: Path, needed_bytes: int) -> None:
+    """
+    Raises:
+        UsageError: ``target`` cannot be made, or the disk that it will lie on has less than ``needed_bytes`` free.
+    """
+    parent = check_writable(Path(os.path.realpath(target)))
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise UsageError(
+            f"Output {target} needs {needed_bytes / 1e9:.2f} GB but {parent} has {free / 1e9:.2f} GB free; "
+            "give another --output."
+        )
+
+
+def check_resumed(target: Path, kind: str) -> None:
+    """Whether a command that is to go on in ``target`` may write there; as ``check_folder``, nothing is replaced.
+
+    Raises:
+        UsageError: It is a file, of another kind, written by another process, or cannot be written to.
+    """
+    place = Path(os.path.realpath(target))
+    recover(place)
+    if os.path.lexists(place) and not place.is_dir():
+        raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
+    if is_written(place):
+        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+    marker = read_marker(place)
+    if marker is not None and marker["kind"] != kind:
+        raise UsageError(f"Output {target} was written by 'skipdit {marker['kind']}'; give the --output of the run.")
+    check_writable(place / MARKER if place.is_dir() else place)
