@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
 from skipdit_cli import console
 from skipdit_cli.files.marker import (
+    ASIDE,
     BEGUN,
     FINISHED,
     MARKER,
@@ -60,10 +60,10 @@ def asides_of(place: Path) -> list[Path]:
     found, mine = [], os.getpid()
     ours_now = place in at_work or place.with_name(f"{place.name}.tmp-{mine}") in at_work
     for path in place.parent.glob(f"{glob.escape(place.name)}.skipdit-old-*"):
-        named = re.fullmatch(r".*\.skipdit-old-(\d{1,9})(-\d+)?", path.name)
+        named = ASIDE.search(path.name)
         if named is None or path.is_symlink() or not read_marker(path):
             continue
-        if not (ours_now if int(named[1]) == mine else is_alive(int(named[1]))):
+        if not (ours_now if int(named["pid"]) == mine else is_alive(int(named["pid"]))):
             found.append(path)
     return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 

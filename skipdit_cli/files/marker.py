@@ -21,6 +21,8 @@ from skipdit_cli.files.one import replacing, sync
 
 MARKER = ".skipdit.json"
 SCHEMA = 1
+ASIDE = re.compile(r"\.skipdit-old-(?P<pid>\d{1,9})(-\d+)?$")
+"""How the name of a folder ends that was set aside."""
 BEGUN, RESUMABLE, FINISHED = "begun", "resumable", "finished"
 CARD, OWN_CARD = "README.md", "<!-- skipdit commands -->"
 TEMPORARY = re.compile(r"(?P<name>.+)\.tmp-(?P<pid>\d{1,9})(\.[^.]*)?")
@@ -165,7 +167,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
                 if path != folder / MARKER:
                     yield path, not entry.is_symlink() and _is_listed(path, name, listed)
                 continue
-            if name + "/" in listed and read_marker(path):
+            if ASIDE.sub("", name) + "/" in listed and read_marker(path):
                 yield from _walk(path)
             elif is_temporary(path):
                 yield from ((inside, True) for inside in reversed(sorted(path.rglob("*"))))

@@ -138,9 +138,12 @@ def check_run(output: Path) -> None:
             )
 
 
-def pipeline_in(output: Path) -> list[str]:
-    """The files of the finished pipeline in a run's folder."""
-    return [name for name in files.names_in(output) if _of_pipeline(Path(name))]
+def left_by_first(output: Path, model: Path | None) -> list[str]:
+    """The files of a finished pipeline that version 0.1.0, which listed none, left in a run's folder."""
+    names = files.names_in(output)
+    of_model = {name for name in names if model is not None and (model / name).is_file() and name != CARD}
+    of_run = {CARD} if is_own_card(output / CARD) else {}
+    return [name for name in names if name in of_model or name in of_run or _of_pipeline(Path(name))]
 
 
 def _of_pipeline(path: Path) -> bool:
@@ -179,7 +182,7 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return trainer.run()
-    unlisted = [] if files.read_marker(settings.output) else pipeline_in(settings.output)  # of 0.1.0, to be replaced
+    unlisted = [] if files.read_marker(settings.output) else left_by_first(settings.output, model)
     with files.work_in(settings.output, files.RUN, settings.resume_from_checkpoint is not None, Diverged) as work:
         files.note(settings.output, METRICS, *unlisted)
         _set_aside(trainer)
