@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families import tiny
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from skipdit_cli import files
+from skipdit_cli.checkpoints.publish import push
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files import CONVERT, MARKER, replace_folder
 from skipdit_cli.training import state
@@ -146,13 +150,8 @@ def test_what_is_read_is_not_replaced(kind, commands, skipdit, tmp_path):
     run = (*commands[kind], "-o", output, "--overwrite")
     reads = [("--preset", output / "p.yaml")]
     if kind == "train":
-            reads += [("--data", output), ("--data", tmp_path / "to-out"), ("--cache-latents", output)]
-            reads += [("--data", tmp_path / "tiny" / ".." / "out")]
-            ("--data", output),
-            ("--data", tmp_path / "to-out"),
-            ("--data", tmp_path / "tiny" / ".." / "out"),
-            ("--cache-latents", output),
-        ]
+        reads += [("--data", output), ("--data", tmp_path / "to-out"), ("--cache-latents", output)]
+        reads += [("--data", tmp_path / "tiny" / ".." / "out")]
     if kind in ("sample", "bench"):
         reads += [("--image", inside), ("--image", tmp_path / "link"), ("--lora", output), ("--lora", inside)]
     if kind == "convert":
@@ -324,17 +323,36 @@ def test_the_marker_disturbs_nobody_who_reads_the_folder(converted):
     DiTPipeline.from_pretrained(converted, vae=None)
 
 
-def test_what_cannot_be_pushed_makes_no_repository(converted, skipdit, monkeypatch):
-    from huggingface_hub import HfApi
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for the hub: a list of the repositories that were made, and of the files that one holds."""
+    asked = {"made": [], "held": []}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **named: asked["made"].append(repo_id) or repo_id)
 
-    from skipdit_cli.checkpoints.publish import push
+    def upload_folder(api, folder_path, allow_patterns, **named):
+        names = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
+        asked["held"] = sorted(filter_repo_objects(names, allow_patterns=allow_patterns))
 
-    asked = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda *given, **named: asked.append(given))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return asked
+
+
+def test_a_transformer_alone_is_pushed_whole_and_without_the_marker(hub, skipdit, tmp_path):
+    tiny("FluxTransformer2DModel").save_pretrained(tmp_path / "alone")
+    ran = skipdit("convert", tmp_path / "alone", "-o", tmp_path / "out", "--push-to-hub", "alice/flux")
+    assert ran.code == 0 and hub["made"] == ["alice/flux"], ran.stderr
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != MARKER]
+    assert hub["held"] == sorted(path.relative_to(tmp_path / "out").as_posix() for path in written)
+    assert "config.json" in hub["held"] and "skip/config.json" in hub["held"]
+
+
+def test_what_cannot_be_pushed_makes_no_repository(hub, converted):
     (converted / "model_index.json").write_text("{")
     with pytest.raises(UsageError):
         push(converted, "alice/dit")
-    assert not asked
+    assert not hub["made"]
 
 
 def test_replace_folder_replaces_only_when_all_went_well(tmp_path):
