@@ -33,7 +33,7 @@ def unconditional(latte_pipeline):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def test_an_mp4_its_frames_and_its_history(skipdit, model, tmp_path):

@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(skipdit, converted, tmp_
     run = ("finetune", "-m", converted(), *RUN, "-o", output, "--checkpointing-steps", 2, "--max-train-steps", 6)
     outcome = skipdit(*run)
     assert outcome.code == 1 and "checkpoint-2 is whole" in outcome.stderr and "No space left" in outcome.stderr
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "metrics.jsonl"]
+    assert sorted(path.name for path in output.glob("[!.]*")) == ["checkpoint-2", "metrics.jsonl"]
     monkeypatch.setattr(state, "save_file", save)
     assert skipdit(*run, "--resume-from-checkpoint", "latest").code == 0
 
