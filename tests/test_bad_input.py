@@ -256,7 +256,7 @@ CASES = [
     Case("no data", "finetune -m {w}/skip -o out", 2, "--data"),
     Case("no run folder", "finetune -m {w}/skip --data {w}/images", 2, "--output"),
     Case("run folder in use", "finetune -m {w}/skip --data {w}/images -o {w}/tiny", 2, "not empty"),
-    Case("run folder below a file", "finetune -m {w}/skip --data {w}/images -o {w}/file/out", 2, "no writable folder"),
+    Case("run folder below a file", "finetune -m {w}/skip --data {w}/images -o {w}/file/out", 2, "not a writable"),
     Case("nothing to resume", f"{FINETUNE} --resume-from-checkpoint latest", 1, "no checkpoint"),
     Case("resume from no checkpoint", f"{FINETUNE} --resume-from-checkpoint {{w}}/tiny", 2, "is no checkpoint"),
     Case("learning rate of 0", f"{FINETUNE} --learning-rate 0", 2, "--learning-rate 0"),

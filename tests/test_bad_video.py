@@ -160,7 +160,7 @@ def test_a_model_of_texts_needs_captions(skipdit, golden_pipeline, clips, tmp_pa
         ran = finetune(skipdit, model, data, tmp_path / "out")
         assert ran.code == 2 and said in ran.stderr, ran.stderr
         assert not (tmp_path / "out").exists()
-    ran = finetune(skipdit, model, tmp_path, tmp_path / "out", "--num-frames 2")
+    ran = finetune(skipdit, model, clips, tmp_path / "out", "--num-frames 2")
     assert ran.code == 2 and "--num-frames 2 but the model makes" in ran.stderr
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from skipdit_cli import CachePolicy, add_skip_branches
+from skipdit_cli import CachePolicy, add_skip_branches, remove_skip_branches
 from skipdit_cli.checkpoints import load_pipeline, save_pipeline
 from skipdit_cli.errors import UsageError
 from skipdit_cli.measure.bench import Bench, compiled
@@ -150,6 +150,7 @@ def test_branches_are_back_after_a_bench(skip_model):
     branches = pipe.transformer.skip_branches
     Bench(pipe, [CachePolicy(1)], [0], num_inference_steps=2).run(rounds=1)
     assert pipe.transformer.skip_branches is branches
+    remove_skip_branches(pipe.transformer)
     assert "forward" not in pipe.transformer.__dict__
 
 

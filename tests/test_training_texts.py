@@ -43,8 +43,8 @@ ROW = '{"file_name": "0.png", "text": "%s"}\n'
         ("jsonl", (ROW % "dog" + '{"file_name": "1.png"}').encode(), "it has no 'text'."),
         ("jsonl", (ROW % "  ").encode(), "the caption is empty."),
         ("jsonl", b'{"file_name": "0.png", "text": 3}', "the caption 3 is no text."),
-        ("jsonl", (ROW % "caf\xe9").encode("latin-1"), "'utf-8' codec can't decode byte 0xe9"),
-        ("csv", b"file_name,text\n0.png\n", "the caption is empty."),
+        ("jsonl", (ROW % "caf\xe9").encode("latin-1"), "is no text in UTF-8 (byte"),
+        ("csv", b"file_name,text\n0.png\n", "has 1 fields where the header has 2."),
         ("csv", b'file_name,text\n0.png,"%s"\n' % (b"a" * 140_000), "field larger than field limit"),
     ],
 )

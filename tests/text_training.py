@@ -63,7 +63,7 @@ def rename(model: Path, **entries) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Those of the pipeline, by path."""
-    left = ("checkpoint-", "samples", "metrics", "README")
+    left = ("checkpoint-", "samples", "metrics", "README", ".skipdit")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {str(path): (folder / path).read_bytes() for path in paths if not str(path).startswith(left)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ def fill_folder(target: Path, kind: str) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         write_marker(temporary, kind, state=BEGUN, written=True)
     except OSError as cause:
-        raise UsageError(f"Cannot write to {target}: {cause.strerror}; give another --output.") from cause
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+        raise _refusal(target, cause) from cause
     at_work.add(temporary)
     stands = False
     try:
@@ -84,9 +87,22 @@ def fill_folder(target: Path, kind: str) -> Iterator[Path]:
         elif former is not None:
             put_back(former, place)
         if not place.exists():
-            with suppress(OSError):  # not empty: someone else's by now
-                for parent in made:
-                    parent.rmdir()
+            _remove_empty(made)
+
+
+def _remove_empty(made: list[Path]) -> None:
+    """Remove the folders above a target that were made for it, the lowest first."""
+    with suppress(OSError):  # not empty: someone else's by now
+        for parent in made:
+            parent.rmdir()
+
+
+def _refusal(target: Path, cause: OSError) -> SkipditError:
+    """Why nothing can be written at a place: a full disk is no fault of the flag that named it."""
+    full = cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    return (SkipditError if full else UsageError)(
+        f"Cannot write to {target}: {cause.strerror}; {'free some space or ' * full}give another --output."
+    )
 
 
 @dataclass
@@ -126,7 +142,7 @@ def work_in(
     except OSError as cause:
         if former is not None:
             put_back(former, place)
-        raise UsageError(f"Cannot write to {target}: {cause.strerror}; give another --output.") from cause
+        raise _refusal(target, cause) from cause
     at_work.add(place)
     work = Work(place)
     try:

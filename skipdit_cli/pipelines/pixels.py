@@ -84,6 +84,8 @@ def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tup
         return tuple(sides) if None not in sides else None
     enlarged = 1 if pipe.vae is None else shrinks(pipe.vae)
     shrunk = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # sizes are asked for as with a VAE
+    if "sample_size" not in pipe.transformer.config:
+        return None
     own = enlarged * pipe.transformer.config.sample_size
     return tuple(own if size is None else size // shrunk for size in (height, width))
 

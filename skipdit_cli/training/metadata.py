@@ -21,14 +21,15 @@ Condition = int | str | None
 
 
 def read_rows(path: Path, demand: Demand, bounds: Bounds) -> list[tuple[Path, Condition]]:
-    """The samples in the order of the file. A file may be listed again with another caption, which is said.
+    """The samples in the order of the file. A file may be listed again, which is said, but not with another
+    label.
 
     Raises:
         UsageError: An entry is malformed, names a file that lies outside, or one that another entry names.
     """
     samples: list[tuple[Path, Condition]] = []
     first: dict[str, int] = {}
-    met, again = set(), 0
+    again = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in _table(file) if path.suffix == ".csv" else _objects(file):
@@ -38,10 +39,9 @@ def read_rows(path: Path, demand: Demand, bounds: Bounds) -> list[tuple[Path, Co
                 place = os.path.normpath(own)
                 former = first.setdefault(place, len(samples) + 1)
                 if former <= len(samples):
-                    if not demand.captions or (place, condition) in met:
-                        raise ValueError(f"{row['file_name']} is listed already, in entry {former}")
+                    if not demand.captions and condition != samples[former - 1][1]:
+                        raise ValueError(f"{row['file_name']} is listed already, in entry {former}, as another class")
                     again += 1
-                met.add((place, condition))
                 samples.append((own, condition))
     except UnicodeDecodeError as cause:
         raise UsageError(f"{path} is no text in UTF-8 (byte {cause.start}); save it as that.") from cause
@@ -52,7 +52,7 @@ def read_rows(path: Path, demand: Demand, bounds: Bounds) -> list[tuple[Path, Co
         entry = f"{path} entry {len(samples) + 1}"
         raise UsageError(f"{entry} is not of the kind {_wanted(path, demand)}: {why}.") from cause
     if again:
-        console.warn(f"{path.name} lists {again:,} files again with another caption: each entry is a sample.")
+        console.warn(f"{path.name} lists files again in {again:,} of its entries: each entry is a sample.")
     captions = [condition for _, condition in samples if isinstance(condition, str)]
     if captions and all(re.fullmatch(r"\s*[-+.\d]+\s*", caption) for caption in captions):
         raise UsageError(f"{path} has nothing but numbers for captions, such as {captions[0]}; expected texts.")
