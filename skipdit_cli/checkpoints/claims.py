@@ -16,6 +16,7 @@ import torch
 from skipdit_cli.checkpoints.bounds import UNKNOWN, Room, TooLarge, stored_shapes, try_on_meta
 from skipdit_cli.checkpoints.packages import importable
 from skipdit_cli.checkpoints.quiet import quiet
+from skipdit_cli.checkpoints.variants import files_in
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError, first_line, reading
 from skipdit_cli.formats import check_values
@@ -48,7 +49,7 @@ def check_part(folder: Path, library: str, name: str) -> None:
         return
     if not hasattr(kind, "from_pretrained"):
         raise UsageError(f"{where} is to hold a {name}, which is no part of a pipeline in {library}.")
-    configs = {file.name: read_json(file) for file in folder.glob("*config.json")}
+    configs = {file.name: read_json(file) for file in files_in(folder, "*config.json")}
     if library == "transformers":
         if "config.json" in configs and hasattr(kind, "_from_config"):
             check_encoder(kind, configs["config.json"], where, folder)
