@@ -268,6 +268,22 @@ def test_weights_of_one_variant_alone_are_read_by_every_command(
     assert decoder.code == 0, decoder.stderr
 
 
+def test_what_a_system_leaves_beside_a_model_is_passed_over(hub, skipdit, tmp_path):
+    """macOS puts ``._config.json`` beside each file on a disk of another system; and a config may name no origin."""
+    for part in ("transformer", "scheduler"):
+        for file in list((hub / part).iterdir()):
+            (hub / part / f"._{file.name}").write_bytes(b"\x00\x05\x16\x07")
+    config = json.loads((hub / "transformer" / "config.json").read_text())
+    write(hub / "transformer" / "config.json", {**config, "_name_or_path": None})
+
+    for command in (
+        ("convert", hub, "-o", tmp_path / "dit"),
+        ("sample", "-m", tmp_path / "dit", "--class-labels", 1, "--steps", 1, "-o", tmp_path / "a.png"),
+        ("info", hub),
+    ):
+        assert (ended := skipdit(*command)).code == 0, ended.stderr
+
+
 def test_weights_without_a_variant_go_first_and_several_are_ambiguous(tiny_pipeline, skipdit, tmp_path):
     folder = tiny_pipeline()
     weights = folder / "transformer" / f"{STEM}.safetensors"

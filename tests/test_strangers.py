@@ -13,6 +13,10 @@ from typing import NamedTuple
 
 import pytest
 from conftest import write_pipeline
+from safetensors.torch import load_file, save_file
+
+from skipdit_cli.checkpoints.claims import check_part
+from skipdit_cli.errors import UsageError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ESCAPES = "\x1b[31mred\x1b]8;;http://x\x07\u202e\r\x9b"
@@ -175,6 +179,28 @@ model:
   config: {{num_layers: {layers}, num_attention_heads: 2, attention_head_dim: 8, in_channels: 1, out_channels: 2,
     sample_size: 8, patch_size: 2, num_embeds_ada_norm: {classes}}}
 """
+
+
+def test_what_is_ordinary_in_encoders_and_processors_is_read(tmp_path):
+    """Names of tensors that transformers translates as it reads, areas of pictures, rope's base: none of them is too
+    much, or missing."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=4)
+    experts = dict(moe_intermediate_size=8, num_experts=4, num_experts_per_tok=2, rope_theta=10**9)
+    config = Qwen3MoeConfig(intermediate_size=8, vocab_size=32, **sizes, **experts)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    area = {"longest_edge": 25165824, "shortest_edge": 3136}
+    processor = {"max_pixels": 12845056, "size": area, "image_processor_type": "Qwen2VLImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "rope_theta": 10**9}))
+    check_part(tmp_path, "transformers", "Qwen3MoeForCausalLM")
+
+    file = tmp_path / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "1.self_attn.o_proj" not in name}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(UsageError, match="asks for model.layers.1.self_attn.o_proj.weight"):
+        check_part(tmp_path, "transformers", "Qwen3MoeForCausalLM")
 
 
 def preset(layers: object = 2, classes: object = 10, kind: str = "DiTTransformer2DModel") -> str:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
+from skipdit_cli.checkpoints.variants import files_in
 from skipdit_cli.errors import SkipditError, UsageError, reading
 
 PACKED = 16
@@ -67,7 +68,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in sorted(Path(folder).glob("*.safetensors")):
+        for file in files_in(Path(folder), "*.safetensors"):
             with reading(str(file)), safe_open(file, "pt") as opened:
                 shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
     except UsageError:

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,13 +16,16 @@ import torch
 from skipdit_cli.checkpoints.bounds import UNKNOWN, Room, TooLarge, stored_shapes, try_on_meta
 from skipdit_cli.checkpoints.packages import importable
 from skipdit_cli.checkpoints.quiet import quiet
+from skipdit_cli.checkpoints.variants import files_in
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.errors import UsageError, first_line, reading
 from skipdit_cli.formats import check_values
 
 LIBRARIES = ("diffusers", "transformers")
 LARGEST = {"model": 2**24, "scheduler": 10**6, "tokenizer": 2**20}
-"""The largest whole number that a config of a kind has a use for: rope's theta, training's timesteps, a vocabulary."""
+"""The largest whole number that a config of a kind has a use for: a length, training's timesteps, a vocabulary."""
+NO_SIZE = ("theta", "pixels", "edge")
+"""Words in names of numbers that are no size of anything made: rope's base, the area up to which pictures are kept."""
 ANYTHING = (list, tuple, dict, typing.Any)
 """Declarations that say nothing of what is inside."""
 FORMER = (".query.weight", ".proj_attn.weight", ".weight_g", ".gamma", "LayerNorm.beta")
@@ -45,7 +49,7 @@ def check_part(folder: Path, library: str, name: str) -> None:
         return
     if not hasattr(kind, "from_pretrained"):
         raise UsageError(f"{where} is to hold a {name}, which is no part of a pipeline in {library}.")
-    configs = {file.name: read_json(file) for file in folder.glob("*config.json")}
+    configs = {file.name: read_json(file) for file in files_in(folder, "*config.json")}
     if library == "transformers":
         if "config.json" in configs and hasattr(kind, "_from_config"):
             check_encoder(kind, configs["config.json"], where, folder)
@@ -226,7 +230,7 @@ def _check_numbers(config: dict, where: str, largest: int, file: str = "config.j
             pending += value.items()
         elif isinstance(value, list):
             pending += [(name, item) for item in value]
-        elif _whole(value) and abs(value) > largest:
+        elif _whole(value) and abs(value) > (2**53 if any(word in name for word in NO_SIZE) else largest):
             raise UsageError(f"{where} has a {file} with {name} {value}, but expected -{largest}..{largest}.")
 
 
@@ -282,6 +286,9 @@ def _check_shapes(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]], wh
                 f"{list(parameter.shape)}, in the files {list(shapes[name])}."
             )
     missing = [group[0] for group in names.values() if not any(map(shapes.__contains__, group))]
+    left = shapes.keys() - {*chain(*names.values())}
+    places = {name[:end] for name in left for end in range(len(name)) if name[end] == "." and "." in name[:end]}
+    missing = [name for name in missing if ".".join(name.split(".")[:-2]) not in places]  # it has a former name
     former = len(missing) > len(names) // 2 or any(name.endswith(FORMER) for name in shapes)
     if missing and not former:
         raise UsageError(

@@ -23,6 +23,7 @@ from skipdit_cli.checkpoints.folder import (
 from skipdit_cli.checkpoints.index import INDEX, SECOND, TRANSFORMERS, parts_of
 from skipdit_cli.checkpoints.process import SIT
 from skipdit_cli.checkpoints.proof import Proof, prove
+from skipdit_cli.checkpoints.variants import files_in
 from skipdit_cli.checkpoints.weights import (
     STEM,
     index_file,
@@ -106,7 +107,7 @@ def _check_others(plan: Conversion) -> None:
         NotFiniteError: One holds NaN or infinity.
     """
     folder = plan.source.pipeline
-    files = [file for part in parts_of(folder) if part not in TRANSFORMERS for file in (folder / part).glob("*")]
+    files = [file for part in parts_of(folder) if part not in TRANSFORMERS for file in files_in(folder / part)]
     files += [] if plan.text is None else plan.text.files()
     for file in files:
         where = first_broken(read_tensors(file).items()) if file.suffix == ".safetensors" else None

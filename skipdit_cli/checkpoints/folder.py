@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from skipdit_cli.checkpoints.index import INDEX, TRANSFORMERS, transformer_config
-from skipdit_cli.checkpoints.variants import plain_name, variant_of
+from skipdit_cli.checkpoints.variants import files_in, plain_name, variant_of
 from skipdit_cli.checkpoints.weights import read_json
 from skipdit_cli.skip import SkipBranches, skip_folder
 
@@ -40,6 +40,8 @@ def drop_paths(folder: Path) -> None:
     diffusers notes under ``_name_or_path`` where a part was loaded from. Of a path in the hub's cache the id is kept.
     """
     for file in [*folder.rglob("*config.json"), *folder.glob("model_index.json")]:
+        if file.name.startswith("."):
+            continue
         config = read_json(file)
         place = str(config.get("_name_or_path", ""))
         if Path(place).is_absolute():
@@ -68,7 +70,7 @@ def name_as_now(folder: Path) -> None:
 def drop_variant(part: Path) -> None:
     """Name the weights of a part as those of no variant, so that diffusers finds them without asking for it."""
     variant = variant_of(part)
-    for file in sorted(part.iterdir()) if variant is not None else ():
+    for file in files_in(part) if variant is not None else ():
         if file.name.endswith(".json") and "weight_map" in (index := read_json(file)):
             named = {tensor: plain_name(name, variant) for tensor, name in index["weight_map"].items()}
             write_config(file, {**index, "weight_map": named})

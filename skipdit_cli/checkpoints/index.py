@@ -13,6 +13,7 @@ from skipdit_cli.checkpoints.bounds import stored_shapes
 from skipdit_cli.checkpoints.claims import check_part
 from skipdit_cli.checkpoints.packages import importable
 from skipdit_cli.checkpoints.quiet import quiet
+from skipdit_cli.checkpoints.variants import files_in
 from skipdit_cli.checkpoints.weights import check_weights, read_json
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.pipelines.arguments import OF_CLASSES
@@ -95,7 +96,7 @@ def _check_part(name, folder: Path, value: object, weights: bool, plain: bool) -
         raise UsageError(
             f"Model {name} has a {folder.name} of the library '{value[0]}', which no pipeline is made of."
         )
-    for file in sorted(folder.glob("*.json")):
+    for file in files_in(folder, "*.json"):
         if file.name.endswith("config.json") or file.name == "tokenizer.json":
             read_json(file)
     config = folder / "config.json"

@@ -189,7 +189,7 @@ def _native(config: dict) -> str:
 
 def _on_hub(name, *traces) -> str:
     """Why these weights are known to come from an official hub repository, by id, record or cache path."""
-    said = [trace.get("_name_or_path", "") if isinstance(trace, dict) else str(trace) for trace in (name, *traces)]
+    said = [str(trace.get("_name_or_path", "") if isinstance(trace, dict) else trace) for trace in (name, *traces)]
     for known in OFFICIAL_ON_HUB:
         if any(known in text or f"models--{known.replace('/', '--')}" in text for text in said):
             return f"{known} holds the DiT repository's weights"

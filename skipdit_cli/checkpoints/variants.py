@@ -35,6 +35,11 @@ def variant_among(names: Iterable[str]) -> str | None:
     return variants.pop()
 
 
+def files_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files of a part, without those that systems put beside them (``._config.json`` of macOS)."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
+
+
 def variant_of(folder: Path) -> str | None:
     """That of the weights of one part of a pipeline.
 

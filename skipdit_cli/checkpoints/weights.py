@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli.checkpoints.variants import variant_of
+from skipdit_cli.checkpoints.variants import files_in, variant_of
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_json, read_text
 
@@ -125,7 +125,7 @@ def check_weights(folder: Path, floating: bool = False) -> None:
     Raises:
         UsageError: A file is damaged, cut short or missing.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = files_in(folder, "*.safetensors")
     for file in files:
         try:
             with safe_open(file, "pt") as opened:
