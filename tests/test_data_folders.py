@@ -78,11 +78,12 @@ LAYOUTS = [
     (("Test/cat/0.png", "VAL/cat/0.png", "more/"), "give --data {root}/VAL."),
     (("train/cat/0.png",), "give --data {root}/train."),
     (("images/cat/0.png", "images/dog/0.png"), "give --data {root}/images if those are the classes."),
+    (("a/b/cat/0.png", "a/b/dog/0.png", "a/note.xml"), "give --data {root}/a/b if those are the classes."),
+    (("a/b/train/cat/0.png", "a/b/val/cat/0.png"), "give --data {root}/a/b/train."),
     (("cat/0.png", "dog/"), "class folder dog, in which there is no image;"),
     (("cat/0.png", "dog/a.heic"), "class folder dog, in which there is no image (but dog/a.heic)"),
     (("01/0.png", "1/0.png"), "which mean the same"),
     (("3/0.png", "\u0663/0.png"), "which mean the same"),
-    (("cat/0.png", "Cat/0.png"), "which mean the same"),
     (("caf\u00e9/0.png", "cafe\u0301/0.png"), "which mean the same"),
     (("cat /0.png", "cat/0.png"), "which mean the same"),
     (("1/0.png", "2/0.png", "cat/0.png"), "class folders of numbers (1) and of names (cat)"),
@@ -99,6 +100,18 @@ LAYOUTS = [
 @pytest.mark.parametrize(("names", "said"), LAYOUTS, ids=[ascii(names) for names, _ in LAYOUTS])
 def test_layouts_that_mean_something_else_are_refused(tmp_path, names, said):
     assert said.format(root=tmp_path) in refused(lay_out(tmp_path, *names))
+
+
+def test_what_is_told_apart_is_not_refused(tmp_path, capsys, monkeypatch):
+    """Letters of both cases, notes on the data, what systems leave, and the folder that one is in."""
+    lay_out(tmp_path, "A/0.png", "a/0.png", "metadata.txt", "lost+found/", "__pycache__/x.pyc")
+    monkeypatch.chdir(tmp_path)
+    samples = read(".")
+    assert samples.labels == {"A": 0, "a": 1} and str(samples).endswith("1 left out (metadata.txt)")
+    assert "'A' and 'a' differ in capitals alone; they are two classes" in capsys.readouterr().err
+    assert len(read(".", NOTHING)) == 2
+    lay_out(tmp_path / "one", "cat/2026/0.png", "cat/2026/1.png")
+    assert read("one").labels == {"cat": 0}
 
 
 def test_parts_of_a_data_set_are_refused_without_classes_and_with_texts_too(tmp_path):

@@ -40,6 +40,7 @@ class Trunk:
         self.model_class, self.backbone = class_of(transformer), backbone
         self.declared, self.accepted = declared, accepted
         self.units, self.listings = _units(transformer, backbone)
+        self._check_parameters(self.units)
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
         joins = [bool(unit[0].joins) for unit in self.listings]
@@ -97,7 +98,7 @@ class Trunk:
         (offload hooks that go, a copy of compiled blocks), or have compiled the blocks since.
 
         Raises:
-            UsageError: The model has other blocks than it had.
+            UsageError: The model has other blocks than it had, in number or in what they take.
         """
         units, _ = _units(transformer, self.backbone)
         if units != self.units:
@@ -109,9 +110,24 @@ class Trunk:
             for block in (block for unit in self.units for block in unit):
                 restore(block, "forward", InterposedBlock)
                 restore(block, COMPILED, InterposedBlock)
+            self._check_parameters(units)
             self.units = units
         if not all(_stands_outside(block) for unit in units for block in unit):
             self.update()
+
+    def _check_parameters(self, units: list[tuple]) -> None:
+        """Not at each forward, for signatures take longer to read than blocks to find.
+
+        Raises:
+            UsageError: A block takes other arguments than those of its list are known to.
+        """
+        for block, listing in (pair for unit in zip(units, self.listings) for pair in zip(*unit)):
+            missing = set(listing.names) - set(parameters_of(block))
+            if missing:
+                name = sorted(missing)[0]
+                raise UsageError(
+                    f"Got {self.model_class} whose {listing.name} take no {name}, which they are known to."
+                )
 
     def first_look(self) -> FirstPass | None:
         """For one forward, as long as none has been looked at to its end."""
@@ -243,18 +259,13 @@ def _blocks(transformer, listing: BlockList) -> list:
     """The blocks of one list.
 
     Raises:
-        UsageError: The model has no such list, or its blocks take other arguments.
+        UsageError: The model has no such list.
     """
     name = type(transformer).__name__
     try:
-        blocks = list(transformer.get_submodule(listing.name))
+        return list(transformer.get_submodule(listing.name))
     except (AttributeError, TypeError) as cause:
         raise UsageError(f"Got {name} without {listing.name}, where its trunk is known to be.") from cause
-    for block in blocks:
-        missing = set(listing.names) - set(parameters_of(block))
-        if missing:
-            raise UsageError(f"Got {name} whose {listing.name} take no {sorted(missing)[0]}, which they are known to.")
-    return blocks
 
 
 def class_of(transformer) -> str:

@@ -13,9 +13,12 @@ STILL = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2"),
 )
-OF_MACHINES = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin")
-"""What systems leave in folders that people copy: macOS, Windows, and the storage boxes of Synology and others. In
-lower case."""
+OF_MACHINES = (
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin"),
+    *("system volume information", "lost+found", "__pycache__"),
+)
+"""What systems leave in folders that people copy, and at the top of disks: macOS, Windows, Linux, Python, and the
+storage boxes of Synology and others. In lower case."""
 
 
 def is_hidden(name: str) -> bool:

@@ -99,13 +99,18 @@ def _check_level(root: Path, folders: list[Path], found: Found, demand: Demand) 
     """Refuse one folder above all the classes."""
     if len(folders) != 1 or demand.num_classes == 1:
         return
-    below = {sample.relative_to(folders[0]).parts[:1] for sample in found.samples if sample != folders[0]}
-    direct = [sample for sample in found.samples if sample.parent == folders[0]]
-    if len(below) > 1 and not direct:
-        names = ", ".join(sorted(part for (part,) in below)[:3])
+    level, names = folders[0], [folders[0].name]
+    while len(names) == 1:
+        samples = [sample for sample in found.samples if level in sample.parents]
+        names = sorted({sample.relative_to(level).parts[0] for sample in samples})
+        if any(sample.parent == level for sample in samples):
+            return  # it holds samples itself, and is a class
+        level = level / names[0] if len(names) == 1 else level
+    if names:
+        check_splits(level, [level / name for name in names], demand)
         raise UsageError(
             f"Got --data {root} with one class folder, {folders[0].name}, whose {demand.kind} lie in folders of their "
-            f"own ({names}); give --data {folders[0]} if those are the classes."
+            f"own ({', '.join(names[:3])}); give --data {level} if those are the classes."
         )
 
 
@@ -131,7 +136,7 @@ def _check_empty(root: Path, folders: list[Path], found: Found, demand: Demand) 
 
 
 def _check_twins(root: Path, folders: list[Path]) -> None:
-    """Refuse two names that a person, or another system, would take for one; and one that is no text."""
+    """Refuse two names that a person would take for one, and one that is no text."""
     met: dict[object, str] = {}
     for folder in folders:
         name = folder.name
@@ -141,7 +146,9 @@ def _check_twins(root: Path, folders: list[Path]) -> None:
             )
         same = int(name) if name.isdecimal() else unicodedata.normalize("NFKC", name).casefold().strip()
         former = met.setdefault(same, name)
-        if former != name:
+        if former != name and former.casefold() == name.casefold():  # letters, say
+            console.warn(f"the class folders '{former}' and '{name}' differ in capitals alone; they are two classes.")
+        elif former != name:
             raise UsageError(
                 f"Got --data {root} with the class folders '{former}' and '{name}', which mean the same; make one of "
                 "them."

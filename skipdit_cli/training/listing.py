@@ -20,6 +20,11 @@ from skipdit_cli.training.metadata import NAMES, Condition, read_rows
 from skipdit_cli.training.tree import Bounds, Found, counted, find_images, find_videos, walk
 
 UNREADABLE_SHARE = 0.01
+OTHER_NAMES = (
+    *NAMES,  # in capitals
+    *("metadata.json", "metadata.ndjson", "metadata.tsv", "metadata.parquet", "metadata.arrow", "metadata.xlsx"),
+)
+"""What may be a list of samples but is not read, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,13 @@ def _listed(root: Path, metadata: Path, found: Found, samples: list[tuple[Path, 
 def _found(root: Path, folders: list[tuple[Path, list[Path]]], found: Found, demand: Demand) -> Listing:
     """All that lies there; of a model of classes, all in its directories."""
     _check_metadata(root, folders, found, demand)
-    directories = [folder for folder, _ in folders if folder.parent == root]
+    below = defaultdict(list)
+    for folder, _ in folders:
+        if folder != root:  # which is its own parent where it is "." or "/"
+            below[folder.parent].append(folder)
+    directories = below[root]
     samples, left_out = [], list(found.left_out)
     if demand.num_classes is None:
-        below = defaultdict(list)
-        for folder, _ in folders:
-            below[folder.parent].append(folder)
         for siblings in below.values():
             check_splits(root, siblings, demand)
         if root in found.samples:
@@ -126,7 +132,7 @@ def _check_metadata(root: Path, folders: list[tuple[Path, list[Path]]], found: F
     if deeper and (demand.captions or demand.num_classes is not None):
         file = first_split(deeper, lambda file: file.parent.name)
         raise UsageError(f"Got --data {root}, but {file.name} lies in {file.parent}; give --data {file.parent}.")
-    others = [file for file in found.left_out if file.parent == root and file.name.casefold().startswith("metadata.")]
+    others = [file for file in found.left_out if file.parent == root and file.name.casefold() in OTHER_NAMES]
     if others and (demand.captions or demand.num_classes is not None):
         raise UsageError(f"Got --data {root} with {others[0].name}, which is not read; expected {' or '.join(NAMES)}.")
     if demand.captions:
