@@ -77,7 +77,7 @@ def convert(
 ) -> None:
     """Give a diffusion transformer its skip branches.
 
-    Takes a pipeline folder or hub id, or a transformer folder; of DiT and Latte also an official .pt file.
+    Takes a pipeline folder or hub id, or a transformer folder; of DiT, SiT and Latte also an official .pt file.
 
     skipdit convert -m facebook/DiT-XL-2-256 -o dit-xl
     """
