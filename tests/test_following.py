@@ -4,6 +4,7 @@ import copy
 import gc
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import diffusers
@@ -244,6 +245,44 @@ def test_two_pipelines_of_one_transformer_take_turns():
         call(pipe)
         assert kinds(cache) == "ffrr" * 3
         assert str(cache.report()) == "3 of 6 steps reused, 48 of 72 blocks run"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_copy_of_the_scheduler_in_the_pipeline_of_another_model_is_not_ours(cached, threads):
+    """As a server gives each thread a pipeline: in the midst of the one's run the other runs."""
+    first = wan(flow())
+    cache = enable_skip_cache(first.transformer, CachePolicy(1), first.scheduler)
+    other = wan(copy.deepcopy(first.scheduler), transformer=copy.deepcopy(first.transformer))
+    if not cached:
+        disable_skip_cache(other.transformer)
+    alone, others = call(first), call(other)
+    within = []
+
+    def run_other(pipe, step, t, tensors):
+        if step == 2 and threads:
+            with ThreadPoolExecutor(1) as pool:
+                within.append(pool.submit(call, other).result())
+        elif step == 2:
+            within.append(call(other))
+        return tensors
+
+    assert torch.equal(call(first, callback_on_step_end=run_other), alone)
+    assert torch.equal(within[0], others) and kinds(cache) == "ffrr" * 3
+
+
+def test_a_copy_of_the_scheduler_that_another_cache_takes_is_not_ours(model):
+    scheduler = diffusers.DDIMScheduler()
+    cache, other = enable_skip_cache(model, CachePolicy(1), scheduler), copy.deepcopy(model)
+    disable_skip_cache(other)
+    copied = copy.deepcopy(scheduler)
+    enable_skip_cache(other, CachePolicy(1), copied)
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps:
+        x = torch.zeros(1, 2, 1, 8, 8)
+        loop(other, copied, steps=3)
+        scheduler.step(noise(model, x, t, torch.ones(1, 5, 6)), t, x)
+    assert kinds(cache) == "frfr"
 
 
 def test_a_scheduler_keeps_no_model_alive():

@@ -18,7 +18,7 @@ from skipdit_cli.backbones import (
     refuse_other_cache,
     restore,
 )
-from skipdit_cli.cache.following import follow, unfollow
+from skipdit_cli.cache.following import claim, follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
 from skipdit_cli.errors import UsageError
@@ -159,6 +159,7 @@ def enable_skip_cache(
     _put_on(cache)
     if scheduler is not None:
         follow(scheduler, cache)
+        claim(cache)
     return cache
 
 

@@ -8,6 +8,8 @@ import sys
 from functools import partial
 from weakref import WeakSet
 
+import torch
+
 from skipdit_cli.backbones import Interposed, find, interpose, restore
 
 EVENTS = ("set_timesteps", "step")
@@ -32,12 +34,19 @@ class Followed(Interposed):
 
     def __call__(self, *args, **kwargs):
         result = self.inner(*args, **kwargs)
-        caches = [cache for cache in self.caches if cache.on]
+        caches = [cache for cache in self.caches if cache.on and not self._is_of_another_model(cache)]
         ran = any(cache.ran for cache in caches)
         timestep = {**dict(zip(self.parameters, args)), **kwargs}.get("timestep")
         for cache in caches:
             self.tell(cache, self.scheduler, ran, timestep)
         return result
+
+    def _is_of_another_model(self, cache) -> bool:
+        """Whether this is a copy that went to a pipeline of another transformer than the cache's."""
+        owner = None if cache.scheduler is self.scheduler else _pipeline_at_work(cache)
+        models = [part for part in getattr(owner, "__dict__", {}).values() if isinstance(part, torch.nn.Module)]
+        ours = (cache.outer, cache.transformer)
+        return bool(models) and not any(part in ours or getattr(part, "_orig_mod", None) in ours for part in models)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "caches"}
@@ -46,7 +55,7 @@ class Followed(Interposed):
         self.__dict__.update(state, caches=WeakSet())
 
     def __deepcopy__(self, memo: dict):
-        """A cache that is copied as well follows the copy on its own (``follow_copy``), and this one does not."""
+        """A cache that is copied as well follows the copy on its own (``claim``), and this one does not."""
         copied = memo[id(self)] = object.__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         copied.caches.update(cache for cache in self.caches if id(cache.transformer) not in memo)
@@ -69,8 +78,8 @@ def unfollow(scheduler, cache) -> None:
                 restore(scheduler, event)
 
 
-def follow_copy(cache) -> None:
-    """A copied cache follows the copy of its scheduler, which the caches of the original then do no longer."""
+def claim(cache) -> None:
+    """Follow the scheduler as the cache's own: caches that it is but a copy to then do no longer."""
     for event in EVENTS:
         followed = find(cache.scheduler, event)
         if followed is not None:
@@ -88,13 +97,19 @@ def exchange(cache, scheduler) -> None:
 def scheduler_in_use(cache):
     """The scheduler of the pipeline that is calling the transformer, if a cache follows none of that pipeline's; else
     None. A pipeline is whatever has a ``scheduler`` in a method that is running."""
+    owner = _pipeline_at_work(cache)
+    parts = () if owner is None else (owner.scheduler, *getattr(owner, "__dict__", {}).values())
+    return None if owner is None or any(_follows(cache, part) for part in parts) else owner.scheduler
+
+
+def _pipeline_at_work(cache):
+    """The innermost pipeline in a method that is running; None without."""
     frame = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
-        scheduler = None if owner is cache else getattr(owner, "scheduler", None)
+        scheduler = None if owner is cache or isinstance(owner, Followed) else getattr(owner, "scheduler", None)
         if all(callable(getattr(scheduler, event, None)) for event in EVENTS):
-            parts = (scheduler, *getattr(owner, "__dict__", {}).values())
-            return None if any(_follows(cache, part) for part in parts) else scheduler
+            return owner
         frame = frame.f_back
     return None
 

@@ -17,7 +17,7 @@ from skipdit_cli.backbones import Trunk
 from skipdit_cli.cache.arguments import condition_of, fills_other_cache, signature_of, timestep_of
 from skipdit_cli.cache.call import Call
 from skipdit_cli.cache.course import CountedCourse, Course, ScheduledCourse, other_time
-from skipdit_cli.cache.following import exchange, follow_copy, scheduler_in_use
+from skipdit_cli.cache.following import claim, exchange, scheduler_in_use
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.report import CacheReport, Record
 from skipdit_cli.cache.slot import Slot, each
@@ -53,7 +53,7 @@ class SkipCache:
         """A copy follows the copy of its scheduler, whichever of them was copied first."""
         self.__dict__.update(state)
         if self.scheduler is not None:
-            follow_copy(self)
+            claim(self)
 
     def set_trunk(self, trunk: Trunk) -> None:
         """Cache the deep part of this trunk.
