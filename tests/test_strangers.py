@@ -63,6 +63,7 @@ def of_texts(part: str, says: str, **change) -> Case:
 
 INFO, CONVERT = "info {m}", "convert {m}/transformer -o out"
 CASES = [
+    Case("flux/transformer/config.json", {"axes_dims_rope": [[1], 2, 2]}, "allows no forward", "convert {m} -o out"),
     transformer("num_layers 1000000, which does not work here (more than", num_layers=10**6),
     transformer("num_layers 1000000", INFO, num_layers=10**6),
     transformer("num_layers 1000000", CONVERT, num_layers=10**6),

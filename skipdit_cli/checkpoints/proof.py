@@ -13,7 +13,7 @@ from skipdit_cli.checkpoints.conversion import Conversion, small_inputs
 from skipdit_cli.checkpoints.index import parts_of
 from skipdit_cli.checkpoints.pipeline import load_branches, load_pipeline
 from skipdit_cli.checkpoints.weights import weight_files
-from skipdit_cli.errors import SkipditError
+from skipdit_cli.errors import SkipditError, reading
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 from skipdit_cli.skip.time_embedding import set_time_embedding
 
@@ -100,5 +100,7 @@ def _written(plan: Conversion, folder: Path):
 @torch.no_grad()
 def _seeded_forward(transformer) -> torch.Tensor:
     """One small image or video of seeded noise at t = 500, of label 0 or a text of noise."""
-    output = transformer(**small_inputs(transformer), return_dict=False)[0]
+    inputs = small_inputs(transformer)
+    with reading(f"The config of this {type(transformer).__name__}", failed="allows no forward"):
+        output = transformer(**inputs, return_dict=False)[0]
     return torch.cat([each.flatten() for each in output]) if isinstance(output, list) else output
