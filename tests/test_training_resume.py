@@ -148,7 +148,10 @@ def test_what_a_killed_run_left_half_written_is_swept(run):
     (half / MARKER).write_text(json.dumps({"schema": 1, "kind": "checkpoint", "version": "0.2.0", "state": "begun",
                                            "files": [], "writer": writer}))  # fmt: skip
     (half / "weights.safetensors").write_bytes(b"half")
+    (output / "metrics.jsonl.tmp-999999.jsonl").write_text("half")
+    (output / "notes.tmp-999999.txt").write_text("of somebody else")
     outcome, _ = run(6, "--resume-from-checkpoint", "latest")
+    assert sorted(path.name for path in output.glob("*.tmp-*")) == ["notes.tmp-999999.txt"]
     assert outcome.code == 0 and checkpoints(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 

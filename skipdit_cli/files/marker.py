@@ -214,3 +214,11 @@ def sweep(folder: Path, name: str = "*") -> list[Path]:
             shutil.rmtree(path, ignore_errors=True)
             found.append(path)
     return found
+
+
+def sweep_files(folder: Path) -> None:
+    """Delete the files of ours that a dead process was writing in ``folder``, under names that were to be renamed."""
+    for path, ours in list(_walk(folder)):
+        named = TEMPORARY.fullmatch(path.name)
+        if ours and named and path.is_file() and not is_alive(int(named["pid"])):
+            path.unlink(missing_ok=True)

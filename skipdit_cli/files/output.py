@@ -24,6 +24,7 @@ from skipdit_cli.files.marker import (
     note,
     read_marker,
     sweep,
+    sweep_files,
     write_marker,
 )
 from skipdit_cli.files.one import sync
@@ -136,6 +137,7 @@ def work_in(
     try:
         place.mkdir(parents=True, exist_ok=True)
         sweep(place)
+        sweep_files(place)
         marker = read_marker(place) or {"files": (), "state": BEGUN}
         resumed = resume and marker["state"] != BEGUN
         write_marker(place, kind, marker["files"] if resume else (), RESUMABLE if resumed else BEGUN, True)
