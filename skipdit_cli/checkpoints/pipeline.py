@@ -43,7 +43,6 @@ from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.pipelines.denoiser import DenoiserPipeline
 from skipdit_cli.pipelines.diagnosis import broken_weight
 from skipdit_cli.pipelines.latents import latent_channels
-from skipdit_cli.pipelines.sit import SiTPipeline
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 from skipdit_cli.skip.time_embedding import RECORD, record_time_embedding
@@ -129,8 +128,6 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
             raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
         found = load_branches(folder, part) if (folder / skip_folder(part)).is_dir() else None
         time_embedding = transformer.config.get(RECORD) if found is None else found.config.time_embedding
-        if time_embedding is None and kind is SiTPipeline:
-            time_embedding = "sit"
         if time_embedding is not None:
             record_time_embedding(transformer, time_embedding)
         if found is not None and branches:

@@ -14,7 +14,7 @@ import torch
 
 from skipdit_cli.errors import UsageError
 
-DIT, SIT = PROCESSES = ("dit", "sit")
+DIT, SIT = "dit", "sit"
 """Values of ``convert --process``: denoising diffusion, and flow matching."""
 KEYS_OF_SIT = ("path_type", "prediction")
 """Arguments of SiT's train.py that DiT's has not."""

@@ -19,7 +19,6 @@ from skipdit_cli.files.marker import (
     RESUMABLE,
     at_work,
     forget,
-    is_written,
     names_in,
     note,
     read_marker,
@@ -28,7 +27,7 @@ from skipdit_cli.files.marker import (
     write_marker,
 )
 from skipdit_cli.files.one import sync
-from skipdit_cli.files.target import check_folder
+from skipdit_cli.files.target import check_folder, check_unused
 
 
 @contextmanager
@@ -130,8 +129,7 @@ def work_in(
         UsageError: The folder cannot be made, or another process writes it.
     """
     place = Path(os.path.realpath(target))
-    if is_written(place):  # since it was checked
-        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+    check_unused(target)  # once more: weights were loaded since it was checked
     # Unmarked, the folder was empty when it was checked; since then the run may have put its latents into it.
     former = None if resume or read_marker(place) is None else set_aside(place)
     try:

@@ -24,12 +24,7 @@ def check_folder(target: Path, kind: str, overwrite: bool = False, needed_bytes:
         UsageError: It is not empty and ``overwrite`` is off; or something lies in it that no command of this kind
             wrote; or it cannot be made, or the disk has too little room.
     """
-    place = Path(os.path.realpath(target))
-    recover(place)
-    if os.path.lexists(place) and not place.is_dir():
-        raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
-    if is_written(place):
-        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+    place = _recovered(target)
     if not (kind in IN_PLACE and is_empty(place)) and place in (here := Path.cwd(), *here.parents):
         raise UsageError(f"Output {target} is the folder that the command runs in; run it from another one.")
     if not is_empty(place):
@@ -91,13 +86,31 @@ def check_resumed(target: Path, kind: str) -> None:
     Raises:
         UsageError: It is a file, of another kind, written by another process, or cannot be written to.
     """
-    place = Path(os.path.realpath(target))
-    recover(place)
-    if os.path.lexists(place) and not place.is_dir():
-        raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
-    if is_written(place):
-        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+    place = _recovered(target)
     marker = read_marker(place)
     if marker is not None and marker["kind"] != kind:
         raise UsageError(f"Output {target} was written by 'skipdit {marker['kind']}'; give the --output of the run.")
     check_writable(place / MARKER if place.is_dir() else place)
+
+
+def check_unused(target: Path) -> None:
+    """
+    Raises:
+        UsageError: Another process is writing the folder.
+    """
+    if is_written(Path(os.path.realpath(target))):
+        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+
+
+def _recovered(target: Path) -> Path:
+    """Where a folder lies that may be written, once what a killed run left there is put in order.
+
+    Raises:
+        UsageError: A file lies there, or another process is writing it.
+    """
+    place = Path(os.path.realpath(target))
+    recover(place)
+    if os.path.lexists(place) and not place.is_dir():
+        raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
+    check_unused(target)
+    return place

@@ -28,13 +28,13 @@ from skipdit_cli.training.loop import Diverged, Outcome, Trainer
 from skipdit_cli.training.prepare import make_accelerator
 from skipdit_cli.training.samples import SampleSet, read_samples
 from skipdit_cli.training.settings import TrainingSettings
-from skipdit_cli.training.state import METRICS, Checkpoints
+from skipdit_cli.training.state import ASIDE, METRICS, SAMPLES, Checkpoints
 
 INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
 TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
 PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
-RUN_FILES = ("checkpoint-*", "samples", "logs", "metrics.jsonl", "set-aside-*", files.MARKER, "*.tmp-*")
+RUN_FILES = ("checkpoint-*", SAMPLES, "logs", METRICS, f"{ASIDE}-*", files.MARKER, "*.tmp-*")
 
 
 @dataclass(frozen=True)
