@@ -1,11 +1,11 @@
-"""Try out every transformer class of diffusers and record what came of it, for ``skipdit info --families``:
+"""Try skip branches and cache on every transformer class of diffusers, and record the results for ``info --families``.
 
     python tests/support/record_families.py DIFFUSERS [CLASS...]
 
-DIFFUSERS is a checkout of the diffusers repository: its tests/models/transformers hold a tiny configuration and the
-inputs of each class, which are read from there and deepened to six blocks. Classes without such a test have
-configurations of ours below. Written is skipdit_cli/backbones/families.json, of the classes named or of all; all take
-about five minutes on one core.
+DIFFUSERS is a checkout of the diffusers repository. Its tests/models/transformers hold a tiny configuration and the
+inputs of each class; the script reads them and deepens them to six blocks. Classes without such a test have their
+configurations below. The script writes the package's ``families.json``, for the classes named or for all; all of them
+take about five minutes on one core.
 """
 
 import copy
@@ -30,10 +30,12 @@ WIDTH = {"num_attention_heads": 2, "attention_head_dim": 8}
 
 
 def noise(*shape):
+    """Return standard normal noise."""
     return torch.randn(shape)
 
 
 def positions(*counts):
+    """Return the position indices of each axis."""
     return [torch.arange(count) for count in counts]
 
 
@@ -126,7 +128,7 @@ OWN = {
 
 
 def from_tests(checkout: Path):
-    """(class, configuration, inputs, tester) of every test of a transformer in diffusers' repository."""
+    """Yield class, configuration, inputs and tester of each transformer that the diffusers repository tests."""
     sys.path.insert(0, str(checkout))
     for path in sorted((checkout / "tests" / "models" / "transformers").glob("test_*.py")):
         try:
@@ -142,7 +144,7 @@ def from_tests(checkout: Path):
 
 
 def deepen(name: str, parameters, config: dict, inputs: dict) -> None:
-    """Six blocks, in place; inputs that go with the blocks become as many."""
+    """Set the depth to six blocks, in place, and repeat the inputs that there is one of for each block."""
     single = [key for key in SINGLE if key in parameters]
     config.update({key: 3 if single else 6 for key in DEPTHS if key in parameters}, **dict.fromkeys(single, 3))
     if name == "HiDreamImageTransformer2DModel":
@@ -159,6 +161,7 @@ def deepen(name: str, parameters, config: dict, inputs: dict) -> None:
 
 
 def first(output) -> torch.Tensor:
+    """Return the first tensor of a model's output."""
     if isinstance(output, torch.Tensor):
         return output
     values = output.values() if isinstance(output, dict) else output
@@ -166,15 +169,18 @@ def first(output) -> torch.Tensor:
 
 
 def run(model, inputs: dict) -> torch.Tensor:
+    """Return the first output of one forward, which may change lists among its inputs."""
     copied = {key: list(value) if type(value) is list else value for key, value in inputs.items()}
     return first(model(**copied))
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors are equal, NaN included."""
     return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def left_on(model):
+    """Return what attaching could leave behind: names of attributes, the number of hooks, names of weights."""
     names = {name: set(module.__dict__) for name, module in model.named_modules()}
     return (
         names,
@@ -184,7 +190,7 @@ def left_on(model):
 
 
 def caches(model, inputs: dict, expected: torch.Tensor) -> None:
-    """Reused equals full at the same input, and an interval of 1 equals none."""
+    """Check that a reused step equals a full one at the same input, and that interval 1 equals no cache."""
     from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache
 
     late = CachePolicy(2, interval=3, forecast="taylor2", target="residual")
@@ -197,9 +203,12 @@ def caches(model, inputs: dict, expected: torch.Tensor) -> None:
 
 
 def try_out(model, inputs: dict) -> dict:
-    """What ``families.json`` says of one model; an assertion, or what went wrong in the model, is the reason why not.
+    """Return the entry of one model in ``families.json``.
 
-    Converts, trains a step, caches with and without branches, saves and loads, and takes all off again.
+    The model is converted, trained for one step, cached with and without branches, saved, loaded, and restored.
+
+    Raises:
+        AssertionError: A promise does not hold. Whatever the model itself raises passes through; both become the note.
     """
     from skipdit_cli import SkipBranches, add_skip_branches, remove_skip_branches
     from skipdit_cli.backbones import BACKBONES, trunk_of
@@ -244,7 +253,7 @@ def try_out(model, inputs: dict) -> dict:
 
 
 def stand_in_for_torchvision() -> None:
-    """Cosmos resizes a mask with it, which is all that it needs it for."""
+    """Give Cosmos the one function of torchvision that it calls: it resizes a mask."""
     cosmos = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
     if not hasattr(cosmos, "transforms"):
         nearest = SimpleNamespace(resize=lambda x, size, interpolation=None: F.interpolate(x, size))
@@ -253,6 +262,7 @@ def stand_in_for_torchvision() -> None:
 
 
 def record(checkout: Path, wanted: list[str]) -> dict:
+    """Return the content of ``families.json`` for the classes in ``wanted``, or for all if it is empty."""
     import diffusers
 
     stand_in_for_torchvision()
