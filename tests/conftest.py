@@ -84,7 +84,7 @@ def tiny_latte():
     def make(seed: int = 0, num_layers: int = 3, **config):
         import torch
 
-        from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+        from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
 
         torch.manual_seed(seed)
         own = {
@@ -177,8 +177,8 @@ def write_pipeline(folder: Path, transformer) -> Path:
     """The folder of a pixel-space pipeline around a transformer, without a VAE."""
     from diffusers import DDIMScheduler
 
-    from skipdit_cli.checkpoints import save_pipeline
-    from skipdit_cli.checkpoints.architecture import pipeline_around
+    from skipdit_cli.models import save_pipeline
+    from skipdit_cli.models.build import pipeline_around
 
     save_pipeline(pipeline_around(transformer, DDIMScheduler(clip_sample=False)), folder)
     return folder
@@ -296,7 +296,7 @@ def converted(tiny_pipeline):
     """``converted(name, **config)``: the folder of a ``tiny_pipeline`` with fresh residual branches in ``skip/``."""
 
     def make(name: str = "converted", **config) -> Path:
-        from skipdit_cli.checkpoints import load_pipeline, save_branches
+        from skipdit_cli.models import load_pipeline, save_branches
         from skipdit_cli.skip import add_skip_branches
 
         folder = tiny_pipeline(name, **config)

@@ -4,7 +4,7 @@
 
 DIFFUSERS is a checkout of the diffusers repository: its tests/models/transformers hold a tiny configuration and the
 inputs of each class, which are read from there and deepened to six blocks. Classes without such a test have
-configurations of ours below. Written is skipdit_cli/backbones/families.json, of the classes named or of all; all take
+configurations of ours below. Written is skipdit_cli/families/record.json, of the classes named or of all; all take
 about five minutes on one core.
 """
 
@@ -201,7 +201,8 @@ def try_out(model, inputs: dict) -> dict:
     Converts, trains a step, caches with and without branches, saves and loads, and takes all off again.
     """
     from skipdit_cli import SkipBranches, add_skip_branches, remove_skip_branches
-    from skipdit_cli.backbones import BACKBONES, trunk_of
+    from skipdit_cli.families import BACKBONES
+    from skipdit_cli.trunk import trunk_of
 
     name, note = type(model).__name__, ""
     declared = BACKBONES.get(name)

@@ -11,10 +11,10 @@ from test_skip import inputs, run, traces, train_a_little
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
-from skipdit_cli.backbones import attached_trunk
 from skipdit_cli.cache import FORECASTS, TARGETS
 from skipdit_cli.cache.forecast import weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.trunk import attached_trunk
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_reused_step_runs_the_outer_blocks_on_the_old_boundary(model, layers):
 
 def test_thirteen_late_dense_full_steps_beat_twenty_five_uniform_ones(digits_model):
     from skipdit_cli import load_pipeline
-    from skipdit_cli.pipelines.generation import generate
+    from skipdit_cli.sampling.generate import generate
 
     pipe = load_pipeline(digits_model)
 

@@ -12,8 +12,8 @@ from conftest import tiny_text_transformer, write_pipeline
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import filter_repo_objects
 
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
-from skipdit_cli.checkpoints.folder import drop_paths
+from skipdit_cli.models import load_pipeline, save_pipeline
+from skipdit_cli.models.folder import drop_paths
 
 RUN = ("--data", "digits", "--train-batch-size", 2, "--max-train-steps", 1)
 USERS = """---

@@ -33,8 +33,8 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.checkpoints import save_pipeline
 from skipdit_cli.errors import UsageError
+from skipdit_cli.models import save_pipeline
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from conftest import tiny_vae, write_pipeline
 
 from skipdit_cli import load_pipeline
-from skipdit_cli.checkpoints import save_pipeline
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.models import save_pipeline
+from skipdit_cli.sampling.generate import generate
 
 
 @pytest.fixture

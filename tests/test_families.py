@@ -21,9 +21,10 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.backbones import BACKBONES, Backbone, BlockList, trunk_of
-from skipdit_cli.backbones.families import RECORD, transformer_classes
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families import BACKBONES, Backbone, BlockList
+from skipdit_cli.families.record import RECORD, transformer_classes
+from skipdit_cli.trunk import trunk_of
 
 NATIVE = [name for name in CONFIGS if BACKBONES[name].native_skips]
 CONVERTED = [name for name in CONFIGS if name not in NATIVE]
@@ -565,7 +566,7 @@ def write(tmp_path):
     def to(kind: str, transformer, **parts):
         import diffusers
 
-        from skipdit_cli.checkpoints import save_pipeline
+        from skipdit_cli.models import save_pipeline
 
         takes = getattr(diffusers, kind)
         required = [name for name, p in inspect.signature(takes).parameters.items() if p.default is p.empty]

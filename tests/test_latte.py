@@ -19,9 +19,9 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.backbones import example_inputs
-from skipdit_cli.checkpoints import random_pipeline, save_pipeline
-from skipdit_cli.measure.flops import StepFlops, meta_transformer
+from skipdit_cli.bench.flops import StepFlops, meta_transformer
+from skipdit_cli.families import example_inputs
+from skipdit_cli.models import random_pipeline, save_pipeline
 from skipdit_cli.presets import Preset
 
 CLASS_CONFIG = {

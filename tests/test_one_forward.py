@@ -18,8 +18,8 @@ from test_skip import inputs, train_a_little
 from test_skip import run as run_dit
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
-from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families import BACKBONES
 
 
 def in_thread(work):

@@ -15,8 +15,8 @@ import pytest
 from conftest import write_pipeline
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli.checkpoints.claims import check_part
 from skipdit_cli.errors import UsageError
+from skipdit_cli.models.claims import check_part
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ESCAPES = "\x1b[31mred\x1b]8;;http://x\x07\u202e\r\x9b"
@@ -134,7 +134,7 @@ CASES = [
 def world(tmp_path_factory, tiny_dit) -> Path:
     from pipelines_of import build
 
-    from skipdit_cli.checkpoints import load_pipeline, save_branches
+    from skipdit_cli.models import load_pipeline, save_branches
     from skipdit_cli.skip import add_skip_branches
 
     folder = tmp_path_factory.mktemp("strangers")
@@ -423,7 +423,7 @@ def test_a_checkpoint_that_is_no_torch_file(converted, skipdit, tmp_path, fresh_
 def test_kept_tensors_of_which_a_bit_flipped_are_made_anew(tmp_path, capsys):
     import torch
 
-    from skipdit_cli.training.store import Store
+    from skipdit_cli.training.data.store import Store
 
     store, key = Store(tmp_path), {"a": 1}
     made = store.get(key, lambda: {"moments": torch.arange(6.0)})

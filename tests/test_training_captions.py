@@ -10,16 +10,16 @@ from pipelines_of import build
 from text_pipelines import MADE, VARIANTS, text_pipeline
 from text_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 
-from skipdit_cli.checkpoints import load_pipeline
-from skipdit_cli.training.conditioning import conditioning_of
-from skipdit_cli.training.demand import TRAINED
-from skipdit_cli.training.families import FAMILIES
-from skipdit_cli.training.flow import loss_of
-from skipdit_cli.training.loss import DiffusionLoss
-from skipdit_cli.training.objective import Objective
-from skipdit_cli.training.order import draw, generator
-from skipdit_cli.training.pixels import Batch
-from skipdit_cli.training.settings import Weighting
+from skipdit_cli.models import load_pipeline
+from skipdit_cli.training.data.crops import Batch
+from skipdit_cli.training.data.demand import TRAINED
+from skipdit_cli.training.data.order import draw, generator
+from skipdit_cli.training.objective.conditioning import conditioning_of
+from skipdit_cli.training.objective.flow import loss_of
+from skipdit_cli.training.objective.loss import DiffusionLoss
+from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.text_conditioning import FAMILIES
+from skipdit_cli.training.training_settings import Weighting
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 CPU = torch.device("cpu")

@@ -7,14 +7,14 @@ import torch
 from text_pipelines import text_pipeline
 from text_training import command, differ, losses, prepare, rename
 
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
 from skipdit_cli.errors import UsageError
+from skipdit_cli.models import load_pipeline, save_pipeline
 from skipdit_cli.skip import add_skip_branches
-from skipdit_cli.training.flow import loss_of, span_of
-from skipdit_cli.training.objective import Objective
-from skipdit_cli.training.order import draw
-from skipdit_cli.training.pixels import Batch
-from skipdit_cli.training.settings import WEIGHTINGS, Weighting
+from skipdit_cli.training.data.crops import Batch
+from skipdit_cli.training.data.order import draw
+from skipdit_cli.training.objective.flow import loss_of, span_of
+from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.training_settings import WEIGHTINGS, Weighting
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

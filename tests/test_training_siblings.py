@@ -10,7 +10,7 @@ from diffusers import PixArtTransformer2DModel
 from text_pipelines import text_pipeline
 from text_training import changed, command, losses, prepare, rename
 
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
+from skipdit_cli.models import load_pipeline, save_pipeline
 from skipdit_cli.skip import add_skip_branches
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

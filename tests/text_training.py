@@ -9,7 +9,7 @@ from PIL import Image
 from text_pipelines import text_pipeline
 
 from skipdit_cli import media
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
+from skipdit_cli.models import load_pipeline, save_pipeline
 from skipdit_cli.skip import add_skip_branches
 
 TEXTS = ["a red cat runs", "dog"]

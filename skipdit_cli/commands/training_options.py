@@ -11,7 +11,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands import options
-from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.training.training_settings import TrainingSettings
 
 SHARED = {
     "output": options.Output,
@@ -93,6 +93,6 @@ def _say_trained(settings: TrainingSettings, outcome) -> None:
 
 
 def _push(settings: TrainingSettings) -> str | None:
-    from skipdit_cli.checkpoints.publish import push
+    from skipdit_cli.cards.publish import push
 
     return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None
