@@ -16,7 +16,7 @@ import skipdit_cli
 PACKAGE = Path(skipdit_cli.__file__).parent
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "media"},
+    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "media"},
     {"families", "trunk", "skip", "cache"},
     {"models", "conversion", "sampling", "cards", "training", "bench"},
     {"commands", "app", "__main__"},
@@ -70,8 +70,8 @@ def test_no_circle_between_files_or_packages():
 
 
 def test_folders_stay_small_and_file_names_mean_one_thing():
-    """At most 12 files a folder, but for the rooms that have one file a family or a command; no name is used twice, but
-    for that of a command beside what it is the face of."""
+    """A folder has at most 12 files, the rooms with one file a family or a command aside. No file name is used twice,
+    but for a command beside the room that it is the face of."""
     files = [name.split(".") for name in FILES if not name.endswith("__init__") and name != "__main__"]
     folders = Counter(".".join(parts[:-1]) for parts in files)
     assert not {room: n for room, n in folders.items() if n > 12 and room not in ("families", "commands")}

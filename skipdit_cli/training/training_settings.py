@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from skipdit_cli import console, files
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.settings import setting
 from skipdit_cli.training.data.demand import Demand
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -22,10 +23,6 @@ FREE_TO_CHANGE = (
     "force_config validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite push_to_hub "
     "private"
 ).split()
-
-
-def _setting(default, help: str, panel: str | None = None):
-    return field(default=default, metadata={"help": help, "panel": panel})
 
 
 @dataclass(frozen=True)
@@ -47,68 +44,68 @@ class Weighting:
 class TrainingSettings:
     """The flags of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
 
-    data: str | None = _setting(
+    data: str | None = setting(
         None, "Folder of images or videos: class directories, or metadata.jsonl. Or 'digits', 'moving-digits'."
     )
-    allow_outside: bool = _setting(False, "Take files that lie, or links that lead, outside --data.")
-    output: Path | None = _setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
-    overwrite: bool = _setting(False, "Replace an existing run.")
-    push_to_hub: str | None = _setting(None, "Upload the finished pipeline there.")
-    private: bool = _setting(False, "Make the repository of --push-to-hub a private one.")
-    random_flip: bool = _setting(False, "Mirror half of the images, drawn anew each time.")
-    label_dropout: float = _setting(0.1, "Share of labels, or captions, replaced by none, for guidance.")
-    crop: str = _setting("center", "Which square of a picture: center, or random, drawn anew each time.")
-    height: int | None = _setting(None, "Of the pictures, for a model of texts; its own if not given.")
-    width: int | None = _setting(None, "As --height.")
-    cache_latents: Path | None = _setting(
+    allow_outside: bool = setting(False, "Take files that lie, or links that lead, outside --data.")
+    output: Path | None = setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
+    overwrite: bool = setting(False, "Replace an existing run.")
+    push_to_hub: str | None = setting(None, "Upload the finished pipeline there.")
+    private: bool = setting(False, "Make the repository of --push-to-hub a private one.")
+    random_flip: bool = setting(False, "Mirror half of the images, drawn anew each time.")
+    label_dropout: float = setting(0.1, "Share of labels, or captions, replaced by none, for guidance.")
+    crop: str = setting("center", "Which square of a picture: center, or random, drawn anew each time.")
+    height: int | None = setting(None, "Of the pictures, for a model of texts; its own if not given.")
+    width: int | None = setting(None, "As --height.")
+    cache_latents: Path | None = setting(
         None, "Folder where the VAE's latents, and texts encoded, are kept for this run and later ones."
     )
-    dataloader_num_workers: int = _setting(0, "Processes that read the data.")
+    dataloader_num_workers: int = setting(0, "Processes that read the data.")
 
-    num_frames: int | None = _setting(
+    num_frames: int | None = setting(
         None, "Frames of a clip; as many as the model was made for if not given.", "Video"
     )
-    frame_stride: int = _setting(1, "Take every N-th frame of the file.", "Video")
-    fps_target: float | None = _setting(
+    frame_stride: int = setting(1, "Take every N-th frame of the file.", "Video")
+    fps_target: float | None = setting(
         None, "Pick frames by time, so many a second, in the place of --frame-stride.", "Video"
     )
-    clip: str | None = _setting(
+    clip: str | None = setting(
         None,
         "Which clip of a video: center, or random, drawn anew each time; random but for --cache-latents.",
         "Video",
     )
-    image_frames: int = _setting(
+    image_frames: int = setting(
         0, "Single frames of other videos trained on beside each clip, as Latte does.", "Video"
     )
 
-    weighting_scheme: str | None = _setting(
+    weighting_scheme: str | None = setting(
         None, f"Of timesteps: {', '.join(WEIGHTINGS)}; logit_normal if not given.", "Flow matching"
     )
-    logit_mean: float | None = _setting(None, "Of logit_normal; 0 if not given.", "Flow matching")
-    logit_std: float | None = _setting(None, "Of logit_normal; 1 if not given.", "Flow matching")
-    mode_scale: float | None = _setting(None, "Of mode; 1.29 if not given.", "Flow matching")
+    logit_mean: float | None = setting(None, "Of logit_normal; 0 if not given.", "Flow matching")
+    logit_std: float | None = setting(None, "Of logit_normal; 1 if not given.", "Flow matching")
+    mode_scale: float | None = setting(None, "Of mode; 1.29 if not given.", "Flow matching")
 
-    train_batch_size: int = _setting(32, "Samples per process and forward.", "Optimisation")
-    gradient_accumulation_steps: int = _setting(1, "Forwards per optimizer step.", "Optimisation")
-    max_train_steps: int = _setting(1000, "Optimizer steps in all.", "Optimisation")
-    learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", "Optimisation")
-    lr_scheduler: str = _setting("constant", ", ".join(SCHEDULES) + ".", "Optimisation")
-    lr_warmup_steps: int = _setting(0, "Optimizer steps of linear warm-up.", "Optimisation")
-    max_grad_norm: float = _setting(1.0, "Clip the gradient's norm to this; 0 for never.", "Optimisation")
-    mixed_precision: str = _setting("no", "no, bf16 or fp16; weights stay float32.", "Optimisation")
-    gradient_checkpointing: bool = _setting(False, "Compute blocks again in backward to save memory.", "Optimisation")
-    use_ema: bool = _setting(True, "Average the weights; the average is what is saved in the end.", "Optimisation")
-    ema_decay: float = _setting(0.9999, "Decay of the average, reached from 0 by (1+n)/(10+n).", "Optimisation")
-    seed: int = _setting(0, "Fixes initial weights, data order, noise, timesteps, dropout.", "Optimisation")
+    train_batch_size: int = setting(32, "Samples per process and forward.", "Optimisation")
+    gradient_accumulation_steps: int = setting(1, "Forwards per optimizer step.", "Optimisation")
+    max_train_steps: int = setting(1000, "Optimizer steps in all.", "Optimisation")
+    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW.", "Optimisation")
+    lr_scheduler: str = setting("constant", ", ".join(SCHEDULES) + ".", "Optimisation")
+    lr_warmup_steps: int = setting(0, "Optimizer steps of linear warm-up.", "Optimisation")
+    max_grad_norm: float = setting(1.0, "Clip the gradient's norm to this; 0 for never.", "Optimisation")
+    mixed_precision: str = setting("no", "no, bf16 or fp16; weights stay float32.", "Optimisation")
+    gradient_checkpointing: bool = setting(False, "Compute blocks again in backward to save memory.", "Optimisation")
+    use_ema: bool = setting(True, "Average the weights; the average is what is saved in the end.", "Optimisation")
+    ema_decay: float = setting(0.9999, "Decay of the average, reached from 0 by (1+n)/(10+n).", "Optimisation")
+    seed: int = setting(0, "Fixes initial weights, data order, noise, timesteps, dropout.", "Optimisation")
 
-    checkpointing_steps: int = _setting(500, "Save a checkpoint every so many optimizer steps.", "Checkpoints")
-    checkpoints_total_limit: int | None = _setting(None, "Keep this many checkpoints, the newest.", "Checkpoints")
-    resume_from_checkpoint: str | None = _setting(
+    checkpointing_steps: int = setting(500, "Save a checkpoint every so many optimizer steps.", "Checkpoints")
+    checkpoints_total_limit: int | None = setting(None, "Keep this many checkpoints, the newest.", "Checkpoints")
+    resume_from_checkpoint: str | None = setting(
         None, "'latest' (an error if there is none), 'auto' (if there is one), or a folder.", "Checkpoints"
     )
-    force_config: bool = _setting(False, "Resume although settings differ from the checkpoint's.", "Checkpoints")
-    validation_steps: int = _setting(0, "Sample a grid at step 0 and every so many steps; 0 for never.", "Reports")
-    report_to: str = _setting("none", "none or tensorboard; metrics.jsonl is always written.", "Reports")
+    force_config: bool = setting(False, "Resume although settings differ from the checkpoint's.", "Checkpoints")
+    validation_steps: int = setting(0, "Sample a grid at step 0 and every so many steps; 0 for never.", "Reports")
+    report_to: str = setting("none", "none or tensorboard; metrics.jsonl is always written.", "Reports")
 
     def check(self, reads: Mapping[str, object] | None = None) -> None:
         """Refuse what no run could use.
