@@ -223,6 +223,3 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         batch, frames = patches.shape[:2]
         grid = patches.reshape(batch, frames, height // p, width // p, p, p, self.out_channels)
         return grid.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, self.out_channels, frames, height, width)
-
-
-LatteClassTransformer3DModel.__module__ = "skipdit_cli"  # diffusers writes it into model_index.json: its public home

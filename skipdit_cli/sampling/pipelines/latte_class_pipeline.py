@@ -7,8 +7,6 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
 
-FORMER_MODULE = "skipdit_cli.backbones.latte"
-
 
 class LatteClassPipeline(DiffusionPipeline):
     """The parts of a class-to-video model in one folder, as ``DiTPipeline`` holds those of a class-to-image one.
@@ -36,9 +34,9 @@ class LatteClassPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *arguments, **options):
-        """Read ``model_index.json``, also one that names the transformer's module as it was before version 0.2."""
+        """Read ``model_index.json``, whichever version of skipdit wrote it: the transformer's class has one home."""
         config = super().load_config(*arguments, **options)
         index = config[0] if isinstance(config, tuple) else config
-        if index.get("transformer", [None])[0] == FORMER_MODULE:
-            index["transformer"] = [LatteClassTransformer3DModel.__module__, index["transformer"][1]]
+        if index.get("transformer", [None, None])[1] == LatteClassTransformer3DModel.__name__:
+            index["transformer"] = [LatteClassTransformer3DModel.__module__, LatteClassTransformer3DModel.__name__]
         return config
