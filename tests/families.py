@@ -83,7 +83,7 @@ def tiny(name: str, seed: int = 0, **config):
 
 def arguments(model, seed: int = 0) -> dict:
     """One forward's arguments: seeded noise and texts."""
-    from skipdit_cli.families import example_inputs
+    from skipdit_cli.families.example import example_inputs
 
     return example_inputs(model, small=True, generator=torch.Generator().manual_seed(seed))
 

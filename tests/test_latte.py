@@ -20,7 +20,7 @@ from skipdit_cli import (
     remove_skip_branches,
 )
 from skipdit_cli.bench.flops import StepFlops, meta_transformer
-from skipdit_cli.families import example_inputs
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.models import random_pipeline, save_pipeline
 from skipdit_cli.presets import Preset
 

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
-from skipdit_cli.families import Backbone, example_inputs
+from skipdit_cli.families import Backbone
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.models import build_transformer
 from skipdit_cli.skip import SkipBranches, add_skip_branches
 from skipdit_cli.trunk import Trunk, keep_trunk, trunk_of

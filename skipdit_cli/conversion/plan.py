@@ -12,7 +12,8 @@ from skipdit_cli.conversion.process import SIT
 from skipdit_cli.conversion.source import Source, narrow
 from skipdit_cli.conversion.text_parts import TextParts
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
-from skipdit_cli.families import BACKBONES, example_inputs
+from skipdit_cli.families import BACKBONES
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.finite import first_broken, is_finite
 from skipdit_cli.models.build import build_transformer, has_own_time
 from skipdit_cli.models.index import parts_of

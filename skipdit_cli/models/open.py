@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from skipdit_cli.errors import NotFiniteError, UsageError, reading
-from skipdit_cli.families import example_inputs
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.models.bounds import in_memory, stored_shapes
 from skipdit_cli.models.build import (
     OFFICIAL,

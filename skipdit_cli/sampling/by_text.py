@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from skipdit_cli.errors import SkipditError, UsageError
-from skipdit_cli.families import example_inputs
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.media import Sound
 from skipdit_cli.sampling.call_arguments import (
     Asked,

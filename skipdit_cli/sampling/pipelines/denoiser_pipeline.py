@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import DiffusionPipeline
 
-from skipdit_cli.families import example_inputs
+from skipdit_cli.families.example import example_inputs
 
 
 class DenoiserPipeline(DiffusionPipeline):
