@@ -12,8 +12,8 @@ _HOMES = {
     "SkipCache": "cache",
     "enable_skip_cache": "cache",
     "disable_skip_cache": "cache",
-    "load_pipeline": "checkpoints",
-    "LatteClassTransformer3DModel": "backbones.latte",
+    "load_pipeline": "models",
+    "LatteClassTransformer3DModel": "families.latte_class_model",
 }
 __all__ = ["__version__", *_HOMES]
 

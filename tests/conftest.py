@@ -90,7 +90,7 @@ def tiny_latte():
     def make(seed: int = 0, num_layers: int = 3, **config):
         import torch
 
-        from skipdit_cli.backbones.latte import LatteClassTransformer3DModel
+        from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
 
         torch.manual_seed(seed)
         defaults = {
@@ -213,7 +213,7 @@ def converted(tiny_pipeline):
     """``converted(name, **config)`` is the folder of a ``tiny_pipeline`` with new residual branches in ``skip/``."""
 
     def make(name: str = "converted", **config) -> Path:
-        from skipdit_cli.checkpoints import load_pipeline, save_branches
+        from skipdit_cli.models import load_pipeline, save_branches
         from skipdit_cli.skip import add_skip_branches
 
         folder = tiny_pipeline(name, **config)

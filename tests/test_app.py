@@ -206,7 +206,7 @@ def test_a_closed_pipe_is_quiet():
 def test_memory_that_runs_out_is_a_sentence(skipdit, tiny_pipeline, monkeypatch, tmp_path):
     import torch
 
-    from skipdit_cli.pipelines import generation
+    from skipdit_cli.sampling import generate as generation
 
     failures = (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ..."),

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -16,9 +17,9 @@ PACKAGE = Path(skipdit_cli.__file__).parent
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FLOORS = [
-    {"errors", "console", "files", "formats", "media", "presets"},
-    {"skip", "cache", "backbones"},
-    {"checkpoints", "pipelines", "training", "measure"},
+    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "media"},
+    {"families", "trunk", "skip", "cache"},
+    {"models", "conversion", "sampling", "cards", "training", "bench"},
     {"commands", "app", "__main__"},
 ]
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
@@ -59,8 +60,26 @@ def test_every_file_has_a_floor_and_imports_only_from_it_or_below():
         assert not upwards, f"{name} imports {upwards}"
 
 
-def test_no_circle():
+def test_no_circle_between_files_or_packages():
     list(TopologicalSorter(IMPORTS).static_order())
+    rooms: dict[str, set[str]] = {}
+    for name, imported in IMPORTS.items():
+        room = name.split(".")[0]
+        rooms.setdefault(room, set()).update(other.split(".")[0] for other in imported - {"__init__"})
+        rooms[room].discard(room)
+    list(TopologicalSorter(rooms).static_order())
+
+
+def test_folders_stay_small_and_file_names_mean_one_thing():
+    """A folder has at most 12 files, the rooms with one file a family or a command aside. No file name is used twice,
+    but for a command beside the room that it is the face of."""
+    files = [name.split(".") for name in FILES if not name.endswith("__init__") and name != "__main__"]
+    folders = Counter(".".join(parts[:-1]) for parts in files)
+    assert not {room: n for room, n in folders.items() if n > 12 and room not in ("families", "commands")}
+    places: dict[str, list[str]] = {}
+    for parts in files:
+        places.setdefault(parts[-1], []).append(parts[0])
+    assert not {stem: rooms for stem, rooms in places.items() if len(rooms) > 1 + ("commands" in rooms)}
 
 
 def test_files_stay_short():

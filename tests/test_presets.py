@@ -57,7 +57,7 @@ def test_the_sizes_are_those_of_the_dit_repository(size):
 def test_a_size_has_the_stated_parameters_and_multiply_adds():
     from diffusers import DiTTransformer2DModel
 
-    from skipdit_cli.measure.flops import StepFlops, meta_transformer
+    from skipdit_cli.bench.flops import StepFlops, meta_transformer
 
     preset = load_preset("dit-s-2-256")
     model = meta_transformer(DiTTransformer2DModel, preset.model["config"])
@@ -79,8 +79,8 @@ OFFICIAL = {
     [(name.format(n), n, count) for name, counts in OFFICIAL.items() for n, count in counts.items()],
 )
 def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(name, interval, reused):
-    from skipdit_cli.checkpoints import default_scheduler
     from skipdit_cli.commands.options import cache_policy
+    from skipdit_cli.models import default_scheduler
 
     preset = load_preset(name)
     flags = preset.flags["sample"]

@@ -40,7 +40,7 @@ def test_ci_runs_what_the_readme_says():
 
 
 def test_the_python_example_runs(tiny_dit, tmp_path, capsys):
-    from skipdit_cli.checkpoints import save_pipeline
+    from skipdit_cli.models import save_pipeline
 
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 8),

@@ -6,7 +6,11 @@ from functools import partial
 
 import torch
 
-from skipdit_cli.backbones import (
+from skipdit_cli.cache.following import claim, follow, unfollow
+from skipdit_cli.cache.policy import CachePolicy, check_depth
+from skipdit_cli.cache.skip_cache import SkipCache
+from skipdit_cli.errors import UsageError
+from skipdit_cli.trunk import (
     Interposed,
     Trial,
     attached_trunk,
@@ -18,10 +22,6 @@ from skipdit_cli.backbones import (
     refuse_other_cache,
     restore,
 )
-from skipdit_cli.cache.following import claim, follow, unfollow
-from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.skip_cache import SkipCache
-from skipdit_cli.errors import UsageError
 
 ONE_CACHE = "a model takes one cache, and Skip-Cache is one"
 

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import torch
 
-from skipdit_cli.backbones import Interposed, find, interpose, restore
+from skipdit_cli.trunk import Interposed, find, interpose, restore
 
 EVENTS = ("set_timesteps", "step")
 """Methods of a scheduler that a cache follows: they begin a generation, and end a step."""

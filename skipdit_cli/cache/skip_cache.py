@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 import torch
 
-from skipdit_cli.backbones import Trunk
-from skipdit_cli.cache.arguments import condition_of, fills_other_cache, signature_of, timestep_of
 from skipdit_cli.cache.call import Call
 from skipdit_cli.cache.course import CountedCourse, Course, ScheduledCourse, other_time
 from skipdit_cli.cache.following import claim, exchange, scheduler_in_use
+from skipdit_cli.cache.forward_arguments import condition_of, fills_other_cache, signature_of, timestep_of
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.report import CacheReport, Record
 from skipdit_cli.cache.slot import Slot, each
 from skipdit_cli.cache.turn import Turn
 from skipdit_cli.errors import UsageError
+from skipdit_cli.trunk import Trunk
 
 MOST_CALLS_A_STEP = 8
 

@@ -118,15 +118,15 @@ def bench(
 
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
-    from skipdit_cli.checkpoints import named_model
-    from skipdit_cli.checkpoints.card import check_card, put_bench
-    from skipdit_cli.checkpoints.outline import read_outline
-    from skipdit_cli.measure.bench import Bench, compiled
-    from skipdit_cli.measure.cases import make_policies
-    from skipdit_cli.measure.report import READING, results, save_report, table
-    from skipdit_cli.pipelines import fitting
-    from skipdit_cli.pipelines.device import place
-    from skipdit_cli.pipelines.generation import batches, check_unloaded
+    from skipdit_cli.bench.cases import make_policies
+    from skipdit_cli.bench.run import Bench, compiled
+    from skipdit_cli.bench.tables import READING, results, save_report, table
+    from skipdit_cli.cards.card import check_card, put_bench
+    from skipdit_cli.models import named_model
+    from skipdit_cli.models.outline import read_outline
+    from skipdit_cli.sampling import fitting
+    from skipdit_cli.sampling.device import place
+    from skipdit_cli.sampling.generate import batches, check_unloaded
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -216,8 +216,8 @@ def _samples(
 ) -> list[int] | list[str] | list[None]:
     """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
     and where random weights have no text."""
-    from skipdit_cli.pipelines.arguments import takes_text
-    from skipdit_cli.pipelines.pixels import check_memory
+    from skipdit_cli.sampling.call_arguments import takes_text
+    from skipdit_cli.sampling.pixels import check_memory
 
     if not random_weights:
         check_given(pipe, labels, prompts)
@@ -231,7 +231,7 @@ def _samples(
 
 
 def _guidance(given: float | None, pipe, random_weights: bool) -> float:
-    from skipdit_cli.pipelines.generation import default_guidance
+    from skipdit_cli.sampling.generate import default_guidance
 
     own = default_guidance(pipe)
     return given if given is not None else 1.0 if random_weights and own is not None else own
@@ -244,7 +244,7 @@ def _conditions(samples: list) -> dict:
 
 def _open(model, preset, random_merge, seed, vanilla, loading) -> list:
     """The pipeline to bench, and if it is another one that for the rows without branches."""
-    from skipdit_cli.checkpoints import open_model, random_pipeline
+    from skipdit_cli.models import open_model, random_pipeline
     from skipdit_cli.presets import load_preset
     from skipdit_cli.skip import MERGES
 

@@ -52,7 +52,7 @@ def check_given(pipe, class_labels: object, prompts: list[str] | None) -> None:
     Raises:
         UsageError: Both, or no text for a model of texts.
     """
-    from skipdit_cli.pipelines.arguments import takes_text
+    from skipdit_cli.sampling.call_arguments import takes_text
 
     if prompts is not None and class_labels is not None:
         raise UsageError("Got --prompt and --class-labels; give the one that the model is of.")

@@ -86,14 +86,14 @@ def convert(
     _one_of("--process", process, (None, "dit", "sit"))
     if output is None:
         raise UsageError("Got no output; give -o/--output FOLDER.")
-    from skipdit_cli.checkpoints import convert as work
-    from skipdit_cli.checkpoints import load_vae, named_model
-    from skipdit_cli.checkpoints.card import find_origin
-    from skipdit_cli.checkpoints.conversion import plan_conversion
-    from skipdit_cli.checkpoints.publish import check_push, push
-    from skipdit_cli.checkpoints.source import open_source
-    from skipdit_cli.checkpoints.text_parts import find_text_parts
-    from skipdit_cli.pipelines.device import DTYPES
+    from skipdit_cli.cards.card import find_origin
+    from skipdit_cli.cards.publish import check_push, push
+    from skipdit_cli.conversion import write as work
+    from skipdit_cli.conversion.plan import plan_conversion
+    from skipdit_cli.conversion.source import open_source
+    from skipdit_cli.conversion.text_parts import find_text_parts
+    from skipdit_cli.models import load_vae, named_model
+    from skipdit_cli.sampling.device import DTYPES
 
     _one_of("--dtype", dtype, ("auto", *DTYPES))
     check_push(push_to_hub, private)
@@ -144,8 +144,8 @@ def _conditions(source) -> str:
 
 def _describe(plan) -> dict:
     """Say what is converted, into what, and what it costs; returns the same for ``--json``."""
-    from skipdit_cli.checkpoints.architecture import has_own_time
-    from skipdit_cli.measure.parameters import count_parameters
+    from skipdit_cli.models.build import has_own_time
+    from skipdit_cli.skip.parameters import count_parameters
 
     source, settings, model = plan.source, plan.branches.config, plan.model()
     flops, parameters = counted(model), count_parameters(model)

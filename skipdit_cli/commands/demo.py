@@ -75,8 +75,8 @@ def demo(
 
 def _bench(output: Path, show: Show, labels: list[int], steps: int, rounds: int, commands: list[str]) -> dict:
     """Bench the trained model, and leave the page of all."""
-    from skipdit_cli.checkpoints import open_model
-    from skipdit_cli.measure.bench import Bench
+    from skipdit_cli.bench.run import Bench
+    from skipdit_cli.models import open_model
 
     sampling = {"guidance_scale": show.guidance_scale, "seed": 0, "batch_size": len(labels)}
     sampling["num_inference_steps"] = steps
@@ -118,7 +118,7 @@ def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str
 def _write_videos(folder: Path, per_digit: int = 4, scale: int = 8) -> int:
     """mp4 files of moving digits, in class directories, for ``finetune`` to read."""
     from skipdit_cli import media
-    from skipdit_cli.training import digits
+    from skipdit_cli.training.data import moving_digits as digits
 
     indices = [index for label in range(10) for index in digits.showing(label)[:per_digit]]
     with console.progress("write", len(indices)) as advance:

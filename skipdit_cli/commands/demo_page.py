@@ -9,7 +9,7 @@ WIDTH = 280  # of a picture on the page
 
 def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     """The bench's table, with the share of digits read."""
-    from skipdit_cli.measure.report import table
+    from skipdit_cli.bench.tables import table
 
     columns, lines = table(rows)
     return [*columns, "read"], [[*line, f"{row['recognised']:.0%}"] for line, row in zip(lines, rows)]
@@ -28,9 +28,9 @@ def summary(rows: list[dict]) -> str:
 
 def save(folder: Path, report: dict, generated: list, labels: list[int], commands: list[str]) -> None:
     """The share of digits read into each row; pictures, bench files and the page into the folder."""
-    from skipdit_cli.measure import page
-    from skipdit_cli.measure.digits import recognised
-    from skipdit_cli.measure.report import READING, save_report
+    from skipdit_cli.bench import page
+    from skipdit_cli.bench.digit_accuracy import recognised
+    from skipdit_cli.bench.tables import READING, save_report
 
     rows, figures = report["rows"], []
     for at, (row, made) in enumerate(zip(rows, generated)):

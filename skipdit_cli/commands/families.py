@@ -20,7 +20,7 @@ def show_families(markdown: bool) -> None:
     """Print the table, for a README with ``markdown``; ``--json`` has the same."""
     import diffusers
 
-    from skipdit_cli.backbones.families import all_families, recorded_with
+    from skipdit_cli.families.record import all_families, recorded_with
 
     found, made = all_families(), recorded_with()
     columns = ["class", "trunk", "blocks", "note"]

@@ -10,8 +10,8 @@ from skipdit_cli.commands import options
 from skipdit_cli.commands.training_options import report, with_training_settings
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import preset_path
-from skipdit_cli.training.demand import EXPERTS
-from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.training.data.demand import EXPERTS
+from skipdit_cli.training.training_settings import TrainingSettings
 
 PARTS = ("skip", "all")
 Expert = Annotated[
@@ -51,10 +51,10 @@ def finetune(
         raise UsageError("Got --lora with --train all, but under a LoRA only the branches are trained: --train skip.")
     settings.check({"model": model, "--lora": lora, "--preset": preset and preset_path(preset)})
 
-    from skipdit_cli.checkpoints import named_model
-    from skipdit_cli.pipelines.fitting import check_lora, load_lora
+    from skipdit_cli.models import named_model
+    from skipdit_cli.sampling.fitting import check_lora, load_lora
     from skipdit_cli.skip import skip_folder
-    from skipdit_cli.training import session
+    from skipdit_cli.training.run import session
 
     folder = session.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
     check_lora(lora)

@@ -43,8 +43,8 @@ def info(
             raise UsageError("Got --families with a model, but it shows all classes; leave one of the two out.")
         show_families(markdown)
         return
-    from skipdit_cli.checkpoints.outline import read_outline
-    from skipdit_cli.measure.parameters import count_parameters
+    from skipdit_cli.models.outline import read_outline
+    from skipdit_cli.skip.parameters import count_parameters
 
     outline = read_outline(model, preset, lone=True, revision=revision, local_files_only=local_files_only)
     parameters = count_parameters(outline.transformer)

@@ -113,10 +113,11 @@ def sample(
     reads |= {"--prompts-file": prompts_file, "--lora": lora, "--vae": vae}
     target = sample_files.choose_target(output, npz, overwrite, reads)
 
-    from skipdit_cli.checkpoints import load_pipeline, load_vae, named_model
-    from skipdit_cli.checkpoints.outline import read_outline
-    from skipdit_cli.pipelines import device as devices
-    from skipdit_cli.pipelines import fitting, generation, pixels, schedulers
+    from skipdit_cli.models import load_pipeline, load_vae, named_model
+    from skipdit_cli.models.outline import read_outline
+    from skipdit_cli.sampling import device as devices
+    from skipdit_cli.sampling import fitting, pixels, schedulers
+    from skipdit_cli.sampling import generate as generation
 
     schedulers.check_name(scheduler)
     where, precision = devices.place(device, dtype)
@@ -195,9 +196,9 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     Raises:
         UsageError: One that a model of this kind has no use for.
     """
-    from skipdit_cli.pipelines.arguments import own_rate, takes_text
-    from skipdit_cli.pipelines.generation import default_guidance
-    from skipdit_cli.pipelines.pixels import is_video
+    from skipdit_cli.sampling.call_arguments import own_rate, takes_text
+    from skipdit_cli.sampling.generate import default_guidance
+    from skipdit_cli.sampling.pixels import is_video
 
     scale, own = settings.get("guidance_scale", default_guidance(pipe)), sample_files.which(samples)
     own["batch_size"] = settings.get("batch_size", 1 if takes_text(pipe) else 8)
@@ -212,7 +213,7 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
 
 
 def _report(pipe, made, target: Path, written: list[Path], settings: dict) -> None:
-    from skipdit_cli.pipelines.pixels import is_pixel_space
+    from skipdit_cli.sampling.pixels import is_pixel_space
 
     if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")

@@ -67,7 +67,7 @@ def check_kind(target: Path, pipe) -> None:
     Raises:
         UsageError: Videos to a picture file or the reverse.
     """
-    from skipdit_cli.pipelines.pixels import is_video
+    from skipdit_cli.sampling.pixels import is_video
 
     allowed, kind = (VIDEOS, "videos") if is_video(pipe) else (PICTURES, "images")
     if target.suffix and target.suffix.lower() not in allowed:
@@ -85,7 +85,7 @@ def check_size(target: Path, pipe, count: int, height=None, width=None, num_fram
     Raises:
         UsageError: More than memory holds, or a video of a size its format has not.
     """
-    from skipdit_cli.pipelines.pixels import check_memory, is_video, pixel_size
+    from skipdit_cli.sampling.pixels import check_memory, is_video, pixel_size
 
     video, size = is_video(pipe), pixel_size(pipe, height, width)
     scale = 1 if size is None else _scale(size[0], alone=count == 1 and not video)

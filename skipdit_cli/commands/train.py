@@ -10,7 +10,7 @@ from skipdit_cli import presets
 from skipdit_cli.commands import options
 from skipdit_cli.commands.training_options import report, with_training_settings
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.training.training_settings import TrainingSettings
 
 SkipBranches = Annotated[bool, typer.Option(help="Train the model with skip branches, or the vanilla one.")]
 Vae = Annotated[str | None, typer.Option(help="Folder or hub id of the VAE of a model of latents.")]
@@ -35,10 +35,10 @@ def train(
     chosen = presets.load_preset(preset)
     settings.check({"--vae": vae, "--preset": presets.preset_path(preset)})
 
-    from skipdit_cli.checkpoints import load_vae
-    from skipdit_cli.training import session
-    from skipdit_cli.training.demand import demand_of
-    from skipdit_cli.training.initialise import new_pipeline, trainable_config
+    from skipdit_cli.models import load_vae
+    from skipdit_cli.training.data.demand import demand_of
+    from skipdit_cli.training.run import session
+    from skipdit_cli.training.run.initialise import new_pipeline, trainable_config
 
     config = trainable_config(chosen, vae is not None)
     begun = session.begin(settings, demand_of(config, f"Preset {preset}"))

@@ -2,57 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from dataclasses import fields
-from typing import Annotated, get_type_hints
-
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands import options
-from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.training.training_settings import TrainingSettings
 
-SHARED = {
-    "output": options.Output,
-    "overwrite": options.Overwrite,
-    "push_to_hub": options.PushToHub,
-    "private": options.Private,
-}
-
-
-def with_training_settings(command):
-    """In the place of its argument ``settings``, a command gets one flag for each field of ``TrainingSettings``."""
-    types = get_type_hints(TrainingSettings)
-    flags = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=SHARED.get(field.name, Annotated[types[field.name], _option(field)]),
-        )
-        for field in fields(TrainingSettings)
-    ]
-    own = list(inspect.signature(command, eval_str=True).parameters.values())
-    at = next(i for i, parameter in enumerate(own) if parameter.name == "settings")
-    before, after = ([p.replace(kind=p.KEYWORD_ONLY) for p in part] for part in (own[:at], own[at + 1 :]))
-
-    @functools.wraps(command)
-    def run(**given):
-        settings = TrainingSettings(**{flag.name: given.pop(flag.name) for flag in flags})
-        return command(settings=settings, **given)
-
-    run.__signature__ = inspect.Signature([*before, *flags, *after])
-    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
-    return run
-
-
-def _option(field):
-    shown = field.default is not None and field.default is not False  # 0 is shown
-    names = [f"--{field.name.replace('_', '-')}"] if field.default is False else []
-    return typer.Option(
-        *names, help=field.metadata["help"], rich_help_panel=field.metadata["panel"], show_default=shown
-    )
+with_training_settings = with_settings(TrainingSettings)
 
 
 def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
@@ -93,6 +49,6 @@ def _say_trained(settings: TrainingSettings, outcome) -> None:
 
 
 def _push(settings: TrainingSettings) -> str | None:
-    from skipdit_cli.checkpoints.publish import push
+    from skipdit_cli.cards.publish import push
 
     return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.backbones import (
-    Backbone,
+from skipdit_cli.errors import UsageError
+from skipdit_cli.families import Backbone
+from skipdit_cli.skip.branches import SkipBranches
+from skipdit_cli.skip.time_embedding import RECORD, set_time_embedding, time_embedding_of
+from skipdit_cli.trunk import (
     Interposed,
     Trial,
     Trunk,
@@ -19,9 +22,6 @@ from skipdit_cli.backbones import (
     restore,
     trunk_of,
 )
-from skipdit_cli.errors import UsageError
-from skipdit_cli.skip.branches import SkipBranches
-from skipdit_cli.skip.time_embedding import RECORD, set_time_embedding, time_embedding_of
 
 SKIP = "skip"
 

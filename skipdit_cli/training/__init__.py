@@ -1,5 +1,5 @@
 """Training a DiT, from scratch or continued, with or without skip branches."""
 
-from skipdit_cli.training.settings import TrainingSettings
+from skipdit_cli.training.training_settings import TrainingSettings
 
 __all__ = ["TrainingSettings"]

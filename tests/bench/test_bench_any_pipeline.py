@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from skipdit_cli import CachePolicy, add_skip_branches
-from skipdit_cli.checkpoints import save_pipeline
-from skipdit_cli.measure.bench import Bench
-from skipdit_cli.pipelines.device import transformers_of
-from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.bench.run import Bench
+from skipdit_cli.models import save_pipeline
+from skipdit_cli.sampling.device import transformers_of
+from skipdit_cli.sampling.generate import generate
 from tests.support.tiny_pipelines import PIPELINES, build, sd3, settings_of
 from tests.support.tiny_transformers import CONFIGS
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from skipdit_cli.measure.quality import compare, psnr, rel_l2, ssim, temporal_difference
+from skipdit_cli.bench.quality import compare, psnr, rel_l2, ssim, temporal_difference
 
 
 def pictures(size=24, seed=0, noise=20.0):

@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
-from skipdit_cli.backbones import attached_trunk
 from skipdit_cli.cache import FORECASTS, TARGETS
 from skipdit_cli.cache.forecast import weights
 from skipdit_cli.errors import UsageError
+from skipdit_cli.trunk import attached_trunk
 from tests.support.tiny_dit_runs import (
     copy_without_cache,
     guided,
@@ -201,7 +201,7 @@ def test_a_reused_step_runs_the_outer_blocks_on_the_old_boundary(model, layers):
 
 def test_thirteen_late_dense_full_steps_beat_twenty_five_uniform_ones(digits_model):
     from skipdit_cli import load_pipeline
-    from skipdit_cli.pipelines.generation import generate
+    from skipdit_cli.sampling.generate import generate
 
     pipe = load_pipeline(digits_model)
 

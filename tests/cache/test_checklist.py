@@ -28,8 +28,8 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.checkpoints import save_pipeline
 from skipdit_cli.errors import UsageError
+from skipdit_cli.models import save_pipeline
 from tests.support.measurements import relative_l2
 from tests.support.tiny_dit_runs import guided, inputs, noise, reference, run, sample, train_a_little
 from tests.support.tiny_transformers import arguments, tiny, tiny_text_transformer

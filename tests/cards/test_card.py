@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import filter_repo_objects
 
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
-from skipdit_cli.checkpoints.folder import drop_paths
+from skipdit_cli.models import load_pipeline, save_pipeline
+from skipdit_cli.models.folder import drop_paths
 from tests.support.tiny_pipelines import write_pipeline
 from tests.support.tiny_transformers import tiny_text_transformer
 

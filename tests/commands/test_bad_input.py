@@ -315,7 +315,7 @@ def world(tmp_path_factory, tiny_dit, tiny_latte, text_pipeline):
 
 def _models(folder: Path, model: Path, tiny_dit) -> None:
     from skipdit_cli import add_skip_branches
-    from skipdit_cli.checkpoints import save_branches
+    from skipdit_cli.models import save_branches
 
     transformer = tiny_dit()
     shutil.copytree(model, folder / "skip")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli.checkpoints.claims import check_part
 from skipdit_cli.errors import UsageError
+from skipdit_cli.models.claims import check_part
 from tests.support.tiny_pipelines import write_pipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -132,7 +132,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_dit) -> Path:
-    from skipdit_cli.checkpoints import load_pipeline, save_branches
+    from skipdit_cli.models import load_pipeline, save_branches
     from skipdit_cli.skip import add_skip_branches
     from tests.support.tiny_pipelines import build
 
@@ -422,7 +422,7 @@ def test_a_checkpoint_that_is_no_torch_file(converted, skipdit, tmp_path, fresh_
 def test_kept_tensors_of_which_a_bit_flipped_are_made_anew(tmp_path, capsys):
     import torch
 
-    from skipdit_cli.training.store import Store
+    from skipdit_cli.training.data.store import Store
 
     store, key = Store(tmp_path), {"a": 1}
     made = store.get(key, lambda: {"moments": torch.arange(6.0)})

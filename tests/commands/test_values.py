@@ -186,7 +186,7 @@ def no_hub(monkeypatch):
 
     for name in ("hf_hub_download", "snapshot_download", "model_info"):
         monkeypatch.setattr(huggingface_hub, name, asked)
-    monkeypatch.setattr("skipdit_cli.checkpoints.online.answers", asked)
+    monkeypatch.setattr("skipdit_cli.models.hub.answers", asked)
 
 
 @pytest.mark.parametrize(

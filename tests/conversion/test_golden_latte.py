@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, load_pipeline
-from skipdit_cli.pipelines.classes import denoise
-from skipdit_cli.pipelines.schedulers import make_scheduler
+from skipdit_cli.sampling.by_class import denoise
+from skipdit_cli.sampling.schedulers import make_scheduler
 from tests.support.measurements import relative_l2
 
 CASES = ["latte_cond", "latte_uncond", "latte_skip_cond", "latte_skip_uncond"]

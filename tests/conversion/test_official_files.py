@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from skipdit_cli import load_pipeline
-from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.sampling.generate import generate
 
 TABLE = "y_embedder.embedding_table.weight"
 NULL = 10

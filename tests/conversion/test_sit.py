@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from skipdit_cli import load_pipeline
-from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.sampling.generate import generate
 from tests.support.measurements import relative_l2
 from tests.support.pipeline_parts import tiny_vae
 
@@ -102,8 +102,8 @@ def test_it_is_sampled_with_a_cache_and_by_its_own_scheduler_alone(sit, skipdit,
 
 
 def test_the_loss_is_that_of_flow_matching(sit):
-    from skipdit_cli.training.flow import FlowLoss
-    from skipdit_cli.training.objective import Objective
+    from skipdit_cli.training.objective.flow import FlowLoss
+    from skipdit_cli.training.objective.micro_batch import Objective
 
     loss = Objective(load_pipeline(sit), torch.device("cpu"), 0, 0.1).loss
     assert isinstance(loss, FlowLoss) and loss.weighting.scheme == "none"

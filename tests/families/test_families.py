@@ -19,9 +19,10 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.backbones import BACKBONES, Backbone, BlockList, trunk_of
-from skipdit_cli.backbones.families import RECORD, transformer_classes
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families import BACKBONES, Backbone, BlockList
+from skipdit_cli.families.record import RECORD, transformer_classes
+from skipdit_cli.trunk import trunk_of
 from tests.support.tiny_dit_runs import train_a_little
 from tests.support.tiny_transformers import CONFIGS, WIDTH, arguments, run, tiny
 
@@ -565,7 +566,7 @@ def write(tmp_path):
     def to(kind: str, transformer, **parts):
         import diffusers
 
-        from skipdit_cli.checkpoints import save_pipeline
+        from skipdit_cli.models import save_pipeline
 
         takes = getattr(diffusers, kind)
         required = [name for name, p in inspect.signature(takes).parameters.items() if p.default is p.empty]

@@ -18,9 +18,9 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.backbones import example_inputs
-from skipdit_cli.checkpoints import random_pipeline, save_pipeline
-from skipdit_cli.measure.flops import StepFlops, meta_transformer
+from skipdit_cli.bench.flops import StepFlops, meta_transformer
+from skipdit_cli.families.example import example_inputs
+from skipdit_cli.models import random_pipeline, save_pipeline
 from skipdit_cli.presets import Preset
 from tests.support.measurements import relative_l2
 
@@ -446,3 +446,12 @@ def test_what_is_no_transformer_is_refused(tiny_pipeline, tmp_path, skipdit):
     path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "UNet2DModel"}))
     outcome = skipdit("convert", folder, "-o", tmp_path / "out")
     assert outcome.code == 2 and "holds a UNet2DModel, which has no transformer trunk" in outcome.stderr
+
+
+def test_a_folder_of_an_older_version_loads(latte_pipeline):
+    """Its ``model_index.json`` names the module that the transformer's class was in then."""
+    folder = latte_pipeline()
+    index = json.loads((folder / "model_index.json").read_text())
+    index["transformer"][0] = "skipdit_cli.backbones.latte"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert load_pipeline(folder).transformer.config.video_length == 4

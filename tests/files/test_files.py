@@ -15,10 +15,10 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from skipdit_cli import files
-from skipdit_cli.checkpoints.publish import push
+from skipdit_cli.cards.publish import push
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files import CONVERT, MARKER, replace_folder
-from skipdit_cli.training import state
+from skipdit_cli.training.run import state
 from tests.support.tiny_transformers import tiny
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -197,7 +197,7 @@ def test_nan_and_early_failures_do_not_cost_the_old_run(converted, skipdit, tmp_
     def stop(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skipdit_cli.training.loop.Trainer.optimize", stop)
+    monkeypatch.setattr("skipdit_cli.training.run.loop.Trainer.optimize", stop)
     assert skipdit(*run, "--overwrite").code == 130 and tree(output) == before
 
 

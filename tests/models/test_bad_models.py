@@ -341,7 +341,7 @@ def test_the_hub_is_not_waited_for_and_its_refusals_are_named(skipdit, monkeypat
     import huggingface_hub
     from huggingface_hub import errors
 
-    from skipdit_cli.checkpoints import online
+    from skipdit_cli.models import hub as online
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(online, "answers", lambda endpoint: False)

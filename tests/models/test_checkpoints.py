@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from skipdit_cli import add_skip_branches, load_pipeline
-from skipdit_cli.checkpoints import random_pipeline, save_pipeline
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.files import CONVERT, replace_folder
+from skipdit_cli.models import random_pipeline, save_pipeline
 from skipdit_cli.presets import Preset, load_preset
 
 

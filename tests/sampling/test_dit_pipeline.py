@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from skipdit_cli import load_pipeline
-from skipdit_cli.checkpoints import save_pipeline
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.generation import generate
+from skipdit_cli.models import save_pipeline
+from skipdit_cli.sampling.generate import generate
 from tests.support.pipeline_parts import tiny_vae
 from tests.support.tiny_pipelines import write_pipeline
 

@@ -6,10 +6,10 @@ import torch
 
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, load_pipeline
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.classes import denoise
-from skipdit_cli.pipelines.generation import generate
-from skipdit_cli.pipelines.labels import check_labels
-from skipdit_cli.pipelines.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
+from skipdit_cli.families.labels import check_labels
+from skipdit_cli.sampling.by_class import denoise
+from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
 from tests.support.measurements import relative_l2
 
 TOLERANCE = 1e-4
@@ -159,7 +159,7 @@ def test_the_cache_is_off_again_after_a_run(pipe):
 
 
 def test_bfloat16_on_a_cpu_without_it_computes_in_float32(tiny_pipeline, monkeypatch):
-    from skipdit_cli.pipelines import device
+    from skipdit_cli.sampling import device
 
     folder = tiny_pipeline()
     exact = generate(load_pipeline(folder), [1], num_inference_steps=3).latents
@@ -196,11 +196,11 @@ def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, m
     assert ran.code == 0, ran.stderr
     assert seen[0] == [
         "commands/sample.py:sample",
-        "pipelines/generation.py:generate",
-        "pipelines/classes.py:denoise",
+        "sampling/generate.py:generate",
+        "sampling/by_class.py:denoise",
         "cache/enable.py:__call__",
-        "backbones/forward_state.py:__call__",
-        "backbones/block.py:__call__",
+        "trunk/forward_state.py:__call__",
+        "trunk/block.py:__call__",
     ]
 
 

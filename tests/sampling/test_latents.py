@@ -8,12 +8,12 @@ import diffusers.models.autoencoders as autoencoders
 import pytest
 import torch
 
-from skipdit_cli.checkpoints.vae import check_vae
 from skipdit_cli.errors import UsageError
-from skipdit_cli.pipelines.latents import CONVENTIONS, check_scaling, latent_channels, scale, shrinks, unscale
-from skipdit_cli.pipelines.pixels import to_pixels
-from skipdit_cli.training.latents import moments
-from skipdit_cli.training.store import fingerprint
+from skipdit_cli.models.vae import check_vae
+from skipdit_cli.sampling.latents import CONVENTIONS, check_scaling, latent_channels, scale, shrinks, unscale
+from skipdit_cli.sampling.pixels import to_pixels
+from skipdit_cli.training.data.encoding import moments
+from skipdit_cli.training.data.store import fingerprint
 from tests.support.pipeline_parts import tiny_vae
 
 SPREAD, CENTRE = 1.7, 0.3

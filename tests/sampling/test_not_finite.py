@@ -12,19 +12,19 @@ from diffusers import DDIMScheduler, DiTPipeline
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli import CachePolicy, console, load_pipeline
-from skipdit_cli.backbones import Trial
-from skipdit_cli.backbones.finite import first_broken, is_finite, same_bits
-from skipdit_cli.checkpoints import save_pipeline
+from skipdit_cli.bench import run as bench
+from skipdit_cli.bench.quality import compare, psnr, rel_l2, ssim
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.measure import bench
-from skipdit_cli.measure.quality import compare, psnr, rel_l2, ssim
+from skipdit_cli.finite import first_broken, is_finite, same_bits
 from skipdit_cli.media import Sound
-from skipdit_cli.pipelines import generation
-from skipdit_cli.pipelines.fitting import load_lora
-from skipdit_cli.pipelines.generation import generate
-from skipdit_cli.pipelines.pixels import to_pixels
-from skipdit_cli.pipelines.schedulers import RespacedDDIMScheduler
-from skipdit_cli.training.store import CHECKSUM, checksum
+from skipdit_cli.models import save_pipeline
+from skipdit_cli.sampling import generate as generation
+from skipdit_cli.sampling.fitting import load_lora
+from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.pixels import to_pixels
+from skipdit_cli.sampling.schedulers import RespacedDDIMScheduler
+from skipdit_cli.training.data.store import CHECKSUM, checksum
+from skipdit_cli.trunk import Trial
 from tests.support.pipeline_parts import tiny_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -331,7 +331,8 @@ def latent_training(tiny_dit, tmp_path, skipdit):
 def test_training_names_the_picture_that_the_vae_cannot_encode(
     latent_training, skipdit, tmp_path, monkeypatch, fresh_accelerate
 ):
-    from skipdit_cli.training import latents, objective
+    from skipdit_cli.training.data import encoding as latents
+    from skipdit_cli.training.objective.micro_batch import micro_batch as objective
 
     own = latents.moments
 
@@ -360,7 +361,7 @@ def test_a_kept_latent_that_is_no_number_is_named(latent_training, skipdit, tmp_
 
 
 def test_a_grid_of_nan_is_a_warning_and_no_picture(latent_training, skipdit, tmp_path, monkeypatch, fresh_accelerate):
-    from skipdit_cli.training import record
+    from skipdit_cli.training.run import logs as record
 
     def broken(*given, **told):
         raise NotFiniteError("The latents broke.")

@@ -92,7 +92,7 @@ def test_a_cache_that_never_reuses_is_said(skipdit, model, tmp_path):
 
 
 def test_the_embedded_digits_can_be_read(skipdit, tmp_path):
-    from skipdit_cli.measure.digits import recognised
+    from skipdit_cli.bench.digit_accuracy import recognised
 
     out, npz = tmp_path / "a.png", tmp_path / "a.npz"
     cache = ("--cache-layers", 1, "--full-steps", 13, "--forecast", "taylor2", "--cache-target", "residual")

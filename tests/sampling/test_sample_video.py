@@ -9,13 +9,13 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
 
 from skipdit_cli import CachePolicy, load_pipeline
-from skipdit_cli.checkpoints import save_pipeline
-from skipdit_cli.checkpoints.architecture import pipeline_around
 from skipdit_cli.errors import UsageError
 from skipdit_cli.media import read_metadata
-from skipdit_cli.pipelines.generation import generate
-from skipdit_cli.pipelines.pixels import pixel_size, to_pixels
-from skipdit_cli.pipelines.schedulers import SCHEDULERS
+from skipdit_cli.models import save_pipeline
+from skipdit_cli.models.build import pipeline_around
+from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.pixels import pixel_size, to_pixels
+from skipdit_cli.sampling.schedulers import SCHEDULERS
 from tests.support.measurements import relative_l2
 
 QUICK = ("--steps", 4)

@@ -10,13 +10,13 @@ import torch
 from diffusers import LattePipeline
 
 from skipdit_cli import CachePolicy, add_skip_branches, load_pipeline
-from skipdit_cli.checkpoints import load_vae, save_branches, save_pipeline
-from skipdit_cli.checkpoints.text_parts import find_text_parts
+from skipdit_cli.conversion.text_parts import find_text_parts
 from skipdit_cli.errors import UsageError
 from skipdit_cli.media import read_metadata
-from skipdit_cli.pipelines.generation import batches, default_guidance, generate
-from skipdit_cli.pipelines.pixels import FRAMES_AT_ONCE, pixel_size, to_pixels
-from skipdit_cli.pipelines.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
+from skipdit_cli.models import load_vae, save_branches, save_pipeline
+from skipdit_cli.sampling.generate import batches, default_guidance, generate
+from skipdit_cli.sampling.pixels import FRAMES_AT_ONCE, pixel_size, to_pixels
+from skipdit_cli.sampling.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
 from tests.support.measurements import relative_l2
 from tests.support.pipeline_parts import tiny_vae
 from tests.support.tiny_transformers import tiny_text_transformer
@@ -255,7 +255,7 @@ def test_frames_are_decoded_as_the_pipeline_decodes_them(text_pipeline):
 
 def test_another_decoder(skipdit, text_pipeline, tiny_latte, tmp_path):
     """Of a text model and of a class model, by the folder that holds it, the pipeline around it, and in a pipeline."""
-    from skipdit_cli.pipelines.latte_class import LatteClassPipeline
+    from skipdit_cli.sampling.pipelines.latte_class_pipeline import LatteClassPipeline
 
     tiny_vae(temporal=True).save_pretrained(tmp_path / "Latte" / "vae_temporal_decoder")
     tiny_vae(seed=1).save_pretrained(tmp_path / "Latte" / "vae")

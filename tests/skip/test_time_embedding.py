@@ -8,8 +8,8 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from skipdit_cli import SkipBranches, add_skip_branches, load_pipeline, remove_skip_branches
-from skipdit_cli.checkpoints import save_pipeline
 from skipdit_cli.errors import UsageError
+from skipdit_cli.models import save_pipeline
 from skipdit_cli.skip.time_embedding import time_embedding_of
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from skipdit_cli import media
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
+from skipdit_cli.models import load_pipeline, save_pipeline
 from skipdit_cli.skip import add_skip_branches
 from tests.support.tiny_training_pipelines import text_pipeline
 

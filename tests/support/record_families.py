@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from skipdit_cli.backbones.families import RECORD
+from skipdit_cli.families.record import RECORD
 
 DEPTHS = ("num_layers", "n_layers", "depth", "num_hidden_layers", "dit_depth", "num_mmdit_layers")
 SINGLE = ("num_single_layers", "num_single_dit_layers")
@@ -211,7 +211,8 @@ def try_out(model, inputs: dict) -> dict:
         AssertionError: A promise does not hold. Whatever the model itself raises passes through; both become the note.
     """
     from skipdit_cli import SkipBranches, add_skip_branches, remove_skip_branches
-    from skipdit_cli.backbones import BACKBONES, trunk_of
+    from skipdit_cli.families import BACKBONES
+    from skipdit_cli.trunk import trunk_of
 
     name, note = type(model).__name__, ""
     declared = BACKBONES.get(name)

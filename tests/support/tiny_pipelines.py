@@ -323,8 +323,8 @@ def write_pipeline(folder: Path, transformer) -> Path:
     """Save a pixel-space pipeline of a transformer and a DDIM scheduler, without a VAE, and return its folder."""
     from diffusers import DDIMScheduler
 
-    from skipdit_cli.checkpoints import save_pipeline
-    from skipdit_cli.checkpoints.architecture import pipeline_around
+    from skipdit_cli.models import save_pipeline
+    from skipdit_cli.models.build import pipeline_around
 
     save_pipeline(pipeline_around(transformer, DDIMScheduler(clip_sample=False)), folder)
     return folder

@@ -83,7 +83,7 @@ def tiny(name: str, seed: int = 0, **config):
 
 def arguments(model, seed: int = 0) -> dict:
     """Return the arguments of one forward: seeded noise and text embeddings."""
-    from skipdit_cli.backbones import example_inputs
+    from skipdit_cli.families.example import example_inputs
 
     return example_inputs(model, small=True, generator=torch.Generator().manual_seed(seed))
 

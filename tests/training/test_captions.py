@@ -7,16 +7,16 @@ from functools import partial
 import pytest
 import torch
 
-from skipdit_cli.checkpoints import load_pipeline
-from skipdit_cli.training.conditioning import conditioning_of
-from skipdit_cli.training.demand import TRAINED
-from skipdit_cli.training.families import FAMILIES
-from skipdit_cli.training.flow import loss_of
-from skipdit_cli.training.loss import DiffusionLoss
-from skipdit_cli.training.objective import Objective
-from skipdit_cli.training.order import draw, generator
-from skipdit_cli.training.pixels import Batch
-from skipdit_cli.training.settings import Weighting
+from skipdit_cli.models import load_pipeline
+from skipdit_cli.training.data.crops import Batch
+from skipdit_cli.training.data.demand import TRAINED
+from skipdit_cli.training.data.order import draw, generator
+from skipdit_cli.training.objective.conditioning import conditioning_of
+from skipdit_cli.training.objective.flow import loss_of
+from skipdit_cli.training.objective.loss import DiffusionLoss
+from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.text_conditioning import FAMILIES
+from skipdit_cli.training.training_settings import Weighting
 from tests.support.caption_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 from tests.support.tiny_pipelines import build
 from tests.support.tiny_training_pipelines import BASES, VARIANTS, text_pipeline

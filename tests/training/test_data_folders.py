@@ -10,9 +10,9 @@ from PIL import Image
 
 from skipdit_cli import console, media
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.class_folders import imagenet_order
-from skipdit_cli.training.demand import Demand
-from skipdit_cli.training.samples import pick_by_time, read_samples
+from skipdit_cli.training.data.class_folders import imagenet_order
+from skipdit_cli.training.data.demand import Demand
+from skipdit_cli.training.data.samples import pick_by_time, read_samples
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 CLASSES, TEXTS, NOTHING = Demand(num_classes=10), Demand(captions=True), Demand()

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from skipdit_cli.training import state
+from skipdit_cli.training.run import state
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 RUN = ("--data", "digits", "--train-batch-size", 2, "--max-train-steps", 1)
@@ -108,7 +108,7 @@ def test_fp16_needs_a_gpu(skipdit, converted, tmp_path):
 
 
 def test_a_missing_tracker_names_its_extra(skipdit, converted, tmp_path, monkeypatch):
-    from skipdit_cli.training import settings
+    from skipdit_cli.training import training_settings as settings
 
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
     run = ("finetune", "-m", converted(), *RUN, "-o", tmp_path / "run")

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from skipdit_cli.checkpoints import load_pipeline
-from skipdit_cli.training import TrainingSettings, session, state
-from skipdit_cli.training.demand import Demand
-from skipdit_cli.training.loop import Trainer
-from skipdit_cli.training.record import Metrics
+from skipdit_cli.models import load_pipeline
+from skipdit_cli.training import TrainingSettings
+from skipdit_cli.training.data.demand import Demand
+from skipdit_cli.training.run import session, state
+from skipdit_cli.training.run.logs import Metrics
+from skipdit_cli.training.run.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 RUN = ("--data", "digits", "--train-batch-size", 4, "--learning-rate", 1e-3)

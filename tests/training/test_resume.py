@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from skipdit_cli.files import MARKER
-from skipdit_cli.training import state
+from skipdit_cli.training.run import state
 
 RUN = ["--train-batch-size", 2, "--checkpointing-steps", 2, "--data", "digits"]
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.demand import Demand
-from skipdit_cli.training.order import Choice
-from skipdit_cli.training.pixels import Pixels, crop
-from skipdit_cli.training.samples import read_samples
+from skipdit_cli.training.data.crops import Pixels, crop
+from skipdit_cli.training.data.demand import Demand
+from skipdit_cli.training.data.order import Choice
+from skipdit_cli.training.data.samples import read_samples
 
 IMAGES = Demand(num_classes=10)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from skipdit_cli.checkpoints import load_pipeline, save_pipeline
+from skipdit_cli.models import load_pipeline, save_pipeline
 from skipdit_cli.skip import add_skip_branches
 from tests.support.caption_training import changed, command, losses, prepare, rename
 from tests.support.tiny_training_pipelines import text_pipeline

@@ -12,16 +12,16 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from skipdit_cli import media
-from skipdit_cli.checkpoints import load_pipeline
 from skipdit_cli.errors import SkipditError
-from skipdit_cli.training import digits
-from skipdit_cli.training.demand import Demand
-from skipdit_cli.training.latents import Latents, moments
-from skipdit_cli.training.objective import Objective
-from skipdit_cli.training.order import Choice, draw
-from skipdit_cli.training.pixels import Batch, Pixels, collate
-from skipdit_cli.training.samples import SampleSet, read_samples
-from skipdit_cli.training.store import Store
+from skipdit_cli.models import load_pipeline
+from skipdit_cli.training.data import moving_digits as digits
+from skipdit_cli.training.data.crops import Batch, Pixels, collate
+from skipdit_cli.training.data.demand import Demand
+from skipdit_cli.training.data.encoding import Latents, moments
+from skipdit_cli.training.data.order import Choice, draw
+from skipdit_cli.training.data.samples import SampleSet, read_samples
+from skipdit_cli.training.data.store import Store
+from skipdit_cli.training.objective.micro_batch import Objective
 from tests.support.pipeline_parts import tiny_vae
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -63,7 +63,7 @@ def test_clips_start_where_they_are_told_and_keep_their_stride():
 
 
 def test_images_beside_a_video_count_a_frame_each_and_share_its_timestep(tiny_latte):
-    from skipdit_cli.checkpoints import default_scheduler, pipeline_around
+    from skipdit_cli.models import default_scheduler, pipeline_around
 
     model = tiny_latte()
     objective = Objective(pipeline_around(model, default_scheduler()), CPU, seed=3, label_dropout=0.5)
@@ -131,7 +131,7 @@ def test_a_file_that_breaks_during_the_run_is_named(skipdit, tiny_preset, tmp_pa
     def broken(source, index, frames):
         raise SkipditError("/data/a.mp4 was readable and now is not: gone.")
 
-    monkeypatch.setattr("skipdit_cli.training.samples._read_embedded", broken)
+    monkeypatch.setattr("skipdit_cli.training.data.samples._read_embedded", broken)
     ran = skipdit(
         *("train", "--preset", tiny_preset(), "--data", "moving-digits", "-o", tmp_path / "run"),
         *("--max-train-steps", 2, "--dataloader-num-workers", workers),
@@ -144,7 +144,7 @@ def test_a_reading_process_that_dies_ends_the_run(skipdit, tiny_preset, tmp_path
         assert torch.utils.data.get_worker_info() is not None
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("skipdit_cli.training.samples._read_embedded", killed)
+    monkeypatch.setattr("skipdit_cli.training.data.samples._read_embedded", killed)
     ran = skipdit(
         *("train", "--preset", tiny_preset(), "--data", "moving-digits", "-o", tmp_path / "run"),
         *("--max-train-steps", 2, "--dataloader-num-workers", 2),
@@ -206,7 +206,7 @@ def test_latents_are_made_once_and_again_where_anything_that_shapes_them_differs
 
 @pytest.mark.parametrize("temporal", [False, True])
 def test_latents_that_are_kept_train_as_those_encoded_at_each_step(tiny_latte, tmp_path, temporal):
-    from skipdit_cli.checkpoints import default_scheduler, pipeline_around
+    from skipdit_cli.models import default_scheduler, pipeline_around
 
     model, vae = tiny_latte(in_channels=4, out_channels=8), tiny_vae(temporal)
     pipe = pipeline_around(model, default_scheduler(), vae)

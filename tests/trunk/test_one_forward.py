@@ -14,8 +14,8 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 from diffusers.hooks import HookRegistry, apply_first_block_cache
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
-from skipdit_cli.backbones import BACKBONES
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families import BACKBONES
 from tests.support.tiny_dit_runs import inputs, noise, sample, train_a_little
 from tests.support.tiny_dit_runs import run as run_dit
 from tests.support.tiny_transformers import arguments, run, tiny

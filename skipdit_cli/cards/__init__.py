@@ -1,0 +1,1 @@
+"""Model cards, and publishing a folder with its card on the hub."""

@@ -1,0 +1,96 @@
+"""The Python that a card shows: load the model and sample it once, with the cache; and what diffusers has to know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from skipdit_cli.cards.kind import Kind
+from skipdit_cli.families.labels import null_label
+from skipdit_cli.skip import SKIP
+
+IMAGENET = 1000
+"""Classes that diffusers' ``DiTPipeline`` takes for granted."""
+
+
+def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) -> str:
+    """Python source, one line each. It writes ``sample.png`` or ``sample.gif``, starting from ``start.png`` where the
+    model wants a picture. Of a model of texts whose text encoder lies elsewhere it loads the rest, of a transformer
+    alone just that.
+
+    It samples as ``skipdit sample`` does: diffusers' ``DiTPipeline`` takes 1000 classes and a VAE for granted, its
+    ``LattePipeline`` 16 frames, and videos of classes it has not.
+
+    Args:
+        name: Path or hub id to load.
+        transformer: Name of the transformer's class.
+    """
+    if not kind.pipeline:
+        # diffusers heeds no subfolder of a local folder that has weights of its own
+        skip = f'{json.dumps(name)}, subfolder="{SKIP}"' if "/" in name else json.dumps(f"{name}/{SKIP}")
+        lines = [
+            f"from diffusers import {transformer}",
+            "from skipdit_cli import SkipBranches, add_skip_branches",
+            "",
+            f"transformer = {transformer}.from_pretrained({json.dumps(name)}).eval()",
+            f"branches = SkipBranches.from_pretrained({skip})",
+            "add_skip_branches(transformer, branches=branches)",
+        ]
+        return "\n".join([*lines, ""])
+    load, cached = f"pipe = load_pipeline({json.dumps(name)})", num_blocks > 2
+    if kind.text and not kind.encodes:
+        lines = ["from skipdit_cli import load_pipeline", "", f"{load}  # its text encoder is not in this folder"]
+        return "\n".join([*lines, "print(pipe.transformer.num_parameters())", ""])
+    condition = '"a cat on a red sofa"' if kind.text else 0 if kind.classes else None
+    more = ', image=Image.open("start.png").convert("RGB")' if kind.image else ""
+    more += ", policy=CachePolicy(layers=1, interval=2)" if cached else ""
+    lines = [
+        *["import imageio.v3 as imageio"] * kind.video,
+        *["from PIL import Image"] * (kind.image or not kind.video),
+        f"from skipdit_cli import {'CachePolicy, ' if cached else ''}load_pipeline",
+        "from skipdit_cli.sampling.generate import generate",
+        "",
+        load,
+        f"made = generate(pipe, [{condition}], num_inference_steps=50{more})",
+        'imageio.imwrite("sample.gif", made.images[0], duration=125, loop=0)'
+        if kind.video
+        else 'Image.fromarray(made.images[0]).save("sample.png")',
+        *["print(made.report)"] * cached,
+    ]
+    return "\n".join([*lines, ""])
+
+
+def plain_snippet(name: str, config: Mapping, time_embedding: str, with_vae: bool) -> str:
+    """What plain diffusers has to be told of a DiT to make the same of it, without branches; empty if that is nothing.
+
+    Its ``DiTPipeline`` says 1000 for "no class" and decodes with a VAE, whatever the model, and its DiT has timestep
+    frequencies of its own.
+
+    Args:
+        config: Of the transformer.
+    """
+    null, official = null_label(config), time_embedding == "official"
+    if with_vae and null == IMAGENET and not official:
+        return ""
+    lines = [
+        "from diffusers import DiTPipeline",
+        "",
+        f"pipe = DiTPipeline.from_pretrained({json.dumps(name)}{'' if with_vae else ', vae=None'})",
+    ]
+    if official:
+        lines += [
+            "for block in pipe.transformer.transformer_blocks:  # the timestep frequencies it was trained with",
+            "    block.norm1.emb.time_proj.downscale_freq_shift = 0",
+        ]
+    if null not in (None, IMAGENET):
+        lines += [
+            "",
+            "def say_no_class(transformer, args, kwargs):",
+            f'    labels = kwargs["class_labels"]  # for guidance the second half of them is {IMAGENET}',
+            f"    labels[len(labels) // 2 :] = {null}",
+            "",
+            "pipe.transformer.register_forward_pre_hook(say_no_class, with_kwargs=True)",
+        ]
+    if with_vae:
+        lines.append(f"image = pipe([0], guidance_scale={1.0 if null is None else 4.0}).images[0]")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,129 @@
+"""Official files: the DiT repository's checkpoints, SiT's, Latte's, and the released Skip-DiT ones.
+
+A file is a state dict, or what the training scripts save: ``{model, ema, opt, args}``, ``{state_dict}``, ...
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights
+
+from skipdit_cli.conversion.official.checks import check_plain
+from skipdit_cli.conversion.official.dit_layout import read_dit
+from skipdit_cli.conversion.official.t2v_layout import is_t2v, read_t2v
+from skipdit_cli.conversion.process import DIT, SIT, as_flow, process_of
+from skipdit_cli.conversion.state_dict import find_state_dict
+from skipdit_cli.errors import UsageError
+from skipdit_cli.models.weights import assign_weights, read_tensors
+from skipdit_cli.skip import SkipBranches
+
+IMAGES = "DiTTransformer2DModel"
+NAMES = {
+    IMAGES: ("DiT repository checkpoint", "Skip-DiT checkpoint"),
+    "LatteClassTransformer3DModel": ("Latte checkpoint", "Skip-DiT checkpoint of Latte"),
+    "LatteTransformer3DModel": ("Latte text-to-video checkpoint", "Skip-DiT checkpoint of Latte text-to-video"),
+}
+"""Class name to what a file of it is called, without and with skip branches."""
+
+
+@dataclass
+class Official:
+    """An official checkpoint in diffusers' terms.
+
+    Args:
+        layout: What it is, in words.
+        config: Of diffusers' class, or of ours where it has none.
+        state: Under diffusers' names: views of the memory-mapped file, embedders of all blocks one tensor.
+        branches: Of the ``replace`` merge, None in a vanilla file.
+        process: Value of ``--process``, ``dit`` or ``sit``.
+        process_why: Why it is that one.
+        notes: What was decided on the way, a sentence each.
+    """
+
+    layout: str
+    config: dict
+    state: dict[str, torch.Tensor]
+    branches: SkipBranches | None
+    process: str = DIT
+    process_why: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read_official(
+    path,
+    num_attention_heads: int | None = None,
+    sample_size: int | None = None,
+    num_frames: int | None = None,
+    process: str | None = None,
+    num_classes: int | None = None,
+) -> Official:
+    """Read a ``.pt`` or ``.safetensors`` in an official layout; the architecture comes from the tensors.
+
+    Args:
+        num_attention_heads: What no tensor tells; needed for a width other than that of S, B, L and XL.
+        sample_size, num_frames: What a text-to-video file does not tell either.
+        process: ``dit`` or ``sit``, which no tensor tells.
+        num_classes: Of the label table, which may have a row more.
+    Raises:
+        UsageError: The file is damaged or would run code, holds another architecture, or something is missing.
+    """
+    data = read_tensors(path)
+    found, arguments = find_state_dict(path, data), _arguments(data)
+    rest, notes = found.tensors, list(found.notes)
+    check_plain(path, rest)
+    if any(name.startswith("transformer_blocks.") for name in rest) and not is_t2v(rest):
+        raise UsageError(f"Checkpoint {path} has diffusers' own names; give its folder, whose config.json is needed.")
+    named = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}
+    if is_t2v(rest):
+        if num_classes is not None:
+            raise UsageError(f"Got --num-classes {num_classes}, but {path} is of texts; leave it out.")
+        config, state = read_t2v(path, rest, num_attention_heads, sample_size, num_frames)
+    else:
+        for flag, value in (("--sample-size", sample_size), ("--num-frames", num_frames)):
+            if value is not None:
+                raise UsageError(f"Got {flag} {value}, but {path} tells that itself; leave it out.")
+        config, state, said = read_dit(path, rest, num_attention_heads, num_classes, arguments)
+        notes += said
+    name = config["_class_name"]
+    process, why = process_of(path, arguments, process, "" if name == IMAGES else f"a {name} has no other")
+    layout = NAMES[name][bool(named)]
+    if process == SIT:
+        as_flow(path, config, state)
+        layout = "SiT checkpoint" + " with skip branches" * bool(named)
+    branches = _branches(path, named, config) if named else None
+    return Official(f"{layout}, {found}", config, state, branches, process, why, tuple(notes))
+
+
+def _arguments(data) -> dict:
+    """What the training script saved of its own arguments."""
+    saved = data.get("args") if isinstance(data, dict) else None
+    return dict(saved if isinstance(saved, dict) else getattr(saved, "__dict__", {}))
+
+
+def _branches(path, named: dict[str, torch.Tensor], config: dict) -> SkipBranches:
+    """The skip branches of a file. The official code counts pairs from the middle, ours by source block.
+
+    So does its class-conditional Latte at 28 blocks, its one size with branches: index (i - 14) // 2 of block i.
+    At 24, 20 and 16 blocks that constant wraps round the list, below 16 it fails; read here is (i - depth/2) // 2.
+    """
+    depth, width = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
+    if depth % 2:
+        unit = "blocks" if config["_class_name"] == "DiTTransformer2DModel" else "pairs of blocks"
+        raise UsageError(
+            f"Checkpoint {path} has skip branches on {depth} {unit}, but the official form needs an even number."
+        )
+    state = {}
+    for name, tensor in named.items():
+        found = re.fullmatch(r"skip_(?:norms\.(\d+)|linears\.(\d+)\.linear)\.(weight|bias)", name)
+        if found is None:
+            raise UsageError(f"Checkpoint {path} is no Skip-DiT of the official layout: it holds {name}.")
+        norm, linear, part = found.groups()
+        pair = depth // 2 - 1 - int(norm or linear)
+        state[f"{'norms' if norm else 'linears'}.{pair}.{part}"] = tensor.clone()  # else the file stays mapped
+    with init_empty_weights():
+        branches = SkipBranches(dim=width, num_layers=depth, merge="replace", backbone=config["_class_name"])
+    assign_weights(branches, state, f"Checkpoint {path}")
+    return branches

@@ -1,1 +1,0 @@
-"""Sampling: from labels and seeds to pictures."""

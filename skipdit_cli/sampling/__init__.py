@@ -1,0 +1,1 @@
+"""Sampling: from class labels or prompts and seeds to pixels."""

@@ -1,0 +1,1 @@
+"""The pipelines that diffusers does not have, or has for one model only."""

@@ -1,0 +1,63 @@
+"""A transformer of texts alone, to time it without the text encoders and the decoder of its pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DiffusionPipeline
+
+from skipdit_cli.families.example import example_inputs
+
+
+class DenoiserPipeline(DiffusionPipeline):
+    """Denoises at the size of the transformer's configuration, or of its family's pipeline, without guidance; seeded
+    noise stands for the texts. What it makes is no picture."""
+
+    model_cpu_offload_seq = "transformer"
+    _optional_components = ["vae"]
+
+    def __init__(self, transformer, scheduler, vae=None):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Sequence[None],
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        callback_on_step_end: Callable | None = None,
+        return_dict: bool = False,
+    ) -> tuple[torch.Tensor]:
+        """
+        Args:
+            prompt: One None a sample.
+            generator: One, or one a sample.
+            callback_on_step_end: As of diffusers' pipelines.
+        Returns:
+            Latents (B, ...), in the layout of the transformer's input.
+        """
+        device, generators = self._execution_device, generator if isinstance(generator, list) else [generator]
+        noise = torch.Generator().manual_seed(0)
+        inputs = example_inputs(self.transformer, len(prompt), device, self.transformer.dtype, generator=noise)
+        denoised, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
+        listed = isinstance(inputs[denoised], list)
+        latents = torch.stack(
+            [torch.randn(each.shape, generator=one) for each, one in zip(inputs[denoised], generators)]
+        )
+        latents = latents.to(device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        for step, t in enumerate(self.scheduler.timesteps):
+            x = self.scheduler.scale_model_input(latents, t).to(self.transformer.dtype)
+            inputs |= {denoised: list(x) if listed else x, time: t.to(inputs[time].dtype).expand(inputs[time].shape)}
+            output = self.transformer(**inputs, return_dict=False)[0]
+            output = torch.stack(output) if isinstance(output, list) else output
+            # of the output that is noise, not a variance; of the input what is denoised, not a picture to go by
+            part = tuple(slice(min(sides)) for sides in zip(latents.shape, output.shape))
+            moved = self.scheduler.step(output[part].float(), t, latents[part], return_dict=False)[0]
+            latents = latents.clone()
+            latents[part] = moved
+            if callback_on_step_end is not None:
+                callback_on_step_end(self, step, t, {"latents": latents})
+        return (latents,)

@@ -1,0 +1,217 @@
+"""Class directories: which label each of them means."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from skipdit_cli import console
+from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.training.data.demand import Demand
+from skipdit_cli.training.data.tree import Found, counted
+
+SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
+IMAGENET_CLASSES = 1000
+NUMBERS, OF_MODEL, IMAGENET, SORTED = "by their numbers", "by the model's names", "in ImageNet's order", "sorted"
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Classes:
+    """
+    Args:
+        labels: The directory's name to the label.
+        order: What decided it.
+    """
+
+    labels: dict[str, int]
+    order: str = SORTED
+
+    def of(self, folder: str) -> int:
+        """The label of a class directory."""
+        return self.labels[_normal(folder)]
+
+    def __str__(self) -> str:
+        pairs = [f"{name} {label}" for name, label in self.labels.items()]
+        shown = pairs if len(pairs) <= SHOWN else [*pairs[: SHOWN // 2], "...", pairs[-1]]
+        return f"Labels of the class folders, {self.order}: {', '.join(shown)}."
+
+
+def read_classes(root: Path, folders: list[Path], found: Found, demand: Demand) -> Classes:
+    """
+    Args:
+        folders: The directories directly in the data folder.
+        found: All that lies below it.
+    Raises:
+        UsageError: They are no classes, one is empty, or two mean the same.
+    """
+    if not folders:
+        return Classes({})
+    _check_level(root, folders, found, demand)
+    _check_empty(root, folders, found, demand)
+    _say_parts(root, found)
+    names = sorted(_normal(folder.name) for folder in folders)
+    _check_twins(root, folders)
+    numbers = [name for name in names if name.isdecimal()]
+    if numbers and len(numbers) < len(names):
+        other = next(name for name in names if not name.isdecimal())
+        raise UsageError(
+            f"Got --data {root} with class folders of numbers ({numbers[0]}) and of names ({other}); name all by "
+            "their labels, or none."
+        )
+    if numbers:
+        return Classes({name: int(name) for name in sorted(names, key=int)}, NUMBERS)
+    return (
+        _of_model(root, names, demand) or _of_imagenet(names, demand) or Classes({n: i for i, n in enumerate(names)})
+    )
+
+
+def _normal(name: str) -> str:
+    """One spelling of a name: macOS writes its accents apart, and sorts it elsewhere."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_splits(root: Path, folders: list[Path], demand: Demand) -> None:
+    """Refuse ``train/`` and ``val/`` directly in the data folder: parts of a data set, which are no classes.
+
+    Raises:
+        UsageError: There are several; or for a model of classes nothing else.
+    """
+    splits = [folder for folder in folders if folder.name.casefold() in SPLITS]
+    if len(splits) > 1 or (splits and demand.num_classes is not None and len(splits) == len(folders)):
+        raise UsageError(
+            f"Got --data {root} with {' and '.join(folder.name for folder in splits)}, which by the name is part of a "
+            f"data set and no class; give --data {first_split(splits, lambda folder: folder.name)}."
+        )
+
+
+def first_split(paths: list[Path], name: Callable[[Path], str]) -> Path:
+    """The path to give in the place of these: of the part to train on, if one is called so."""
+    order = {split: place for place, split in enumerate(SPLITS)}
+    return min(paths, key=lambda path: (order.get(name(path).casefold(), len(SPLITS)), path))
+
+
+def _check_level(root: Path, folders: list[Path], found: Found, demand: Demand) -> None:
+    """Refuse one folder above all the classes."""
+    if len(folders) != 1 or demand.num_classes == 1:
+        return
+    level, names = folders[0], [folders[0].name]
+    while len(names) == 1:
+        samples = [sample for sample in found.samples if level in sample.parents]
+        names = sorted({sample.relative_to(level).parts[0] for sample in samples})
+        if any(sample.parent == level for sample in samples):
+            return  # it holds samples itself, and is a class
+        level = level / names[0] if len(names) == 1 else level
+    if names:
+        check_splits(level, [level / name for name in names], demand)
+        raise UsageError(
+            f"Got --data {root} with one class folder, {folders[0].name}, whose {demand.kind} lie in folders of their "
+            f"own ({', '.join(names[:3])}); give --data {level} if those are the classes."
+        )
+
+
+def _say_parts(root: Path, found: Found) -> None:
+    """Say where the parts of a data set lie within its classes, of which all are taken."""
+    below = {sample.relative_to(root).parts[1] for sample in found.samples}
+    splits = sorted(name for name in below if name.casefold() in SPLITS)
+    if len(splits) > 1:
+        console.warn(f"the class folders hold parts of a data set ({', '.join(splits)}), and all are taken.")
+
+
+def _check_empty(root: Path, folders: list[Path], found: Found, demand: Demand) -> None:
+    full = {sample.relative_to(root).parts[0] for sample in found.samples if sample != root}
+    empty = [folder for folder in folders if folder.name not in full]
+    if empty:
+        held = [file for file in found.left_out if empty[0] in file.parents]
+        what = f" (but {counted(held, root)})" if held else ""
+        more = f", and {len(empty) - 1} like it" if len(empty) > 1 else ""
+        raise UsageError(
+            f"Got --data {root} with the class folder {empty[0].name}, in which there is no {demand.kind[:-1]}{what}"
+            f"{more}; fill it or take it out."
+        )
+
+
+def _check_twins(root: Path, folders: list[Path]) -> None:
+    """Refuse two names that a person would take for one, and one that is no text."""
+    met: dict[object, str] = {}
+    for folder in folders:
+        name = folder.name
+        if not name.isprintable():
+            raise UsageError(
+                f"Got --data {root} with the class folder {ascii(name)}, whose name is no plain text; rename it."
+            )
+        same = int(name) if name.isdecimal() else unicodedata.normalize("NFKC", name).casefold().strip()
+        former = met.setdefault(same, name)
+        if former != name and former.casefold() == name.casefold():  # letters, say
+            console.warn(f"the class folders '{former}' and '{name}' differ in capitals alone; they are two classes.")
+        elif former != name:
+            raise UsageError(
+                f"Got --data {root} with the class folders '{former}' and '{name}', which mean the same; make one of "
+                "them."
+            )
+
+
+def _of_model(root: Path, names: list[str], demand: Demand) -> Classes | None:
+    """The labels that the model knows the directories by; None where it knows none."""
+    known = [name for name in names if name in demand.class_names]
+    if not known:
+        if demand.class_names:
+            console.warn(
+                f"none of the class folders in {root} has the name of one of the model's classes; they are numbered "
+                "anew."
+            )
+        return None
+    if len(known) < len(names):
+        other = next(name for name in names if name not in demand.class_names)
+        raise UsageError(
+            f"Got --data {root} with the class folder {other}, which is none of the model's classes, as {known[0]} is."
+            f"{nearest(other, demand.class_names)} Name all as the model does, or all by their labels."
+        )
+    for name in names:
+        if len(demand.class_names[name]) > 1:
+            labels = " and ".join(map(str, demand.class_names[name]))
+            raise UsageError(
+                f"Got --data {root} with the class folder {name}, which is the name of the model's classes {labels}; "
+                "name all folders by their labels."
+            )
+    return Classes({name: demand.class_names[name][0] for name in names}, OF_MODEL)
+
+
+def _of_imagenet(names: list[str], demand: Demand) -> Classes | None:
+    """ImageNet's own labels of its synsets, for a model that may be of all its classes."""
+    if demand.num_classes != IMAGENET_CLASSES:
+        return None
+    order = imagenet_order()
+    known = [name for name in names if name in order]
+    if len(known) == len(names):
+        return Classes({name: order[name] for name in names}, IMAGENET)
+    if known:
+        other = next(name for name in names if name not in order)
+        console.warn(
+            f"the class folder {other} is none of ImageNet's 1,000 synsets, so the labels of all, {known[0]} among "
+            "them, are not ImageNet's."
+        )
+    return None
+
+
+@lru_cache(maxsize=1)
+def imagenet_order() -> dict[str, int]:
+    """WordNet ids of ILSVRC 2012's classes to their labels, which are their places in sorted order."""
+    text = Path(__file__).with_name("imagenet_synsets.txt").read_text(encoding="utf-8")
+    return {synset: label for label, synset in enumerate(text.split())}
+
+
+def record_names(index: Path, classes: Classes | None) -> None:
+    """Write ``id2label`` into a ``model_index.json``, as diffusers' ``DiTPipeline`` reads it. What a model calls its
+    classes stays, unless its labels now mean other directories."""
+    if classes is None or classes.order in (NUMBERS, OF_MODEL):
+        return
+    held = json.loads(index.read_text(encoding="utf-8"))
+    given = {str(label): name for name, label in classes.labels.items()}
+    own = held.get("id2label") or {}
+    held["id2label"] = {**own, **given} if classes.order == SORTED else {**given, **own}
+    index.write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

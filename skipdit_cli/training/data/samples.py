@@ -1,0 +1,231 @@
+"""The samples of a run: images or videos, where they come from and what each comes with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from skipdit_cli import console, media
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.training.data import moving_digits as digits
+from skipdit_cli.training.data.class_folders import Classes
+from skipdit_cli.training.data.demand import Demand
+from skipdit_cli.training.data.listing import Probed, list_samples, readable
+from skipdit_cli.training.data.metadata import Condition
+
+EMBEDDED = {"digits": "images", "moving-digits": "videos"}
+UNLIKE_RATES = 1.01
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """What reading a source found. An image is a video of one frame.
+
+    Args:
+        kind: ``images`` or ``videos``.
+        conditions: What each sample comes with: a class id, a caption, or None.
+        lengths: The number of frames of each; with ``fps_target``, of those that are picked by time.
+        read: (sample number, frame numbers) to pictures of mode L or RGB, of any size.
+        digest: Sample number to a hash of its content.
+        skipped: How many could not be used and were left out.
+        classes: What the class directories mean; None without such.
+        left_out: In a few words, the files that are no samples.
+        files: A hash of the names of all files and of what each comes with; None of an embedded set.
+        fps_target: Frames a second that ``read`` counts; None for those of each file.
+        name: Sample number to what it is called in an error.
+    """
+
+    kind: str
+    conditions: list[Condition]
+    lengths: Sequence[int]
+    read: Callable[[int, Sequence[int]], list[Image.Image]]
+    digest: Callable[[int], str]
+    skipped: int = 0
+    classes: Classes | None = None
+    left_out: str = ""
+    files: str | None = None
+    fps_target: float | None = None
+    name: Callable[[int], str] = "sample {}".format
+
+    def __len__(self) -> int:
+        return len(self.conditions)
+
+    def __str__(self) -> str:
+        known = {condition for condition in self.conditions if condition is not None}
+        kinds = "captions" if known and isinstance(next(iter(known)), str) else "classes"
+        classes = f"{len(known):,} {kinds}, " if known else ""
+        left_out = f", {self.left_out}" if self.left_out else ""
+        return f"{len(self):,} {self.kind}, {classes}{self.skipped:,} skipped{left_out}"
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class directories to labels; empty without such."""
+        return {} if self.classes is None else self.classes.labels
+
+    def recorded(self) -> dict:
+        """What a resumed run must share with its checkpoint."""
+        return {"samples": len(self), "labels": self.labels or None, "files": self.files}
+
+    def check_labels(self, num_classes: int | None) -> None:
+        """
+        Raises:
+            UsageError: A label the model has no class for.
+        """
+        if num_classes is None:
+            return
+        for label in (min(self.conditions), max(self.conditions)):
+            if not 0 <= label < num_classes:
+                raise UsageError(f"The data has label {label} but the model has classes 0..{num_classes - 1}.")
+
+
+def read_samples(
+    source: str, demand: Demand, span: int = 1, fps_target: float | None = None, allow_outside: bool = False
+) -> SampleSet:
+    """Find and try all samples of a source.
+
+    Args:
+        source: ``digits`` or ``moving-digits``; or a folder with ``metadata.jsonl`` or ``metadata.csv`` (keys
+            ``file_name`` and ``label``, or ``text``), or one of class directories; the frames of a video may be
+            pictures in a folder of their own.
+        span: The number of frames from the first of a clip to its last.
+        fps_target: Frames of videos are picked by time, so many a second.
+        allow_outside: Files may lie outside the folder, and links lead there.
+    Raises:
+        UsageError: There is nothing to read, a line is malformed, or above 1 % of the samples cannot be used.
+    """
+    if source in EMBEDDED:
+        return _embedded(source, demand, span, fps_target)
+    folder = Path(source)
+    if not folder.is_dir():
+        allowed = " or ".join(f"'{name}'" for name, kind in EMBEDDED.items() if kind == demand.kind)
+        raise UsageError(f"Got --data {source}, which is not a folder; expected one, or {allowed}.")
+    listing = list_samples(folder, demand, allow_outside)
+    if demand.video_length is None:
+        probe, read = _probe_image, _read_image
+    else:
+        probe, read = partial(_probe_video, span=span, fps_target=fps_target), _read_video
+    usable = readable(listing.samples, probe, demand.kind, source)
+    paths, conditions, probed = map(list, zip(*usable))
+    _say_rates([each.fps for each in probed if each.fps is not None], fps_target)
+    return SampleSet(
+        demand.kind,
+        conditions,
+        [each.length for each in probed],
+        partial(_read, paths, [each.frames for each in probed], read),
+        partial(_digest, paths),
+        len(listing.samples) - len(usable),
+        listing.classes,
+        listing.left_out,
+        listing.fingerprint(folder),
+        fps_target,
+        name=[str(path) for path in paths].__getitem__,
+    )
+
+
+def _say_rates(rates: list[float], fps_target: float | None) -> None:
+    """Say where one number of frames means more than one stretch of time, or where frames are shown twice."""
+    if fps_target is not None:
+        slow = [rate for rate in rates if rate * UNLIKE_RATES < fps_target]
+        if slow:
+            console.warn(
+                f"{len(slow):,} of {len(rates):,} videos have less than --fps-target {fps_target:g} frames a second "
+                f"(down to {min(slow):g}), so that frames of them are repeated."
+            )
+    elif rates and max(rates) > UNLIKE_RATES * min(rates):
+        common = Counter(f"{rate:.3g}" for rate in rates).most_common()
+        shown = ", ".join(f"{count:,} of {rate}" for rate, count in common[:4]) + ", ..." * (len(common) > 4)
+        console.warn(
+            f"the videos differ in frames a second ({shown}), so that clips of as many frames differ in time; "
+            f"--fps-target {min(rates):.3g} would pick frames by time."
+        )
+
+
+def _embedded(source: str, demand: Demand, span: int, fps_target: float | None) -> SampleSet:
+    if EMBEDDED[source] != demand.kind or demand.captions:
+        wanted = f"{demand.kind} with captions" if demand.captions else demand.kind
+        raise UsageError(f"Got --data {source}, which are {EMBEDDED[source]}, but the model is trained on {wanted}.")
+    if fps_target is not None:
+        raise UsageError(f"Got --fps-target {fps_target:g}, but the {source} have no times; leave the flag out.")
+    if source == "digits":
+        scans, labels = digits.scans()
+        lengths = [1] * len(scans)
+    else:
+        labels = [digits.label(i) for i in range(digits.count())]
+        lengths = [digits.LENGTH] * len(labels)
+        if span > digits.LENGTH:
+            raise UsageError(f"Got clips of {span} frames but the moving digits have {digits.LENGTH}.")
+    conditions = [None if demand.num_classes is None else int(label) for label in labels]
+    return SampleSet(demand.kind, conditions, lengths, partial(_read_embedded, source), partial(_name, source))
+
+
+def _read_embedded(source: str, index: int, frames: Sequence[int]) -> list[Image.Image]:
+    if source == "digits":
+        return [Image.fromarray(digits.scans()[0][index])]
+    return [Image.fromarray(frame) for frame in digits.moving_digit(index)[list(frames)]]
+
+
+def _name(source: str, index: int) -> str:
+    return f"{source}-{index}"
+
+
+def _read(paths: list[Path], picked: list[np.ndarray | None], read, index: int, frames: Sequence[int]):
+    own = frames if picked[index] is None else picked[index][list(frames)].tolist()
+    try:
+        return read(paths[index], own)
+    except (OSError, SyntaxError, ValueError, UsageError) as cause:
+        raise SkipditError(f"{paths[index]} was readable and now is not: {str(cause).rstrip('.')}.") from cause
+
+
+def _read_image(path: Path, frames: Sequence[int]) -> list[Image.Image]:
+    return [media.read_picture(path)]
+
+
+def _read_video(path: Path, frames: Sequence[int]) -> list[Image.Image]:
+    return [Image.fromarray(frame) for frame in media.read_video(path, frames)]
+
+
+def _probe_image(path: Path) -> Probed:
+    media.read_picture(path, quick=True)
+    return Probed(1)
+
+
+def _probe_video(path: Path, span: int, fps_target: float | None) -> Probed:
+    facts = media.probe_video(path)
+    frames = None if fps_target is None else pick_by_time(media.frame_times(path), fps_target)
+    length = facts.frames if frames is None else len(frames)
+    if length < span:
+        shown = "frames" if frames is None else f"frames of {fps_target:g} a second"
+        raise UsageError(f"{path} has {length} {shown} but a clip takes {span}.")
+    return Probed(length, facts.fps, frames)
+
+
+def pick_by_time(times: np.ndarray, fps: float) -> np.ndarray:
+    """The numbers of the frames nearest to 0, 1, 2, ... frames at ``fps``, up to the last one; of two as near, the
+    earlier.
+
+    Args:
+        times: When each is shown, in seconds, ascending from 0.
+    """
+    near = 1e-3 / fps  # containers round times
+    wanted = np.arange(int((times[-1] + near) * fps + near) + 1) / fps
+    after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+    if len(times) == 1:
+        return np.zeros(1, np.int64)
+    return np.where(times[after] - wanted < wanted - times[after - 1] - near, after, after - 1)
+
+
+def _digest(paths: list[Path], index: int) -> str:
+    """SHA-256 of a file; of a folder of frames, of all its pictures in the order they are read in."""
+    path, digest = paths[index], hashlib.sha256()
+    for file in [path] if path.is_file() else media.frame_files(path):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

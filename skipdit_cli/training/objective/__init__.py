@@ -1,0 +1,1 @@
+"""Training objectives: from a micro-batch to its loss."""

@@ -1,0 +1,1 @@
+"""A training run: set-up, loop, checkpoints, logs and the finished folder."""
