@@ -129,5 +129,10 @@ def test_no_test_imports_another():
             assert not imported, f"{path.relative_to(ROOT)} imports {sorted(imported)}"
 
 
+def test_tests_mirror_the_rooms():
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    assert not {folder for folder in folders if not (PACKAGE / folder).is_dir()}
+
+
 def test_version_is_the_one_of_the_project():
     assert f'version = "{skipdit_cli.__version__}"' in (ROOT / "pyproject.toml").read_text()
