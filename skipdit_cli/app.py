@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from skipdit_cli import __version__, console
 from skipdit_cli.commands.bench import bench
@@ -18,13 +18,13 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.flags import check_ranges
+from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, lay, naming_source, switches_of
 from skipdit_cli.errors import SkipditError
-from skipdit_cli.settings import OUTPUT, PANELS
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
 REFUSED = typer.BadParameter.__mro__[2]
@@ -90,8 +90,8 @@ def _sentence(cause: Exception, output) -> str:
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
 
 
-class Command(TyperCommand):
-    """Plain help in panels: Typer's own panels need Rich's Markdown, which alone takes 0.15 s to import."""
+class Command(PanelCommand):
+    """A command whose flags also come from a record, the environment and a preset."""
 
     def parse_args(self, ctx, args):
         try:
@@ -112,19 +112,6 @@ class Command(TyperCommand):
     def invoke(self, ctx):
         with naming_source(ctx):
             return super().invoke(ctx)
-
-    def format_options(self, ctx, formatter):
-        sections: dict[str, list] = {panel: [] for panel in ("Arguments", "Options", *PANELS)}
-        for parameter in self.get_params(ctx):
-            panel = "Arguments" if parameter.param_type_name == "argument" else parameter.rich_help_panel
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(panel or "Options", []).append(record)
-        sections[OUTPUT] = sections.pop(OUTPUT)
-        for panel, records in sections.items():
-            if records:
-                with formatter.section(panel):
-                    formatter.write_dl(records)
 
 
 class App(typer.Typer):
