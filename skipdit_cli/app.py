@@ -23,7 +23,7 @@ from skipdit_cli.commands.info import info
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
-from skipdit_cli.commands.values import flag_of, lay, naming_source, switches_of
+from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
 from skipdit_cli.errors import SkipditError
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
@@ -99,7 +99,7 @@ class Command(PanelCommand):
                 given, *_ = self.make_parser(ctx).parse_args(list(args))
                 typed = {name: value for name, value in given.items() if value is not None and value != ()}
                 if "help" not in typed:
-                    lay(ctx, self, typed)
+                    set_defaults(ctx, self, typed)
             rest = super().parse_args(ctx, args)
             ctx.meta["output"] = ctx.params.get("output")
             with naming_source(ctx):

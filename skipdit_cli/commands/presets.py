@@ -10,7 +10,7 @@ from skipdit_cli import console
 from skipdit_cli.commands.flags import check_ranges
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.options import Debug, Json
-from skipdit_cli.commands.values import environment_layer, flags_of_commands, laid, preset_layer
+from skipdit_cli.commands.values import environment_layer, flags_of_commands, merge_layers, preset_layer
 from skipdit_cli.errors import CheckError, UsageError, nearest
 from skipdit_cli.presets import Preset, load_preset, preset_names, preset_path
 
@@ -72,14 +72,14 @@ def _command(ctx: typer.Context, name: str):
 
 def _effective(command, preset: Preset) -> dict[str, dict[str, object]]:
     """Return the value of each flag and where it comes from, by long flag; flags without a value are left out."""
-    values, origin = laid(command, [preset_layer(command, preset), environment_layer(command)])
+    values, origins = merge_layers(command, [preset_layer(command, preset), environment_layer(command)])
     named = {"the environment": "environment"}
     flags = {}
     for parameter in command.params:
         longs = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
         value = values.get(parameter.name, parameter.default)
         if longs and value is not None and not parameter.is_eager:
-            source = named.get(origin[parameter.name].source, "preset") if parameter.name in origin else "default"
+            source = named.get(origins[parameter.name].source, "preset") if parameter.name in origins else "default"
             flags[longs[0]] = {"value": value, "from": source}
     return flags
 
