@@ -85,12 +85,7 @@ def check_kind(target: Path, pipe) -> None:
 
 
 def check_size(
-    target: Path,
-    pipe,
-    count: int,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
+    target: Path, pipe, count: int, height: int | None = None, width: int | None = None, num_frames: int | None = None
 ) -> None:
     """Refuse samples that memory cannot hold or that the format of a video cannot have.
 
