@@ -19,7 +19,7 @@ from test_skip import run as run_dit
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families import BACKBONES
+from skipdit_cli.families import FAMILIES
 
 
 def in_thread(work):
@@ -54,7 +54,7 @@ def at_block(model, index, work):
 @pytest.fixture
 def undeclared(monkeypatch):
     """``undeclared(name)``: the family as if we had no declaration of it."""
-    return lambda name: monkeypatch.delitem(BACKBONES, name)
+    return lambda name: monkeypatch.delitem(FAMILIES, name)
 
 
 @pytest.fixture

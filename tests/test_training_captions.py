@@ -10,19 +10,20 @@ from pipelines_of import build
 from text_pipelines import MADE, VARIANTS, text_pipeline
 from text_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 
+from skipdit_cli import families
 from skipdit_cli.models import load_pipeline
 from skipdit_cli.training.data.crops import Batch
-from skipdit_cli.training.data.demand import TRAINED
 from skipdit_cli.training.data.order import draw, generator
 from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of
 from skipdit_cli.training.objective.loss import DiffusionLoss
 from skipdit_cli.training.objective.micro_batch import Objective
-from skipdit_cli.training.objective.text_conditioning import FAMILIES
 from skipdit_cli.training.training_settings import Weighting
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 CPU = torch.device("cpu")
+TRAINED = {name: family.training for name, family in families.FAMILIES.items() if family.training is not None}
+FAMILIES = [name for name, trained in TRAINED.items() if hasattr(trained.captions, "encode")]
 KEPT = torch.tensor([False, False])
 TRIED = [name for name in (*MADE, *VARIANTS) if name not in ("latte", "pixart-1024", "wan-5b", "wan-22")]
 

@@ -20,9 +20,9 @@ def show_families(markdown: bool) -> None:
     """Print the table, for a README with ``markdown``; ``--json`` has the same."""
     import diffusers
 
-    from skipdit_cli.families.record import all_families, recorded_with
+    from skipdit_cli.families.table import family_rows, recorded_with
 
-    found, made = all_families(), recorded_with()
+    found, made = family_rows(), recorded_with()
     columns = ["class", "trunk", "blocks", "note"]
     rows = [[each.name, each.known, ", ".join(each.blocks) or "-", each.note or "-"] for each in found]
     if markdown:

@@ -117,13 +117,15 @@ def _show(facts: dict, speedups: list[dict], steps: int) -> None:
 
 
 def _skip_rows(facts: dict) -> list[list[str]]:
+    from skipdit_cli.models.build import has_own_time
+
     skip, macs = facts["skip_parameters"], facts["skip_macs"]
     attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
     rows = [
         ["skip branches", f"{attached}; {facts['merge']} merge"],
         ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
     ]
-    if facts["class"] == "DiTTransformer2DModel":  # the one class with a choice
+    if not has_own_time(facts["class"]):  # where there is a choice
         rows.insert(0, ["time embedding", facts["time_embedding"]])
     if facts["macs"]:
         rows.append(["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"])
