@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families.registry import pipelines_by_class
 from skipdit_cli.sampling.pipelines.denoiser_pipeline import DenoiserPipeline
 
 FRAMES = ("num_frames", "video_length")
@@ -37,8 +38,6 @@ KEPT = ("self", "output_type", "return_dict", "latents", "callback", "callback_s
 """Arguments that we give, or that no text can say; so are embeddings, masks and callbacks of any name."""
 SCALES = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
 """What diffusers calls the pixels of a latent, by pipeline."""
-OF_CLASSES = ("DiTPipeline", "SiTPipeline", "LatteClassPipeline")
-"""Pipelines without texts that are sampled here."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def check_sampled(pipe) -> None:
     makes_pictures = {"height", "image", *FRAMES} & set(takes(pipe)) or does_without_text(pipe)
     if takes_text(pipe) and not makes_pictures:
         raise UsageError(f"A {kind} makes no pictures or videos, which alone are sampled here.")
-    if not takes_text(pipe) and kind not in OF_CLASSES:
+    if not takes_text(pipe) and kind not in pipelines_by_class():
         raise UsageError(f"A {kind} is of neither texts nor classes, which alone are sampled here.")
 
 

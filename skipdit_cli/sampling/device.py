@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.trunk import Interposed, interpose, restore
 
 DTYPES = {
@@ -80,12 +81,6 @@ def move(pipe, device: torch.device):
                 if isinstance(module, torch.nn.Linear):
                     interpose(module, "forward", WideLinear)
     return pipe
-
-
-def transformers_of(pipe) -> dict[str, torch.nn.Module]:
-    """The pipeline's transformers by their parts' names: one, or two that take turns (Wan 2.2)."""
-    found = {part: getattr(pipe, part, None) for part in ("transformer", "transformer_2")}
-    return {part: transformer for part, transformer in found.items() if transformer is not None}
 
 
 def now(device: torch.device) -> float:

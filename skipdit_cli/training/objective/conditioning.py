@@ -11,11 +11,13 @@ import torch
 
 from skipdit_cli import console
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.families import TextConditioning
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.finite import is_finite
 from skipdit_cli.training.data.demand import check_encoders
 from skipdit_cli.training.data.store import Store, Tensors, fingerprint, fingerprint_of_tokenizer, of_model
-from skipdit_cli.training.objective.text_conditioning import Family, family_of, transformer_of
+from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 
 REMEMBERED = 256
 
@@ -70,7 +72,7 @@ class CaptionConditioning:
         UsageError: The pipeline has no text encoder.
     """
 
-    def __init__(self, family: Family, device: torch.device, store: Store | None = None):
+    def __init__(self, family: TextConditioning, device: torch.device, store: Store | None = None):
         self.family, self.store = family, store
         parts = family.pipe.components
         check_encoders(name for name, part in parts.items() if part is None)
@@ -157,7 +159,7 @@ def conditioning_of(pipe, device: torch.device, store: Store | None = None):
     Args:
         store: Where encoded texts are kept.
     """
-    family = family_of(pipe)
+    family = text_conditioning_of(pipe)
     if family is not None:
         return CaptionConditioning(family, device, store)
     config = transformer_of(pipe).config

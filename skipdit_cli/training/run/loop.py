@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from skipdit_cli import console
 from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError
+from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import names_in, note
 from skipdit_cli.finite import first_broken
-from skipdit_cli.sampling.device import transformers_of
 from skipdit_cli.training.data.crops import Batch, Pixels, collate, next_batch
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.encoding import Latents
@@ -27,7 +27,6 @@ from skipdit_cli.training.data.store import Store, fingerprint_of_adapters
 from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.objective.micro_batch import Objective
-from skipdit_cli.training.objective.text_conditioning import transformer_of
 from skipdit_cli.training.run.interrupt import deaf_worker, interrupt
 from skipdit_cli.training.run.logs import Metrics, grid_name, grid_run, save_grid
 from skipdit_cli.training.run.prepare import make_schedule, pixel_shape, set_train_mode

@@ -8,9 +8,10 @@ from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.sampling.call_arguments import takes
 from skipdit_cli.sampling.latents import shrinks
-from skipdit_cli.training.objective.text_conditioning import family_of, patch_of, transformer_of
+from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
 from skipdit_cli.training.training_settings import TrainingSettings
 
 
@@ -77,7 +78,7 @@ def pixel_shape(pipe, height: int | None = None, width: int | None = None) -> tu
     for at, (flag, pixels, patch) in enumerate(zip(("--height", "--width"), (height, width), patch_of(pipe))):
         if pixels is None:
             continue
-        if family_of(pipe) is None and pixels != size[at]:
+        if text_conditioning_of(pipe) is None and pixels != size[at]:
             raise UsageError(f"Got {flag} {pixels}, but this model is of {size[at]} pixels; leave the flag out.")
         if pixels % (unit * patch):
             raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit * patch}.")

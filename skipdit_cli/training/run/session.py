@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from skipdit_cli import console, files
 from skipdit_cli.cards.card import CARD, Origin, find_origin, is_own_card, write_card
 from skipdit_cli.errors import UsageError, reading
-from skipdit_cli.families import BACKBONES
+from skipdit_cli.families import declared_trunk
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.models import named_model, open_model, save_branches, save_pipeline
 from skipdit_cli.models.folder import drop_paths, drop_variant, name_as_now
 from skipdit_cli.models.index import check_index, transformer_config
@@ -23,7 +24,7 @@ from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.data.class_folders import record_names
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.data.samples import SampleSet, read_samples
-from skipdit_cli.training.objective.text_conditioning import as_trained, family_of
+from skipdit_cli.training.objective.text_conditioning import as_trained, text_conditioning_of
 from skipdit_cli.training.run.facts import training_facts
 from skipdit_cli.training.run.loop import Diverged, Outcome, Trainer
 from skipdit_cli.training.run.prepare import make_accelerator
@@ -32,7 +33,7 @@ from skipdit_cli.training.training_settings import TrainingSettings
 
 INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
-TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
+TRAINED_PARTS = (*TRANSFORMERS, *map(skip_folder, TRANSFORMERS))
 PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
 RUN_FILES = ("checkpoint-*", SAMPLES, "logs", METRICS, f"{ASIDE}-*", files.MARKER, "*.tmp-*")
 
@@ -89,8 +90,8 @@ def open_to_train(folder: Path, asked: Demand, whole: bool):
 
 def way_out(folder: Path) -> str:
     """What to do about a model without branches."""
-    backbone = BACKBONES.get(transformer_config(folder / "transformer", read_json(folder / INDEX))["_class_name"])
-    if backbone is not None and backbone.native_skips:
+    trunk = declared_trunk(transformer_config(folder / "transformer", read_json(folder / INDEX))["_class_name"])
+    if trunk is not None and trunk.native_skips:
         return "it has long skips of its own: give --train all"
     return f"run 'skipdit convert -m {folder} -o FOLDER'"
 
@@ -175,7 +176,7 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
             trainer.resume(session.checkpoint)
         if accelerator.is_main_process:
             console.say(f"resumed from {session.checkpoint} at step {trainer.step}")
-    family = family_of(pipe)
+    family = text_conditioning_of(pipe)
     if accelerator.is_main_process and family is not None and family.note:
         console.say(family.note)
     accelerator.wait_for_everyone()  # all have read their checkpoint, before the main process moves others
