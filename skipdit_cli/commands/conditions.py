@@ -52,9 +52,9 @@ def check_given(pipe, class_labels: object, prompts: list[str] | None) -> None:
     Raises:
         UsageError: Both, or no text for a model of texts.
     """
-    from skipdit_cli.sampling.call_arguments import takes_text
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 
     if prompts is not None and class_labels is not None:
         raise UsageError("Got --prompt and --class-labels; give the one that the model is of.")
-    if prompts is None and class_labels is None and takes_text(pipe):
+    if prompts is None and class_labels is None and is_text_conditional(pipe):
         raise UsageError("Got no --prompt, but this is a model of texts; give --prompt TEXT or --prompts-file FILE.")

@@ -90,7 +90,7 @@ def read_arguments(given: list[str] | None) -> dict[str, object]:
         UsageError: One is no KEY=VALUE, no YAML, given twice, or has a flag of its own.
     """
     from skipdit_cli.commands import limits
-    from skipdit_cli.sampling.call_arguments import check_key
+    from skipdit_cli.sampling.pipelines.call_arguments import check_key
 
     found = {}
     for text in given or []:

@@ -116,28 +116,28 @@ def sample(
     from skipdit_cli.models import load_pipeline, load_vae, named_model
     from skipdit_cli.models.outline import read_outline
     from skipdit_cli.sampling import device as devices
-    from skipdit_cli.sampling import fitting, pixels, schedulers
+    from skipdit_cli.sampling import fitting, pixels, refusals, schedulers
     from skipdit_cli.sampling import generate as generation
 
     schedulers.check_name(scheduler)
-    where, precision = devices.place(device, dtype)
+    where, precision = devices.select_device(device, dtype)
     given["dtype"] = str(precision).removeprefix("torch.")  # what "auto" means differs from machine to machine
     fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
     hub = {"revision": revision, "local_files_only": local_files_only}
     named = named_model(model, preset)
     outline = read_outline(named, **hub)
-    outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+    outline = outline if image is None else replace(outline, kind=fitting.image_pipeline_class(outline.kind))
     conditions.check_given(outline, class_labels, prompts)
     pixels.check_memory(outline, len(prompts or [1]) * (num_images or 1), height, width, num_frames)
     samples = _texts(prompts, num_images) if prompts else _labels(class_labels, num_images, outline)
     settings = _settle(replay.recorded(given, named), samples, outline)
     sample_files.check_kind(target, outline)
     run = {name: settings[name] for name in _OF_A_RUN if name in settings} | asked
-    generation.check_unloaded(outline, samples, policy, **run)
+    refusals.check_unloaded(outline, samples, policy, **run)
     parts = {} if vae is None else {"vae": load_vae(vae, dtype=precision, local_files_only=local_files_only)}
     pipe = load_pipeline(outline.folder, dtype=precision, **parts)
-    pipe = pipe if image is None else fitting.starting_from_image(pipe)
+    pipe = pipe if image is None else fitting.image_pipeline(pipe)
     sample_files.check_size(target, pipe, len(samples), height, width, num_frames)
     fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, compile, local_files_only)
     batches = len(generation.batches(pipe, samples, settings["batch_size"], alone=image is not None))
@@ -196,16 +196,16 @@ def _settle(settings: dict, samples: list[int | str | None], pipe) -> dict:
     Raises:
         UsageError: One that a model of this kind has no use for.
     """
-    from skipdit_cli.sampling.call_arguments import own_rate, takes_text
-    from skipdit_cli.sampling.generate import default_guidance
+    from skipdit_cli.sampling.pipelines.call_arguments import default_fps, is_text_conditional
     from skipdit_cli.sampling.pixels import is_video
+    from skipdit_cli.sampling.run_settings import default_guidance
 
     scale, own = settings.get("guidance_scale", default_guidance(pipe)), sample_files.which(samples)
-    own["batch_size"] = settings.get("batch_size", 1 if takes_text(pipe) else 8)
+    own["batch_size"] = settings.get("batch_size", 1 if is_text_conditional(pipe) else 8)
     if scale is not None:
         own["guidance_scale"] = scale
     if is_video(pipe):
-        own["fps"] = settings.get("fps", own_rate(pipe))
+        own["fps"] = settings.get("fps", default_fps(pipe))
     elif "fps" in settings:
         raise UsageError(f"Got --fps {settings['fps']:g}, but this model makes images; leave the flag out.")
     settings.pop("num_images", None)
