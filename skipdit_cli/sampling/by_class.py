@@ -63,8 +63,8 @@ class ByClass:
         takes_sigma = takes_sigma and predicts_sigma(transformer)
         noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         for t, t_device in zip(scheduler.timesteps, scheduler.timesteps.to(latents.device)):
-            x = scheduler.scale_model_input(latents, t).to(transformer.dtype)
-            x = torch.cat([x, x]) if guided else x
+            x = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+            x = (torch.cat([x, x]) if guided else x).to(transformer.dtype)
             output = transformer(
                 hidden_states=x, timestep=t_device.expand(len(x)), class_labels=labels, return_dict=False
             )[0].float()
@@ -79,7 +79,7 @@ class ByClass:
         """Set the scheduler's timesteps, and return noise (B, C, [F,] h, w), float32, at the scale of the first."""
         self.scheduler.set_timesteps(self.num_inference_steps)
         noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
-        return (noise * self.scheduler.init_noise_sigma).to(self.transformer.device)
+        return (noise * getattr(self.scheduler, "init_noise_sigma", 1.0)).to(self.transformer.device)
 
     def _guide(self, output: torch.Tensor) -> torch.Tensor:
         """Extrapolate from the unconditional to the conditional half of the output (arXiv 2207.12598, eq. 6)."""

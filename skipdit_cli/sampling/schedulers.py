@@ -47,14 +47,13 @@ class EvenFlowScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
     The class of diffusers puts its last step at 1 / ``num_train_timesteps`` unless a pipeline passes the sigmas.
     """
 
-    init_noise_sigma = 1.0
-
     def set_timesteps(self, num_inference_steps: int, device=None) -> None:
-        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, sigmas=sigmas)
+        super().set_timesteps(device=device, sigmas=even_sigmas(num_inference_steps))
 
-    def scale_model_input(self, sample, timestep=None):
-        return sample
+
+def even_sigmas(num_inference_steps: int) -> list[float]:
+    """Return the noise levels before each of some Euler steps of equal length from 1, noise, to 0, data."""
+    return [1 - step / num_inference_steps for step in range(num_inference_steps)]
 
 
 SCHEDULERS: dict[str, tuple[type, dict]] = {
