@@ -126,14 +126,15 @@ def bench(
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
     from skipdit_cli.bench.cases import make_policies
-    from skipdit_cli.bench.run import Bench, compiled
+    from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import READING, results, save_report, table
     from skipdit_cli.cards.card import check_card, put_bench
     from skipdit_cli.models import named_model
     from skipdit_cli.models.outline import read_outline
     from skipdit_cli.sampling import fitting
-    from skipdit_cli.sampling.device import place
-    from skipdit_cli.sampling.generate import batches, check_unloaded
+    from skipdit_cli.sampling.device import select_device
+    from skipdit_cli.sampling.generate import batches
+    from skipdit_cli.sampling.refusals import check_unloaded
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -162,13 +163,13 @@ def bench(
     asked |= {"strength": strength, "arguments": parse_pipeline_arguments(pipeline_arg)}
     card = check_card(model) if update_card else None
     start = read_image(image)
-    where, precision = place(device, dtype)
+    where, precision = select_device(device, dtype)
     fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
     if not random_weights:
         hub = {"revision": revision, "local_files_only": local_files_only}
         outline = read_outline(named_model(model, preset), **hub)
-        outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+        outline = outline if image is None else replace(outline, kind=fitting.image_pipeline_class(outline.kind))
         of_outline = _samples(outline, labels, prompts, batch_size, random_weights, size)
         for policy in policies:
             check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, image=start, **asked)
@@ -177,7 +178,7 @@ def bench(
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipes = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
         for at, pipe in enumerate(pipes):
-            pipes[at] = pipe = pipe if image is None else fitting.starting_from_image(pipe)
+            pipes[at] = pipe = pipe if image is None else fitting.image_pipeline(pipe)
             fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, local_files_only=local_files_only)
         pipe = pipes[0]
         samples = _samples(pipe, labels, prompts, batch_size, random_weights, size)
@@ -193,7 +194,7 @@ def bench(
         run = Bench(pipe, policies, samples, vanilla=pipes[-1], image=start, **sampling)
         if min_psnr is not None and not run.has_pictures:
             raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
-        stack.enter_context(compiled(pipes) if compile else nullcontext())
+        stack.enter_context(fitting.compiled(pipes) if compile else nullcontext())
         with console.progress("Bench", run.steps(rounds)) as advance:
             rows = run.run(rounds, max(warmup, 1) if compile else warmup, advance)
         settings = {**sampling, "image": image and str(image), **_conditions(samples), "lora": lora}
@@ -225,7 +226,7 @@ def _samples(
 ) -> list[int] | list[str] | list[None]:
     """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
     and where random weights have no text."""
-    from skipdit_cli.sampling.call_arguments import takes_text
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
     from skipdit_cli.sampling.pixels import check_memory
 
     if not random_weights:
@@ -234,13 +235,13 @@ def _samples(
     check_memory(pipe, len(labels or prompts or range(count)), *size)
     if labels or prompts:
         return labels or prompts
-    if classes is None or takes_text(pipe):
+    if classes is None or is_text_conditional(pipe):
         return [None] * count
     return [at * classes // count % classes for at in range(count)]
 
 
 def _guidance(given: float | None, pipe, random_weights: bool) -> float:
-    from skipdit_cli.sampling.generate import default_guidance
+    from skipdit_cli.sampling.run_settings import default_guidance
 
     own = default_guidance(pipe)
     return given if given is not None else 1.0 if random_weights and own is not None else own

@@ -16,7 +16,7 @@ from skipdit_cli.models.packages import importable
 from skipdit_cli.models.variants import files_in
 from skipdit_cli.models.weights import check_weights, read_json
 from skipdit_cli.quiet import quiet
-from skipdit_cli.sampling.call_arguments import OF_CLASSES
+from skipdit_cli.sampling.pipelines.call_arguments import CLASS_PIPELINES
 from skipdit_cli.sampling.pipelines.dit_pipeline import DiTPipeline
 from skipdit_cli.sampling.pipelines.latte_class_pipeline import LatteClassPipeline
 from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
@@ -175,7 +175,7 @@ def pipeline_class(name, index: dict):
 
 def of_texts(index: dict) -> bool:
     """Whether the class of a pipeline comes with the library ``transformers``."""
-    return index.get("_class_name") not in OF_CLASSES and importable("transformers")
+    return index.get("_class_name") not in CLASS_PIPELINES and importable("transformers")
 
 
 def is_unknown(name) -> bool:

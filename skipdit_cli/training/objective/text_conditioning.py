@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from skipdit_cli.sampling.call_arguments import takes
 from skipdit_cli.sampling.device import transformers_of
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.demand import TRAINED
 from skipdit_cli.training.data.store import Tensors
 
@@ -49,7 +49,7 @@ class Family:
 
     def longest(self) -> int | None:
         """Tokens of a text, as many as the pipeline takes when it is called; None where it does not say."""
-        said = takes(self.pipe).get("max_sequence_length")
+        said = call_parameters(self.pipe).get("max_sequence_length")
         return None if said is None else said.default
 
 
@@ -106,7 +106,7 @@ class Flux(Family):
     @property
     def guidance(self) -> float | None:
         """What a model distilled with guidance is told; None for one that is not."""
-        return takes(self.pipe)["guidance_scale"].default if self.config.guidance_embeds else None
+        return call_parameters(self.pipe)["guidance_scale"].default if self.config.guidance_embeds else None
 
     @property
     def note(self) -> str | None:
@@ -152,7 +152,7 @@ class Hunyuan(Family):
         rotary = get_2d_rotary_pos_embed(
             transformer.inner_dim // transformer.num_heads, region, grid, device=xt.device, output_type="pt"
         )
-        sizes = (*takes(self.pipe)["original_size"].default, height, width, 0, 0)
+        sizes = (*call_parameters(self.pipe)["original_size"].default, height, width, 0, 0)
         told = {
             **texts,
             "image_meta_size": torch.tensor([sizes], device=xt.device, dtype=xt.dtype).repeat(len(xt), 1),
