@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from skipdit_cli.families import declared_trunk
 from skipdit_cli.models import named_model, open_model
 from skipdit_cli.models.index import check_index, transformer_config
 from skipdit_cli.models.open import find_folder
