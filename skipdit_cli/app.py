@@ -17,13 +17,14 @@ from skipdit_cli.commands.convert import convert
 from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
+from skipdit_cli.commands.flags import check_ranges
 from skipdit_cli.commands.info import info
-from skipdit_cli.commands.limits import check_most
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, lay, naming_source, switches_of
 from skipdit_cli.errors import SkipditError
+from skipdit_cli.settings import OUTPUT, PANELS
 
 # Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
 REFUSED = typer.BadParameter.__mro__[2]
@@ -100,8 +101,9 @@ class Command(TyperCommand):
                 if "help" not in typed:
                     lay(ctx, self, typed)
             rest = super().parse_args(ctx, args)
+            ctx.meta["output"] = ctx.params.get("output")
             with naming_source(ctx):
-                check_most(ctx.params)
+                check_ranges(self, ctx.params)
             return rest
         except REFUSED as cause:
             cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
@@ -112,15 +114,17 @@ class Command(TyperCommand):
             return super().invoke(ctx)
 
     def format_options(self, ctx, formatter):
-        panels: dict[str, list] = {}
+        sections: dict[str, list] = {panel: [] for panel in ("Arguments", "Options", *PANELS)}
         for parameter in self.get_params(ctx):
             panel = "Arguments" if parameter.param_type_name == "argument" else parameter.rich_help_panel
             record = parameter.get_help_record(ctx)
             if record is not None:
-                panels.setdefault(panel or "Options", []).append(record)
-        for panel, records in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(records)
+                sections.setdefault(panel or "Options", []).append(record)
+        sections[OUTPUT] = sections.pop(OUTPUT)
+        for panel, records in sections.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl(records)
 
 
 class App(typer.Typer):

@@ -10,9 +10,8 @@ import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands import pipeline_options
-from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile, check_given, read_prompts
+from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile
 from skipdit_cli.commands.options import (
-    CACHE,
     Debug,
     Device,
     Dtype,
@@ -24,10 +23,18 @@ from skipdit_cli.commands.options import (
     Preset,
     Revision,
     Seed,
+)
+from skipdit_cli.commands.parsing import (
+    check_conditions,
     parse_integers,
+    parse_pipeline_arguments,
+    read_image,
+    read_prompts,
 )
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
+from skipdit_cli.sampling.sample_settings import check_strength
+from skipdit_cli.settings import CACHE
 
 RUN = "Measuring"
 
@@ -148,11 +155,13 @@ def bench(
         files.check_folder(output, files.BENCH, overwrite)
     asked = {"negative_prompt": negative_prompt, "num_frames": num_frames, "height": height, "width": width}
     size = (height, width, num_frames)
-    pipeline_options.check_positive(num_frames=num_frames, height=height, width=width)
-    pipeline_options.check_strength(strength, image, num_inference_steps)
-    asked |= {"strength": strength, "arguments": pipeline_options.read_arguments(pipeline_arg)}
+    for flag, value in {"--num-frames": num_frames, "--height": height, "--width": width}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"Got {flag} {value} but expected 1 or more.")
+    check_strength(strength, image, num_inference_steps)
+    asked |= {"strength": strength, "arguments": parse_pipeline_arguments(pipeline_arg)}
     card = check_card(model) if update_card else None
-    start = pipeline_options.read_image(image)
+    start = read_image(image)
     where, precision = place(device, dtype)
     fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
@@ -220,7 +229,7 @@ def _samples(
     from skipdit_cli.sampling.pixels import check_memory
 
     if not random_weights:
-        check_given(pipe, labels, prompts)
+        check_conditions(pipe, labels, prompts)
     count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.get("num_embeds_ada_norm")
     check_memory(pipe, len(labels or prompts or range(count)), *size)
     if labels or prompts:

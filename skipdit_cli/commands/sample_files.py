@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from skipdit_cli import __version__, files, media
+from skipdit_cli.commands.replay import record_conditions
 from skipdit_cli.errors import UsageError
 
 PICTURES, VIDEOS = (".png",), (".mp4", ".gif")
@@ -128,7 +129,7 @@ def save(
     with files.fill_folder(target, files.SAMPLE) as part:
         written = []
         for i, condition in enumerate(conditions):
-            own = {**settings, **which([condition]), "seed": settings["seed"] + i}
+            own = {**settings, **record_conditions([condition]), "seed": settings["seed"] + i}
             single = _numbered(part, i, ".mp4" if video else ".png")
             written += write(images[i : i + 1], single, own, scale if video else 1, sounds[i : i + 1])
         written += write(images, part / ("grid.gif" if video else "grid.png"), settings, scale, ())
@@ -155,15 +156,6 @@ def where_sounds_are(target: Path, count: int) -> str:
     if count > 1:
         return "the sound of several videos in one file is left out: give a folder, for a file each."
     return "the mp4 has its sound."
-
-
-def which(conditions: list[int | str | None]) -> dict:
-    """The settings that ask for these samples."""
-    if isinstance(conditions[0], str):
-        return {"prompt": conditions, "num_images": 1}
-    if conditions[0] is None:
-        return {"num_images": len(conditions)}
-    return {"class_labels": ",".join(map(str, conditions))}
 
 
 def _save_image(images, path: Path, settings: dict, scale: int) -> list[Path]:

@@ -98,7 +98,7 @@ def test_every_exif_rotation_is_applied(tmp_path, orientation, suffix):
 
 
 def test_a_picture_to_start_from_is_upright(tmp_path):
-    from skipdit_cli.commands.pipeline_options import read_image
+    from skipdit_cli.commands.parsing import read_image
 
     exif = Image.Exif()
     exif[ORIENTATION] = 6
