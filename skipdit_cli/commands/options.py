@@ -53,11 +53,7 @@ Json = Annotated[
 Debug = Annotated[
     bool,
     typer.Option(
-        "--debug",
-        help="Print the traceback of an error.",
-        callback=_note_debug,
-        is_eager=True,
-        rich_help_panel=OUTPUT,
+        "--debug", help="Print the traceback of an error.", callback=_note_debug, is_eager=True, rich_help_panel=OUTPUT
     ),
 ]
 Seed = Annotated[

@@ -31,11 +31,7 @@ class PipelineSettings:
         None, "What guidance leads away from.", SAMPLES, metavar="TEXT", recorded=True, run=True
     )
     image: Path | None = setting(
-        None,
-        "Image to start from (image-to-image or image-to-video).",
-        SAMPLES,
-        metavar="FILE",
-        recorded=True,
+        None, "Image to start from (image-to-image or image-to-video).", SAMPLES, metavar="FILE", recorded=True
     )
     strength: float | None = setting(
         None,
@@ -45,31 +41,13 @@ class PipelineSettings:
         run=True,
     )
     height: int | None = setting(
-        None,
-        "Height in pixels. [default: the model's]",
-        SAMPLES,
-        minimum=1,
-        maximum=16_384,
-        recorded=True,
-        run=True,
+        None, "Height in pixels. [default: the model's]", SAMPLES, minimum=1, maximum=16_384, recorded=True, run=True
     )
     width: int | None = setting(
-        None,
-        "Width in pixels. [default: the model's]",
-        SAMPLES,
-        minimum=1,
-        maximum=16_384,
-        recorded=True,
-        run=True,
+        None, "Width in pixels. [default: the model's]", SAMPLES, minimum=1, maximum=16_384, recorded=True, run=True
     )
     num_frames: int | None = setting(
-        None,
-        "Frames per video. [default: the model's]",
-        SAMPLES,
-        minimum=1,
-        maximum=100_000,
-        recorded=True,
-        run=True,
+        None, "Frames per video. [default: the model's]", SAMPLES, minimum=1, maximum=100_000, recorded=True, run=True
     )
     scheduler: str | None = setting(
         None,
@@ -122,11 +100,7 @@ class CacheSettings:
         recorded=True,
     )
     cache_interval: int | None = setting(
-        None,
-        "K: every K-th step is full (the paper's n). [default: 2]",
-        CACHE,
-        metavar="K",
-        recorded=True,
+        None, "K: every K-th step is full (the paper's n). [default: 2]", CACHE, metavar="K", recorded=True
     )
     cache_window: str | None = setting(
         None,
@@ -194,12 +168,7 @@ class SampleSettings:
         run=True,
     )
     batch_size: int | None = setting(
-        None,
-        "Samples per batch. [default: 8, or 1 with prompts]",
-        PIPELINE,
-        minimum=1,
-        recorded=True,
-        run=True,
+        None, "Samples per batch. [default: 8, or 1 with prompts]", PIPELINE, minimum=1, recorded=True, run=True
     )
     pipeline: PipelineSettings = PipelineSettings()
     num_images: int | None = setting(
