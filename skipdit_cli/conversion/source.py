@@ -13,10 +13,10 @@ from skipdit_cli.conversion.process import DIT, SIT
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families import BACKBONES
 from skipdit_cli.models.build import OFFICIAL, build_transformer, has_own_time
-from skipdit_cli.models.index import SECOND, check_index, check_plain, is_part, transformer_config
-from skipdit_cli.models.open import find_folder
-from skipdit_cli.models.variants import variant_of
-from skipdit_cli.models.weights import assign_weights, read_weights
+from skipdit_cli.models.hub import find_folder
+from skipdit_cli.models.index import SECOND, check_index, has_part, is_part, transformer_config
+from skipdit_cli.models.packages import check_plain
+from skipdit_cli.models.weights import assign_weights, read_weights, variant_of
 from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
 from skipdit_cli.skip import SKIP, SkipBranches
 from skipdit_cli.skip.time_embedding import RECORD
@@ -157,7 +157,7 @@ def open_source(
     layout += _variant(folder / "transformer")
     official = _native(config) or _on_hub(name, index, config, folder)
     second = None
-    if index.get(SECOND) not in (None, [None, None]):
+    if has_part(index, SECOND):
         own = _config(folder / SECOND, index)
         second = Source(f"{name}/{SECOND}", layout, own, folder, folder / SECOND, official=_native(own))
     process = SIT if index.get("_class_name") == SiTPipeline.__name__ else DIT

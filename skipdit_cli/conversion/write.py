@@ -25,9 +25,9 @@ from skipdit_cli.models.folder import (
     write_config,
 )
 from skipdit_cli.models.index import INDEX, SECOND, TRANSFORMERS, parts_of
-from skipdit_cli.models.variants import files_in
 from skipdit_cli.models.weights import (
     STEM,
+    files_in,
     index_file,
     read_json,
     read_tensors,

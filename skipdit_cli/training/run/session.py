@@ -16,8 +16,8 @@ from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.families import BACKBONES
 from skipdit_cli.models import named_model, open_model, save_branches, save_pipeline
 from skipdit_cli.models.folder import drop_paths, drop_variant, name_as_now
+from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, transformer_config
-from skipdit_cli.models.open import find_folder
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.data.class_folders import record_names
