@@ -6,6 +6,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.upload import upload
 from skipdit_cli.training.training_settings import TrainingSettings
 
 with_training_settings = with_settings(TrainingSettings)
@@ -15,8 +16,10 @@ def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
     """The end of a training command: what was trained and where it is, or how to go on (exit code 130). Pushes it."""
     if not outcome.main:
         return
+    address = None
     if not outcome.interrupted:
         _say_trained(settings, outcome)
+        address = upload(settings.output, settings.push_to_hub, settings.private)
     console.emit(
         {
             "command": command,
@@ -30,7 +33,7 @@ def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
             "seconds": outcome.seconds,
             "data_seconds": outcome.data_seconds,
             **{key: outcome.last.get(key) for key in ("loss", "mse", "vb", "lr", "grad_norm")},
-            "pushed_to": None if outcome.interrupted else _push(settings),
+            "pushed_to": address,
         }
     )
     if outcome.interrupted:
@@ -46,9 +49,3 @@ def _say_trained(settings: TrainingSettings, outcome) -> None:
     loss = f", loss {outcome.last['loss']:.4f}" if outcome.last else ""
     console.say(f"Steps took {outcome.seconds:.1f} s, {outcome.data_seconds:.1f} s of it waiting for data.")
     console.say(f"Trained {count} for {outcome.step:,} steps{loss}. The pipeline is in {settings.output}.")
-
-
-def _push(settings: TrainingSettings) -> str | None:
-    from skipdit_cli.cards.publish import push
-
-    return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None

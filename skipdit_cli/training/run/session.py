@@ -198,6 +198,8 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
                 record_names(part / INDEX, session.samples.classes)
                 write_card(part, origin, {}, training_facts(trainer, outcome, session.samples, origin.source))
                 _keep_card(settings.output / CARD, part / CARD)
+                if origin.note:
+                    console.say(origin.note)
     return outcome
 
 
