@@ -1,4 +1,4 @@
-"""What a trunk is made of, in plain data: block lists, and the streams that run through them."""
+"""Declarations of trunks as plain data: their block lists, and the streams through the blocks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class BlockList:
 
     Args:
         name: Its attribute path in the model.
-        streams: Names of the block arguments that cross from block to block, in the order a block returns them (one
-            alone is returned bare, not in a tuple); None where it returns something else.
-        joins: For a list of one stream: it is these streams of the lists before, end to end along the tokens (Flux.2's
-            text and image before its single blocks).
-        wrapped: One stream alone is returned in a tuple nevertheless.
+        streams: Names of the block arguments that a block returns for the next one, in the order of its outputs, with
+            None for an output that is no stream. A single stream is returned bare, not in a tuple.
+        joins: For a list with one stream: the streams of the lists before that it concatenates along the tokens
+            (Flux.2 concatenates text and image before its single blocks).
+        wrapped: Whether a single stream is returned in a tuple nevertheless.
     """
 
     name: str
@@ -26,27 +26,28 @@ class BlockList:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the streams, without the outputs that are none."""
         return tuple(name for name in self.streams if name is not None)
 
     @property
     def bare(self) -> bool:
-        """Whether a block returns a tensor, and no tuple."""
+        """Whether a block returns a tensor and not a tuple."""
         return len(self.streams) == 1 and not self.wrapped
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the trunk of one transformer class lies and what flows through it.
+    """The trunk of one transformer class: the lists that its blocks lie in.
 
     Args:
-        lists: The trunk's block lists, in the order they run.
-        interleaved: The lists run in turn, one block of each makes a unit (Latte: spatial, temporal); otherwise one
-            list follows the other and every block is a unit.
-        joined: The stream that skip branches join: the image's or video's.
+        lists: The block lists, in the order they run.
+        interleaved: Whether the lists alternate, so that one block of each makes a unit (Latte: spatial, temporal).
+            Otherwise one list follows the other, and every block is a unit.
+        joined: The stream that skip branches join: that of the image or video.
         width: D, the width of that stream: a number, or the config keys whose product it is.
-        official_time: The class itself spaces its timestep frequencies as the official code does, or its weights are
-            none of the official code's.
-        native_skips: The class has long skips of its own, and gets no branches.
+        official_time: Whether the class spaces its timestep frequencies as the official code does, or has no weights
+            of the official code.
+        native_skips: Whether the class has long skips of its own; it gets no branches then.
     """
 
     lists: tuple[BlockList, ...]
@@ -57,12 +58,13 @@ class Backbone:
     native_skips: bool = False
 
     def record(self) -> dict:
-        """The same as JSON can hold it; ``from_record`` reads it."""
+        """Return the declaration as JSON can hold it; ``from_record`` reads it."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: dict) -> Backbone:
-        """
+        """Return the declaration that ``record`` made a record of.
+
         Raises:
             KeyError, TypeError, AttributeError: It is no such record.
         """
@@ -123,15 +125,15 @@ BACKBONES: dict[str, Backbone] = {
 FORMER_NAMES = {
     "Transformer2DModel": {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 }
-"""What the configs of the hub's DiT and PixArt still say: a class that was several, told apart by ``norm_type``. Its
-other kinds (the attention of UNets, VQ-Diffusion) go by that name to this day."""
+"""The former class name in the hub's configs of DiT and PixArt, to today's names by ``norm_type``. The other kinds of
+that class (the attention of UNets, VQ-Diffusion) keep the name."""
 
 
 def class_name(name: str, config: Mapping) -> str:
-    """The name that diffusers has now for a transformer's class.
+    """Return the name that diffusers has today for a transformer's class.
 
     Args:
-        name: In its config or index.
-        config: Of the transformer.
+        name: The name in its config or in ``model_index.json``.
+        config: The config of the transformer.
     """
     return FORMER_NAMES.get(name, {}).get(str(config.get("norm_type")), name)

@@ -47,7 +47,6 @@ def example_inputs(
     Raises:
         UsageError: The class takes an argument that is not known here.
     """
-    transformer = getattr(transformer, "_orig_mod", transformer)
     made = _Example(transformer, batch, device, dtype, small, generator)
     inputs = {}
     for name, parameter in inspect.signature(type(transformer).forward).parameters.items():

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from skipdit_cli.backbones import Trial, check_class, keep_trunk, known_trunk, trunk_of
+from skipdit_cli.backbones import Trial, check_class, keep_wrapped, known_trunk
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.measure.cases import Case, make_cases
@@ -273,19 +273,12 @@ def compiled(pipes: Sequence, backend="inductor") -> Iterator[None]:
     torch._dynamo.config.recompile_limit = 64
     transformers = list(dict.fromkeys(transformer for pipe in pipes for transformer in _models(pipe)))
     for transformer in transformers:
-        _hold(transformer, True)
+        keep_wrapped(transformer, True)
         transformer.forward = torch.compile(transformer.forward, backend=backend)
     try:
         yield
     finally:
         for transformer in transformers:
             del transformer.forward
-            _hold(transformer, False)
+            keep_wrapped(transformer, False)
         torch._dynamo.config.recompile_limit = limit
-
-
-def _hold(transformer, held: bool) -> None:
-    """Have one and the same object stand before each block, so that one compilation serves all rounds."""
-    trunk = trunk_of(transformer)
-    trunk.held = held
-    keep_trunk(transformer, trunk)

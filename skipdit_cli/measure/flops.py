@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipdit_cli.backbones import Backbone, Trunk, example_inputs, keep_trunk, trunk_of
+from skipdit_cli.backbones import Backbone, Trunk, example_inputs, remember_trunk, trunk_of, unwrap_compiled
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.checkpoints import build_transformer
@@ -37,7 +37,7 @@ class StepFlops:
     """
 
     def __init__(self, transformer, calls: Sequence[Mapping] | None = None):
-        transformer = getattr(transformer, "_orig_mod", transformer)
+        transformer = unwrap_compiled(transformer)
         trunk = trunk_of(transformer)
         branches, found = trunk.branches, None if trunk.declared else trunk.backbone
         merge = None if branches is None else branches.config.merge
@@ -104,7 +104,7 @@ def meta_transformer(model_class, config: dict, merge: str | None = None, found:
     with init_empty_weights():  # tables of positions keep their values, some forwards read them
         model = build_transformer({**config, "_class_name": model_class.__name__})
         if found is not None:
-            keep_trunk(model, Trunk(model, found, declared=False))
+            remember_trunk(model, Trunk(model, found, declared=False))
         if merge is not None:
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))

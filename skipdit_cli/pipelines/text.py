@@ -12,7 +12,7 @@ from functools import wraps
 import numpy as np
 import torch
 
-from skipdit_cli.backbones import example_inputs
+from skipdit_cli.backbones import example_inputs, unwrap_compiled
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.media import Sound
 from skipdit_cli.pipelines.arguments import (
@@ -198,7 +198,8 @@ def _texts(pipe, prompts: Sequence[str | None], guided: bool, negative_prompt: s
 
 def _noise_texts(transformer) -> list[torch.Tensor]:
     """In place of an encoded text and of its negative, as long as the longest: seeded noise, to time a model by."""
-    shape, generator = example_inputs(transformer)["encoder_hidden_states"].shape, torch.Generator().manual_seed(0)
+    model, generator = unwrap_compiled(transformer), torch.Generator().manual_seed(0)
+    shape = example_inputs(model)["encoder_hidden_states"].shape
     return [torch.randn(shape, generator=generator).to(transformer.device, transformer.dtype) for _ in range(2)]
 
 
