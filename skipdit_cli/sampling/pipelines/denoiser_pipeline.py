@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import DiffusionPipeline
 
-from skipdit_cli.families.example import example_inputs
+from skipdit_cli.families import example_inputs
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 
 
 class DenoiserPipeline(DiffusionPipeline):
@@ -41,9 +42,10 @@ class DenoiserPipeline(DiffusionPipeline):
         """
         device, generators = self._execution_device, generator if isinstance(generator, list) else [generator]
         noise = torch.Generator().manual_seed(0)
-        inputs = example_inputs(self.transformer, len(prompt), device, self.transformer.dtype, generator=noise)
-        sample, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
-        is_list = isinstance(inputs[sample], list)
+        model = unwrap_compiled(self.transformer)
+        inputs = example_inputs(model, len(prompt), device, model.dtype, generator=noise)
+        denoised, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
+        listed = isinstance(inputs[denoised], list)
         latents = torch.stack(
             [torch.randn(each.shape, generator=one) for each, one in zip(inputs[sample], generators)]
         )
