@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from skipdit_cli.training.objective.micro_batch.conditioning import ClassConditioning, NoConditioning
-from skipdit_cli.training.objective.micro_batch.loss import DiffusionLoss, discretised_log_likelihood
 
 from skipdit_cli.training.data.order import Choice, Order, draw
+from skipdit_cli.training.objective.conditioning import ClassConditioning, NoConditioning
+from skipdit_cli.training.objective.loss import DiffusionLoss, discretised_log_likelihood
 
 BETAS = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").betas
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
-from skipdit_cli.training.objective.micro_batch.conditioning import conditioning_of
-from skipdit_cli.training.objective.micro_batch.flow import loss_of
 
 from skipdit_cli.models import load_pipeline
 from skipdit_cli.training.data.order import draw, generator
+from skipdit_cli.training.objective.conditioning import conditioning_of
+from skipdit_cli.training.objective.flow import loss_of
 from skipdit_cli.training.training_settings import Weighting
 from tests.support.caption_training import command, differ, losses, prepare
 from tests.support.tiny_training_pipelines import text_pipeline

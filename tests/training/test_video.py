@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from skipdit_cli.training.objective.micro_batch.micro_batch import Objective
 
 from skipdit_cli import media
 from skipdit_cli.errors import SkipditError
@@ -22,6 +21,7 @@ from skipdit_cli.training.data.encoding import Latents, moments
 from skipdit_cli.training.data.order import Choice, draw
 from skipdit_cli.training.data.samples import SampleSet, read_samples
 from skipdit_cli.training.data.store import Store
+from skipdit_cli.training.objective.micro_batch import Objective
 from tests.support.pipeline_parts import tiny_vae
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

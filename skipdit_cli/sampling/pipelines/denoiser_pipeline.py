@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import DiffusionPipeline
 
-from skipdit_cli.families import example_inputs
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 
 
@@ -44,8 +44,8 @@ class DenoiserPipeline(DiffusionPipeline):
         noise = torch.Generator().manual_seed(0)
         model = unwrap_compiled(self.transformer)
         inputs = example_inputs(model, len(prompt), device, model.dtype, generator=noise)
-        denoised, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
-        listed = isinstance(inputs[denoised], list)
+        sample, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
+        is_list = isinstance(inputs[sample], list)
         latents = torch.stack(
             [torch.randn(each.shape, generator=one) for each, one in zip(inputs[sample], generators)]
         )

@@ -21,7 +21,7 @@ from skipdit_cli.training.data.store import (
     fingerprint_of_encoder,
     fingerprint_of_tokenizer,
 )
-from skipdit_cli.training.objective.micro_batch.text_conditioning import text_conditioning_of
+from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 from skipdit_cli.training.observer import SILENT, Observer
 
 REMEMBERED = 256

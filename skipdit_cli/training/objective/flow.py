@@ -10,7 +10,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
-from skipdit_cli.training.objective.micro_batch.loss import PREDICTIONS, DiffusionLoss, Losses
+from skipdit_cli.training.objective.loss import PREDICTIONS, DiffusionLoss, Losses
 from skipdit_cli.training.training_settings import Weighting
 
 DRAWS_PER_ROUND, ROUNDS = 1024, 1000

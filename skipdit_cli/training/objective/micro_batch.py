@@ -14,10 +14,10 @@ from skipdit_cli.training.data.encoding import moments
 from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.order import LATENT, NOISE, Draws, Order, draw, generator
 from skipdit_cli.training.data.store import Store
-from skipdit_cli.training.objective.micro_batch.conditioning import conditioning_of
-from skipdit_cli.training.objective.micro_batch.flow import loss_of, span_of, usual_weighting
-from skipdit_cli.training.objective.micro_batch.loss import Losses
-from skipdit_cli.training.objective.micro_batch.text_conditioning import patch_of
+from skipdit_cli.training.objective.conditioning import conditioning_of
+from skipdit_cli.training.objective.flow import loss_of, span_of, usual_weighting
+from skipdit_cli.training.objective.loss import Losses
+from skipdit_cli.training.objective.text_conditioning import patch_of
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.training_settings import Weighting
 

@@ -12,7 +12,7 @@ from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, transformer_config
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
-from skipdit_cli.training.objective.micro_batch.text_conditioning import as_trained
+from skipdit_cli.training.objective.text_conditioning import as_trained
 from skipdit_cli.training.run.run_folder import INDEX
 
 

@@ -13,7 +13,7 @@ from skipdit_cli.models.folder import drop_paths, drop_variant, name_as_now
 from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.data.class_folders import record_names
 from skipdit_cli.training.data.demand import EXPERTS
-from skipdit_cli.training.objective.micro_batch.text_conditioning import text_conditioning_of
+from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 from skipdit_cli.training.run.card_facts import training_facts
 from skipdit_cli.training.run.loop import Diverged, Outcome, Trainer
 from skipdit_cli.training.run.run_folder import INDEX, RUN_FILES, unlisted_files

@@ -15,7 +15,7 @@ from skipdit_cli.files import names_in, note, replacing
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.samples import SampleSet
-from skipdit_cli.training.objective.micro_batch.conditioning import captured_logs
+from skipdit_cli.training.objective.conditioning import captured_logs
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.run.state import METRICS
 from skipdit_cli.training.training_settings import TrainingSettings

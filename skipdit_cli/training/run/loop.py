@@ -20,7 +20,7 @@ from skipdit_cli.finite import first_broken
 from skipdit_cli.training.data.crops import Batch, next_batch
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.store import fingerprint_of_adapters
-from skipdit_cli.training.objective.micro_batch.loss import Losses
+from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.run.interrupt import interrupt
 from skipdit_cli.training.run.logs import RunLog, grid_arguments, grid_name, save_grid
 from skipdit_cli.training.run.moving_average import MovingAverage

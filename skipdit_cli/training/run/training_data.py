@@ -13,9 +13,9 @@ from skipdit_cli.training.data.crops import Pixels, collate
 from skipdit_cli.training.data.encoding import Latents
 from skipdit_cli.training.data.order import Order
 from skipdit_cli.training.data.store import Store
-from skipdit_cli.training.objective.micro_batch.conditioning import CaptionConditioning
-from skipdit_cli.training.objective.micro_batch.micro_batch import Objective
-from skipdit_cli.training.objective.micro_batch.text_conditioning import patch_of, text_conditioning_of
+from skipdit_cli.training.objective.conditioning import CaptionConditioning
+from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
 from skipdit_cli.training.run.interrupt import ignore_signals
 from skipdit_cli.training.run.session import Session
 
