@@ -15,7 +15,7 @@ TOKENS = -2
 
 
 @dataclass
-class Call:
+class BlockCall:
     """One call of one block.
 
     Args:
@@ -49,7 +49,7 @@ class WatchedList:
 
     name: str
     blocks: nn.ModuleList
-    calls: list[Call] = field(default_factory=list)
+    calls: list[BlockCall] = field(default_factory=list)
     entry: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
@@ -96,7 +96,7 @@ def _before(watched: WatchedList, at: int, order: list[str], last_calls: dict):
 
     def hook(block, args, kwargs):
         inputs = _named_tensors(block, args, kwargs)
-        call = Call(at, {name: tuple(x.shape) for name, x in inputs.items()})
+        call = BlockCall(at, {name: tuple(x.shape) for name, x in inputs.items()})
         if watched.name in last_calls:
             _compare(call, inputs, *last_calls[watched.name])
         else:
@@ -130,7 +130,7 @@ def _named_tensors(block, args: tuple, kwargs: dict) -> dict[str, torch.Tensor]:
     return {name: x for name, x in named.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
 
 
-def _compare(call: Call, inputs: dict, earlier: dict, outputs: list) -> None:
+def _compare(call: BlockCall, inputs: dict, earlier: dict, outputs: list) -> None:
     """Note which inputs of a call are outputs of the block before, or have their shape."""
     for place, output in enumerate(outputs):
         if output is None:
