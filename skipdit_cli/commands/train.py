@@ -8,7 +8,8 @@ import typer
 
 from skipdit_cli import presets
 from skipdit_cli.commands import options
-from skipdit_cli.commands.training_options import ConsoleObserver, report, with_training_settings
+from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.training_options import ConsoleObserver, report
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.training_settings import TrainingSettings
 
@@ -18,7 +19,7 @@ SkipBranches = Annotated[
 Vae = Annotated[str | None, typer.Option(help="VAE of a latent model: folder or hub id.", rich_help_panel="Model")]
 
 
-@with_training_settings
+@with_settings(TrainingSettings)
 def train(
     ctx: typer.Context,
     preset: options.Preset = None,
@@ -47,4 +48,4 @@ def train(
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
     pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
     origin = session.origin_of(settings, ctx.meta["typed"])
-    report("train", settings, begun.samples, complete.train(begun, pipe, origin))
+    report("train", begun, complete.train(begun, pipe, origin))

@@ -1,10 +1,10 @@
-"""The settings of a training run: their flags, defaults and help texts, and which values are allowed."""
+"""The settings of a training run: flags, defaults, help texts, and the values allowed."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from skipdit_cli import files
@@ -17,6 +17,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 POSITIONS = ("center", "random")
 """Where a clip lies in its video and a crop in its picture."""
+MODEL = "Model"
 DATA, VIDEO, FLOW, OPTIMISATION, MEMORY, CHECKPOINTS, OUTPUT = (
     *("Data", "Video", "Flow matching", "Optimisation", "Precision and memory", "Checkpoints", "Output"),
 )
@@ -40,11 +41,11 @@ def _setting(
 
 @dataclass(frozen=True)
 class Weighting:
-    """Which timesteps a flow matching loss is taken at and how much each counts, as in diffusers' training scripts.
+    """The distribution of timesteps and their weights in a flow matching loss, as in diffusers' training scripts.
 
     Args:
-        scheme: ``logit_normal`` and ``mode`` say how timesteps are drawn, ``sigma_sqrt`` and ``cosmap`` weigh those
-            drawn evenly; ``none`` does neither.
+        scheme: ``logit_normal`` and ``mode`` are distributions of timesteps; ``sigma_sqrt`` and ``cosmap`` are weights
+            of timesteps drawn uniformly; ``none`` is neither.
     """
 
     scheme: str = "logit_normal"
@@ -163,11 +164,11 @@ class TrainingSettings:
             raise UsageError("Got no --data but expected a folder of images or videos, or --data digits.")
         if self.output is None:
             raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
-        for field in fields(self):
-            self._check_least(field.name, field.metadata["least"])
+        for each in fields(self):
+            self._check_least(each.name, each.metadata["least"])
         self._check_ranges()
-        for field in fields(self):
-            self._check_choice(field.name, field.metadata["choices"])
+        for each in fields(self):
+            self._check_choice(each.name, each.metadata["choices"])
         self._check_weighting()
         self._check_cached()
         if self.push_to_hub is not None or self.private:
@@ -236,7 +237,7 @@ class TrainingSettings:
     def weighting(self) -> Weighting | None:
         """The weighting of a flow matching loss, or None where no flag names one."""
         values = (self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
-        typed = {field.name: value for field, value in zip(fields(Weighting), values) if value is not None}
+        typed = {each.name: value for each, value in zip(fields(Weighting), values) if value is not None}
         return Weighting(**typed) if typed else None
 
     @property
@@ -253,9 +254,24 @@ class TrainingSettings:
         return recorded
 
 
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The settings of ``skipdit finetune``: which part of the model is trained, and how."""
+
+    train: str = setting("skip", "Train 'skip': the branches alone, the trunk frozen (stage 1); or 'all': everything.")
+    expert: str | None = setting(None, "Transformer to train, of two (Wan 2.2): high (noise) or low.", MODEL)
+    lora: str | None = setting(None, "LoRA to load under the branches: train with the one you sample with.", MODEL)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    @property
+    def only_branches(self) -> bool:
+        """Whether the skip branches alone are trained."""
+        return self.train == "skip"
+
+
 def free_to_change() -> set[str]:
     """Return the names of the settings in which a resumed run may differ from its checkpoint."""
-    return {field.name for field in fields(TrainingSettings) if field.metadata["free"]}
+    return {each.name for each in fields(TrainingSettings) if each.metadata["free"]}
 
 
 def flag_of(name: str) -> str:

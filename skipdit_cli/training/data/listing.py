@@ -169,7 +169,7 @@ def readable(
     folder: str,
     observer: Observer = SILENT,
 ) -> list[tuple[Path, Condition, Probed]]:
-    """Return the samples that can be read, each with what ``probe`` showed; the observer is told of the others.
+    """Return the samples that can be read, each with the result of ``probe``, and warn about the others.
 
     Args:
         probe: Opens a file; raises ``UsageError`` if it cannot be used.
