@@ -10,7 +10,9 @@ from functools import lru_cache
 import torch
 
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.families import TextConditioning
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.finite import is_finite
 from skipdit_cli.training.data.demand import check_encoders
 from skipdit_cli.training.data.store import (
@@ -19,7 +21,7 @@ from skipdit_cli.training.data.store import (
     fingerprint_of_encoder,
     fingerprint_of_tokenizer,
 )
-from skipdit_cli.training.objective.text_conditioning import Family, family_of, transformer_of
+from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 from skipdit_cli.training.observer import SILENT, Observer
 
 REMEMBERED = 256
@@ -80,7 +82,9 @@ class CaptionConditioning:
         UsageError: The pipeline has no text encoder.
     """
 
-    def __init__(self, family: Family, device: torch.device, store: Store | None = None, observer: Observer = SILENT):
+    def __init__(
+        self, family: TextConditioning, device: torch.device, store: Store | None = None, observer: Observer = SILENT
+    ):
         self.family, self.store, self.observer = family, store, observer
         parts = family.pipe.components
         check_encoders(name for name, part in parts.items() if part is None)
@@ -173,7 +177,7 @@ def conditioning_of(pipe, device: torch.device, store: Store | None = None, obse
         device: The device of text encoders.
         store: Keeps encoded captions.
     """
-    family = family_of(pipe)
+    family = text_conditioning_of(pipe)
     if family is not None:
         return CaptionConditioning(family, device, store, observer)
     config = transformer_of(pipe).config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.families import BACKBONES
+from skipdit_cli.families import declared_trunk
 from skipdit_cli.models import named_model, open_model
 from skipdit_cli.models.index import check_index, transformer_config
 from skipdit_cli.models.open import find_folder
@@ -57,7 +57,7 @@ def open_to_train(folder: Path, demand: Demand, whole: bool):
 
 def advice_without_branches(folder: Path) -> str:
     """Return what to do about a model that has no skip branches to train."""
-    backbone = BACKBONES.get(transformer_config(folder / "transformer", read_json(folder / INDEX))["_class_name"])
-    if backbone is not None and backbone.native_skips:
+    trunk = declared_trunk(transformer_config(folder / "transformer", read_json(folder / INDEX))["_class_name"])
+    if trunk is not None and trunk.native_skips:
         return "it has long skips of its own: give --train all"
     return f"run 'skipdit convert -m {folder} -o FOLDER'"

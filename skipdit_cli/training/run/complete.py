@@ -13,7 +13,7 @@ from skipdit_cli.models.folder import drop_paths, drop_variant, name_as_now
 from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.data.class_folders import record_names
 from skipdit_cli.training.data.demand import EXPERTS
-from skipdit_cli.training.objective.text_conditioning import family_of
+from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 from skipdit_cli.training.run.card_facts import training_facts
 from skipdit_cli.training.run.loop import Diverged, Outcome, Trainer
 from skipdit_cli.training.run.run_folder import INDEX, RUN_FILES, unlisted_files
@@ -33,7 +33,7 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     settings, accelerator = session.settings, session.accelerator
     trainer = Trainer(session, pipe, only_branches)
     _resume(trainer)
-    family = family_of(pipe)
+    family = text_conditioning_of(pipe)
     if family is not None and family.note:
         session.observer.say(family.note)
     accelerator.wait_for_everyone()  # all have read their checkpoint before the main process moves later ones

@@ -12,8 +12,8 @@ from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import names_in, note, replacing
-from skipdit_cli.sampling.call_arguments import takes
 from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.objective.conditioning import captured_logs
 from skipdit_cli.training.observer import SILENT, Observer
@@ -96,7 +96,11 @@ def grid_arguments(samples: SampleSet, pipe, num_frames: int | None, size: tuple
     """
     if isinstance(samples.conditions[0], str):
         captions = list(dict.fromkeys(samples.conditions))[:GRID_CAPTIONS]
-        exact = {"arguments": {"use_resolution_binning": False}} if "use_resolution_binning" in takes(pipe) else {}
+        exact = (
+            {"arguments": {"use_resolution_binning": False}}
+            if "use_resolution_binning" in call_parameters(pipe)
+            else {}
+        )
         return {"conditions": captions, "num_frames": num_frames, "height": size[0], "width": size[1], **exact}
     config = pipe.transformer.config
     classes, guided = config.num_embeds_ada_norm, null_label(config) is not None

@@ -8,11 +8,13 @@ from pathlib import Path
 from skipdit_cli import files
 from skipdit_cli.cards.card import CARD, is_own_card
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
+from skipdit_cli.skip import skip_folder
 from skipdit_cli.training.run.state import ASIDE, METRICS, SAMPLES, Checkpoints
 
 INDEX = "model_index.json"
 TEXT_PARTS = ("text_encoder*", "tokenizer*", "image_encoder", "feature_extractor", "safety_checker")
-TRAINED_PARTS = ("transformer", "transformer_2", "skip", "skip_2")
+TRAINED_PARTS = (*TRANSFORMERS, *map(skip_folder, TRANSFORMERS))
 PIPELINE_FILES = (INDEX, *TRAINED_PARTS, "scheduler", "vae", *TEXT_PARTS)
 RUN_FILES = ("checkpoint-*", SAMPLES, "logs", METRICS, f"{ASIDE}-*", files.MARKER, "*.tmp-*")
 

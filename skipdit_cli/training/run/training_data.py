@@ -6,15 +6,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.sampling.call_arguments import takes
-from skipdit_cli.sampling.latents import shrinks
+from skipdit_cli.families.pipeline_parts import transformer_of
+from skipdit_cli.sampling.latents import spatial_compression
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.crops import Pixels, collate
 from skipdit_cli.training.data.encoding import Latents
 from skipdit_cli.training.data.order import Order
 from skipdit_cli.training.data.store import Store
 from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.micro_batch import Objective
-from skipdit_cli.training.objective.text_conditioning import family_of, patch_of, transformer_of
+from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
 from skipdit_cli.training.run.interrupt import ignore_signals
 from skipdit_cli.training.run.session import Session
 
@@ -60,11 +61,11 @@ def image_shape(pipe, height: int | None = None, width: int | None = None) -> tu
             f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE to make them: "
             "give 'train' a --vae FOLDER_OR_HUB_ID, or 'finetune' a folder that holds vae/."
         )
-    unit, size = 1 if vae is None else shrinks(vae), default_size(pipe)
+    unit, size = 1 if vae is None else spatial_compression(vae), default_size(pipe)
     for axis, (flag, pixels, patch) in enumerate(zip(("--height", "--width"), (height, width), patch_of(pipe))):
         if pixels is None:
             continue
-        if family_of(pipe) is None and pixels != size[axis]:
+        if text_conditioning_of(pipe) is None and pixels != size[axis]:
             raise UsageError(f"Got {flag} {pixels}, but this model is of {size[axis]} pixels; leave the flag out.")
         if pixels % (unit * patch):
             raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit * patch}.")
@@ -74,10 +75,10 @@ def image_shape(pipe, height: int | None = None, width: int | None = None) -> tu
 
 def default_size(pipe) -> list[int]:
     """Return height and width of the images of a model, from its config or its pipeline."""
-    unit, config = 1 if pipe.vae is None else shrinks(pipe.vae), transformer_of(pipe).config
+    unit, config = 1 if pipe.vae is None else spatial_compression(pipe.vae), transformer_of(pipe).config
     if "sample_size" in config:
         return [unit * config.sample_size] * 2
-    defaults = [takes(pipe)[name].default for name in ("height", "width")]
+    defaults = [call_parameters(pipe)[name].default for name in ("height", "width")]
     return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in defaults]
 
 
