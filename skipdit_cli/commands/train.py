@@ -40,12 +40,11 @@ def train(
 
     from skipdit_cli.models import load_vae
     from skipdit_cli.training.data.demand import demand_of
-    from skipdit_cli.training.run import complete, session
-    from skipdit_cli.training.run.initialise import new_pipeline, trainable_config
+    from skipdit_cli.training.run import base_model, complete, session
 
-    config = trainable_config(chosen, vae is not None)
+    config = base_model.trainable_config(chosen, vae is not None)
     begun = session.begin(settings, demand_of(config, f"Preset {preset}"), ConsoleObserver())
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
-    pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
+    pipe = base_model.new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
     origin = session.origin_of(settings, ctx.meta["typed"])
     report("train", begun, complete.train(begun, pipe, origin))
