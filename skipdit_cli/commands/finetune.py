@@ -21,8 +21,6 @@ def finetune(
     model: options.Model = None,
     preset: options.Preset = None,
     settings: FinetuneSettings = None,
-    revision: options.Revision = None,
-    local_files_only: options.LocalFilesOnly = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -40,7 +38,7 @@ def finetune(
     from skipdit_cli.skip import skip_folder
     from skipdit_cli.training.run import base_model, complete, session
 
-    folder = base_model.model_folder(model, preset, revision=revision, local_files_only=local_files_only)
+    folder = base_model.model_folder(model, preset, **vars(settings.hub))
     check_lora(settings.lora)
     demand = base_model.demand_of_folder(folder, settings.expert)
     part = EXPERTS[settings.expert or "high"]
@@ -52,7 +50,7 @@ def finetune(
     whole = settings.lora is not None or settings.training.validation_steps > 0
     pipe = base_model.open_to_train(folder, demand, whole)
     if settings.lora is not None:
-        load_lora(pipe, settings.lora, local_files_only, part)
+        load_lora(pipe, settings.lora, settings.hub.local_files_only, part)
     report("finetune", begun, complete.train(begun, pipe, origin, folder, settings.only_branches))
 
 

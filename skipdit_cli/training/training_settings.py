@@ -9,7 +9,7 @@ from pathlib import Path
 
 from skipdit_cli import files
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.settings import setting
+from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, setting
 
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
 """The data sets that need no folder, and what their samples are."""
@@ -17,26 +17,21 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 POSITIONS = ("center", "random")
 """Where a clip lies in its video and a crop in its picture."""
-MODEL = "Model"
-DATA, VIDEO, FLOW, OPTIMISATION, MEMORY, CHECKPOINTS, OUTPUT = (
-    *("Data", "Video", "Flow matching", "Optimisation", "Precision and memory", "Checkpoints", "Output"),
-)
-"""The panels of ``--help``."""
+DATA, VIDEO, FLOW = "Data", "Video", "Flow matching"
+OPTIMISATION, MEMORY, CHECKPOINTS = "Optimisation", "Precision and memory", "Checkpoints"
+"""The panels of ``--help`` that only training has."""
 
 
-def _setting(
-    default, help: str, panel: str | None = None, *, least: int | None = None, choices=(), free: bool = False
-):
+def _setting(default, help: str, panel: str | None = None, *, least=None, choices=(), free=False, **more):
     """Declare a setting of training.
 
     Args:
         least: The smallest number allowed.
         choices: The names allowed; empty where any text is.
         free: Whether a resumed run may have another value than its checkpoint.
+        more: Further arguments of ``setting``.
     """
-    declared = setting(default, help, panel)
-    declared.metadata = {**declared.metadata, "least": least, "choices": choices, "free": free}
-    return declared
+    return setting(default, help, panel, least=least, choices=choices, free=free, **more)
 
 
 @dataclass(frozen=True)
@@ -74,16 +69,26 @@ class TrainingSettings:
         "center", "Crop of an image: center, or random, drawn anew each time.", DATA, choices=POSITIONS
     )
     height: int | None = _setting(
-        None, "Height of the images for a text-conditional model. [default: the model's own]", DATA, least=1
+        None,
+        "Height of the images for a text-conditional model. [default: the model's own]",
+        DATA,
+        least=1,
+        maximum=16_384,
     )
-    width: int | None = _setting(None, "Width of the images. [default: the model's own]", DATA, least=1)
+    width: int | None = _setting(
+        None, "Width of the images. [default: the model's own]", DATA, least=1, maximum=16_384
+    )
     cache_latents: Path | None = _setting(
         None, "Folder that keeps VAE latents and encoded captions for this run and later ones.", DATA, free=True
     )
-    dataloader_num_workers: int = _setting(0, "Number of processes that load the data.", DATA, least=0, free=True)
+    dataloader_num_workers: int = _setting(
+        0, "Number of processes that load the data.", DATA, least=0, maximum=1_000, free=True
+    )
 
-    num_frames: int | None = _setting(None, "Frames per clip. [default: the model's own]", VIDEO, least=1)
-    frame_stride: int = _setting(1, "Take every N-th frame of a video.", VIDEO, least=1)
+    num_frames: int | None = _setting(
+        None, "Frames per clip. [default: the model's own]", VIDEO, least=1, maximum=100_000
+    )
+    frame_stride: int = _setting(1, "Take every N-th frame of a video.", VIDEO, least=1, maximum=10_000)
     fps_target: float | None = _setting(
         None, "Pick frames by time, at this many frames per second, instead of by --frame-stride.", VIDEO
     )
@@ -94,7 +99,7 @@ class TrainingSettings:
         choices=POSITIONS,
     )
     image_frames: int = _setting(
-        0, "Single frames of other videos to train on beside each clip (Latte).", VIDEO, least=0
+        0, "Single frames of other videos to train on beside each clip (Latte).", VIDEO, least=0, maximum=10_000
     )
 
     weighting_scheme: str | None = _setting(
@@ -104,8 +109,12 @@ class TrainingSettings:
     logit_std: float | None = _setting(None, "Standard deviation of logit_normal. [default: 1]", FLOW)
     mode_scale: float | None = _setting(None, "Scale of mode. [default: 1.29]", FLOW)
 
-    train_batch_size: int = _setting(32, "Samples per process and forward pass.", OPTIMISATION, least=1)
-    gradient_accumulation_steps: int = _setting(1, "Forward passes per optimizer step.", OPTIMISATION, least=1)
+    train_batch_size: int = _setting(
+        32, "Samples per process and forward pass.", OPTIMISATION, least=1, maximum=100_000
+    )
+    gradient_accumulation_steps: int = _setting(
+        1, "Forward passes per optimizer step.", OPTIMISATION, least=1, maximum=100_000
+    )
     max_train_steps: int = _setting(1000, "Number of optimizer steps.", OPTIMISATION, least=1)
     learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", OPTIMISATION)
     lr_scheduler: str = _setting(
@@ -147,7 +156,9 @@ class TrainingSettings:
         "none", "none or tensorboard; metrics.jsonl is always written.", OUTPUT,
         choices=("none", "tensorboard"), free=True,
     )  # fmt: skip
-    push_to_hub: str | None = _setting(None, "Repository to upload the finished pipeline to.", OUTPUT, free=True)
+    push_to_hub: str | None = _setting(
+        None, "Repository to upload the finished pipeline to.", OUTPUT, metavar="OWNER/NAME", free=True
+    )
     private: bool = _setting(False, "Make the repository of --push-to-hub private.", OUTPUT, free=True)
 
     def check(self, models: Mapping[str, object] | None = None, preset: Path | None = None) -> None:
@@ -261,6 +272,7 @@ class FinetuneSettings:
     train: str = setting("skip", "Train 'skip': the branches alone, the trunk frozen (stage 1); or 'all': everything.")
     expert: str | None = setting(None, "Transformer to train, of two (Wan 2.2): high (noise) or low.", MODEL)
     lora: str | None = setting(None, "LoRA to load under the branches: train with the one you sample with.", MODEL)
+    hub: HubSettings = field(default_factory=HubSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     @property
