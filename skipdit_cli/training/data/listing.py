@@ -15,9 +15,9 @@ import numpy as np
 from skipdit_cli import media
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.data.class_folders import Classes, check_splits, first_split, read_classes
+from skipdit_cli.training.data.data_folder import Bounds, FileSet, find_images, find_videos, summary_of, walk
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.metadata import NAMES, Condition, read_rows
-from skipdit_cli.training.data.tree import Bounds, FileSet, find_images, find_videos, summary_of, walk
 from skipdit_cli.training.observer import SILENT, Observer
 
 UNREADABLE_SHARE = 0.01

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.training.data.data_folder import Bounds
 from skipdit_cli.training.data.demand import Demand
-from skipdit_cli.training.data.tree import Bounds
 from skipdit_cli.training.observer import SILENT, Observer
 
 NAMES = ("metadata.jsonl", "metadata.csv")
