@@ -123,6 +123,17 @@ def amount(number: float) -> str:
     return f"{number / scale:.2f}{letter}" if letter else f"{number:.0f}"
 
 
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 image", "2 images", "1,000 classes".
+
+    Args:
+        plural: The plural, where it is not the noun with "s" or, after "s", "es".
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {plural or noun + ('es' if noun.endswith('s') else 's')}"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """A table; a column whose cells all are numbers (or "-") is set to the right."""
     from rich.table import Table

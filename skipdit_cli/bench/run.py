@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
-
 from skipdit_cli.bench.cases import Case, make_cases
 from skipdit_cli.bench.first_step import first_step
 from skipdit_cli.bench.flops import StepFlops
@@ -20,13 +18,13 @@ from skipdit_cli.bench.tables import environment
 from skipdit_cli.bench.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.sampling.call_arguments import takes_text
 from skipdit_cli.sampling.device import computes_wide, transformers_of
 from skipdit_cli.sampling.generate import Generated, batches, generate
+from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
-from skipdit_cli.trunk import Trial, check_class, keep_trunk, known_trunk, trunk_of
+from skipdit_cli.trunk import Trial, check_class, known_trunk
 
 WARM_UP_STEPS = 2
 
@@ -145,7 +143,7 @@ class Bench:
             notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
         if computes_wide(self.pipe.transformer):
             notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, their products float32.")
-        if takes_text(self.pipe) and self.conditions[0] is None:
+        if is_text_conditional(self.pipe) and self.conditions[0] is None:
             notes.append("No texts: noise as long as the longest text stands for each.")
         for case, why in self.broken.items():
             schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
@@ -263,29 +261,3 @@ def _without_branches(pipe) -> Iterator[None]:
         for transformer, branches in taken.items():
             if branches is not None:
                 add_skip_branches(transformer, branches=branches)
-
-
-@contextmanager
-def compiled(pipes: Sequence, backend="inductor") -> Iterator[None]:
-    """``torch.compile`` the forward of each transformer while this lasts: for each model and depth of cache one graph
-    of a full step and one of a reused step."""
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = 64
-    transformers = list(dict.fromkeys(transformer for pipe in pipes for transformer in _models(pipe)))
-    for transformer in transformers:
-        _hold(transformer, True)
-        transformer.forward = torch.compile(transformer.forward, backend=backend)
-    try:
-        yield
-    finally:
-        for transformer in transformers:
-            del transformer.forward
-            _hold(transformer, False)
-        torch._dynamo.config.recompile_limit = limit
-
-
-def _hold(transformer, held: bool) -> None:
-    """Have one and the same object stand before each block, so that one compilation serves all rounds."""
-    trunk = trunk_of(transformer)
-    trunk.held = held
-    keep_trunk(transformer, trunk)

@@ -10,9 +10,8 @@ import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands import pipeline_options
-from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile, check_given, read_prompts
+from skipdit_cli.commands.conditions import NegativePrompt, Prompt, PromptsFile
 from skipdit_cli.commands.options import (
-    CACHE,
     Debug,
     Device,
     Dtype,
@@ -24,10 +23,18 @@ from skipdit_cli.commands.options import (
     Preset,
     Revision,
     Seed,
+)
+from skipdit_cli.commands.parsing import (
+    check_conditions,
     parse_integers,
+    parse_pipeline_arguments,
+    read_image,
+    read_prompts,
 )
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
+from skipdit_cli.sampling.sample_settings import check_strength
+from skipdit_cli.settings import CACHE
 
 RUN = "Measuring"
 
@@ -125,8 +132,9 @@ def bench(
     from skipdit_cli.models import named_model
     from skipdit_cli.models.outline import read_outline
     from skipdit_cli.sampling import fitting
-    from skipdit_cli.sampling.device import place
-    from skipdit_cli.sampling.generate import batches, check_unloaded
+    from skipdit_cli.sampling.device import select_device
+    from skipdit_cli.sampling.generate import batches
+    from skipdit_cli.sampling.refusals import check_unloaded
 
     intervals = "2,3,5" if cache_interval is None and full_steps is None else cache_interval
     policies = make_policies(
@@ -148,18 +156,20 @@ def bench(
         files.check_folder(output, files.BENCH, overwrite)
     asked = {"negative_prompt": negative_prompt, "num_frames": num_frames, "height": height, "width": width}
     size = (height, width, num_frames)
-    pipeline_options.check_positive(num_frames=num_frames, height=height, width=width)
-    pipeline_options.check_strength(strength, image, num_inference_steps)
-    asked |= {"strength": strength, "arguments": pipeline_options.read_arguments(pipeline_arg)}
+    for flag, value in {"--num-frames": num_frames, "--height": height, "--width": width}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"Got {flag} {value} but expected 1 or more.")
+    check_strength(strength, image, num_inference_steps)
+    asked |= {"strength": strength, "arguments": parse_pipeline_arguments(pipeline_arg)}
     card = check_card(model) if update_card else None
-    start = pipeline_options.read_image(image)
-    where, precision = place(device, dtype)
+    start = read_image(image)
+    where, precision = select_device(device, dtype)
     fitting.check_offload(cpu_offload, where, compile)
     fitting.check_lora(lora)
     if not random_weights:
         hub = {"revision": revision, "local_files_only": local_files_only}
         outline = read_outline(named_model(model, preset), **hub)
-        outline = outline if image is None else replace(outline, kind=fitting.image_sibling(outline.kind))
+        outline = outline if image is None else replace(outline, kind=fitting.image_pipeline_class(outline.kind))
         of_outline = _samples(outline, labels, prompts, batch_size, random_weights, size)
         for policy in policies:
             check_unloaded(outline, of_outline, policy, guidance_scale=guidance_scale, image=start, **asked)
@@ -168,7 +178,7 @@ def bench(
         loading = {"dtype": precision, "local_files_only": local_files_only, "revision": revision}
         pipes = _open(model, preset, merge if random_weights else None, seed, vanilla, loading)
         for at, pipe in enumerate(pipes):
-            pipes[at] = pipe = pipe if image is None else fitting.starting_from_image(pipe)
+            pipes[at] = pipe = pipe if image is None else fitting.image_pipeline(pipe)
             fitting.fit(pipe, where, lora, cpu_offload, vae_tiling, local_files_only=local_files_only)
         pipe = pipes[0]
         samples = _samples(pipe, labels, prompts, batch_size, random_weights, size)
@@ -216,22 +226,22 @@ def _samples(
 ) -> list[int] | list[str] | list[None]:
     """The classes or texts asked for, else classes evenly over the model's; None for each of a model that has none,
     and where random weights have no text."""
-    from skipdit_cli.sampling.call_arguments import takes_text
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
     from skipdit_cli.sampling.pixels import check_memory
 
     if not random_weights:
-        check_given(pipe, labels, prompts)
+        check_conditions(pipe, labels, prompts)
     count, classes = batch_size or (1 if random_weights else 4), pipe.transformer.config.get("num_embeds_ada_norm")
     check_memory(pipe, len(labels or prompts or range(count)), *size)
     if labels or prompts:
         return labels or prompts
-    if classes is None or takes_text(pipe):
+    if classes is None or is_text_conditional(pipe):
         return [None] * count
     return [at * classes // count % classes for at in range(count)]
 
 
 def _guidance(given: float | None, pipe, random_weights: bool) -> float:
-    from skipdit_cli.sampling.generate import default_guidance
+    from skipdit_cli.sampling.run_settings import default_guidance
 
     own = default_guidance(pipe)
     return given if given is not None else 1.0 if random_weights and own is not None else own

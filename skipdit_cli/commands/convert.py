@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands.counted import counted
 from skipdit_cli.commands.options import (
     Debug,
     Json,
@@ -147,11 +146,12 @@ def _conditions(source) -> str:
 
 def _describe(plan) -> dict:
     """Say what is converted, into what, and what it costs; returns the same for ``--json``."""
+    from skipdit_cli.bench.flops import count_step
     from skipdit_cli.models.build import has_own_time
     from skipdit_cli.skip.parameters import count_parameters
 
     source, settings, model = plan.source, plan.branches.config, plan.model()
-    flops, parameters = counted(model), count_parameters(model)
+    flops, parameters = count_step(model), count_parameters(model)
     added = {
         "parameters": parameters.skip,
         "parameters_percent": 100 * parameters.skip / parameters.model,

@@ -12,8 +12,8 @@ from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import replacing
-from skipdit_cli.sampling.call_arguments import takes
 from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.objective.conditioning import told_in_logs
 
@@ -52,7 +52,8 @@ def grid_run(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, 
     size that is trained, not at the one of a pipeline's own that is nearest to it."""
     if isinstance(samples.conditions[0], str):
         texts = list(dict.fromkeys(samples.conditions))[:GRID_TEXTS]
-        free = {"arguments": {"use_resolution_binning": False}} if "use_resolution_binning" in takes(pipe) else {}
+        binning = "use_resolution_binning" in call_parameters(pipe)
+        free = {"arguments": {"use_resolution_binning": False}} if binning else {}
         return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1], **free}
     config = pipe.transformer.config
     classes, guided = config.num_embeds_ada_norm, null_label(config) is not None

@@ -9,8 +9,8 @@ from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
-from skipdit_cli.sampling.call_arguments import takes
-from skipdit_cli.sampling.latents import shrinks
+from skipdit_cli.sampling.latents import spatial_compression
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
 from skipdit_cli.training.training_settings import TrainingSettings
 
@@ -74,7 +74,7 @@ def pixel_shape(pipe, height: int | None = None, width: int | None = None) -> tu
             f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE to make them: "
             "give 'train' a --vae FOLDER_OR_HUB_ID, or 'finetune' a folder that holds vae/."
         )
-    unit, size = 1 if vae is None else shrinks(vae), own_size(pipe)
+    unit, size = 1 if vae is None else spatial_compression(vae), own_size(pipe)
     for at, (flag, pixels, patch) in enumerate(zip(("--height", "--width"), (height, width), patch_of(pipe))):
         if pixels is None:
             continue
@@ -88,8 +88,8 @@ def pixel_shape(pipe, height: int | None = None, width: int | None = None) -> tu
 
 def own_size(pipe) -> list[int]:
     """Height and width of the pictures a model is made for: its config's, or its pipeline's."""
-    unit, config = 1 if pipe.vae is None else shrinks(pipe.vae), transformer_of(pipe).config
+    unit, config = 1 if pipe.vae is None else spatial_compression(pipe.vae), transformer_of(pipe).config
     if "sample_size" in config:
         return [unit * config.sample_size] * 2
-    own = [takes(pipe)[name].default for name in ("height", "width")]
+    own = [call_parameters(pipe)[name].default for name in ("height", "width")]
     return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in own]
