@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, DiffusionPipeline, DPMSolverMultistepScheduler, ModelMixin, PixArtSigmaPipeline
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import LabelEmbedding, PatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from PIL import Image
 from torch import nn
 
 from skipdit_cli import CachePolicy, LatteClassTransformer3DModel, add_skip_branches, enable_skip_cache, load_pipeline
@@ -17,12 +18,14 @@ from skipdit_cli.families import (
     BlockList,
     Family,
     PipelineAround,
+    TextConditioning,
     Training,
     family_of,
     register,
     unregister,
 )
 from skipdit_cli.trunk import trunk_of
+from tests.support.pipeline_parts import TEXT, t5, vae
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 NAME = "RippleTransformer2DModel"
@@ -84,6 +87,61 @@ class RipplePipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
 
 
+class EchoTransformer2DModel(ModelMixin, ConfigMixin):
+    """A denoiser on captions, called as PixArt's pipelines call their transformer."""
+
+    @register_to_config
+    def __init__(
+        self,
+        width: int = 16,
+        num_echoes: int = 4,
+        in_channels: int = 2,
+        out_channels: int = 2,
+        sample_size: int = 8,
+        patch_size: int = 1,
+        caption_channels: int = TEXT,
+    ):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(in_channels, width), nn.Linear(width, out_channels)
+        self.time, self.embed_time = Timesteps(16, True, 0), TimestepEmbedding(16, width)
+        self.embed_text = nn.Linear(caption_channels, width)
+        self.echoes = nn.ModuleList(RippleBlock(width) for _ in range(num_echoes))
+
+    def forward(
+        self,
+        hidden_states,
+        encoder_hidden_states,
+        timestep,
+        added_cond_kwargs=None,
+        encoder_attention_mask=None,
+        return_dict: bool = True,
+    ):
+        surface = self.enter(hidden_states.flatten(2).mT)
+        depths = torch.zeros_like(surface)
+        conditioning = self.embed_time(self.time(timestep).to(surface.dtype))
+        conditioning = conditioning + self.embed_text(encoder_hidden_states).mean(1)
+        for echo in self.echoes:
+            surface, depths = echo(surface, depths, conditioning)
+        sample = self.leave(surface + depths).mT.unflatten(2, hidden_states.shape[2:])
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+class EchoConditioning(TextConditioning):
+    """The first token of a caption alone."""
+
+    note = "Echoes answer to one token."
+
+    def encode(self, text, device):
+        embeds, *_ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, device=device)
+        return {"encoder_hidden_states": embeds[:, :1]}
+
+
+ECHO = Family(
+    "EchoTransformer2DModel",
+    trunk=Backbone((BlockList("echoes", ("surface", "depths")),), joined="surface", width=("width",)),
+    classes=(f"{__name__}.EchoTransformer2DModel",),
+    training=Training(("PixArtSigmaPipeline",), captions=EchoConditioning),
+)
 RIPPLE = Family(
     NAME,
     trunk=Backbone((BlockList("ripples", ("surface", "depths")),), joined="surface", width=("width",)),
@@ -95,9 +153,10 @@ RIPPLE = Family(
 
 @pytest.fixture
 def registered():
-    register(RIPPLE)
+    families = register(RIPPLE), register(ECHO)
     yield
-    unregister(NAME)
+    for family in families:
+        unregister(family.name)
 
 
 @pytest.fixture
@@ -139,6 +198,30 @@ def test_a_registered_family_is_converted_trained_cached_and_sampled(skipdit, fo
     quick = ("--rounds", 1, "--warmup", 0, "--batch-size", 1)
     benched = skipdit("bench", "-m", tmp_path / "all", *cached, *quick, "--json")
     assert benched.code == 0, benched.stderr
+
+
+def test_a_registered_family_is_trained_and_sampled_on_captions(skipdit, registered, tmp_path):
+    torch.manual_seed(0)
+    scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    PixArtSigmaPipeline(*t5(), vae(2, 2), EchoTransformer2DModel(), scheduler).save_pretrained(tmp_path / "echo")
+    converted = skipdit("convert", tmp_path / "echo", "-o", tmp_path / "converted", "--json")
+    assert converted.code == 0, converted.stderr
+    assert converted.json["bitwise_equal"] and "--prompt TEXT" in converted.stderr
+
+    (tmp_path / "data").mkdir()
+    for name in ("cat", "dog"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "data" / f"{name}.png")
+    rows = [json.dumps({"file_name": f"{name}.png", "text": name}) for name in ("cat", "dog")]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(rows))
+    run = ("finetune", "-m", tmp_path / "converted", "--data", tmp_path / "data", "-o", tmp_path / "trained")
+    trained = skipdit(*run, "--train-batch-size", 2, "--max-train-steps", 3, "--learning-rate", 1e-2)
+    assert trained.code == 0 and EchoConditioning.note in trained.stdout, trained.stderr
+
+    sample = ("sample", "-m", tmp_path / "trained", "--prompt", "cat", "--height", 16, "--width", 16, "--steps", 4)
+    cached = ("--cache-layers", 1, "--cache-interval", 2, "--pipeline-arg", "use_resolution_binning=false")
+    sampled = skipdit(*sample, *cached, "-o", tmp_path / "cat.png", "--json")
+    assert sampled.code == 0, sampled.stderr
+    assert sampled.json["cache"]["reused_steps"] == 2 and (tmp_path / "cat.png").is_file()
 
 
 def test_a_reused_step_of_a_registered_family_equals_the_full_one(registered):
