@@ -21,6 +21,11 @@ def transformer_of(pipe):
     return next(iter(transformers_of(pipe).values()))
 
 
+def pipeline_type(pipe) -> type:
+    """Return the class of a pipeline, given the pipeline, its class or its outline (``models.outline``)."""
+    return pipe if isinstance(pipe, type) else getattr(pipe, "kind", None) or type(pipe)
+
+
 def call_parameters(pipe) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a pipeline's call."""
-    return inspect.signature(type(pipe).__call__).parameters
+    """Return the parameters of the ``__call__`` of a pipeline, by name."""
+    return inspect.signature(pipeline_type(pipe).__call__).parameters

@@ -148,6 +148,7 @@ RIPPLE = Family(
     classes=(f"{__name__}.{NAME}", f"{__name__}.RipplePipeline"),
     pipeline=PipelineAround("RipplePipeline", sample_flags="--class-labels 0,1"),
     training=Training(("RipplePipeline",)),
+    initialise=lambda transformer: nn.init.zeros_(transformer.output.weight),
 )
 
 
@@ -186,6 +187,11 @@ def test_a_registered_family_is_converted_trained_cached_and_sampled(skipdit, fo
     assert type(pipe) is RipplePipeline and all(
         linear.weight.any() for linear in pipe.transformer.skip_branches.linears
     )
+    preset = tmp_path / "ripple.yaml"
+    preset.write_text(f"model: {{class: {NAME}, config: {{width: 8}}}}")
+    begun = skipdit("train", "--preset", preset, *data, "-o", tmp_path / "scratch")
+    assert begun.code == 0, begun.stderr
+
     cached = ("--cache-layers", 1, "--cache-interval", 2, "--steps", 6)
     sampled = skipdit(
         "sample", "-m", tmp_path / "all", "--class-labels", "0,1", *cached, "-o", tmp_path / "digits.png", "--json"
