@@ -58,7 +58,7 @@ def sample(
     target = _choose_target(settings, model, preset, from_file)
 
     from skipdit_cli.models import named_model
-    from skipdit_cli.sampling import generate as sampling
+    from skipdit_cli.sampling.generate import generate
     from skipdit_cli.sampling.refusals import check_unloaded
 
     device, dtype = _choose_device(settings)
@@ -73,7 +73,7 @@ def sample(
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_files.check_size(target, pipe, len(conditions), *size)
     with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
-        result = sampling.generate(pipe, conditions, policy=policy, advance=advance, **arguments)
+        result = generate(pipe, conditions, policy=policy, advance=advance, **arguments)
     record = replay.make_record(settings, name, conditions)
     written = sample_files.save(result.images, target, settings.npz, record, conditions, result.sounds)
     _report(pipe, result, target, written, record)
