@@ -1,4 +1,4 @@
-"""The transformers of a pipeline, and the parameters of its call."""
+"""The transformers of a pipeline, compiled or not, and the parameters of its call."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def transformers_of(pipe) -> dict:
 def transformer_of(pipe):
     """Return the first transformer of a pipeline that is loaded; the two of Wan 2.2 have the same shape."""
     return next(iter(transformers_of(pipe).values()))
+
+
+def unwrap_compiled(module):
+    """Return the module that ``torch.compile`` has wrapped, or the module itself if it is not wrapped."""
+    return getattr(module, "_orig_mod", module)
 
 
 def pipeline_type(pipe) -> type:
