@@ -162,8 +162,8 @@ def _is_library(name: str) -> bool:
     """Return whether parts of a pipeline may come from a library."""
     import diffusers
 
-    known = name in ("diffusers", "transformers") or name.partition(".")[0] == "skipdit_cli"
-    return known or hasattr(diffusers.pipelines, name)
+    own = name.partition(".")[0] == "skipdit_cli" or name in own_classes().values()
+    return own or name in ("diffusers", "transformers") or hasattr(diffusers.pipelines, name)
 
 
 def pipeline_class(name, index: dict):
