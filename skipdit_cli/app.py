@@ -1,4 +1,7 @@
-"""The ``skipdit`` command. Command modules import torch inside their functions, so help stays fast."""
+"""The ``skipdit`` command and how each run of it ends.
+
+Command modules import torch inside their functions, so that ``--help`` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from skipdit_cli import __version__, console
 from skipdit_cli.commands.bench import bench
@@ -17,27 +20,32 @@ from skipdit_cli.commands.convert import convert
 from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
+from skipdit_cli.commands.flags import check_ranges
+from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
-from skipdit_cli.commands.limits import check_most
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
-from skipdit_cli.commands.values import flag_of, lay, naming_source, switches_of
+from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
 from skipdit_cli.errors import SkipditError
 
-# Typer's ClickException, from its own copy of click or, before 0.26, from click itself.
-REFUSED = typer.BadParameter.__mro__[2]
+ClickException = typer.BadParameter.__mro__[2]
+"""Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
 INTERRUPTED = 130
 
 
 @contextmanager
 def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator[None]:
-    """Ends whatever goes wrong inside as one sentence on stderr and ``typer.Exit`` with its code; under ``--json`` the
-    sentence is the one object on stdout, too, unless the result is there already.
+    """Turn every exception into one sentence on stderr and ``typer.Exit`` with its exit code.
+
+    Under ``--json`` the sentence is also the one object on stdout, unless the result has been printed there already.
 
     Args:
-        ctx: Of the running command; its ``meta`` may hold "debug" and "output" (commands/options.py).
-        debug: Print the traceback first.
+        ctx: The context of the running command; its ``meta`` may hold "debug" and "output".
+        debug: Whether to print the traceback first.
+
+    Raises:
+        typer.Exit: With the exit code, after any exception but ``Abort`` and ``BrokenPipeError``.
     """
     try:
         yield
@@ -50,7 +58,7 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     except KeyboardInterrupt as cause:
         console.error("interrupted.", INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from cause
-    except REFUSED as cause:
+    except ClickException as cause:
         if type(cause).__name__ == "NoArgsIsHelpError":
             raise
         console.error(_refusal(cause), cause.exit_code)
@@ -65,22 +73,24 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
 
 
 def _refusal(cause) -> str:
+    """Return the sentence for an error of Click: a flag or value that it cannot parse."""
     where = cause.ctx.command_path if getattr(cause, "ctx", None) else "skipdit"
     return f"{cause.format_message().rstrip('.')}. See '{where} --help'."
 
 
-def _sentence(cause: Exception, output) -> str:
+def _sentence(cause: Exception, output: object) -> str:
+    """Return the sentence for an exception; ``output`` is where the command writes, for a full disk."""
     if isinstance(cause, SkipditError):
         return str(cause)
     number = getattr(cause, "errno", None)
     if number == errno.ENOSPC or "No space left on device" in str(cause):
-        at = getattr(cause, "filename", None) or output or "the output"
-        return f"the disk is full at {at}; free some space or choose another --output."
+        place = getattr(cause, "filename", None) or output or "the output"
+        return f"the disk is full at {place}; free some space or choose another --output."
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
-    # Of torch, which is not imported for this; the second is what it says of a CPU.
-    full = type(cause).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(cause)
-    if full or isinstance(cause, MemoryError):
+    # torch's error for a GPU, and its message for a CPU; torch is not imported for this.
+    out_of_memory = type(cause).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(cause)
+    if out_of_memory or isinstance(cause, MemoryError):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
             "smaller --train-batch-size or --gradient-checkpointing."
@@ -89,47 +99,42 @@ def _sentence(cause: Exception, output) -> str:
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
 
 
-class Command(TyperCommand):
-    """Plain help in panels: Typer's own panels need Rich's Markdown, which alone takes 0.15 s to import."""
+class Command(PanelCommand):
+    """A command whose flags also come from a record, the environment and a preset."""
 
     def parse_args(self, ctx, args):
+        """Parse the command line over the record, the environment and the preset, and check the ranges of numbers."""
         try:
             if not ctx.resilient_parsing:
-                given, *_ = self.make_parser(ctx).parse_args(list(args))
-                typed = {name: value for name, value in given.items() if value is not None and value != ()}
+                parsed, *_ = self.make_parser(ctx).parse_args(list(args))
+                typed = {name: value for name, value in parsed.items() if value is not None and value != ()}
                 if "help" not in typed:
-                    lay(ctx, self, typed)
+                    set_defaults(ctx, self, typed)
             rest = super().parse_args(ctx, args)
+            ctx.meta["output"] = ctx.params.get("output")
             with naming_source(ctx):
-                check_most(ctx.params)
+                check_ranges(self, ctx.params)
             return rest
-        except REFUSED as cause:
-            cause.ctx = cause.ctx or ctx  # the option parser leaves it out, and the sentence names the command
+        except ClickException as cause:
+            cause.ctx = cause.ctx or ctx  # Click's option parser sets none, and the sentence names the command
             raise
 
     def invoke(self, ctx):
+        """Run the command; an error about a value that was not typed says where the value comes from."""
         with naming_source(ctx):
             return super().invoke(ctx)
 
-    def format_options(self, ctx, formatter):
-        panels: dict[str, list] = {}
-        for parameter in self.get_params(ctx):
-            panel = "Arguments" if parameter.param_type_name == "argument" else parameter.rich_help_panel
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                panels.setdefault(panel or "Options", []).append(record)
-        for panel, records in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(records)
-
 
 class App(typer.Typer):
+    """A Typer app whose commands are of class ``Command``."""
+
     def command(self, *arguments, cls=Command, **keywords):
+        """Return the decorator that adds a command."""
         return super().command(*arguments, cls=cls, **keywords)
 
 
 class Group(TyperGroup):
-    """The root command: all errors become sentences, whoever calls the app."""
+    """The root command. Every error becomes a sentence, whether a shell or a test calls the app."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
@@ -138,19 +143,21 @@ class Group(TyperGroup):
                 for parameter in nested.params:
                     parameter.show_envvar = False
             for parameter in command.params:
-                parameter.show_envvar = False  # said once, under 'skipdit --help'
-            for switch in switches_of(command):  # what a preset turns on can be turned off
+                parameter.show_envvar = False  # 'skipdit --help' explains environment variables once
+            for switch in switches_of(command):  # --no-... turns off what a preset turns on
                 if not switch.secondary_opts:
                     switch.secondary_opts, switch.show_default = [f"--no-{flag_of(switch)[2:]}"], False
 
     def make_context(self, info_name, args, parent=None, **extra):
+        """Parse the command line; ``ctx.meta["typed"]`` keeps it for the commands that record it."""
         typed = shlex.join(["skipdit", *args])
         with console.own_json("--json" in args), sentences(debug="--debug" in args):
             ctx = super().make_context(info_name, args, parent, **extra)
-        ctx.meta["typed"] = typed  # for those who record it; sys.argv is another one's where 'demo' calls commands
+        ctx.meta["typed"] = typed  # not sys.argv, which is that of 'demo' where 'demo' calls this command
         return ctx
 
     def invoke(self, ctx):
+        """Run the chosen command."""
         with console.own_json("--json" in ctx.args), sentences(ctx, debug="--debug" in ctx.args):
             return super().invoke(ctx)
 
@@ -158,7 +165,7 @@ class Group(TyperGroup):
 app = App(
     cls=Group,
     name="skipdit",
-    help="Turn a DiT checkpoint into Skip-DiT, train it, sample it with a cache, and measure the speedup.",
+    help="Add skip branches to a Diffusion Transformer, train it, sample it with a cache, and measure the speedup.",
     epilog="A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
     "Exit codes: 0 done, 1 the run failed, 2 bad input, 3 a stated check missed, 130 interrupted.",
     no_args_is_help=True,
@@ -190,8 +197,9 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.", show_envvar=False)
     ] = False,
 ) -> None:
-    pass
+    """Hold the flags of ``skipdit`` itself."""
 
 
 def main() -> None:
+    """Run the command line."""
     app()

@@ -1,8 +1,19 @@
-"""Settings of a command: frozen dataclasses, each of whose fields says all that the command needs to know of it."""
+"""Settings of a command: frozen dataclasses whose fields say all that a flag, a record and a run need to know."""
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import get_args, get_type_hints
+
+MODEL = "Model"
+SAMPLES = "What to sample"
+CACHE = "Cache"
+PIPELINE = "Pipeline"
+OUTPUT = "Output"
+PANELS = (MODEL, SAMPLES, CACHE, PIPELINE)
+"""Panels of ``--help`` that commands share, in their order; ``OUTPUT`` comes last of all. Flags without a panel come
+first."""
 
 
 def setting(
@@ -13,19 +24,63 @@ def setting(
     names: tuple[str, ...] = (),
     metavar: str | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
     recorded: bool = False,
     run: bool = False,
 ):
     """Declare a field of a settings dataclass, from which ``commands/flags.py`` makes a flag.
 
     Args:
-        help: What ``--help`` says of the flag.
-        panel: The group of flags in ``--help`` that it belongs to.
-        names: How the flag is typed, where that is not the field's own name: ``("-o", "--output")``.
-        metavar: What ``--help`` shows in the place of the value.
-        minimum: The smallest number allowed.
-        recorded: Whether a picture's history records it, so that ``sample --from`` takes it from there.
-        run: Whether the run itself (``sampling.generate``) gets it under the field's name.
+        help: What ``--help`` says about the flag.
+        panel: The group of flags in ``--help`` that the flag belongs to.
+        names: The flag's spelling where it is not the field's name: ``("--num-inference-steps", "--steps")``.
+        metavar: What ``--help`` shows in place of the value.
+        minimum, maximum: The smallest and the largest number allowed.
+        recorded: Whether the history of a picture or video records the value, for ``sample --from`` to take it.
+        run: Whether ``sampling.generate`` takes the value as a keyword argument of the field's name.
     """
-    metadata = {"help": help, "panel": panel, "names": names, "metavar": metavar, "minimum": minimum}
-    return field(default=default, metadata={**metadata, "recorded": recorded, "run": run})
+    metadata = {"help": help, "panel": panel, "names": names, "metavar": metavar}
+    metadata |= {"minimum": minimum, "maximum": maximum, "recorded": recorded, "run": run}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """How a model that is not on this machine is fetched: keyword arguments of the functions that open one."""
+
+    revision: str | None = setting(
+        None, "Branch, tag or commit of the model on the hub. [default: its main branch]", MODEL, recorded=True
+    )
+    local_files_only: bool = setting(False, "Use the local cache of the hub and never its server.", MODEL)
+
+
+def setting_fields(settings_class: type) -> Iterator[tuple[Field, type]]:
+    """Iterate over the fields of a settings class and their types; fields of nested settings stand in their place."""
+    types = get_type_hints(settings_class)
+    for each in fields(settings_class):
+        if is_dataclass(types[each.name]):
+            yield from setting_fields(types[each.name])
+        else:
+            yield each, types[each.name]
+
+
+def plain_type(annotation: type) -> type:
+    """Return the type of a setting's value without ``None`` and without the type of its items."""
+    kind = next((part for part in get_args(annotation) if part is not type(None)), annotation)
+    kind = annotation if getattr(annotation, "__origin__", None) is list else kind
+    return getattr(kind, "__origin__", kind)
+
+
+def values_of(settings) -> dict[str, object]:
+    """Return the values of a settings object and of the settings nested in it, by field name."""
+    values = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        values |= values_of(value) if is_dataclass(value) else {each.name: value}
+    return values
+
+
+def run_arguments(settings) -> dict[str, object]:
+    """Return the keyword arguments that ``sampling.generate`` takes from a settings object."""
+    names = {each.name for each, _ in setting_fields(type(settings)) if each.metadata["run"]}
+    return {name: value for name, value in values_of(settings).items() if name in names}

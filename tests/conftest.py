@@ -1,4 +1,4 @@
-"""What the tests share: no network, no colour, one thread; the command as a function; a tiny DiT."""
+"""Fixtures of all tests, and their environment: no network, no colour, one thread, no ``SKIPDIT_`` variable."""
 
 import json
 import os
@@ -18,10 +18,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.pipeline_parts import tiny_tokenizer, tiny_vae
+from tests.support.tiny_pipelines import write_pipeline
+from tests.support.tiny_transformers import tiny_text_transformer
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of the command ended. ``exception`` is None unless something escaped the app."""
+    """How a run of the command ended; ``exception`` is None unless the app let one escape."""
 
     code: int
     stdout: str
@@ -30,13 +34,13 @@ class Outcome:
 
     @property
     def json(self) -> dict:
-        """The one object that ``--json`` leaves on stdout."""
+        """The one object that ``--json`` prints to stdout."""
         return json.loads(self.stdout)
 
 
 @pytest.fixture
 def skipdit():
-    """``skipdit("sample", "--seed", 1, env={...})``: run the real app in this process."""
+    """``skipdit("sample", "--seed", 1, env={...})`` runs the real app in this process and returns an ``Outcome``."""
 
     def run(*arguments, env: dict | None = None) -> Outcome:
         from skipdit_cli.app import app
@@ -50,14 +54,14 @@ def skipdit():
 
 @pytest.fixture(scope="session")
 def tiny_dit():
-    """``tiny_dit(num_layers=6, **config)``: a seeded DiT of width 16 on 8x8 images, eval mode, no weight zero."""
+    """``tiny_dit(num_layers=6, **config)`` is a seeded 8x8 DiT, 16 wide, in eval mode, no weight at zero."""
 
     def make(seed: int = 0, num_layers: int = 6, **config):
         import torch
         from diffusers import DiTTransformer2DModel
 
         torch.manual_seed(seed)
-        own = {
+        defaults = {
             "num_attention_heads": 2,
             "attention_head_dim": 8,
             "in_channels": 1,
@@ -67,7 +71,7 @@ def tiny_dit():
             "num_embeds_ada_norm": 10,
             "norm_eps": 1e-6,
         }
-        model = DiTTransformer2DModel(num_layers=num_layers, **{**own, **config}).eval()
+        model = DiTTransformer2DModel(num_layers=num_layers, **{**defaults, **config}).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -78,8 +82,10 @@ def tiny_dit():
 
 @pytest.fixture(scope="session")
 def tiny_latte():
-    """``tiny_latte(num_layers=3, **config)``: a seeded Latte of width 16 on 4 frames of 8x8, eval, no weight zero;
-    unconditional with ``num_embeds_ada_norm=None``."""
+    """``tiny_latte(num_layers=3, **config)`` is a seeded 4x8x8 Latte, 16 wide, in eval mode, no weight at zero.
+
+    It is class-conditional, or unconditional with ``num_embeds_ada_norm=None``.
+    """
 
     def make(seed: int = 0, num_layers: int = 3, **config):
         import torch
@@ -87,7 +93,7 @@ def tiny_latte():
         from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
 
         torch.manual_seed(seed)
-        own = {
+        defaults = {
             "num_attention_heads": 2,
             "attention_head_dim": 8,
             "in_channels": 1,
@@ -97,7 +103,7 @@ def tiny_latte():
             "num_embeds_ada_norm": 10,
             "video_length": 4,
         }
-        model = LatteClassTransformer3DModel(num_layers=num_layers, **{**own, **config}).eval()
+        model = LatteClassTransformer3DModel(num_layers=num_layers, **{**defaults, **config}).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -108,7 +114,7 @@ def tiny_latte():
 
 @dataclass(frozen=True)
 class Golden:
-    """A case of tests/golden: what the official code made of an official checkpoint. ``io`` has inputs and outputs."""
+    """A case of tests/golden: an official checkpoint, and in ``io`` inputs and outputs of the official code."""
 
     name: str
     checkpoint: Path
@@ -119,7 +125,7 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden():
-    """``golden("dit")``: one case, see ``Golden``."""
+    """``golden("dit")`` is one ``Golden`` case."""
 
     def load(name: str) -> Golden:
         from safetensors.torch import load_file
@@ -134,151 +140,62 @@ def golden():
 
 @pytest.fixture(scope="session")
 def golden_pipeline(golden, tmp_path_factory):
-    """``golden_pipeline("dit")``: the folder that ``skipdit convert`` makes of a case's checkpoint, once a session."""
-    made: dict[str, Path] = {}
+    """``golden_pipeline("dit")`` is the folder that ``skipdit convert`` writes from the case's checkpoint."""
+    folders: dict[str, Path] = {}
 
     def convert(name: str) -> Path:
         from skipdit_cli.app import app
 
-        if name not in made:
+        if name not in folders:
             case, target = golden(name), tmp_path_factory.mktemp("golden") / name
             heads = case.architecture.get("num_heads") or case.architecture["num_attention_heads"]
-            given = ["--num-attention-heads", heads]
-            if "sample_size" in case.architecture:  # text-to-video: its file has no position tables
-                given += ["--sample-size", case.architecture["sample_size"]]
-                given += ["--num-frames", case.architecture["video_length"]]
-            arguments = ["convert", "-m", case.checkpoint, "-o", target, *given]
+            flags = ["--num-attention-heads", heads]
+            if "sample_size" in case.architecture:  # a text-to-video checkpoint has no position tables
+                flags += ["--sample-size", case.architecture["sample_size"]]
+                flags += ["--num-frames", case.architecture["video_length"]]
+            arguments = ["convert", "-m", case.checkpoint, "-o", target, *flags]
             result = CliRunner().invoke(app, [str(argument) for argument in arguments])
             assert result.exit_code == 0, result.stderr
-            made[name] = target
-        return made[name]
+            folders[name] = target
+        return folders[name]
 
     return convert
 
 
-def samples_in(path):
-    """The sound of a video file: float32, the mean of two channels."""
-    import subprocess
-
-    import numpy as np
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-map", "0:a:0", "-f", "f32le", "-ac", "2", "-"]
-    raw = subprocess.run(command, capture_output=True, check=True).stdout
-    return np.frombuffer(raw, "<f4").reshape(-1, 2).mean(1)
-
-
-def relative_l2(actual, expected) -> float:
-    """||a - b|| / ||b|| over two whole tensors."""
-    return ((actual - expected).norm() / expected.norm()).item()
-
-
-def write_pipeline(folder: Path, transformer) -> Path:
-    """The folder of a pixel-space pipeline around a transformer, without a VAE."""
-    from diffusers import DDIMScheduler
-
-    from skipdit_cli.models import save_pipeline
-    from skipdit_cli.models.build import pipeline_around
-
-    save_pipeline(pipeline_around(transformer, DDIMScheduler(clip_sample=False)), folder)
-    return folder
-
-
 @pytest.fixture
 def tiny_pipeline(tiny_dit, tmp_path):
-    """``tiny_pipeline(name, **config)``: ``write_pipeline`` of a ``tiny_dit`` below the test's own folder."""
+    """``tiny_pipeline(name, **config)`` is the pipeline folder of a ``tiny_dit``, in the test's ``tmp_path``."""
     return lambda name="tiny", **config: write_pipeline(tmp_path / name, tiny_dit(**config))
 
 
 @pytest.fixture
 def latte_pipeline(tiny_latte, tmp_path):
-    """``latte_pipeline(name, **config)``: ``write_pipeline`` of a ``tiny_latte`` below the test's own folder."""
+    """``latte_pipeline(name, **config)`` is the pipeline folder of a ``tiny_latte``, in the test's ``tmp_path``."""
     return lambda name="latte", **config: write_pipeline(tmp_path / name, tiny_latte(**config))
-
-
-def tiny_tokenizer(folder: Path):
-    """A T5 tokenizer of a few words and all letters, made without a download."""
-    from string import ascii_lowercase
-
-    from tokenizers import Tokenizer
-    from tokenizers.models import Unigram
-    from tokenizers.pre_tokenizers import Metaspace
-    from transformers import T5TokenizerFast
-
-    words = [f"▁{word}" for word in ("a", "cat", "dog", "red", "runs")]
-    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0, **dict.fromkeys(ascii_lowercase, -3.0)}
-    tokenizer = Tokenizer(Unigram([*scores.items(), *((word, -1.0) for word in words)], unk_id=2))
-    tokenizer.pre_tokenizer = Metaspace()
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
-    return T5TokenizerFast.from_pretrained(folder)
-
-
-def tiny_text_transformer(seed: int = 0, num_layers: int = 4, **config):
-    """A seeded text-to-video Latte of width 16 on 4 frames of 8x8 latents and texts 12 wide, no weight zero."""
-    import torch
-    from diffusers import LatteTransformer3DModel
-
-    torch.manual_seed(seed)
-    own = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "in_channels": 4,
-        "out_channels": 8,
-        "cross_attention_dim": 16,
-        "sample_size": 8,
-        "patch_size": 2,
-        "activation_fn": "gelu-approximate",
-        "num_embeds_ada_norm": 1000,
-        "norm_type": "ada_norm_single",
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-6,
-        "caption_channels": 12,
-        "attention_bias": True,
-        "video_length": 4,
-    }
-    model = LatteTransformer3DModel(num_layers=num_layers, **{**own, **config}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def tiny_vae(temporal: bool = False, seed: int = 0, **config):
-    """A seeded decoder of 4 latent channels to pixels twice as fine."""
-    import torch
-    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
-
-    torch.manual_seed(seed)
-    own = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
-    if temporal:
-        return AutoencoderKLTemporalDecoder(**own, **config).eval()
-    return AutoencoderKL(**own, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, **config).eval()
 
 
 @pytest.fixture(scope="session")
 def text_pipeline(tmp_path_factory) -> Path:
-    """The folder of a whole, tiny, seeded ``LattePipeline``: 4 frames of 16x16 from a text. Not to be changed."""
+    """The folder of a tiny, seeded text-to-video ``LattePipeline`` of 4 frames of 16x16. Tests must not change it."""
     import torch
     from diffusers import DDIMScheduler, LattePipeline
     from transformers import T5Config, T5EncoderModel
 
-    made = tmp_path_factory.mktemp("text")
-    tokenizer = tiny_tokenizer(made / "words")
+    folder = tmp_path_factory.mktemp("text")
+    tokenizer = tiny_tokenizer(folder / "words")
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=12, d_kv=6, d_ff=24, num_layers=1, num_heads=2, initializer_factor=5.0
     )
     encoder = T5EncoderModel(config).eval()
     scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
-    LattePipeline(tokenizer, encoder, tiny_vae(), tiny_text_transformer(), scheduler).save_pretrained(made / "latte")
-    return made / "latte"
+    LattePipeline(tokenizer, encoder, tiny_vae(), tiny_text_transformer(), scheduler).save_pretrained(folder / "latte")
+    return folder / "latte"
 
 
 @pytest.fixture(scope="session")
 def digits_model() -> Path:
-    """The pipeline folder of the pretrained digits model that the package carries."""
+    """The pipeline folder of the pretrained digits model that the package contains."""
     from skipdit_cli.presets import load_preset
 
     return load_preset("digits").weights_path
@@ -293,7 +210,7 @@ def _one_thread():
 
 @pytest.fixture
 def converted(tiny_pipeline):
-    """``converted(name, **config)``: the folder of a ``tiny_pipeline`` with fresh residual branches in ``skip/``."""
+    """``converted(name, **config)`` is the folder of a ``tiny_pipeline`` with new residual branches in ``skip/``."""
 
     def make(name: str = "converted", **config) -> Path:
         from skipdit_cli.models import load_pipeline, save_branches
@@ -308,7 +225,7 @@ def converted(tiny_pipeline):
 
 @pytest.fixture
 def fresh_accelerate():
-    """Before and after it, accelerate has no state: in one process it would hold on to its first run's precision."""
+    """Reset the state of accelerate before and after a test; one process would keep the precision of its first run."""
     from accelerate.state import AcceleratorState, GradientState
 
     def forget():

@@ -14,7 +14,8 @@ import pytest
 import skipdit_cli
 
 PACKAGE = Path(skipdit_cli.__file__).parent
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 FLOORS = [
     {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "media"},
     {"families", "trunk", "skip", "cache"},
@@ -114,6 +115,23 @@ def test_the_console_script_and_the_module_are_the_same_command():
     for command in ([script], [sys.executable, "-m", "skipdit_cli"]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
         assert done.stdout == f"skipdit {skipdit_cli.__version__}\n"
+
+
+def test_no_test_imports_another():
+    """What test files share is in ``tests/support``; fixtures are in ``conftest.py`` and need no import."""
+    paths = [*TESTS.rglob("*.py")]
+    tests = {path.stem for path in paths if path.stem.startswith("test_")} | {"conftest"}
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported = {part for name in names for part in name.split(".")} & tests
+            assert not imported, f"{path.relative_to(ROOT)} imports {sorted(imported)}"
+
+
+def test_tests_mirror_the_rooms():
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    assert not {folder for folder in folders if not (PACKAGE / folder).is_dir()}
 
 
 def test_version_is_the_one_of_the_project():

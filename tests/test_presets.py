@@ -79,15 +79,16 @@ OFFICIAL = {
     [(name.format(n), n, count) for name, counts in OFFICIAL.items() for n, count in counts.items()],
 )
 def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(name, interval, reused):
-    from skipdit_cli.commands.options import cache_policy
+    from skipdit_cli.commands.parsing import cache_policy
     from skipdit_cli.models import default_scheduler
+    from skipdit_cli.sampling.sample_settings import CacheSettings
 
     preset = load_preset(name)
     flags = preset.flags["sample"]
     assert flags["cache-interval"] == str(interval)
     scheduler = default_scheduler(preset.model["class"])
     scheduler.set_timesteps(int(flags["num-inference-steps"]))
-    policy = cache_policy(int(flags["cache-layers"]), interval, flags["cache-window"], None)
+    policy = cache_policy(CacheSettings(int(flags["cache-layers"]), interval, flags["cache-window"]))
     plan = policy.plan(scheduler.timesteps.tolist())
     assert plan.count(False) == reused
     assert f"Expected: {reused} of {len(plan)} steps" in (preset_folder() / f"{name}.yaml").read_text()
@@ -96,13 +97,14 @@ def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(n
 def test_hunyuan_dit_reuses_as_many_steps_as_the_official_code():
     from diffusers import DDPMScheduler
 
-    from skipdit_cli.commands.options import cache_policy
+    from skipdit_cli.commands.parsing import cache_policy
+    from skipdit_cli.sampling.sample_settings import CacheSettings
 
     flags = load_preset("skip-hunyuan-dit-n2").flags["sample"]
     scheduler = DDPMScheduler(steps_offset=1)  # as that of the hub's pipeline: 991, 981 .. 1
     scheduler.set_timesteps(int(flags["num-inference-steps"]))
     for interval, reused in zip(range(2, 7), (33, 44, 50, 52, 55)):
-        policy = cache_policy(int(flags["cache-layers"]), interval, flags["cache-window"], None)
+        policy = cache_policy(CacheSettings(int(flags["cache-layers"]), interval, flags["cache-window"]))
         assert policy.plan(scheduler.timesteps.tolist()).count(False) == reused
     assert (flags["cache-layers"], flags["cache-interval"]) == ("1", "2")
 

@@ -92,6 +92,15 @@ class StepFlops:
         return self.limit(uniform(steps, interval), layers)
 
 
+def count_step(transformer) -> StepFlops | None:
+    """Return the ``StepFlops`` of a transformer, or None where no example inputs of it are known or its forward does
+    not run without weights."""
+    try:
+        return StepFlops(transformer)
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError):
+        return None
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, in the precision of weights that are not there."""
     return tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)

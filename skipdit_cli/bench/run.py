@@ -18,7 +18,8 @@ from skipdit_cli.bench.tables import environment
 from skipdit_cli.bench.timing import MOST_ROUNDS, Measured, interleave, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.sampling.device import computes_wide, transformers_of
+from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.sampling.device import computes_wide
 from skipdit_cli.sampling.generate import Generated, batches, generate
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space

@@ -1,4 +1,4 @@
-"""``skipdit env``: what a bug report needs to say about the machine."""
+"""``skipdit env``: the facts about the machine that a bug report needs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from skipdit_cli import __version__, console
 from skipdit_cli.commands.options import Debug, Json
 
 PACKAGES = (
-    "torch", "diffusers", "accelerate", "transformers", "safetensors", "huggingface_hub", "peft", "typer", "rich",
-    "numpy", "pillow", "imageio", "imageio-ffmpeg", "decord", "scikit-learn", "matplotlib", "tensorboard",
-    "torchmetrics",
-)  # fmt: skip
+    "torch diffusers accelerate transformers safetensors huggingface_hub peft typer rich numpy pillow imageio "
+    "imageio-ffmpeg decord scikit-learn matplotlib tensorboard torchmetrics"
+).split()
 GIB = 2**30
 
 
 def env(json: Json = False, debug: Debug = False) -> None:
-    """Versions, devices, memory and disk, for a bug report."""
+    """Show versions, devices, memory and disk, for a bug report."""
     facts = {
         "skipdit": __version__,
         "python": platform.python_version(),
@@ -66,9 +65,9 @@ def _hub() -> dict[str, object]:
     from huggingface_hub import constants
 
     home = Path(constants.HF_HOME)
-    there = next(folder for folder in (home, *home.parents) if folder.exists())
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
     return {
         "hf_home": str(home),
-        "hf_home_free_gib": round(shutil.disk_usage(there).free / GIB, 1),
+        "hf_home_free_gib": round(shutil.disk_usage(existing).free / GIB, 1),
         "hf_hub_offline": constants.HF_HUB_OFFLINE,
     }

@@ -1,83 +1,41 @@
-"""The flags of a command, made from its settings class: one flag a field."""
+"""The flags of a command, made from its settings class: one flag per field."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, fields, is_dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, get_type_hints
 
 import typer
 
-from skipdit_cli.commands import options
+from skipdit_cli.errors import UsageError
+from skipdit_cli.settings import setting_fields
 
-SHARED = {
-    "output": options.Output,
-    "overwrite": options.Overwrite,
-    "push_to_hub": options.PushToHub,
-    "private": options.Private,
+MOST = {
+    "sample_size": 16_384,
+    **dict.fromkeys(("image_frames", "frame_stride", "rounds", "warmup", "samples_per_digit"), 10_000),
+    **dict.fromkeys(("height", "width"), 16_384),
+    **dict.fromkeys(("num_frames", "num_attention_heads"), 100_000),
+    **dict.fromkeys(("train_batch_size", "gradient_accumulation_steps"), 100_000),
+    "num_inference_steps": 10_000,
+    "dataloader_num_workers": 1_000,
 }
-"""Flags that several commands spell alike, by field name."""
-
-
-@dataclass(frozen=True)
-class _Flag:
-    field: Field
-    kind: type
-    """Its annotated type."""
-
-    @property
-    def parameter(self) -> inspect.Parameter:
-        annotation = SHARED.get(self.field.name, Annotated[self.kind, self._option()])
-        default = self.field.default
-        return inspect.Parameter(
-            self.field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
-
-    def _option(self):
-        default, metadata = self.field.default, self.field.metadata
-        names = metadata["names"]
-        if default is False and not names:
-            names = (f"--{self.field.name.replace('_', '-')}",)
-        return typer.Option(
-            *names,
-            help=metadata["help"],
-            metavar=metadata["metavar"],
-            min=metadata["minimum"],
-            rich_help_panel=metadata["panel"],
-            show_default=default is not None and default is not False,  # 0 is shown
-        )
-
-
-def _flags_of(settings_class: type) -> Iterator[_Flag]:
-    """The flags of a settings class; a field that is settings itself gives its own in its place."""
-    types = get_type_hints(settings_class)
-    for field in fields(settings_class):
-        if is_dataclass(types[field.name]):
-            yield from _flags_of(types[field.name])
-        else:
-            yield _Flag(field, types[field.name])
-
-
-def _settings_from(settings_class: type, values: dict[str, object]):
-    """An instance of a settings class, its values taken out of ``values``."""
-    types = get_type_hints(settings_class)
-    return settings_class(
-        **{
-            field.name: _settings_from(kind, values) if is_dataclass(kind) else values.pop(field.name)
-            for field in fields(settings_class)
-            for kind in [types[field.name]]
-        }
-    )
+"""The largest value of flags whose field or option says none, by parameter name."""
+MOST_OF_ALL = 2**32 - 1
+"""The largest value of any other number: the largest seed of NumPy."""
+SHORT = {"output": "-o"}
+"""One-letter forms, by field name."""
 
 
 def with_settings(settings_class: type) -> Callable[[Callable], Callable]:
-    """In the place of its argument ``settings``, give a command one flag for each field of a settings class.
+    """Give a command one flag for each field of a settings class in place of its argument ``settings``.
 
-    A field whose type is a settings class itself gives the flags of that class; no name may occur twice.
+    A field whose type is itself a settings class gives the flags of that class. No two fields may share a name.
     """
-    flags = [flag.parameter for flag in _flags_of(settings_class)]
+    flags = [_parameter(field, kind) for field, kind in setting_fields(settings_class)]
 
     def decorate(command: Callable) -> Callable:
         parameters = list(inspect.signature(command, eval_str=True).parameters.values())
@@ -92,6 +50,74 @@ def with_settings(settings_class: type) -> Callable[[Callable], Callable]:
 
         run.__signature__ = inspect.Signature([*before, *flags, *after])
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
+        run.ranges = {
+            field.name: (field.metadata["minimum"], field.metadata["maximum"])
+            for field, _ in setting_fields(settings_class)
+        }
         return run
 
     return decorate
+
+
+def _parameter(field: Field, kind: type) -> inspect.Parameter:
+    """Make the parameter of a command that a field stands for, which Typer turns into a flag."""
+    default, metadata = field.default, field.metadata
+    spelled = f"--{field.name.replace('_', '-')}"
+    names = metadata["names"]
+    if not names and field.name in SHORT:
+        names = (SHORT[field.name], spelled)
+    elif not names and default is False:
+        names = (spelled,)  # without a name Typer adds a --no- form, which app.py does where a preset may set the flag
+    option = typer.Option(
+        *names,
+        help=metadata["help"],
+        metavar=metadata["metavar"],
+        rich_help_panel=metadata["panel"],
+        show_default=default is not None and default is not False,  # 0 is shown
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _settings_from(settings_class: type, values: dict[str, object]):
+    """Build an instance of a settings class from ``values``, removing what it takes."""
+    types = get_type_hints(settings_class)
+    return settings_class(
+        **{
+            field.name: _settings_from(kind, values) if is_dataclass(kind) else values.pop(field.name)
+            for field in fields(settings_class)
+            for kind in [types[field.name]]
+        }
+    )
+
+
+def check_ranges(command, values: Mapping[str, object]) -> None:
+    """Refuse numbers that no run can use.
+
+    Args:
+        command: The Click command; if it was made by ``with_settings``, its fields say the ranges.
+        values: Its parameters, by name.
+
+    Raises:
+        UsageError: A number is too small, too large, NaN or infinite.
+    """
+    ranges = getattr(command.callback, "ranges", {})
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        given = f"Got --{name.replace('_', '-')} {_short(value)} but expected"
+        least, most = ranges.get(name, (None, None))
+        if not math.isfinite(value):
+            raise UsageError(f"{given} a number.")
+        if least is not None and value < least:
+            raise UsageError(f"{given} {least} or more.")
+        if most is None and isinstance(value, int):
+            most = MOST.get(name, MOST_OF_ALL)
+        if most is not None and value > most:
+            raise UsageError(f"{given} at most {most}.")
+
+
+def _short(number: float) -> str:
+    """Write a number; Python refuses to write integers of more than 4,300 digits."""
+    return str(number) if isinstance(number, float) or number.bit_length() < 200 else "of over 60 digits"

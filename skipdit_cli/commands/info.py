@@ -1,57 +1,95 @@
-"""``skipdit info``: what a model is, what its skip branches cost, and how fast it could get."""
+"""``skipdit info``: what a model is, what its skip branches cost, and how fast the cache could make it."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from collections import Counter
+from dataclasses import asdict, dataclass
 
 from skipdit_cli import console
-from skipdit_cli.commands.counted import counted
-from skipdit_cli.commands.families import show_families
-from skipdit_cli.commands.options import Debug, Json, LocalFilesOnly, Model, ModelArgument, Preset, Revision, one_model
+from skipdit_cli.commands import options
+from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
+from skipdit_cli.settings import OUTPUT, PIPELINE, HubSettings, setting
 
 INTERVALS = (2, 3, 4, 5)
 UNKNOWN = "found in a forward of the model, which 'skipdit convert' makes and info does not"
-Families = Annotated[bool, typer.Option("--families", help="Show every transformer class of diffusers instead.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="With --families: a table for a README.")]
-Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", min=1, help="Steps of the ideal speedups.")]
+STATES = {
+    "declared": "known by class name",
+    "own skips": "known by class name; has skips of its own, so the cache uses those and 'convert' adds none",
+    "found": "found by watching one forward (example_inputs, or the first forward)",
+    "refused": "does not work",
+    "not tried": "found or refused at its first forward; no tiny model of it was tried",
+}
+"""What ``--families`` says of how the trunk of a class is known."""
 
 
+@dataclass(frozen=True)
+class InfoSettings:
+    """The settings of ``skipdit info``."""
+
+    hub: HubSettings = HubSettings()
+    num_inference_steps: int = setting(
+        50,
+        "Number of denoising steps that the ideal speedups are for.",
+        PIPELINE,
+        names=("--num-inference-steps", "--steps"),
+        minimum=1,
+        maximum=10_000,
+    )
+    families: bool = setting(
+        False, "Show every transformer class of diffusers and how its blocks are found, in place of a model.", OUTPUT
+    )
+    markdown: bool = setting(False, "With --families: print the table in Markdown.", OUTPUT)
+
+
+@with_settings(InfoSettings)
 def info(
-    model_argument: ModelArgument = None,
-    model: Model = None,
-    preset: Preset = None,
-    num_inference_steps: Steps = 50,
-    families: Families = False,
-    markdown: Markdown = False,
-    revision: Revision = None,
-    local_files_only: LocalFilesOnly = False,
-    json: Json = False,
-    debug: Debug = False,
+    model_argument: options.ModelArgument = None,
+    model: options.Model = None,
+    preset: options.Preset = None,
+    settings: InfoSettings = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
-    """Count blocks, parameters, FLOPs and ideal speedups.
+    """Count blocks, parameters, FLOPs and ideal speedups of a model.
 
-    Reads no weights. skipdit info facebook/DiT-XL-2-256
+    Reads configuration files alone, no weights.
+
+    skipdit info facebook/DiT-XL-2-256
     """
-    model = one_model(model_argument, model)
-    if markdown and not families:
+    model = options.one_model(model_argument, model)
+    if settings.markdown and not settings.families:
         raise UsageError("Got --markdown without --families, whose table it is for; add --families.")
-    if families:
+    if settings.families:
         if model is not None or preset is not None:
             raise UsageError("Got --families with a model, but it shows all classes; leave one of the two out.")
-        show_families(markdown)
+        _show_families(settings.markdown)
         return
+    from skipdit_cli.bench.flops import count_step
     from skipdit_cli.models.outline import read_outline
+
+    outline = read_outline(model, preset, lone=True, **vars(settings.hub))
+    flops = None if outline.trunk is None else count_step(outline.transformer)
+    facts, steps = _facts(outline, flops), settings.num_inference_steps
+    speedups = _ideal_speedups(flops, steps) if flops else []
+    console.table(["what", "here"], _rows(facts))
+    if speedups:
+        _show_speedups(speedups, steps)
+    console.emit({**facts, "num_inference_steps": steps, "ideal_speedups": speedups})
+
+
+def _facts(outline, flops) -> dict:
+    """Return what is known of a model, as ``--json`` has it; None for what is not known without a forward.
+
+    Args:
+        flops: The ``StepFlops`` of its transformer, or None.
+    """
     from skipdit_cli.skip.parameters import count_parameters
 
-    outline = read_outline(model, preset, lone=True, revision=revision, local_files_only=local_files_only)
     parameters = count_parameters(outline.transformer)
-    flops = counted(outline.transformer) if outline.trunk is not None else None
     branches = None if outline.branches is None else outline.branches.config
     blocks = None if outline.trunk is None else len(outline.trunk)
-    facts = {
+    return {
         "model": outline.name,
         "class": outline.transformer.config["_class_name"],
         "attached": outline.attached,
@@ -67,13 +105,10 @@ def info(
         "skip_parameters": None if branches is None else parameters.skip,
         "skip_macs": flops and flops.full - flops.vanilla,
     }
-    speedups = _speedups(flops, num_inference_steps) if flops else []
-    _show(facts, speedups, num_inference_steps)
-    console.emit({**facts, "num_inference_steps": num_inference_steps, "ideal_speedups": speedups})
 
 
-def _speedups(flops, steps: int) -> list[dict]:
-    """Counted limits for N x K, at a few N from 1 to the deepest."""
+def _ideal_speedups(flops, steps: int) -> list[dict]:
+    """Return the limits of N x K, for a few N from 1 to the deepest."""
     deepest = (len(flops.units) - 1) // 2
     depths = sorted({n for n in (1, 2, 4, deepest // 2, deepest) if 1 <= n <= deepest})
     return [
@@ -84,47 +119,74 @@ def _speedups(flops, steps: int) -> list[dict]:
     ]
 
 
-def _show(facts: dict, speedups: list[dict], steps: int) -> None:
-    copies = facts["parameters_copied_by_diffusers"]
-    held = f" (diffusers holds {console.amount(copies)} more: embedders per block)" if copies else ""
-    found = f"{facts['blocks']}, {facts['pairs'] or 'no'} pairs" if facts["blocks"] else UNKNOWN
+def _rows(facts: dict) -> list[list[str]]:
+    """Return the rows of the table of a model."""
+    copies, blocks, pairs = facts["parameters_copied_by_diffusers"], facts["blocks"], facts["pairs"]
+    copied = f" (diffusers holds {console.amount(copies)} more: embedders per block)" if copies else ""
     rows = [
         ["model", f"{facts['model']} ({facts['class']})"],
-        ["blocks", found],
-        ["parameters", f"{console.amount(facts['parameters'])}{held}"],
+        ["blocks", f"{blocks}, {console.count(pairs, 'pair') if pairs else 'no pairs'}" if blocks else UNKNOWN],
+        ["parameters", f"{console.amount(facts['parameters'])}{copied}"],
     ]
     if facts["macs"]:
-        of = f"one {facts['sample']} of {'x'.join(map(str, facts['macs_of']))} latents"
-        rows.append(["a forward", f"{console.amount(facts['macs'])} multiply-adds ({of}, vanilla)"])
-    elif facts["blocks"]:
-        rows.append(["a forward", "not counted: no example of what this class is called with; 'bench' counts it"])
-    if facts["pairs"]:
+        size = f"one {facts['sample']} of {'x'.join(map(str, facts['macs_of']))} latents"
+        rows.append(["a forward", f"{console.amount(facts['macs'])} multiply-adds ({size}, vanilla)"])
+    elif blocks:
+        rows.append(["a forward", "not counted: no example inputs of this class are known; 'bench' counts it"])
+    if pairs:
         rows += _skip_rows(facts)
-    elif facts["blocks"]:
-        why = (
-            "one block has no pair" if facts["blocks"] < 2 else "the class has skips of its own, which the cache uses"
-        )
+    elif blocks:
+        why = "one block has no pair" if blocks < 2 else "the class has skips of its own, which the cache uses"
         rows.append(["skip branches", f"none: {why}"])
-    console.table(["what", "here"], rows)
-    if not speedups:
-        return
-    console.say("")
-    title = f"Ideal speedup over {steps} steps, against vanilla / uncached Skip-DiT (multiply-adds, not time)"
-    cells = {(s["cache_layers"], s["cache_interval"]): f"{s['vs_vanilla']:.2f} / {s['vs_skip']:.2f}" for s in speedups}
-    depths = sorted({layers for layers, _ in cells})
-    columns = ["--cache-layers N", *(f"--cache-interval {k}" for k in INTERVALS)]
-    console.table(columns, [[n, *(cells[n, k] for k in INTERVALS)] for n in depths], title=title)
+    return rows
 
 
 def _skip_rows(facts: dict) -> list[list[str]]:
+    from skipdit_cli.models.build import has_own_time
+
     skip, macs = facts["skip_parameters"], facts["skip_macs"]
     attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
     rows = [
         ["skip branches", f"{attached}; {facts['merge']} merge"],
         ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
     ]
-    if facts["class"] == "DiTTransformer2DModel":  # the one class with a choice
+    if not has_own_time(facts["class"]):  # where there is a choice
         rows.insert(0, ["time embedding", facts["time_embedding"]])
     if facts["macs"]:
         rows.append(["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"])
     return rows
+
+
+def _show_speedups(speedups: list[dict], steps: int) -> None:
+    over = console.count(steps, "step")
+    title = f"Ideal speedup over {over}, against vanilla / uncached Skip-DiT (multiply-adds, not time)"
+    cells = {(s["cache_layers"], s["cache_interval"]): f"{s['vs_vanilla']:.2f} / {s['vs_skip']:.2f}" for s in speedups}
+    depths = sorted({layers for layers, _ in cells})
+    columns = ["--cache-layers N", *(f"--cache-interval {k}" for k in INTERVALS)]
+    console.say("")
+    console.table(columns, [[n, *(cells[n, k] for k in INTERVALS)] for n in depths], title=title)
+
+
+def _show_families(markdown: bool) -> None:
+    """Print every transformer class of diffusers and how its trunk is known; emit the same for ``--json``."""
+    import diffusers
+
+    from skipdit_cli.families.table import family_rows, recorded_with
+
+    families, version = family_rows(), recorded_with()
+    columns = ["class", "trunk", "blocks", "note"]
+    rows = [[each.name, each.known, ", ".join(each.blocks) or "-", each.note or "-"] for each in families]
+    if markdown:
+        for row in [columns, ["---"] * len(columns), *([f"`{row[0]}`", *row[1:]] for row in rows)]:
+            console.say(f"| {' | '.join(row)} |")
+    else:
+        console.table(columns, rows)
+    counts = Counter(each.known for each in families)
+    console.say("")
+    for known, meaning in STATES.items():
+        if counts[known]:
+            console.say(f"{'* ' if markdown else ''}{known} ({counts[known]}): {meaning}.")
+    if diffusers.__version__ != version:
+        console.warn(f"tried out with diffusers {version}, but {diffusers.__version__} is installed.")
+    records = [asdict(each) for each in families]
+    console.emit({"diffusers": diffusers.__version__, "recorded_with": version, "families": records})

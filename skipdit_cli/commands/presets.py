@@ -1,4 +1,4 @@
-"""``skipdit presets``: what presets there are, what one of them sets, and whether all of them still fit."""
+"""``skipdit presets``: list the presets, show what one of them sets, check that all of them still fit."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands.flags import check_ranges
+from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.options import Debug, Json
-from skipdit_cli.commands.values import environment_layer, flags_of_commands, laid, preset_layer
+from skipdit_cli.commands.values import environment_layer, flags_of_commands, merge_layers, preset_layer
 from skipdit_cli.errors import CheckError, UsageError, nearest
 from skipdit_cli.presets import Preset, load_preset, preset_names, preset_path
 
 presets = typer.Typer(no_args_is_help=True, help="List, show and check presets.")
 
-Name = Annotated[str, typer.Argument(help="Preset name or YAML path.", metavar="NAME")]
-Names = Annotated[list[str] | None, typer.Argument(help="Names or YAML paths; all if none.", metavar="[NAME|PATH]...")]
+Name = Annotated[str, typer.Argument(help="Preset, by name or YAML file.", metavar="NAME")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Presets, by name or YAML file. [default: all]", metavar="[NAME|PATH]..."),
+]
 
 
-@presets.command("list")
+@presets.command("list", cls=PanelCommand)
 def list_presets(json: Json = False, debug: Debug = False) -> None:
-    """Every preset and what it is for."""
-    found = [load_preset(name) for name in preset_names()]
-    console.table(["preset", "about"], [[preset.name, preset.about] for preset in found])
-    console.emit({"presets": [{"name": p.name, "about": p.about, "commands": list(p.flags)} for p in found]})
+    """List every preset and what it is for."""
+    listed = [load_preset(name) for name in preset_names()]
+    console.table(["preset", "about"], [[preset.name, preset.about] for preset in listed])
+    console.emit({"presets": [{"name": p.name, "about": p.about, "commands": list(p.flags)} for p in listed]})
 
 
-@presets.command()
+@presets.command(cls=PanelCommand)
 def show(ctx: typer.Context, name: Name, json: Json = False, debug: Debug = False) -> None:
-    """The file, and the value every flag of its commands ends up with."""
+    """Show a preset and the flags that it sets.
+
+    Prints its file, then the value of every flag of its commands and where the value comes from.
+    """
     path = preset_path(name)
     preset = load_preset(name, flags_of_commands(ctx))
     console.say(path.read_text(encoding="utf-8").rstrip())
@@ -37,13 +45,17 @@ def show(ctx: typer.Context, name: Name, json: Json = False, debug: Debug = Fals
         rows = [[f"--{flag}", entry["value"], entry["from"]] for flag, entry in flags.items()]
         console.say("")
         console.table(["flag", "value", "from"], rows, title=f"skipdit {command} --preset {name}")
-    console.emit({"name": preset.name, "path": path, "about": preset.about, "source": preset.source,
-                  "weights": preset.weights, "model": preset.model, "flags": effective})  # fmt: skip
+    about = {"name": preset.name, "path": path, "about": preset.about, "source": preset.source}
+    console.emit({**about, "weights": preset.weights, "model": preset.model, "flags": effective})
 
 
-@presets.command()
+@presets.command(cls=PanelCommand)
 def check(ctx: typer.Context, names: Names = None, json: Json = False, debug: Debug = False) -> None:
-    """Parse every value with the command it is for, and every model with its diffusers class; exit 3 if one fails."""
+    """Check that presets fit their commands.
+
+    Parses every value as the command would, and looks for every class and argument in diffusers. Exits with code 3
+    if a preset does not fit.
+    """
     checked = names or preset_names()
     problems = [{"preset": name, "problem": problem} for name in checked for problem in _problems(ctx, name)]
     for entry in problems:
@@ -51,7 +63,7 @@ def check(ctx: typer.Context, names: Names = None, json: Json = False, debug: De
     console.emit({"checked": checked, "problems": problems})
     if problems:
         raise CheckError(f"{len({entry['preset'] for entry in problems})} of {len(checked)} presets do not fit.")
-    console.say(f"{len(checked)} presets fit.")
+    console.say(f"{console.count(len(checked), 'preset')} {'fits' if len(checked) == 1 else 'fit'}.")
 
 
 def _command(ctx: typer.Context, name: str):
@@ -59,53 +71,53 @@ def _command(ctx: typer.Context, name: str):
 
 
 def _effective(command, preset: Preset) -> dict[str, dict[str, object]]:
-    """Long flag to its value and where that comes from; flags without a value are left out."""
-    values, origin = laid(command, [preset_layer(command, preset), environment_layer(command)])
+    """Return the value of each flag and where it comes from, by long flag; flags without a value are left out."""
+    values, origins = merge_layers(command, [preset_layer(command, preset), environment_layer(command)])
     named = {"the environment": "environment"}
     flags = {}
     for parameter in command.params:
         longs = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
         value = values.get(parameter.name, parameter.default)
         if longs and value is not None and not parameter.is_eager:
-            source = named.get(origin[parameter.name].source, "preset") if parameter.name in origin else "default"
+            source = named.get(origins[parameter.name].source, "preset") if parameter.name in origins else "default"
             flags[longs[0]] = {"value": value, "from": source}
     return flags
 
 
 def _problems(ctx: typer.Context, name: str) -> list[str]:
-    """One sentence for everything about a preset that would stop a run."""
+    """Return one sentence for each thing in a preset that would stop a run."""
     try:
         preset = load_preset(name, flags_of_commands(ctx))
     except UsageError as cause:
         return [str(cause)]
-    found = _model_problems(preset.model)
+    problems = _model_problems(preset.model)
     if preset.weights and not preset.weights_path.exists():
-        found.append(f"weights '{preset.weights}' are not in the package")
+        problems.append(f"weights '{preset.weights}' are not in the package")
     for command_name in preset.flags:
         command = _command(ctx, command_name)
         for parameter_name, value in preset_layer(command, preset).values.items():
             parameter = next(p for p in command.params if p.name == parameter_name)
             try:
-                parameter.process_value(ctx, value)
+                check_ranges(command, {parameter_name: parameter.process_value(ctx, value)})
             except (UsageError, typer.BadParameter) as cause:
                 text = cause.format_message() if isinstance(cause, typer.BadParameter) else cause
-                found.append(f"{command_name}: {text}")
-    return found
+                problems.append(f"{command_name}: {text}")
+    return problems
 
 
 def _model_problems(model: dict) -> list[str]:
-    """What diffusers would refuse: a class it lacks, arguments the class does not take."""
+    """Return what diffusers would refuse: a class that it lacks, arguments that the class does not take."""
     if not model:
         return []
     import inspect
 
-    from skipdit_cli.models.build import class_named
+    from skipdit_cli.families import class_named
 
     try:
-        known = class_named(str(model["class"]))
+        model_class = class_named(str(model["class"]))
     except AttributeError:
         return [f"diffusers has no class '{model['class']}'"]
-    allowed = list(inspect.signature(known.__init__).parameters)
-    strange = [key for key in model["config"] if key not in allowed]
-    found = [f"{model['class']} takes no argument '{key}'.{nearest(key, allowed)}" for key in strange]
-    return found + _model_problems(model.get("scheduler", {}))
+    allowed = list(inspect.signature(model_class.__init__).parameters)
+    unknown = [key for key in model["config"] if key not in allowed]
+    problems = [f"{model['class']} takes no argument '{key}'.{nearest(key, allowed)}" for key in unknown]
+    return problems + _model_problems(model.get("scheduler", {}))

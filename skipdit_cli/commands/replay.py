@@ -1,62 +1,77 @@
-"""What ``skipdit sample`` records of a run, and what ``--from`` takes of a record: the same closed list."""
+"""What ``skipdit sample`` records of a run, and what ``--from`` takes from a record: the same closed list."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from skipdit_cli import console, media
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import embedded_folder, embedded_names, load_preset, preset_names
+from skipdit_cli.sampling.sample_settings import SampleSettings
+from skipdit_cli.settings import plain_type, setting_fields, values_of
 
-RECORDED = {
-    "model": str, "weights": str, "revision": str, "vae": str, "lora": str, "class_labels": str, "prompt": list,
-    "negative_prompt": str, "num_images": int, "num_frames": int, "fps": float, "num_inference_steps": int,
-    "guidance_scale": float, "cfg_channels": str, "scheduler": str, "seed": int, "batch_size": int,
-    "cache_layers": int, "cache_interval": int, "cache_window": str, "full_steps": str, "forecast": str,
-    "cache_target": str, "height": int, "width": int, "image": str, "strength": float, "pipeline_arg": list,
-    "vae_tiling": bool, "dtype": str, "device": str, "compile": bool,
-}  # fmt: skip
-"""Settings and their JSON types, under their parameters' names; ``weights`` is an embedded model's. Nothing that says
-where to write, or that a text be read, is among them; so a stranger's picture cannot ask for it."""
-SAID = {str: "a text", list: "a list of texts", int: "a whole number", float: "a number", bool: "true or false"}
+_JSON_TYPES = {
+    field.name: str if plain_type(kind) is Path else plain_type(kind)
+    for field, kind in setting_fields(SampleSettings)
+    if field.metadata["recorded"]
+}
+RECORDED = {"model": str, "weights": str, **_JSON_TYPES}
+"""Names and JSON types of what is recorded: ``weights`` names a model embedded in the package, ``model`` any other.
+No name says where to write or what file of prompts to read, so a stranger's image cannot ask for it."""
+TYPE_NAMES = {str: "a text", list: "a list of texts", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def recorded(given: Mapping[str, object], named: str | Path) -> dict[str, object]:
-    """The settings to record of a run.
+def make_record(
+    settings: SampleSettings, model: str | Path, conditions: Sequence[int | str | None]
+) -> dict[str, object]:
+    """Return the record of a run: parameters of the command that make the same samples again.
 
     Args:
-        given: The command's parameters.
-        named: The model that they come to.
+        settings: The settings, with all defaults filled in.
+        model: The model that ``-m`` or ``--preset`` comes to.
+        conditions: One prompt or class label per sample, or None for an unconditional model.
     """
-    settings = {name: given[name] for name in RECORDED if given.get(name) is not None}
-    settings |= {name: str(value) for name, value in settings.items() if isinstance(value, Path)}
-    settings.pop("model", None)
-    folder = Path(named).expanduser()
+    values = {name: value for name, value in values_of(settings).items() if name in RECORDED and value is not None}
+    record = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    record.pop("num_images", None)
+    folder = Path(model).expanduser()
     embedded = folder.resolve().parent == embedded_folder().resolve()
-    return {**settings, **({"weights": folder.name} if embedded else {"model": str(named)})}
+    record |= {"weights": folder.name} if embedded else {"model": str(model)}
+    record |= record_conditions(conditions)
+    return dict(sorted(record.items()))  # in one order, so that a replay writes the same bytes
+
+
+def record_conditions(conditions: Sequence[int | str | None]) -> dict[str, object]:
+    """Return the parameters that give these samples their conditions."""
+    if isinstance(conditions[0], str):
+        return {"prompt": list(conditions), "num_images": 1}
+    if conditions[0] is None:
+        return {"num_images": len(conditions)}
+    return {"class_labels": ",".join(map(str, conditions))}
 
 
 def read_record(path: Path) -> dict[str, object]:
-    """What a picture or video of ours says of how it was made: parameter name to value.
+    """Return what an image or video of ``skipdit sample`` records of its run: parameter name to value.
 
-    A record is whole: a setting that it lacks was not given, and is None here for the default, whatever the
-    environment and a preset say now.
+    A record is complete: a setting that it lacks was not given. It is None here, which stands for the default,
+    whatever the environment and a preset say now.
 
     Raises:
-        UsageError: There is no record, or one of its settings is of another type; or its model is no longer embedded.
+        UsageError: There is no record, a setting has the wrong type, or its model is not embedded any more.
     """
     settings = media.read_metadata(path).get("settings")
     if not settings:
         raise UsageError(f"Got --from {path}, which does not say how it was sampled; give a file of 'skipdit sample'.")
     settings = dict(settings)
     preset = settings.pop("preset", None)  # of older versions, which recorded all that it set
-    left = [name for name in settings if name not in RECORDED]
-    if left:
-        named = ", ".join(name[:40] for name in left[:20]) + (f" and {len(left) - 20} more" if len(left) > 20 else "")
-        console.warn(f"the record of {path} holds {named}, which --from does not take: left out.")
-    values = {name: _checked(path, name, settings.get(name)) for name in RECORDED}
+    unknown = [name for name in settings if name not in RECORDED]
+    if unknown:
+        names = ", ".join(name[:40] for name in unknown[:20])
+        names += f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
+        console.warn(f"the record of {path} holds {names}, which --from does not take: left out.")
+    values = {name: _check_type(path, name, settings.get(name)) for name in RECORDED}
     weights = values.pop("weights") or (None if values["model"] else _embedded_in(preset))
     if weights is not None:
         values["model"] = str(embedded_folder() / _known(path, weights))
@@ -79,11 +94,8 @@ def _embedded_in(preset: object) -> str | None:
     return load_preset(preset).weights or None if preset in preset_names() else None
 
 
-def _checked(path: Path, name: str, value: object) -> object:
-    """
-    Raises:
-        UsageError: It is of another type than what is recorded under this name, or not finite.
-    """
+def _check_type(path: Path, name: str, value: object) -> object:
+    """Return a value of the record; raise ``UsageError`` if it has another type than its setting, or is infinite."""
     kind = RECORDED[name]
     if value is None:
         return None
@@ -95,5 +107,5 @@ def _checked(path: Path, name: str, value: object) -> object:
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits:
-        raise UsageError(f"The record of {path} says {name}: {str(value)[:60]!r}, but expected {SAID[kind]}.")
+        raise UsageError(f"The record of {path} says {name}: {str(value)[:60]!r}, but expected {TYPE_NAMES[kind]}.")
     return value

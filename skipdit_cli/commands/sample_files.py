@@ -1,4 +1,4 @@
-"""What ``skipdit sample`` leaves: pictures or videos, each with how it was made."""
+"""The files that ``skipdit sample`` writes: images or videos, each with the record of its run."""
 
 from __future__ import annotations
 
@@ -10,80 +10,91 @@ from importlib.metadata import version
 from pathlib import Path
 
 from skipdit_cli import __version__, files, media
+from skipdit_cli.commands.replay import record_conditions
 from skipdit_cli.errors import UsageError
 
-PICTURES, VIDEOS = (".png",), (".mp4", ".gif")
+IMAGES, VIDEOS = (".png",), (".mp4", ".gif")
+VISIBLE = 256
+"""Samples of less than 64 pixels are enlarged to this height where they are shown together or as a video."""
 
 
 def choose_target(output: Path | None, npz: Path | None, overwrite: bool, reads: Mapping[str, object]) -> Path:
-    """Where the samples go: one file, or a folder.
+    """Return the file or folder that the samples go to, after checking that it may be written.
 
     Args:
-        reads: As for ``files.check_apart``.
+        output: ``--output``; a new folder in ``outputs/`` if None.
+        reads: What the command reads, as for ``files.check_apart``.
+
     Raises:
-        UsageError: No kind of file that is written, or something that may not be written there.
+        UsageError: The type of file is not one that is written, or something in its place may not be replaced.
     """
     if output is None:
         output = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    if output.suffix and output.suffix.lower() not in PICTURES + VIDEOS:
+    if output.suffix and output.suffix.lower() not in IMAGES + VIDEOS:
         raise UsageError(f"Got --output {output} but expected a .png, .mp4 or .gif file or a folder.")
     if npz is not None and npz.suffix.lower() != ".npz":
         raise UsageError(f"Got --npz {npz} but expected a .npz file.")
-    single = [output] if output.suffix else []
-    beside = _beside(output) if output.suffix.lower() in VIDEOS else []
-    for path in (*single, *beside, *([npz] if npz else [])):
-        replayed = path == output  # a file may be made again in its own place
-        files.check_apart(path, {flag: read for flag, read in reads.items() if flag != "--from" or not replayed})
+    companions = _companions(output) if output.suffix.lower() in VIDEOS else []
+    for path in (*([output] if output.suffix else []), *companions, *([npz] if npz else [])):
+        in_place = path == output  # a file may be made again in its own place
+        files.check_apart(path, {flag: read for flag, read in reads.items() if flag != "--from" or not in_place})
         files.check_file(path, overwrite)
-    for path in filter(Path.exists, beside):
-        _check_own(path, output)
-    if not single:
+    for path in filter(Path.exists, companions):
+        _check_companion(path, output)
+    if not output.suffix:
         files.check_apart(output, reads)
         files.check_folder(output, files.SAMPLE, overwrite)
     return output
 
 
-def _beside(video: Path) -> list[Path]:
-    return [media.history_file(video), _sheet(video)]
+def _companions(video: Path) -> list[Path]:
+    """Return the files that are written beside a video: its history and its frames in one image."""
+    return [media.history_file(video), _contact_sheet(video)]
 
 
-def _check_own(beside: Path, video: Path) -> None:
-    """Raise ``UsageError`` unless a file that stands beside a video is one that ``sample`` wrote there for it."""
-    others = [other for suffix in VIDEOS if (other := video.with_suffix(suffix)) != video and other.exists()]
+def _check_companion(path: Path, video: Path) -> None:
+    """Raise ``UsageError`` unless an existing file beside a video was written by ``sample`` for this video."""
+    owners = [str(other) for suffix in VIDEOS if (other := video.with_suffix(suffix)) != video and other.exists()]
     try:
-        media.read_metadata(beside)
+        media.read_metadata(path)
     except UsageError:
-        others.append(None)
-    if others:
-        whose = "is not from skipdit" if others[0] is None else f"is of {others[0]}"
-        raise UsageError(f"Output {video} would replace {beside}, which {whose}; give another --output.")
+        raise UsageError(
+            f"Output {video} would replace {path}, which is not from skipdit; give another --output."
+        ) from None
+    if owners:
+        raise UsageError(f"Output {video} would replace {path}, which is of {owners[0]}; give another --output.")
 
 
 def check_kind(target: Path, pipe) -> None:
-    """Whether what the model makes can be written to a file of this kind.
+    """Refuse a file for images if the model makes videos, and the reverse.
 
     Args:
-        pipe: The pipeline, or its outline.
+        pipe: The pipeline or its outline.
+
     Raises:
-        UsageError: Videos to a picture file or the reverse.
+        UsageError: The suffix of the file is of the other kind.
     """
     from skipdit_cli.sampling.pixels import is_video
 
-    allowed, kind = (VIDEOS, "videos") if is_video(pipe) else (PICTURES, "images")
-    if target.suffix and target.suffix.lower() not in allowed:
-        expected = " or ".join(allowed)
+    suffixes, kind = (VIDEOS, "videos") if is_video(pipe) else (IMAGES, "images")
+    if target.suffix and target.suffix.lower() not in suffixes:
+        expected = " or ".join(suffixes)
         raise UsageError(
             f"Got --output {target}, but this model makes {kind}; expected a {expected} file or a folder."
         )
 
 
-def check_size(target: Path, pipe, count: int, height=None, width=None, num_frames=None) -> None:
-    """
+def check_size(
+    target: Path, pipe, count: int, height: int | None = None, width: int | None = None, num_frames: int | None = None
+) -> None:
+    """Refuse samples that memory cannot hold or that the format of a video cannot have.
+
     Args:
-        count: How many samples there are to be.
-        height, width, num_frames: Those asked for, if any.
+        count: The number of samples.
+        height, width, num_frames: The size in pixels and frames; None for the pipeline's own.
+
     Raises:
-        UsageError: More than memory holds, or a video of a size its format has not.
+        UsageError: The samples are too many or too large, or the format takes no video of this size.
     """
     from skipdit_cli.sampling.pixels import check_memory, is_video, pixel_size
 
@@ -98,44 +109,52 @@ def save(
     images,
     target: Path,
     npz: Path | None,
-    settings: dict,
-    conditions: list[int | str | None],
+    record: dict,
+    conditions: Sequence[int | str | None],
     sounds: Sequence[media.Sound] = (),
 ) -> list[Path]:
-    """All samples in one file; or, in a folder, every sample (each with what makes it alone) and all of them.
+    """Write all samples to one file; or to a folder, one file per sample and one of all of them.
 
     Args:
-        images: uint8 (N, H, W, 3), or videos (N, F, H, W, 3).
-        settings: Flags of the command that make the same again.
-        conditions: One a sample: its class or its text; None of an unconditional model.
-        sounds: One a video, or none; see ``where_sounds_are``.
+        images: Images (N, H, W, 3) or videos (N, F, H, W, 3), uint8.
+        npz: Also write them as an array to this file.
+        record: The record of the run; the file of one sample gets one that makes this sample alone.
+        conditions: One class label or prompt per sample, None for an unconditional model.
+        sounds: One per video, or none; see ``where_sounds_are``.
+
     Returns:
         The files, in the order they were written.
     """
     video = images.ndim == 5
     scale = _scale(images.shape[-3], alone=not video and len(images) == 1)
-
-    def write(images, path: Path, settings: dict, scale: int, sounds: Sequence[media.Sound]) -> list[Path]:
-        if video:
-            return _save_videos(images, path, settings, scale, sounds[0] if len(sounds) == 1 else None)
-        return _save_image(images, path, settings, scale)
-
     if target.suffix:
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = write(images, target, settings, scale, sounds)
-        return [*written, *_save_npz(images, npz)]
-    inside = npz is not None and Path(os.path.realpath(npz)).is_relative_to(os.path.realpath(target))
-    with files.fill_folder(target, files.SAMPLE) as part:
+        return [*_save_together(images, target, record, scale, sounds), *_save_npz(images, npz)]
+    npz_inside = npz is not None and Path(os.path.realpath(npz)).is_relative_to(os.path.realpath(target))
+    with files.fill_folder(target, files.SAMPLE) as folder:
         written = []
         for i, condition in enumerate(conditions):
-            own = {**settings, **which([condition]), "seed": settings["seed"] + i}
-            single = _numbered(part, i, ".mp4" if video else ".png")
-            written += write(images[i : i + 1], single, own, scale if video else 1, sounds[i : i + 1])
-        written += write(images, part / ("grid.gif" if video else "grid.png"), settings, scale, ())
-        if inside:
-            written += _save_npz(images, part / Path(os.path.realpath(npz)).relative_to(os.path.realpath(target)))
-    written = [target / path.relative_to(part) for path in written]
-    return written if inside else [*written, *_save_npz(images, npz)]
+            single = {**record, **record_conditions([condition]), "seed": record["seed"] + i}
+            path = _numbered(folder, i, ".mp4" if video else ".png")
+            written += _save_together(images[i : i + 1], path, single, scale if video else 1, sounds[i : i + 1])
+        written += _save_together(images, folder / ("grid.gif" if video else "grid.png"), record, scale)
+        if npz_inside:
+            written += _save_npz(images, folder / Path(os.path.realpath(npz)).relative_to(os.path.realpath(target)))
+    written = [target / path.relative_to(folder) for path in written]
+    return written if npz_inside else [*written, *_save_npz(images, npz)]
+
+
+def _save_together(images, path: Path, record: dict, scale: int, sounds: Sequence[media.Sound] = ()) -> list[Path]:
+    """Write samples side by side to one image, or to one video with its history and its frames beside it."""
+    versions = {"version": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
+    history = {**versions, "settings": record}
+    if images.ndim == 4:
+        media.save_png(media.grid(images, scale=scale), path, history)
+        return [path]
+    sound = sounds[0] if len(sounds) == 1 else None
+    media.save_video(media.video_grid(images, scale), path, record["fps"], history, sound)
+    media.save_png(media.contact_sheet(images, scale), _contact_sheet(path), history)
+    return [path, *_companions(path)]
 
 
 def _save_npz(images, npz: Path | None) -> list[Path]:
@@ -147,43 +166,17 @@ def _save_npz(images, npz: Path | None) -> list[Path]:
 
 
 def where_sounds_are(target: Path, count: int) -> str:
-    """In a sentence: an mp4 has the sound of its video, a gif none, nor has an mp4 of several videos side by side."""
+    """Return a sentence about the sound of the videos: an mp4 of one video has it, a gif or a grid has none."""
     if not target.suffix:
         return "each mp4 has its sound."
     if target.suffix.lower() == ".gif":
-        return "the model makes sound, which a gif has not: give -o NAME.mp4 to hear it."
+        return "the model makes sound, which a gif cannot hold: give -o NAME.mp4 to hear it."
     if count > 1:
-        return "the sound of several videos in one file is left out: give a folder, for a file each."
+        return "the sound of several videos in one file is left out: give a folder, for one file per video."
     return "the mp4 has its sound."
 
 
-def which(conditions: list[int | str | None]) -> dict:
-    """The settings that ask for these samples."""
-    if isinstance(conditions[0], str):
-        return {"prompt": conditions, "num_images": 1}
-    if conditions[0] is None:
-        return {"num_images": len(conditions)}
-    return {"class_labels": ",".join(map(str, conditions))}
-
-
-def _save_image(images, path: Path, settings: dict, scale: int) -> list[Path]:
-    media.save_png(media.grid(images, scale=scale), path, _history(settings))
-    return [path]
-
-
-def _save_videos(videos, path: Path, settings: dict, scale: int, sound: media.Sound | None) -> list[Path]:
-    """The video, how it was made, and its frames in one picture."""
-    media.save_video(media.video_grid(videos, scale), path, settings["fps"], _history(settings), sound)
-    media.save_png(media.contact_sheet(videos, scale), _sheet(path), _history(settings))
-    return [path, *_beside(path)]
-
-
-def _history(settings: dict) -> dict:
-    made_with = {"version": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
-    return {**made_with, "settings": settings}
-
-
-def _sheet(video: Path) -> Path:
+def _contact_sheet(video: Path) -> Path:
     return video.with_suffix(".png")
 
 
@@ -192,5 +185,5 @@ def _numbered(folder: Path, index: int, suffix: str) -> Path:
 
 
 def _scale(height: int, alone: bool) -> int:
-    """How much to enlarge what nobody could see: grids and videos are for eyes, a picture alone stays as it is."""
-    return 1 if alone or height >= 64 else 256 // height
+    """Return the factor that enlarges tiny samples to be seen; an image alone keeps its size."""
+    return 1 if alone or height >= 64 else VISIBLE // height

@@ -1,7 +1,7 @@
 """Where a flag's value comes from: typed > record (``--from``) > environment > preset > default.
 
-This is the one place that lays values over each other. What it finds below a typed flag becomes the ``default_map`` of
-the command's context, whatever the order on the command line.
+No other module lays these values over each other. What stands below the typed flags becomes the ``default_map`` of the
+command's context, so the order on the command line does not matter.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import ONLY_TYPED, Preset, load_preset
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
-"""Parameters that name what the hub is asked for where no such folder is here; ``revision`` says which of it."""
-RIVALS = (
+"""Parameters whose value is fetched from the hub where it is no path here; ``revision`` belongs to the model."""
+EXCLUSIVE = (
     {"model_argument", "model"},
     {"class_labels", "prompt"},
     {"class_labels", "prompts_file"},
     {"prompt", "prompts_file"},
 )
-"""Parameters of which one is given in place of the other: one that is set takes back the other of a lower layer."""
-RIVALS_OF = {"sample": ({"cache_interval", "full_steps"}, {"cache_window", "full_steps"})}
-"""The same, of one command alone: ``bench`` takes both and measures both."""
+"""Parameters that exclude each other: one that is set removes the other of a lower layer."""
+EXCLUSIVE_OF = {"sample": ({"cache_interval", "full_steps"}, {"cache_window", "full_steps"})}
+"""The same for one command; ``bench`` takes both and measures both."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Values of one source.
+    """The values of one source.
 
     Args:
-        source: What a sentence calls it.
-        values: Parameter name to value, as typed or as the command gets it; None stands for the default, whatever
-            lower layers say.
-        foreign: Whether it is a file that somebody else may have written.
+        source: The name of the source in a message.
+        values: Parameter name to value, as typed or converted. None stands for the default, whatever lower layers say.
+        foreign: Whether the source is a file that somebody else may have written.
     """
 
     source: str
@@ -50,76 +49,72 @@ class Layer:
 
 
 def flags_of(command) -> set[str]:
-    """A command's long flags, without dashes, that a preset may set; presets.py names those that have to be typed."""
+    """Return the long flags of a command, without dashes, that a preset may name; some of them must still be typed."""
     return {opt[2:] for p in command.params if not p.is_eager for opt in p.opts if opt.startswith("--")}
 
 
 def flags_of_commands(ctx: typer.Context) -> dict[str, set[str]]:
+    """Return ``flags_of`` every command, by the command's name."""
     return {name: flags_of(command) for name, command in ctx.find_root().command.commands.items()}
 
 
 def switches_of(command) -> list:
-    """The flags without a value that a preset may set."""
+    """Return the parameters without a value (``--compile``) that a preset may set."""
     settable = flags_of(command) - set(ONLY_TYPED) if any(p.name == "preset" for p in command.params) else ()
     return [p for p in command.params if getattr(p, "is_flag", False) and flag_of(p)[2:] in settable]
 
 
-def sentence(source: str) -> str:
-    """The name of a source as a sentence begins with it."""
-    return source[0].upper() + source[1:]
+def flag_of(parameter) -> str:
+    """Return how a parameter is typed: its first long flag, or the name of a positional argument."""
+    return next((opt for opt in parameter.opts if opt.startswith("--")), parameter.name)
 
 
 @contextmanager
 def naming_source(ctx: typer.Context) -> Iterator[None]:
-    """A refusal of a flag's value also says whose it is, where it was not typed."""
+    """Add to an error about a flag's value where the value comes from, if it was not typed."""
     try:
         yield
     except UsageError as cause:
-        named = re.match(r"Got (--[\w-]+)", str(cause))
-        source = ctx.meta.get("sources", {}).get(named[1]) if named else None
+        match = re.match(r"Got (--[\w-]+)", str(cause))
+        source = ctx.meta.get("sources", {}).get(match[1]) if match else None
         if source is None:
             raise
         raise UsageError(f"{cause} It comes from {source}.") from cause
 
 
-def flag_of(parameter) -> str:
-    """How a parameter is given: its first long flag, or a positional argument's name."""
-    return next((opt for opt in parameter.opts if opt.startswith("--")), parameter.name)
-
-
 def preset_layer(command, preset: Preset) -> Layer:
-    """What a preset sets of a command; lists only where the command takes several.
+    """Return what a preset sets for a command: lists where the command takes several values, else texts.
 
     Raises:
-        UsageError: It sets one parameter under two names.
+        UsageError: The preset sets one parameter under two names.
     """
     source, values = f"the preset {preset.name}", {}
     for flag, value in preset.flags.get(command.name, {}).items():
         parameter = next(p for p in command.params if f"--{flag}" in p.opts)
         if parameter.name in values:
             raise UsageError(
-                f"{sentence(source)} sets '{command.name}: {flag}' twice, under two names; leave one out."
+                f"{_capitalised(source)} sets '{command.name}: {flag}' twice, under two names; leave one out."
             )
-        several = value if isinstance(value, list) else [value]
-        values[parameter.name] = several if parameter.multiple else ",".join(several)
+        items = value if isinstance(value, list) else [value]
+        values[parameter.name] = items if parameter.multiple else ",".join(items)
     return Layer(source, values, foreign=True)
 
 
 def environment_layer(command) -> Layer:
-    """
+    """Return what environment variables (``SKIPDIT_SAMPLE_SEED``) set for a command.
+
     Raises:
-        UsageError: A variable begins as those of the command do, but no flag of it has that name; or two of one flag
-            say different things.
+        UsageError: A variable with the command's prefix names no flag, or two variables of one flag differ.
     """
     values, known = {}, []
     for parameter in command.params:
         names = _variables(command, parameter)
-        given = {name: os.environ[name] for name in names if os.environ.get(name)}
+        texts = {name: os.environ[name] for name in names if os.environ.get(name)}
         known += names
-        if len(set(given.values())) > 1:
-            said = " and ".join(f"{name}={value}" for name, value in given.items())
-            raise UsageError(f"Got {said} in the environment, which are one flag; set one of the two.")
-        for text in given.values():  # several are not parted at every blank: texts have them
+        if len(set(texts.values())) > 1:
+            listed = " and ".join(f"{name}={text}" for name, text in texts.items())
+            raise UsageError(f"Got {listed} in the environment, which are one flag; set one of the two.")
+        for text in texts.values():  # several values are one a line, for prompts hold blanks
             values[parameter.name] = text.splitlines() if getattr(parameter, "multiple", False) else text
     for name in sorted(os.environ):
         if name.startswith(_variable(command, "")) and name not in known:
@@ -130,7 +125,7 @@ def environment_layer(command) -> Layer:
 
 
 def _variables(command, parameter) -> list[str]:
-    """The environment variables of a flag: one for each of its long names, and one for its name in the code."""
+    """Return the environment variables of a parameter: one for each long flag, and one for its name in the code."""
     names = [opt[2:] for opt in parameter.opts if opt.startswith("--")]
     return [_variable(command, name) for name in dict.fromkeys([*names, parameter.name])]
 
@@ -139,40 +134,43 @@ def _variable(command, name: str) -> str:
     return f"SKIPDIT_{command.name}_{name}".upper().replace("-", "_")
 
 
-def laid(
+def merge_layers(
     command, layers: Iterable[Layer], typed: Iterable[str] = ()
-) -> tuple[dict[str, object], dict[str, Layer | None]]:
-    """Layers over each other, the lowest first.
+) -> tuple[dict[str, object], dict[str, Layer]]:
+    """Lay the values of several sources over each other.
 
     Args:
-        typed: Parameters that were typed, which win over all of them.
+        layers: The sources, the lowest first.
+        typed: Names of the parameters that were typed, which win over all layers.
+
     Returns:
-        Parameter name to value, and to the layer that it is of; nothing of those that were typed.
+        The value of each parameter that was not typed, and the layer that it comes from.
     """
-    values, origin = {}, {}
+    values, origins = {}, {}
     for layer in (*layers, Layer("the command line", dict.fromkeys(typed, True))):
         for name, value in layer.values.items():
-            for rival in _rivals(command, name) if value is not None else ():
-                if rival not in layer.values:
-                    values.pop(rival, None)
+            for other in _excluded_by(command, name) if value is not None else ():
+                if other not in layer.values:
+                    values.pop(other, None)
         values |= layer.values
-        origin |= dict.fromkeys(layer.values, layer)
-    found = {name: value for name, value in values.items() if value is not None and name not in typed}
-    return found, {name: origin[name] for name in found}
+        origins |= dict.fromkeys(layer.values, layer)
+    merged = {name: value for name, value in values.items() if value is not None and name not in typed}
+    return merged, {name: origins[name] for name in merged}
 
 
-def _rivals(command, name: str) -> list[str]:
-    groups = (*RIVALS, *RIVALS_OF.get(command.name, ()))
+def _excluded_by(command, name: str) -> list[str]:
+    groups = (*EXCLUSIVE, *EXCLUSIVE_OF.get(command.name, ()))
     return [other for group in groups if name in group for other in group - {name}]
 
 
-def lay(ctx: typer.Context, command, typed: Mapping[str, object]) -> None:
-    """Set the context's defaults to what the record, the environment and the preset say.
+def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> None:
+    """Set the defaults of a command's context to what the record, the environment and the preset say.
 
     Args:
-        typed: What the command line says, by parameter name.
+        typed: The values on the command line, by parameter name.
+
     Raises:
-        UsageError: No such preset or record, a value of another kind, something that has to be typed.
+        UsageError: The preset or the record does not exist, a value has the wrong type or must be typed.
     """
     environment = environment_layer(command)
     chosen = {**environment.values, **typed}
@@ -180,73 +178,77 @@ def lay(ctx: typer.Context, command, typed: Mapping[str, object]) -> None:
     if "preset" in chosen:
         layers.insert(0, preset_layer(command, load_preset(chosen["preset"], flags_of_commands(ctx))))
     if "from_file" in chosen:
-        made = Path(chosen["from_file"])
-        layers.append(Layer(f"the record of {made}", read_record(made), foreign=True))
-        if "model" not in layers[-1].values and not {"model", "preset"} & set(chosen):
-            raise UsageError(f"The record of {made} names no model; give the --preset it was made with, or -m MODEL.")
-        _say_overruled(ctx, command, layers, typed)
-    values, origin = laid(command, layers, typed)
+        file = Path(chosen["from_file"])
+        record = Layer(f"the record of {file}", read_record(file), foreign=True)
+        if "model" not in record.values and not {"model", "preset"} & set(chosen):
+            raise UsageError(f"The record of {file} names no model; give the --preset it was made with, or -m MODEL.")
+        _warn_of_overruled(ctx, command, record, layers, typed)
+        layers.append(record)
+    values, origins = merge_layers(command, layers, typed)
     for parameter in command.params:
         if parameter.name in values and not parameter.is_eager:
-            _processed(ctx, parameter, values[parameter.name], origin[parameter.name])
-    _check_local(typed, values, origin)
+            _process(ctx, parameter, values[parameter.name], origins[parameter.name])
+    _check_nothing_is_fetched(typed, values, origins)
     ctx.default_map = values
-    ctx.meta["sources"] = {flag_of(p): origin[p.name].source for p in command.params if p.name in origin}
+    ctx.meta["sources"] = {flag_of(p): origins[p.name].source for p in command.params if p.name in origins}
 
 
-def _processed(ctx: typer.Context, parameter, value: object, layer: Layer) -> object:
+def _process(ctx: typer.Context, parameter, value: object, layer: Layer) -> object:
+    """Return a value as the command gets it; raise ``UsageError`` that names its source if it has the wrong type."""
     try:
         return parameter.process_value(ctx, value)
     except typer.BadParameter as cause:
-        said = f"{sentence(layer.source)} sets '{flag_of(parameter)}' to {value!r}: {cause.message}"
-        raise UsageError(f"{said.rstrip('.')}; correct it there, or type the flag.") from cause
+        problem = f"{_capitalised(layer.source)} sets '{flag_of(parameter)}' to {value!r}: {cause.message}"
+        raise UsageError(f"{problem.rstrip('.')}; correct it there, or type the flag.") from cause
 
 
-def _say_overruled(ctx: typer.Context, command, layers: Sequence[Layer], typed: Mapping[str, object]) -> None:
-    """A record is made again as it is: say what else would have been asked for."""
-    *lower, record = layers
-    open_still = [p for p in command.params if p.name in record.values and p.name not in typed]
-    for layer in lower:
+def _warn_of_overruled(
+    ctx: typer.Context, command, record: Layer, layers: Sequence[Layer], typed: Mapping[str, object]
+) -> None:
+    """Warn of values in the environment and the preset that the record overrules."""
+    untyped = [p for p in command.params if p.name in record.values and p.name not in typed]
+    for layer in layers:
         flags = []
-        for parameter in (p for p in open_still if p.name in layer.values):
-            own = record.values[parameter.name]
-            kept = parameter.default if own is None else _processed(ctx, parameter, own, record)
-            if _processed(ctx, parameter, layer.values[parameter.name], layer) != kept:
+        for parameter in (p for p in untyped if p.name in layer.values):
+            value = record.values[parameter.name]
+            kept = parameter.default if value is None else _process(ctx, parameter, value, record)
+            if _process(ctx, parameter, layer.values[parameter.name], layer) != kept:
                 flags.append(flag_of(parameter))
         if flags:
             console.warn(
-                f"{layer.source} says {', '.join(flags)}, which {record.source} overrules; type what is to be."
+                f"{layer.source} says {', '.join(flags)}, which {record.source} overrules; type the flags to keep."
             )
 
 
-def _check_local(typed: Mapping[str, object], values: dict[str, object], origin: Mapping[str, Layer]) -> None:
-    """Nothing is fetched because a file says so.
+def _check_nothing_is_fetched(
+    typed: Mapping[str, object], values: dict[str, object], origins: Mapping[str, Layer]
+) -> None:
+    """Refuse a record or a preset that names a model, or a part of one, that is not on this machine.
 
-    Raises:
-        UsageError: A record or a preset names a model, or a part of one, that is not on this machine.
+    A ``revision`` of such a file is dropped where the model is a folder here, for a folder has only one.
     """
     for name in FETCHED:
-        if name in values and origin[name].foreign and not is_here(values[name]):
+        if name in values and origins[name].foreign and not is_here(values[name]):
             flag = f"--{name.replace('_', '-')}"
             other = "-m MODEL" if name == "model" else f"{flag} with another"
             raise UsageError(
-                f"{sentence(origin[name].source)} says {flag} {values[name]}, which is not on this machine, and what "
-                f"may be fetched has to be typed: give {flag} {values[name]}, or give {other}."
+                f"{_capitalised(origins[name].source)} says {flag} {values[name]}, which is not on this machine, and "
+                f"what may be fetched has to be typed: give {flag} {values[name]}, or give {other}."
             )
-    named = (given[name] for given in (typed, values) for name in ("model_argument", "model") if given.get(name))
-    model = next(named, None)
-    if "revision" in values and origin["revision"].foreign:
+    models = (source[name] for source in (typed, values) for name in ("model_argument", "model") if source.get(name))
+    model = next(models, None)
+    if "revision" in values and origins["revision"].foreign:
         if model is None or is_here(model):
-            del values["revision"], origin["revision"]  # of a folder there is one
+            del values["revision"], origins["revision"]
         else:
             raise UsageError(
-                f"{sentence(origin['revision'].source)} says --revision {values['revision']}, and what may be fetched "
-                f"has to be typed: give --revision {values['revision']}, or give another."
+                f"{_capitalised(origins['revision'].source)} says --revision {values['revision']}, and what may be "
+                f"fetched has to be typed: give --revision {values['revision']}, or give another."
             )
 
 
 def is_here(name: object) -> bool:
-    """Whether a path or hub id is a file or folder of this machine, for which the hub is not asked."""
+    """Return whether a path or hub id is a file or folder on this machine, so that the hub is not asked for it."""
     text = str(name)
     if "://" in text or text.startswith(("//", "\\\\")):  # the second and third are another machine's on Windows
         return False
@@ -255,3 +257,7 @@ def is_here(name: object) -> bool:
         return os.path.isdir(place) or os.path.isfile(place)
     except (RuntimeError, ValueError):  # no such home
         return False
+
+
+def _capitalised(source: str) -> str:
+    return source[0].upper() + source[1:]

@@ -1,0 +1,186 @@
+"""From the text of flags to values: prompts, lists of integers, a cache policy, arguments of a pipeline's call."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_yaml
+from skipdit_cli.sampling.sample_settings import CacheSettings
+
+LONGEST_ARGUMENT = 100_000
+"""Letters in the value of one ``--pipeline-arg``."""
+MOST_VALUES = 10_000
+"""Numbers and texts in one ``--pipeline-arg``, those of nested lists included."""
+LARGEST_COUNT, LARGEST_NUMBER = 16_384, 2**24
+"""The largest integer in a ``--pipeline-arg`` whose name says a length or a count, and in any other."""
+
+
+def read_prompts(prompt: list[str] | None, prompts_file: Path | None) -> list[str] | None:
+    """Return the prompts of ``--prompt`` or of ``--prompts-file``, or None where neither was given.
+
+    Raises:
+        UsageError: Both were given, a prompt is empty, or the file cannot be read.
+    """
+    if prompt and prompts_file is not None:
+        raise UsageError("Got --prompt and --prompts-file; give one of the two.")
+    if prompt:
+        if not all(text.strip() for text in prompt):
+            raise UsageError("Got an empty --prompt but expected a text.")
+        return list(prompt)
+    return None if prompts_file is None else _read_lines(prompts_file)
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as cause:
+        raise UsageError(f"Got --prompts-file {file}, which cannot be read: {cause.strerror}.") from cause
+    except UnicodeDecodeError as cause:
+        raise UsageError(f"Got --prompts-file {file}, which is no text in UTF-8.") from cause
+    if not any(lines):
+        raise UsageError(f"Got --prompts-file {file}, which holds no text; expected one prompt per line.")
+    return [line for line in lines if line]
+
+
+def check_conditions(pipe, class_labels: object, prompts: list[str] | None) -> None:
+    """Refuse class labels together with prompts, and a text-conditional pipeline without either.
+
+    Args:
+        pipe: The pipeline or its outline.
+
+    Raises:
+        UsageError: Both were given, or a text-conditional pipeline has no prompt.
+    """
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
+
+    if prompts is not None and class_labels is not None:
+        raise UsageError("Got --prompt and --class-labels; give the one that the model is conditioned on.")
+    if prompts is None and class_labels is None and is_text_conditional(pipe):
+        raise UsageError(
+            "Got no --prompt, but this is a text-conditional pipeline; give --prompt TEXT or --prompts-file FILE."
+        )
+
+
+def parse_integers(text: str, flag: str) -> list[int]:
+    """Parse ``"1,2,3"`` to ``[1, 2, 3]``.
+
+    Raises:
+        UsageError: An item of the list is not an integer.
+    """
+    try:
+        return [int(part) for part in str(text).split(",") if part.strip() != ""]
+    except ValueError as cause:
+        raise UsageError(f"Got {flag} '{text}' but expected integers separated by commas, such as 1,2,3.") from cause
+
+
+def cache_policy(settings: CacheSettings):
+    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache-layers``.
+
+    Raises:
+        UsageError: A value is malformed, or a cache flag stands without ``--cache-layers``.
+    """
+    from skipdit_cli.cache import CachePolicy
+
+    if settings.cache_layers is not None:
+        return CachePolicy(
+            settings.cache_layers,
+            settings.cache_interval,
+            parse_window(settings.cache_window),
+            parse_full_steps(settings.full_steps),
+            settings.forecast,
+            settings.cache_target,
+        )
+    stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
+    if stray:
+        raise UsageError(f"Got --{stray.replace('_', '-')} without --cache-layers N, which turns the cache on.")
+    return None
+
+
+def parse_window(text: str | None) -> tuple[float, float] | None:
+    """Parse ``"700:50"`` to ``(700.0, 50.0)``.
+
+    Raises:
+        UsageError: It is not two numbers with a colon between them.
+    """
+    if text is None:
+        return None
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError as cause:
+        raise UsageError(f"Got --cache-window '{text}' but expected START:END, such as 700:50.") from cause
+    if math.isnan(start) or math.isnan(end):
+        raise UsageError(f"Got --cache-window '{text}', in which NaN is no timestep; expected such as 700:50.")
+    return start, end
+
+
+def parse_full_steps(text: str | None) -> int | tuple[int, ...] | None:
+    """Parse ``"13"`` to 13 and ``"0,5,9"`` to ``(0, 5, 9)``.
+
+    Raises:
+        UsageError: Something else than integers is in it.
+    """
+    if text is None:
+        return None
+    numbers = parse_integers(text, "--full-steps")
+    return numbers[0] if len(numbers) == 1 and "," not in text else tuple(numbers)
+
+
+def parse_pipeline_arguments(texts: list[str] | None) -> dict[str, object]:
+    """Parse ``["eta=0.5", "sigmas=[1, 0.5]"]`` to argument names and values.
+
+    Raises:
+        UsageError: One is not KEY=VALUE, is not YAML, is given twice, has a flag of its own, or is too large.
+    """
+    from skipdit_cli.sampling.pipelines.call_arguments import check_key
+
+    arguments = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"Got --pipeline-arg '{text}' but expected KEY=VALUE, such as eta=0.5.")
+        check_key(name)
+        if name in arguments:
+            raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
+        if len(value) > LONGEST_ARGUMENT:
+            raise UsageError(
+                f"Got --pipeline-arg {name} of {len(value)} letters but expected at most {LONGEST_ARGUMENT}."
+            )
+        arguments[name] = parse_yaml(value, f"Got --pipeline-arg '{text[:200]}', whose value")
+        _check_argument(name, arguments[name])
+    return arguments
+
+
+def _check_argument(name: str, value: object) -> None:
+    """Refuse a value of ``--pipeline-arg`` that is not plain data, or larger than a run can use."""
+    counts = any(word in name for word in ("length", "num_", "frames", "size"))
+    most = LARGEST_COUNT if counts else LARGEST_NUMBER
+    pending, count = [value], 0
+    while pending:
+        item = pending.pop()
+        count += 1
+        if isinstance(item, (list, tuple, dict)):
+            pending += item.values() if isinstance(item, dict) else item
+        elif isinstance(item, int) and abs(item) > most:
+            number = item if item.bit_length() < 200 else "of over 60 digits"  # Python writes none of over 4,300
+            raise UsageError(f"Got --pipeline-arg {name}={number} but expected at most {most}.")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise UsageError(f"Got --pipeline-arg {name}={item} but expected finite numbers.")
+        elif not isinstance(item, (str, bool, int, float, type(None))):
+            kind = type(item).__name__
+            raise UsageError(f"Got --pipeline-arg {name} with a {kind} in it; expected numbers, texts and lists.")
+        if count > MOST_VALUES or len(pending) > MOST_VALUES:
+            raise UsageError(f"Got --pipeline-arg {name} with more than {MOST_VALUES} values in it; leave it out.")
+
+
+def read_image(file: Path | None):
+    """Return the image of ``--image`` in RGB and upright, or None without one.
+
+    Raises:
+        UsageError: The file is missing or is not an image.
+    """
+    from skipdit_cli.media import read_picture
+
+    return None if file is None else read_picture(file).convert("RGB")

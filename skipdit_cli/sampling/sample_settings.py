@@ -1,0 +1,230 @@
+"""The settings of ``skipdit sample``: each flag, its default, its help text and its range, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting
+
+CFG_CHANNELS = ("all", "3")
+LARGEST_SEED = 2**32 - 1
+"""What NumPy takes as a seed."""
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """The settings that ``skipdit sample`` and ``skipdit bench`` share."""
+
+    prompt: list[str] | None = setting(
+        None,
+        "Prompt for a text-to-image or text-to-video pipeline; repeat the flag for several.",
+        SAMPLES,
+        metavar="TEXT",
+        recorded=True,
+    )
+    prompts_file: Path | None = setting(
+        None, "Text file with one prompt per line, in place of --prompt.", SAMPLES, metavar="FILE"
+    )
+    negative_prompt: str | None = setting(
+        None, "What guidance leads away from.", SAMPLES, metavar="TEXT", recorded=True, run=True
+    )
+    image: Path | None = setting(
+        None, "Image to start from (image-to-image or image-to-video).", SAMPLES, metavar="FILE", recorded=True
+    )
+    strength: float | None = setting(
+        None,
+        "Share of noise added to --image: above 0, up to 1 (noise alone). [default: the pipeline's]",
+        SAMPLES,
+        recorded=True,
+        run=True,
+    )
+    height: int | None = setting(
+        None, "Height in pixels. [default: the model's]", SAMPLES, minimum=1, maximum=16_384, recorded=True, run=True
+    )
+    width: int | None = setting(
+        None, "Width in pixels. [default: the model's]", SAMPLES, minimum=1, maximum=16_384, recorded=True, run=True
+    )
+    num_frames: int | None = setting(
+        None, "Frames per video. [default: the model's]", SAMPLES, minimum=1, maximum=100_000, recorded=True, run=True
+    )
+    scheduler: str | None = setting(
+        None,
+        "Sampler: ddim, ddpm, dpm++, unipc and others. [default: the pipeline's]",
+        PIPELINE,
+        recorded=True,
+        run=True,
+    )
+    seed: int = setting(
+        0,
+        "Seed of the first sample; sample i uses seed + i.",
+        PIPELINE,
+        minimum=0,
+        maximum=LARGEST_SEED,
+        recorded=True,
+        run=True,
+    )
+    pipeline_arg: list[str] | None = setting(
+        None,
+        "Another argument of the pipeline's call, its value in YAML; repeat the flag for several.",
+        PIPELINE,
+        metavar="KEY=VALUE",
+        recorded=True,
+    )
+    vae_tiling: bool = setting(False, "Decode in tiles, which takes less memory.", PIPELINE, recorded=True)
+    dtype: str = setting(
+        "auto", "Weights and arithmetic: float32, bfloat16 or float16 (fp32, bf16, fp16).", MODEL, recorded=True
+    )
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", MODEL, recorded=True)
+    cpu_offload: str | None = setting(
+        None,
+        "Keep weights in main memory and move one part of the pipeline (model) or one group of blocks (group) "
+        "to the device at a time.",
+        MODEL,
+        metavar="model|group",
+    )
+    lora: str | None = setting(None, "LoRA to load: file, folder or hub id.", MODEL, metavar="PATH|ID", recorded=True)
+    hub: HubSettings = HubSettings()
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The settings of Skip-Cache for one run, as they are typed; ``commands/parsing.py`` makes a policy of them."""
+
+    cache_layers: int | None = setting(
+        None,
+        "N: blocks at each end of the trunk that run on a reused step. Turns the cache on.",
+        CACHE,
+        metavar="N",
+        recorded=True,
+    )
+    cache_interval: int | None = setting(
+        None, "K: every K-th step is full (the paper's n). [default: 2]", CACHE, metavar="K", recorded=True
+    )
+    cache_window: str | None = setting(
+        None,
+        "Timesteps between which steps are reused, such as 700:50. [default: all]",
+        CACHE,
+        metavar="START:END",
+        recorded=True,
+    )
+    full_steps: str | None = setting(
+        None,
+        "In place of K: M full steps, denser towards the end; or a list of steps, such as 0,5,9.",
+        CACHE,
+        metavar="M|LIST",
+        recorded=True,
+    )
+    forecast: str = setting(
+        "reuse", "How a reused step predicts the cached tensor: reuse, linear or taylor2.", CACHE, recorded=True
+    )
+    cache_target: str = setting(
+        "boundary",
+        "What is predicted: the boundary tensor, or its residual over the output of the first N blocks.",
+        CACHE,
+        recorded=True,
+    )
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """The settings of ``skipdit sample``. Those marked ``recorded`` make the same samples again."""
+
+    output: Path | None = setting(
+        None,
+        "File (.png, .mp4, .gif), or folder for one file per sample. [default: a new folder in outputs/]",
+        names=("-o", "--output"),
+    )
+    class_labels: str | None = setting(
+        None,
+        "Class ids or class names of a class-conditional model, such as 207,360; repeated up to --num-images.",
+        SAMPLES,
+        metavar="LABELS",
+        recorded=True,
+    )
+    num_inference_steps: int = setting(
+        50,
+        "Number of denoising steps.",
+        PIPELINE,
+        names=("--num-inference-steps", "--steps"),
+        minimum=1,
+        maximum=10_000,
+        recorded=True,
+        run=True,
+    )
+    guidance_scale: float | None = setting(
+        None,
+        "Scale of classifier-free guidance; 1 turns it off. [default: 4 for class labels, the pipeline's for prompts]",
+        PIPELINE,
+        recorded=True,
+        run=True,
+    )
+    cfg_channels: str = setting(
+        "all",
+        "Channels of the noise that guidance acts on: all (diffusers), or 3 (DiT repository).",
+        PIPELINE,
+        recorded=True,
+        run=True,
+    )
+    batch_size: int | None = setting(
+        None, "Samples per batch. [default: 8, or 1 with prompts]", PIPELINE, minimum=1, recorded=True, run=True
+    )
+    pipeline: PipelineSettings = PipelineSettings()
+    num_images: int | None = setting(
+        None,
+        "Number of images or videos; with prompts, per prompt. [default: 1 per label or prompt]",
+        SAMPLES,
+        minimum=1,
+        recorded=True,
+    )
+    fps: float | None = setting(
+        None, "Frames per second of a video. [default: the pipeline's, or 8]", SAMPLES, recorded=True, run=True
+    )
+    cache: CacheSettings = CacheSettings()
+    vae: str | None = setting(
+        None, "VAE to decode with, folder or hub id. [default: the model's]", MODEL, recorded=True
+    )
+    compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
+    npz: Path | None = setting(
+        None,
+        "Also write the samples as array arr_0 of an .npz file, uint8 (N, H, W, 3) or (N, F, H, W, 3), for ADM's "
+        "evaluator.",
+        OUTPUT,
+        metavar="FILE",
+    )
+    overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
+
+    def check(self) -> None:
+        """Refuse values that no run can use; ranges of numbers are checked where the flags are read.
+
+        Raises:
+            UsageError: A guidance scale, frame rate, strength or choice is out of range.
+        """
+        scale, fps = self.guidance_scale, self.fps
+        if scale is not None and scale < 0:
+            raise UsageError(f"Got --guidance-scale {scale:g} but expected 1 (off) or more.")
+        if self.cfg_channels not in CFG_CHANNELS:
+            raise UsageError(f"Got --cfg-channels '{self.cfg_channels}' but expected 3 or all.")
+        if fps is not None and not 0 < fps <= 100:
+            raise UsageError(f"Got --fps {fps:g} but expected more than 0 and at most 100.")
+        check_strength(self.pipeline.strength, self.pipeline.image, self.num_inference_steps)
+
+
+def check_strength(strength: float | None, image: Path | None, steps: int) -> None:
+    """Refuse a strength that does not fit the image and the number of denoising steps.
+
+    Args:
+        steps: The number of steps of a whole run, of which the strength leaves a share.
+
+    Raises:
+        UsageError: The strength is out of range, has no image, or leaves no step.
+    """
+    if strength is None:
+        return
+    if not 0 < strength <= 1:
+        raise UsageError(f"Got --strength {strength:g} but expected more than 0 and at most 1.")
+    if image is None:
+        raise UsageError(f"Got --strength {strength:g} without --image FILE, to which it applies.")
+    if int(steps * strength) < 1:
+        raise UsageError(f"Got --strength {strength:g}, which leaves no step of {steps}; give more --steps.")
