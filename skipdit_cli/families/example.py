@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.families.registry import family_of
 
 SMALL = 16
@@ -39,7 +40,7 @@ def example_inputs(
     Raises:
         UsageError: The forward has a required argument of which no example is known.
     """
-    transformer = getattr(transformer, "_orig_mod", transformer)
+    transformer = unwrap_compiled(transformer)
     example = Example(transformer, batch, device, dtype, small, generator)
     inputs = {}
     for name, parameter in inspect.signature(type(transformer).forward).parameters.items():

@@ -21,6 +21,11 @@ def transformer_of(pipe):
     return next(iter(transformers_of(pipe).values()))
 
 
+def unwrap_compiled(module):
+    """Return the module that ``torch.compile`` has wrapped, or the module itself if it is not wrapped."""
+    return getattr(module, "_orig_mod", module)
+
+
 def call_parameters(pipe) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a pipeline's call."""
     return inspect.signature(type(pipe).__call__).parameters

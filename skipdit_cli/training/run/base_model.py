@@ -8,8 +8,8 @@ import torch
 
 from skipdit_cli.families import declared_trunk
 from skipdit_cli.models import named_model, open_model
+from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, transformer_config
-from skipdit_cli.models.open import find_folder
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.objective.text_conditioning import as_trained
