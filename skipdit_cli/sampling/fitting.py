@@ -12,9 +12,9 @@ import torch
 from diffusers.utils import logging
 
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
-from skipdit_cli.families.pipeline_parts import SECOND
+from skipdit_cli.families.pipeline_parts import SECOND, transformers_of
 from skipdit_cli.quiet import quiet
-from skipdit_cli.sampling.device import move, transformers_of
+from skipdit_cli.sampling.device import move
 from skipdit_cli.sampling.diagnosis import broken_weight
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters, is_text_conditional
 from skipdit_cli.trunk import Interposed, interpose, keep_wrapped, known_trunk, restore

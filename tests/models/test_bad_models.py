@@ -197,7 +197,7 @@ ASKED = [
     ("wan-2.1", "--prompt cat -o out.mp4 --image {image}", "a WanPipeline does not take"),
     ("wan-2.2", "--prompt cat -o out.mp4 --cache-layers 2", "the model has 4 blocks, valid 1..1"),
     ("sound", "--prompt cat", "A StableAudioPipeline makes no pictures"),
-    ("protein", "", "of neither texts nor classes"),
+    ("protein", "", "takes neither prompts nor class labels"),
     ("dit", "--prompt cat", "a class-conditional model"),
     ("dit", "--class-labels 10", "0..9"),
     ("dit", "--class-labels 1 --cache-layers 3", "valid 1..2"),
