@@ -59,12 +59,17 @@ Debug = Annotated[
 Seed = Annotated[
     int, typer.Option("--seed", help="Seed of the first sample; sample i uses seed + i.", rich_help_panel=PIPELINE)
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:N or mps; auto takes CUDA, else MPS, else the CPU.", rich_help_panel=MODEL
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="Weights and arithmetic: float32, bfloat16 or float16 (fp32, bf16, fp16).",
+        help="float32, bfloat16 or float16 (fp32, bf16, fp16); auto is bfloat16 on CUDA and float32 elsewhere.",
         rich_help_panel=MODEL,
     ),
 ]
