@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
-
 from skipdit_cli.bench.cases import Case, make_cases
 from skipdit_cli.bench.first_step import first_step
 from skipdit_cli.bench.flops import StepFlops
@@ -20,12 +18,12 @@ from skipdit_cli.bench.tables import environment, make_notes
 from skipdit_cli.bench.timing import MOST_ROUNDS, interleave
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.sampling.device import transformers_of
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import Generated, batches, generate
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
-from skipdit_cli.trunk import Trial, check_class, keep_trunk, known_trunk, trunk_of
+from skipdit_cli.trunk import Trial, check_class, known_trunk
 
 WARM_UP_STEPS = 2
 
@@ -191,31 +189,3 @@ def _without_branches(pipe) -> Iterator[None]:
         for transformer, branches in removed.items():
             if branches is not None:
                 add_skip_branches(transformer, branches=branches)
-
-
-@contextmanager
-def compiled(pipes: Sequence, backend="inductor") -> Iterator[None]:
-    """Compile the forward of each transformer inside the block.
-
-    For each model and depth of cache there is one graph of a full step and one of a reused step.
-    """
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = 64
-    transformers = list(dict.fromkeys(transformer for pipe in pipes for transformer in _models(pipe)))
-    for transformer in transformers:
-        _hold(transformer, True)
-        transformer.forward = torch.compile(transformer.forward, backend=backend)
-    try:
-        yield
-    finally:
-        for transformer in transformers:
-            del transformer.forward
-            _hold(transformer, False)
-        torch._dynamo.config.recompile_limit = limit
-
-
-def _hold(transformer, held: bool) -> None:
-    """Keep one object in front of each block, so that one compilation serves all rounds."""
-    trunk = trunk_of(transformer)
-    trunk.held = held
-    keep_trunk(transformer, trunk)

@@ -13,8 +13,8 @@ import torch
 from skipdit_cli import __version__
 from skipdit_cli.bench.plot import save_plot
 from skipdit_cli.console import SCHEMA, to_json
-from skipdit_cli.sampling.call_arguments import takes_text
 from skipdit_cli.sampling.device import computes_wide
+from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.trunk import known_trunk
 
 COLUMNS = {
@@ -118,7 +118,7 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
         notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
     if computes_wide(bench.pipe.transformer):
         notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, their products float32.")
-    if takes_text(bench.pipe) and bench.conditions[0] is None:
+    if is_text_conditional(bench.pipe) and bench.conditions[0] is None:
         notes.append("No texts: noise as long as the longest text stands for each.")
     for case, reason in bench.broken.items():
         schedule = case.policy.describe() if case.policy else f"{case.steps} steps"

@@ -65,23 +65,23 @@ class Followed(Interposed):
 def follow(scheduler, cache) -> None:
     """Tell a cache of a scheduler's events, by ``cache.tells``: one function each."""
     for event, tell in zip(EVENTS, cache.tells):
-        interpose(scheduler, event, partial(Followed, scheduler=scheduler, tell=tell)).caches.add(cache)
+        interpose(scheduler, event, partial(Followed, scheduler=scheduler, tell=tell), Followed).caches.add(cache)
 
 
 def unfollow(scheduler, cache) -> None:
     """Undo ``follow``."""
     for event in EVENTS:
-        followed = find(scheduler, event)
+        followed = find(scheduler, event, Followed)
         if followed is not None:
             followed.caches.discard(cache)
             if not followed.caches:
-                restore(scheduler, event)
+                restore(scheduler, event, Followed)
 
 
 def claim(cache) -> None:
     """Follow the scheduler as the cache's own: caches that it is but a copy to then do no longer."""
     for event in EVENTS:
-        followed = find(cache.scheduler, event)
+        followed = find(cache.scheduler, event, Followed)
         if followed is not None:
             followed.caches = WeakSet(own for own in followed.caches if own.scheduler is cache.scheduler)
             followed.caches.add(cache)
@@ -115,5 +115,6 @@ def _pipeline_at_work(cache):
 
 
 def _follows(cache, scheduler) -> bool:
-    followed = find(scheduler, "step") if hasattr(scheduler, "step") and hasattr(scheduler, "__dict__") else None
-    return isinstance(followed, Followed) and cache in followed.caches
+    has_steps = hasattr(scheduler, "step") and hasattr(scheduler, "__dict__")
+    followed = find(scheduler, "step", Followed) if has_steps else None
+    return followed is not None and cache in followed.caches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skipdit_cli.models.index import INDEX, is_part
 from skipdit_cli.models.weights import read_json
-from skipdit_cli.sampling.call_arguments import frames_argument, needs_image
+from skipdit_cli.sampling.pipelines.call_arguments import frames_argument, needs_image
 
 
 @dataclass(frozen=True)

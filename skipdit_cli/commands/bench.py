@@ -38,9 +38,10 @@ def bench(
     }
     _check_output(settings, model, preset)
 
-    from skipdit_cli.bench.run import Bench, compiled
+    from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
+    from skipdit_cli.sampling.fitting import compiled
 
     card = check_card(model) if settings.update_card else None
     device, dtype = _choose_device(settings)
@@ -107,9 +108,9 @@ def _check_output(settings: BenchSettings, model: str | None, preset: str | None
 def _choose_device(settings: BenchSettings):
     """Return the device and the dtype to run with, after checking what needs no model."""
     from skipdit_cli.sampling import fitting
-    from skipdit_cli.sampling.device import place
+    from skipdit_cli.sampling.device import select_device
 
-    device, dtype = place(settings.pipeline.device, settings.pipeline.dtype)
+    device, dtype = select_device(settings.pipeline.device, settings.pipeline.dtype)
     fitting.check_offload(settings.pipeline.cpu_offload, device, settings.compile)
     fitting.check_lora(settings.pipeline.lora)
     return device, dtype
@@ -121,14 +122,14 @@ def _check_unloaded(
     """Refuse what the model cannot run, as far as its outline tells, before its weights are loaded."""
     from skipdit_cli.models import named_model
     from skipdit_cli.models.outline import read_outline
-    from skipdit_cli.sampling import fitting, generate
+    from skipdit_cli.sampling import fitting, refusals
 
     outline = read_outline(named_model(model, preset), **vars(settings.pipeline.hub))
     if settings.pipeline.image is not None:
-        outline = replace(outline, kind=fitting.image_sibling(outline.kind))
+        outline = replace(outline, kind=fitting.image_pipeline_class(outline.kind))
     samples = _choose_conditions(settings, conditions, outline)
     for policy in policies:
-        generate.check_unloaded(outline, samples, policy, **run_arguments(settings), **inputs)
+        refusals.check_unloaded(outline, samples, policy, **run_arguments(settings), **inputs)
 
 
 def _choose_conditions(settings: BenchSettings, conditions: dict, pipe) -> list[int] | list[str] | list[None]:
@@ -139,7 +140,7 @@ def _choose_conditions(settings: BenchSettings, conditions: dict, pipe) -> list[
     Args:
         pipe: The pipeline or its outline.
     """
-    from skipdit_cli.sampling.call_arguments import takes_text
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
     from skipdit_cli.sampling.pixels import check_memory
 
     if not settings.random_weights:
@@ -149,7 +150,7 @@ def _choose_conditions(settings: BenchSettings, conditions: dict, pipe) -> list[
     check_memory(pipe, len(samples or range(count)), shared.height, shared.width, shared.num_frames)
     if samples:
         return samples
-    if classes is None or takes_text(pipe):
+    if classes is None or is_text_conditional(pipe):
         return [None] * count
     return [i * classes // count % classes for i in range(count)]
 
@@ -170,7 +171,7 @@ def _open_pipelines(settings: BenchSettings, model: str | None, preset: str | No
     if settings.vanilla is not None:
         pipes.append(open_model(settings.vanilla, None, branches=False, **loading))
     if shared.image is not None:
-        pipes = [fitting.starting_from_image(pipe) for pipe in pipes]
+        pipes = [fitting.image_pipeline(pipe) for pipe in pipes]
     for pipe in pipes:
         offline = shared.hub.local_files_only
         fitting.fit(pipe, device, shared.lora, shared.cpu_offload, shared.vae_tiling, local_files_only=offline)

@@ -53,11 +53,11 @@ def check_conditions(pipe, class_labels: object, prompts: list[str] | None) -> N
     Raises:
         UsageError: Both were given, or a text-conditional pipeline has no prompt.
     """
-    from skipdit_cli.sampling.call_arguments import takes_text
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 
     if prompts is not None and class_labels is not None:
         raise UsageError("Got --prompt and --class-labels; give the one that the model is conditioned on.")
-    if prompts is None and class_labels is None and takes_text(pipe):
+    if prompts is None and class_labels is None and is_text_conditional(pipe):
         raise UsageError(
             "Got no --prompt, but this is a text-conditional pipeline; give --prompt TEXT or --prompts-file FILE."
         )
@@ -133,7 +133,7 @@ def parse_pipeline_arguments(texts: list[str] | None) -> dict[str, object]:
     Raises:
         UsageError: One is not KEY=VALUE, is not YAML, is given twice, has a flag of its own, or is too large.
     """
-    from skipdit_cli.sampling.call_arguments import check_key
+    from skipdit_cli.sampling.pipelines.call_arguments import check_key
 
     arguments = {}
     for text in texts or []:

@@ -58,7 +58,8 @@ def sample(
     target = _choose_target(settings, model, preset, from_file)
 
     from skipdit_cli.models import named_model
-    from skipdit_cli.sampling import generate as sampling
+    from skipdit_cli.sampling.generate import generate
+    from skipdit_cli.sampling.refusals import check_unloaded
 
     device, dtype = _choose_device(settings)
     name = named_model(model, preset)
@@ -67,12 +68,12 @@ def sample(
     sample_files.check_kind(target, outline)
     settings = _fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
-    sampling.check_unloaded(outline, conditions, policy, **arguments)
+    check_unloaded(outline, conditions, policy, **arguments)
     pipe = _open_pipeline(outline, settings, device, dtype)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_files.check_size(target, pipe, len(conditions), *size)
     with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
-        result = sampling.generate(pipe, conditions, policy=policy, advance=advance, **arguments)
+        result = generate(pipe, conditions, policy=policy, advance=advance, **arguments)
     record = replay.make_record(settings, name, conditions)
     written = sample_files.save(result.images, target, settings.npz, record, conditions, result.sounds)
     _report(pipe, result, target, written, record)
@@ -88,10 +89,10 @@ def _choose_target(settings: SampleSettings, model: str | None, preset: str | No
 def _choose_device(settings: SampleSettings):
     """Return the device and the dtype to run with, after checking what needs no model."""
     from skipdit_cli.sampling import fitting, schedulers
-    from skipdit_cli.sampling.device import place
+    from skipdit_cli.sampling.device import select_device
 
     schedulers.check_name(settings.pipeline.scheduler)
-    device, dtype = place(settings.pipeline.device, settings.pipeline.dtype)
+    device, dtype = select_device(settings.pipeline.device, settings.pipeline.dtype)
     fitting.check_offload(settings.pipeline.cpu_offload, device, settings.compile)
     fitting.check_lora(settings.pipeline.lora)
     return device, dtype
@@ -100,10 +101,10 @@ def _choose_device(settings: SampleSettings):
 def _read_outline(name: str | Path, settings: SampleSettings):
     """Return the outline of the model; with ``--image``, that of the pipeline on its parts that starts from one."""
     from skipdit_cli.models.outline import read_outline
-    from skipdit_cli.sampling.fitting import image_sibling
+    from skipdit_cli.sampling.fitting import image_pipeline_class
 
     outline = read_outline(name, **vars(settings.pipeline.hub))
-    return outline if settings.pipeline.image is None else replace(outline, kind=image_sibling(outline.kind))
+    return outline if settings.pipeline.image is None else replace(outline, kind=image_pipeline_class(outline.kind))
 
 
 def _open_pipeline(outline, settings: SampleSettings, device, dtype):
@@ -114,7 +115,7 @@ def _open_pipeline(outline, settings: SampleSettings, device, dtype):
     shared, offline = settings.pipeline, settings.pipeline.hub.local_files_only
     parts = {} if settings.vae is None else {"vae": load_vae(settings.vae, dtype=dtype, local_files_only=offline)}
     pipe = load_pipeline(outline.folder, dtype=dtype, **parts)
-    pipe = pipe if shared.image is None else fitting.starting_from_image(pipe)
+    pipe = pipe if shared.image is None else fitting.image_pipeline(pipe)
     fitting.fit(pipe, device, shared.lora, shared.cpu_offload, shared.vae_tiling, settings.compile, offline)
     return pipe
 
@@ -153,9 +154,9 @@ def _fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSetting
     Raises:
         UsageError: ``--fps`` was given for a model of images.
     """
-    from skipdit_cli.sampling.call_arguments import own_rate, takes_text
-    from skipdit_cli.sampling.generate import default_guidance
+    from skipdit_cli.sampling.pipelines.call_arguments import default_fps, is_text_conditional
     from skipdit_cli.sampling.pixels import is_video
+    from skipdit_cli.sampling.run_settings import default_guidance
 
     scale, fps = settings.guidance_scale, settings.fps
     if fps is not None and not is_video(outline):
@@ -163,8 +164,8 @@ def _fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSetting
     return replace(
         settings,
         guidance_scale=default_guidance(outline) if scale is None else scale,
-        batch_size=settings.batch_size or (1 if takes_text(outline) else 8),
-        fps=own_rate(outline) if fps is None and is_video(outline) else fps,
+        batch_size=settings.batch_size or (1 if is_text_conditional(outline) else 8),
+        fps=default_fps(outline) if fps is None and is_video(outline) else fps,
         pipeline=replace(settings.pipeline, dtype=str(dtype).removeprefix("torch.")),
     )
 

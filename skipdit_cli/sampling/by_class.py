@@ -1,9 +1,10 @@
-"""Images and videos of a class, or of none: the denoising loop with guidance."""
+"""The sampler of class-conditional and unconditional models: a denoising loop with classifier-free guidance."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +14,81 @@ from skipdit_cli.sampling.pixels import is_video
 from skipdit_cli.sampling.schedulers import predicts_sigma
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class ByClass:
+    """Denoise batches of latents under class labels, guided in one doubled batch whose first half is conditional.
+
+    Args:
+        transformer: Predicts noise or velocity (B, C or 2C, [F,] h, w) from latents (B, C, [F,] h, w).
+        scheduler: The diffusers scheduler to step with.
+        guidance_scale: Classifier-free guidance, off at 1 and for an unconditional model.
+        guided_channels: The number of channels, out of C, that guidance changes; the rest stay conditional.
+        num_inference_steps: Denoising steps; not used with latents given to ``run``.
+        shape: (C, [F,] h, w) of one sample's latents; not used with latents given to ``run``.
+        advance: Called after each denoising step.
+    """
+
+    transformer: torch.nn.Module
+    scheduler: object
+    guidance_scale: float = 1.0
+    guided_channels: int = 3
+    num_inference_steps: int = 50
+    shape: tuple[int, ...] = ()
+    advance: Callable[[], None] | None = None
+
+    @torch.no_grad()
+    def run(
+        self,
+        labels: Sequence[int | None] | torch.Tensor | None,
+        generators: Sequence[torch.Generator] | None,
+        latents: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None, list]:
+        """Sample one batch.
+
+        Args:
+            labels: One class label per sample; None, or one None per sample, for an unconditional model.
+            generators: One per sample, for the initial latents and for schedulers that add noise.
+            latents: (B, C, [F,] h, w) at the scale of the first timestep that ``scheduler`` is set to already; drawn
+                from ``generators`` if None.
+        Returns:
+            The denoised latents (B, C, [F,] h, w), float32; and no images and no sounds (see ``ByText.run``).
+        """
+        transformer, scheduler = self.transformer, self.scheduler
+        latents = (self.initial_latents(generators) if latents is None else latents).float()
+        labels = None if labels is None or labels[0] is None else torch.as_tensor(labels, device=latents.device)
+        guided, channels = self.guidance_scale > 1 and labels is not None, latents.shape[1]
+        if guided:
+            labels = torch.cat([labels, torch.full_like(labels, null_label(transformer.config))])
+        takes_sigma = scheduler.config.get("variance_type") in ("learned", "learned_range")
+        takes_sigma = takes_sigma and predicts_sigma(transformer)
+        noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for t, t_device in zip(scheduler.timesteps, scheduler.timesteps.to(latents.device)):
+            x = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+            x = (torch.cat([x, x]) if guided else x).to(transformer.dtype)
+            output = transformer(
+                hidden_states=x, timestep=t_device.expand(len(x)), class_labels=labels, return_dict=False
+            )[0].float()
+            output = self._guide(output) if guided else output
+            output = output if takes_sigma else output[:, :channels]
+            latents = scheduler.step(output, t, latents, return_dict=False, **noise)[0]
+            if self.advance is not None:
+                self.advance()
+        return latents, None, []
+
+    def initial_latents(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Set the scheduler's timesteps, and return noise (B, C, [F,] h, w), float32, at the scale of the first."""
+        self.scheduler.set_timesteps(self.num_inference_steps)
+        noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+        return (noise * getattr(self.scheduler, "init_noise_sigma", 1.0)).to(self.transformer.device)
+
+    def _guide(self, output: torch.Tensor) -> torch.Tensor:
+        """Extrapolate from the unconditional to the conditional half of the output (arXiv 2207.12598, eq. 6)."""
+        conditional, unconditional = output.chunk(2)
+        guided, rest = conditional.split([self.guided_channels, output.shape[1] - self.guided_channels], dim=1)
+        base = unconditional[:, : self.guided_channels]
+        return torch.cat([base + self.guidance_scale * (guided - base), rest], dim=1)
+
+
 def denoise(
     transformer,
     scheduler,
@@ -22,61 +97,25 @@ def denoise(
     *,
     guidance_scale: float = 1.0,
     guided_channels: int = 3,
-    generators: list[torch.Generator] | None = None,
+    generators: Sequence[torch.Generator] | None = None,
     advance: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """The sampling loop, over the timesteps ``scheduler`` was set to.
+    """Denoise latents over the timesteps that ``scheduler`` is set to, and return them as float32.
 
     Args:
-        latents: (B, C, [F,] h, w) noise at the first timestep's scale.
-        labels: (B,) int64 class ids; None for an unconditional model, which is not guided.
-        guided_channels: How many of the C noise channels guidance moves; the rest stay conditional.
-        generators: One a sample, for schedulers that add noise.
-    Returns:
-        As ``latents``, float32.
+        latents: (B, C, [F,] h, w) noise at the scale of the first timestep.
+        labels: (B,) int64 class labels; None for an unconditional model.
+        guidance_scale, guided_channels, generators, advance: See ``ByClass``.
     """
-    channels, guided = latents.shape[1], guidance_scale > 1 and labels is not None
-    if guided:
-        labels = torch.cat([labels, torch.full_like(labels, null_label(transformer.config))])
-    takes_sigma = scheduler.config.get("variance_type") in ("learned", "learned_range")
-    takes_sigma = takes_sigma and predicts_sigma(transformer)
-    noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    latents = latents.float()
-    for t, t_device in zip(scheduler.timesteps, scheduler.timesteps.to(latents.device)):
-        x = scheduler.scale_model_input(latents, t).to(transformer.dtype)
-        x = torch.cat([x, x]) if guided else x
-        output = transformer(
-            hidden_states=x, timestep=t_device.expand(len(x)), class_labels=labels, return_dict=False
-        )[0].float()
-        if guided:
-            output, unconditional = output.chunk(2)
-            moved, fixed = output.split([guided_channels, output.shape[1] - guided_channels], dim=1)
-            base = unconditional[:, :guided_channels]
-            output = torch.cat([base + guidance_scale * (moved - base), fixed], dim=1)
-        output = output if takes_sigma else output[:, :channels]
-        latents = scheduler.step(output, t, latents, return_dict=False, **noise)[0]
-        if advance:
-            advance()
-    return latents
-
-
-def first_latents(pipe, scheduler, generators: list[torch.Generator], num_frames: int | None) -> torch.Tensor:
-    """Noise (B, C, [F,] h, w), float32, one sample of each generator, at the scale of the first timestep."""
-    shape = sample_shape(pipe, num_frames)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    return (noise * scheduler.init_noise_sigma).to(pipe.transformer.device)
-
-
-def as_tensor(labels: Sequence[int | None], device) -> torch.Tensor | None:
-    """(B,) int64; None of an unconditional model."""
-    return None if labels[0] is None else torch.tensor(labels, device=device)
+    sampler = ByClass(transformer, scheduler, guidance_scale, guided_channels, advance=advance)
+    return sampler.run(labels, generators, latents)[0]
 
 
 def sample_shape(pipe, num_frames: int | None) -> tuple[int, ...]:
-    """(C, h, w), of a video model (C, F, h, w).
+    """Return the shape of one sample's latents: (C, h, w), or (C, F, h, w) for a video model.
 
     Raises:
-        UsageError: Frames of an image model, or more than the model has positions for.
+        UsageError: A number of frames is given for an image model, or exceeds the positions of a video model.
     """
     config = pipe.transformer.config
     size = (config.sample_size, config.sample_size)

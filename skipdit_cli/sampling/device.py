@@ -1,14 +1,16 @@
-"""Where a model runs, in which precision, and what the time is there."""
+"""The device of a run: its choice, its precision, its memory and its clock."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.trunk import Interposed, interpose, restore
 
 DTYPES = {
@@ -22,11 +24,11 @@ DTYPES = {
 
 
 def free_memory() -> int:
-    """Bytes that this machine, or the container that it is, has left."""
+    """Return the bytes of free memory of this machine or container."""
     import psutil
 
     free = psutil.virtual_memory().available
-    try:  # of a container, which the machine's own number knows nothing of
+    try:  # the limit of a container, which psutil does not see
         limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
         free = min(free, int(limit) - int(used))
     except (OSError, ValueError):
@@ -34,24 +36,24 @@ def free_memory() -> int:
     return max(free, 0)
 
 
-def place(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
-    """The device and precision that ``--device`` and ``--dtype`` name.
+def select_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision that ``--device`` and ``--dtype`` name.
 
     Args:
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto`` (bfloat16 on cuda, float32 elsewhere) or a key of ``DTYPES``.
     Raises:
-        UsageError: An unknown name, a device this machine lacks, or a precision the device cannot run.
+        UsageError: A name is unknown, this machine lacks the device, or the device cannot run the precision.
     """
-    where = _device(device)
+    selected = _device(device)
     if dtype == "auto":
-        return where, torch.bfloat16 if where.type == "cuda" else torch.float32
+        return selected, torch.bfloat16 if selected.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         hint = nearest(dtype, ["auto", *DTYPES])
         raise UsageError(f"Got --dtype {dtype}, allowed are auto, {', '.join(DTYPES)}.{hint}")
-    if where.type == "cpu" and DTYPES[dtype] is torch.float16:
+    if selected.type == "cpu" and DTYPES[dtype] is torch.float16:
         raise UsageError(f"Got --dtype {dtype} on the CPU, which runs float32 and bfloat16; use --dtype bfloat16.")
-    return where, DTYPES[dtype]
+    return selected, DTYPES[dtype]
 
 
 def _device(name: str) -> torch.device:
@@ -64,15 +66,15 @@ def _device(name: str) -> torch.device:
         hint = nearest(name, ["auto", "cpu", "cuda", "mps"])
         raise UsageError(f"Got --device {name}, allowed are auto, cpu, cuda, cuda:N and mps.{hint}")
     if kind == "cuda" and int(number or 0) >= cuda:
-        found = f"{cuda} CUDA device{'s' if cuda > 1 else ''}" if cuda else "no CUDA device"
-        raise UsageError(f"Got --device {name}, but torch finds {found} here; use --device auto.")
+        present = f"{cuda} CUDA device{'s' if cuda > 1 else ''}" if cuda else "no CUDA device"
+        raise UsageError(f"Got --device {name}, but torch finds {present} here; use --device auto.")
     if kind == "mps" and not mps:
         raise UsageError("Got --device mps, but torch finds no mps device here; use --device auto.")
     return torch.device(name)
 
 
 def move(pipe, device: torch.device):
-    """The pipeline on ``device``, with products in float32 where that CPU has no bfloat16 arithmetic."""
+    """Move a pipeline to ``device``, with products in float32 where a CPU has no bfloat16 arithmetic; return it."""
     pipe.to(device)
     for transformer in transformers_of(pipe).values():
         if computes_wide(transformer):
@@ -82,26 +84,22 @@ def move(pipe, device: torch.device):
     return pipe
 
 
-def transformers_of(pipe) -> dict[str, torch.nn.Module]:
-    """The pipeline's transformers by their parts' names: one, or two that take turns (Wan 2.2)."""
-    found = {part: getattr(pipe, part, None) for part in ("transformer", "transformer_2")}
-    return {part: transformer for part, transformer in found.items() if transformer is not None}
-
-
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the time in seconds, after the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 class Stopwatch:
-    """Times a block from the first call of one of the pipeline's transformers in it to its end, or to the first use of
-    the decoder after that: so without the encoding of texts and the decoding of latents.
+    """Time the denoising within a ``with`` block.
+
+    The time runs from the first call of one of the pipeline's transformers to the end of the block, or to the first
+    use of the VAE's decoder after that: it leaves out the encoding of prompts and the decoding of latents.
 
     Attributes:
-        seconds: After the block; 0 where no transformer was called.
-        calls: How often one was.
+        seconds: After the block; 0 if no transformer was called.
+        calls: Calls of the transformers.
     """
 
     def __init__(self, pipe):
@@ -111,7 +109,7 @@ class Stopwatch:
     def __enter__(self) -> Stopwatch:
         self.hooks = [transformer.register_forward_pre_hook(self._begin) for transformer in self.transformers]
         if hasattr(self.vae, "decode"):
-            interpose(self.vae, "decode", lambda inner: _After(inner, self._end))
+            interpose(self.vae, "decode", partial(_StopBefore, stop=self._end), _StopBefore)
         return self
 
     def _begin(self, *_) -> None:
@@ -127,32 +125,32 @@ class Stopwatch:
         for hook in self.hooks:
             hook.remove()
         if hasattr(self.vae, "decode"):
-            restore(self.vae, "decode")
+            restore(self.vae, "decode", _StopBefore)
         self._end()
 
 
-class _After(Interposed):
-    """A method that begins once ``before`` has been called."""
+class _StopBefore(Interposed):
+    """A method before which ``stop`` is called."""
 
-    def __init__(self, inner, before):
+    def __init__(self, inner, stop):
         super().__init__(inner)
-        self.before = before
+        self.stop = stop
 
     def __call__(self, *args, **kwargs):
-        self.before()
+        self.stop()
         return self.inner(*args, **kwargs)
 
 
 def computes_wide(transformer) -> bool:
-    """Whether the model is in bfloat16 on a CPU that has no instructions for it."""
+    """Return whether a transformer is in bfloat16 on a CPU without instructions for it."""
     on_cpu = transformer.device.type == "cpu" and transformer.dtype is torch.bfloat16
     return on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class WideLinear(Interposed):
-    """A Linear whose bfloat16 operands are multiplied in float32 and rounded once.
+    """The ``forward`` of a Linear that multiplies bfloat16 operands in float32, and rounds once.
 
-    torch's own bfloat16 product on such a CPU takes about six times as long, and is no more exact.
+    The bfloat16 product of torch on such a CPU takes about six times as long, and is no more exact.
     """
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Why what a run made is NaN or infinite: the weight, the part, or the denoising step where that begins.
+"""Diagnosis of failed runs: the weight, the part or the denoising step where NaN or infinity begins.
 
-Weights are looked at when they are read. While a run goes on nothing is: each look would have the device waited for,
-at every step. What it leaves is looked at, on the CPU. Only if that is not finite, the weights are once more (who
-uses the Python package may have changed them), and if those are, the run is made again with a look at what goes into
-and comes out of each call of a transformer, up to the first that is not finite.
+Weights are checked when they are read. Nothing is checked during a run, because each check would wait for the device
+at every step; the samples are checked afterwards, on the CPU. Only if they are not finite, the weights are checked
+again (a user of the Python package may have changed them). If those are finite, the run is repeated with a check of
+the inputs and outputs of each call of a transformer, up to the first that is not finite.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ _AT_FIRST = "The latents are NaN or infinite before the first denoising step"
 
 
 class _Found(Exception):
-    """Ends the second run."""
+    """Ends the repeated run."""
 
 
-def explain(pipe, broken: str, again: Callable[[Callable[[], None]], object] | None = None) -> str:
-    """The sentence a run ends with.
+def explain(pipe, broken: str, repeat: Callable[[Callable[[], None]], object] | None = None) -> str:
+    """Return the sentence that a run with NaN or infinite samples ends with.
 
     Args:
-        broken: What is not finite, and nothing before it: ``latents``, ``pictures`` or ``sound``.
-        again: Makes the run again, where latents are; what it is given is called after each denoising step.
+        broken: The first part that is not finite: ``latents``, ``pictures`` or ``sound``.
+        repeat: Repeats the run, for ``latents``; its argument is called after each denoising step.
     """
-    where, said = broken_weight(pipe, decoders=broken != "latents"), ""
+    where, finding = broken_weight(pipe, decoders=broken != "latents"), ""
     if where is None and broken == "latents":
-        said = _second_run(pipe, again)
-        where = broken_weight(pipe, decoders=True) if said == _AT_FIRST else None  # a picture to start from
+        finding = _repeated_run(pipe, repeat)
+        where = broken_weight(pipe, decoders=True) if finding == _AT_FIRST else None  # the VAE encodes --image
     if where is not None:
         return f"The model's {where}, so what it makes is NaN or infinite; get its weights again."
     parts = [getattr(pipe, part, None) for part in DECODERS] if broken != "latents" else []
     dtype = next(part.dtype for part in (*parts, *transformers_of(pipe).values()) if part is not None)
-    return f"{said or 'The decoder makes NaN or infinity of finite latents'}: {_advice(dtype)}."
+    return f"{finding or 'The decoder makes NaN or infinity of finite latents'}: {_advice(dtype)}."
 
 
 def broken_weight(pipe, decoders: bool | None = None) -> str | None:
-    """``transformer holds nan in proj_out.weight[0, 1]``: the first weight of a pipeline that is no number, or None.
+    """Return the first weight of a pipeline that is NaN or infinite, or None.
 
     Args:
-        decoders: Of the decoders alone, or of all parts but them; None for all parts.
+        decoders: Check only the decoders if True, all other parts if False, and all parts if None.
+    Returns:
+        A phrase such as ``transformer holds nan in proj_out.weight[0, 1]``.
     """
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module) and decoders in (None, part in DECODERS):
@@ -58,39 +60,40 @@ def broken_weight(pipe, decoders: bool | None = None) -> str | None:
 
 
 def _advice(dtype: torch.dtype) -> str:
-    """What to run next."""
+    """Return the settings to try next."""
     wider = {torch.float16: "--dtype bfloat16 or --dtype float32", torch.bfloat16: "--dtype float32"}
     if dtype in wider:
         return f"{str(dtype).removeprefix('torch.')} is too narrow for it, give {wider[dtype]}"
     return "try another --scheduler, a lower --guidance-scale, or without the cache"
 
 
-def _second_run(pipe, again: Callable[[Callable[[], None]], object]) -> str:
-    steps, found = [], []
+def _repeated_run(pipe, repeat: Callable[[Callable[[], None]], object]) -> str:
+    """Repeat a run with hooks on its transformers, and return what is not finite first."""
+    steps, findings = [], []
 
-    def tell(what: str) -> None:
-        found.append(what)
+    def stop(finding: str) -> None:
+        findings.append(finding)
         raise _Found
 
-    def look(transformer, args: tuple, kwargs: dict, output) -> None:
-        now = f"at denoising step {len(steps) + 1}"
+    def check(transformer, args: tuple, kwargs: dict, output) -> None:
+        at_step = f"at denoising step {len(steps) + 1}"
         for name, tensor in _tensors([*enumerate(args), *kwargs.items()]):
             if "mask" in str(name) or "bias" in str(name) or is_finite(tensor):
                 continue
             if name in (0, "hidden_states"):
-                tell(f"The latents are NaN or infinite after denoising step {len(steps)}" if steps else _AT_FIRST)
-            tell(f"What the transformer is told as {name} is NaN or infinite {now}")
-        made = output[0] if isinstance(output, tuple) else output
-        if any(not is_finite(tensor) for _, tensor in _tensors([("", made)])):
-            tell(f"The transformer's output is NaN or infinite {now}")
+                stop(f"The latents are NaN or infinite after denoising step {len(steps)}" if steps else _AT_FIRST)
+            stop(f"What the transformer is told as {name} is NaN or infinite {at_step}")
+        first = output[0] if isinstance(output, tuple) else output
+        if any(not is_finite(tensor) for _, tensor in _tensors([("", first)])):
+            stop(f"The transformer's output is NaN or infinite {at_step}")
 
     hooks = [
-        transformer.register_forward_hook(look, with_kwargs=True) for transformer in transformers_of(pipe).values()
+        transformer.register_forward_hook(check, with_kwargs=True) for transformer in transformers_of(pipe).values()
     ]
     try:
-        again(lambda: steps.append(None))
+        repeat(lambda: steps.append(None))
     except _Found:
-        return found[0]
+        return findings[0]
     finally:
         for hook in hooks:
             hook.remove()
@@ -98,6 +101,7 @@ def _second_run(pipe, again: Callable[[Callable[[], None]], object]) -> str:
 
 
 def _tensors(named) -> Iterator[tuple[object, torch.Tensor]]:
+    """Yield the tensors of named values, also from within lists, tuples and dicts."""
     for name, value in named:
         if isinstance(value, torch.Tensor):
             yield name, value
@@ -108,9 +112,11 @@ def _tensors(named) -> Iterator[tuple[object, torch.Tensor]]:
 
 
 @contextmanager
-def in_words(pipe) -> Iterator[None]:
-    """What a part of a model raises in the middle of a run, in a sentence: most often its config says other than its
-    weights, or than the config of another part, which only a forward shows."""
+def translated_errors(pipe) -> Iterator[None]:
+    """Translate what a part of a model raises during a run to one sentence.
+
+    Most often the config of a part does not fit its weights or another part, which only a forward shows.
+    """
     try:
         yield
     except (

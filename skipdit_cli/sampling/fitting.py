@@ -1,18 +1,23 @@
-"""What is done to a loaded pipeline before it runs: a LoRA, tiles for its decoder, weights off the accelerator."""
+"""Preparation of a loaded pipeline before it runs: LoRA, tiled decoding, offloading, compilation."""
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging
 
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
-from skipdit_cli.sampling.call_arguments import takes_text
+from skipdit_cli.families.pipeline_parts import SECOND
+from skipdit_cli.quiet import quiet
 from skipdit_cli.sampling.device import move, transformers_of
 from skipdit_cli.sampling.diagnosis import broken_weight
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters, is_text_conditional
+from skipdit_cli.trunk import Interposed, interpose, keep_trunk, known_trunk, restore
 
 OFFLOADS = ("model", "group")
 
@@ -26,10 +31,16 @@ def fit(
     compile: bool = False,
     local_files_only: bool = False,
 ) -> None:
-    """All of it, in the order that it has to be done in, and the pipeline on its device.
+    """Prepare a pipeline, and move it to its device, in the order that diffusers needs.
 
+    Args:
+        lora: See ``load_lora``.
+        cpu_offload: See ``offload``.
+        vae_tiling: Decode in tiles.
+        compile: Compile the transformers.
+        local_files_only: Take a LoRA from the local cache of the hub only.
     Raises:
-        UsageError: The pipeline has not what is asked for.
+        UsageError: The pipeline does not support a setting.
     """
     if vae_tiling:
         tile_vae(pipe)
@@ -40,27 +51,28 @@ def fit(
     else:
         offload(pipe, cpu_offload, device)
     if compile:
-        compile_transformers(pipe)
+        compile_transformers([pipe])
 
 
-def image_sibling(kind: type) -> type:
-    """The class of pipelines that takes an image, on the same parts, where diffusers has one of its family (SD3, Flux,
-    Qwen-Image, ...); else the class itself."""
-    call = inspect.signature(kind.__call__).parameters
-    if "prompt" not in call or "image" in call:
-        return kind
-    from skipdit_cli.quiet import quiet  # a package that imports this one
+def image_pipeline_class(pipeline_class: type) -> type:
+    """Return the class of pipelines that takes an image beside the prompt, for the same parts.
 
+    diffusers has one for SD3, Flux, Qwen-Image and others; for the rest, return ``pipeline_class`` itself.
+    """
+    parameters = call_parameters(pipeline_class)
+    if "prompt" not in parameters or "image" in parameters:
+        return pipeline_class
     with quiet(errors_only=True, text=True):
-        from diffusers.pipelines import auto_pipeline as auto  # and with it most pipelines: seconds
+        from diffusers.pipelines import auto_pipeline as auto  # imports most pipelines, which takes seconds
 
-    names = [name for task in auto.SUPPORTED_TASKS_MAPPINGS for name, each in task.items() if each is kind]
-    return next(filter(None, map(auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get, names)), kind)
+    tasks = auto.SUPPORTED_TASKS_MAPPINGS
+    names = [name for task in tasks for name, each in task.items() if each is pipeline_class]
+    return next(filter(None, map(auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get, names)), pipeline_class)
 
 
-def starting_from_image(pipe):
-    """The pipeline's ``image_sibling`` on its parts, or itself."""
-    if image_sibling(type(pipe)) is type(pipe):
+def image_pipeline(pipe):
+    """Return a pipeline of ``image_pipeline_class`` with the parts of ``pipe``, or ``pipe`` itself."""
+    if image_pipeline_class(type(pipe)) is type(pipe):
         return pipe
     from diffusers import AutoPipelineForImage2Image
 
@@ -68,11 +80,13 @@ def starting_from_image(pipe):
 
 
 def check_offload(kind: str | None, device: torch.device, compile: bool = False) -> None:
-    """
+    """Refuse an offloading that this run cannot have.
+
     Args:
-        compile: Whether the transformer is to be compiled, too.
+        kind: The value of ``--cpu-offload``.
+        compile: Whether the run compiles the transformers, too.
     Raises:
-        UsageError: Another kind, nothing to take the weights off, or one that puts the uncompiled transformer back.
+        UsageError: The kind is unknown, the run is on the CPU, or the offloading would undo the compilation.
     """
     if kind is not None and kind not in OFFLOADS:
         raise UsageError(f"Got --cpu-offload {kind}, allowed are {' and '.join(OFFLOADS)}.")
@@ -86,16 +100,17 @@ def check_offload(kind: str | None, device: torch.device, compile: bool = False)
 
 
 def offload(pipe, kind: str, device: torch.device) -> None:
-    """Keep the weights in the CPU's memory, and bring to ``device`` what is run: a whole part of the pipeline
-    (``model``), or one block (``group``).
+    """Keep the weights in CPU memory, and move what runs to ``device``.
 
-    Blocks are not fetched ahead: the order that diffusers learns for that is another on a reused step.
+    Blocks are not prefetched: diffusers learns an order of blocks for that, and a reused step has another order.
 
+    Args:
+        kind: ``model`` moves one model of the pipeline at a time, ``group`` one block.
     Raises:
-        UsageError: The pipeline is not diffusers' own call.
+        UsageError: The pipeline is not text-conditional.
     """
-    if not takes_text(pipe):
-        raise UsageError(f"Got --cpu-offload {kind}, which only a model of texts takes; leave it out.")
+    if not is_text_conditional(pipe):
+        raise UsageError(f"Got --cpu-offload {kind}, which only a text-conditional pipeline takes; leave it out.")
     if kind == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:
@@ -103,10 +118,10 @@ def offload(pipe, kind: str, device: torch.device) -> None:
 
 
 def tile_vae(pipe) -> None:
-    """Have it decode in tiles, of one image or video at a time where it can (Allegro's has no tiles of several).
+    """Make the VAE decode in tiles, and one image or video at a time (Allegro's has no tiles of several).
 
     Raises:
-        UsageError: There is no VAE, or its kind decodes in one piece alone.
+        UsageError: There is no VAE, or its class has no tiles.
     """
     vae = getattr(pipe, "vae", None)
     if vae is None:
@@ -121,9 +136,10 @@ def tile_vae(pipe) -> None:
 
 
 def check_lora(path: str | None) -> None:
-    """
+    """Refuse a ``--lora`` that cannot be loaded.
+
     Raises:
-        UsageError: A package is missing, or there is no such file.
+        UsageError: The package ``peft`` is missing, or the file does not exist.
     """
     if path is None:
         return
@@ -135,34 +151,34 @@ def check_lora(path: str | None) -> None:
 
 
 def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "transformer") -> None:
-    """Load a LoRA into the pipeline, as its own ``load_lora_weights`` does, or without one (PixArt) its transformer.
+    """Load a LoRA by the pipeline's ``load_lora_weights``, or by its transformer's adapter loader (PixArt).
 
     Args:
-        path: A file of safetensors, a folder or a hub id.
-        part: Which of two transformers it is for.
+        path: A safetensors file, a folder or a hub id.
+        part: The transformer to load it into, ``transformer`` or ``transformer_2``.
     Raises:
-        UsageError: The pipeline takes none, it cannot be read, or holds nothing for this model.
-        NotFiniteError: It holds NaN or infinity.
+        UsageError: The pipeline takes no LoRA, or the LoRA cannot be read or holds nothing for this model.
+        NotFiniteError: A weight of the LoRA is NaN or infinite.
     """
     load = getattr(pipe, "load_lora_weights", None) or getattr(pipe.transformer, "load_lora_adapter", None)
     if load is None:
         raise UsageError(f"Got --lora {path}, but a {type(pipe).__name__} takes none; leave it out.")
     local, before = Path(path).expanduser(), _adapters(pipe)
     where = {"weight_name": local.name} if local.is_file() else {}
-    second = {} if part == "transformer" else {"load_into_transformer_2": True}
+    second = {f"load_into_{SECOND}": True} if part == SECOND else {}
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of every part that the LoRA leaves alone
+    logging.set_verbosity_error()  # diffusers warns of every part without LoRA weights
     try:
         load(
             str(local.parent if where else local if local.exists() else path),
             **where, **second, local_files_only=local_files_only, use_safetensors=True,
         )  # fmt: skip
-    except Exception as cause:  # of diffusers, peft, safetensors or the hub, by what is wrong with the file
+    except Exception as cause:  # diffusers, peft, safetensors and the hub raise many kinds
         why = first_line(cause)[:200].rstrip(".:")
         raise UsageError(f"Got --lora {path}, which cannot be loaded into a {type(pipe).__name__}: {why}.") from cause
     finally:
         logging.set_verbosity(level)
-    if _adapters(pipe) == before:  # diffusers only logs it
+    if _adapters(pipe) == before:  # diffusers only logs that nothing was loaded
         raise UsageError(f"Got --lora {path}, which holds nothing for the transformer of a {type(pipe).__name__}.")
     if where := broken_weight(pipe):
         raise NotFiniteError(f"Got --lora {path}, with which the {where}; get it again.")
@@ -173,7 +189,56 @@ def _adapters(pipe) -> list[str]:
             getattr(model, "peft_config", {})]  # fmt: skip
 
 
-def compile_transformers(pipe) -> None:
-    """``torch.compile`` the forward of each transformer."""
-    for transformer in transformers_of(pipe).values():
-        transformer.forward = torch.compile(transformer.forward)
+class CompiledForward(Interposed):
+    """A transformer's ``forward`` under ``torch.compile``."""
+
+    def __init__(self, inner, backend=None):
+        super().__init__(inner)
+        self.compiled = torch.compile(inner, **({} if backend is None else {"backend": backend}))
+
+    def __call__(self, *args, **kwargs):
+        return self.compiled(*args, **kwargs) if self.serving else self.inner(*args, **kwargs)
+
+
+RECOMPILE_LIMIT = 64
+"""Graphs per function: two per transformer, depth of cache and shape of a batch."""
+
+
+def compile_transformers(pipes: Sequence, backend=None) -> None:
+    """Compile the forward of each transformer of some pipelines, for good; see ``compiled``."""
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    for transformer in _distinct_transformers(pipes):
+        _hold(transformer, True)
+        interpose(transformer, "forward", partial(CompiledForward, backend=backend), CompiledForward)
+
+
+@contextmanager
+def compiled(pipes: Sequence, backend=None) -> Iterator[None]:
+    """Compile the forward of each transformer of some pipelines, for a while.
+
+    There are two graphs per transformer and depth of cache: one of a full and one of a reused step.
+
+    Args:
+        backend: As for ``torch.compile``.
+    """
+    limit = torch._dynamo.config.recompile_limit
+    compile_transformers(pipes, backend)
+    try:
+        yield
+    finally:
+        for transformer in _distinct_transformers(pipes):
+            restore(transformer, "forward", CompiledForward)
+            _hold(transformer, False)
+        torch._dynamo.config.recompile_limit = limit
+
+
+def _distinct_transformers(pipes: Sequence) -> list[torch.nn.Module]:
+    return list(dict.fromkeys(transformer for pipe in pipes for transformer in transformers_of(pipe).values()))
+
+
+def _hold(transformer, held: bool) -> None:
+    """Keep the same interposed objects before the blocks, so that caches that come and go share one compilation."""
+    trunk = known_trunk(transformer)
+    if trunk is not None:
+        trunk.held = held
+        keep_trunk(transformer, trunk)

@@ -1,7 +1,7 @@
-"""Latents as the VAE has them and as transformers see them: the one pair of functions, for every VAE of diffusers.
+"""Scaling of latents between a VAE and a transformer, for every VAE of diffusers.
 
-Each class of VAE has a convention of its own, which lies in its pipelines and not in it; they are written down here by
-its name. A class that is not is refused: one that is scaled wrongly still makes pictures.
+Each class of VAE has its own convention, which its pipelines hold and not the class itself; ``CONVENTIONS`` lists them
+by class name. Other classes are refused, because wrongly scaled latents still decode to images.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch
 from skipdit_cli.errors import UsageError
 
 CHANNELS = ("latent_channels", "z_dim", "z_channels", "decoder_input_channels", "vocoder_input_dim", "latent_dim")
-"""Where configs say how many channels latents have; the first that is there counts."""
+"""Keys of a VAE's config for the channels of its latents; the first that is present counts."""
 WIDTHS = ("block_out_channels", "encoder_block_out_channels", "down_block_out_channels")
+"""Keys of a VAE's config for the channels of its stages, between which the resolution halves."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How the pipelines of a VAE scale: ``(z - mean) / std * scaling_factor``, of which some have a part alone.
+    """The scaling by the pipelines of a VAE: ``(z - mean) / std * scaling_factor``, or a part of it.
 
     Args:
-        factor: Whether there is a ``scaling_factor``.
-        shift: Whether ``shift_factor`` is a mean, where there is one.
-        statistics: Where mean and standard deviation of each channel are: in the ``config``, in ``buffers``, or in the
-            running statistics of a ``batch norm``, which are of patches of 2 x 2 latents; None where there are none.
-        optional: A config may go without them.
+        factor: The VAE has a ``scaling_factor``.
+        shift: Its ``shift_factor``, if any, is the mean.
+        statistics: The place of the mean and standard deviation per channel: the ``config``, ``buffers``, or the
+            running statistics of a ``batch norm`` over patches of 2 x 2 latents; None if there are none.
+        optional: The config may lack the statistics.
     """
 
     factor: bool = True
@@ -53,40 +54,41 @@ CONVENTIONS = {
     **dict.fromkeys(("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video", "LTX2VideoDiffusionDecoderModel"), _BUFFERS),
     "AutoencoderKLLTX2Audio": Convention(factor=False, statistics="buffers"),
     "AutoencoderKLFlux2": Convention(factor=False, statistics="batch norm"),
-    # These scale in ``encode`` and ``decode`` themselves, or not at all.
+    # These scale within ``encode`` and ``decode``, or not at all.
     **dict.fromkeys(("AutoencoderRAE", "AutoencoderOobleck", "AutoencoderSAME"), _INSIDE),
     **dict.fromkeys(("LongCatAudioDiTVae", "Cosmos3AVAEAudioTokenizer"), _INSIDE),
 }
 
 
 def scale(vae, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as transformers see them, before pipelines put them into patches or rows.
+    """Scale latents from the VAE's encoder for the transformer, before pipelines pack them.
 
-    A ``sigma_data`` of the scheduler (Cosmos, Sana Sprint) is its affair, and not in them.
+    The ``sigma_data`` of a scheduler (Cosmos, Sana Sprint) is not included.
 
     Args:
-        latents: (B, c, ...), as the VAE encodes them.
+        latents: (B, c, ...), from the VAE's encoder.
     Raises:
-        UsageError: It is not known how, see ``check_scaling``, or the VAE has statistics of another shape.
+        UsageError: The scaling is unknown (see ``check_scaling``), or the statistics have another shape.
     """
     mean, factor = _mean_and_factor(vae, latents)
     return (latents - mean) * factor
 
 
 def unscale(vae, latents: torch.Tensor) -> torch.Tensor:
-    """The inverse of ``scale``: latents as the VAE decodes them.
+    """Scale latents from the transformer for the VAE's decoder: the inverse of ``scale``.
 
     Raises:
-        UsageError: As ``scale``.
+        UsageError: See ``scale``.
     """
     mean, factor = _mean_and_factor(vae, latents)
     return 1 / factor * latents + mean
 
 
 def check_scaling(vae) -> None:
-    """
+    """Refuse a VAE whose scaling is unknown.
+
     Raises:
-        UsageError: The VAE is of a class whose convention is not known, or its config lacks a part of it.
+        UsageError: The class of the VAE is not in ``CONVENTIONS``, or its config lacks a number of the convention.
     """
     convention = convention_of(vae)
     if convention.factor:
@@ -96,9 +98,10 @@ def check_scaling(vae) -> None:
 
 
 def convention_of(vae) -> Convention:
-    """
+    """Return the convention of a VAE's class.
+
     Raises:
-        UsageError: It is not known.
+        UsageError: The class is not in ``CONVENTIONS``.
     """
     known = (CONVENTIONS[kind.__name__] for kind in type(vae).__mro__ if kind.__name__ in CONVENTIONS)
     convention = next(known, None)
@@ -112,20 +115,20 @@ def convention_of(vae) -> Convention:
 
 
 def latent_channels(config: Mapping) -> int | None:
-    """How many channels the latents of a VAE have, by its config; None where it does not say."""
-    hidden = config.get("encoder_hidden_size") if config.get("encoder_type") else None  # of a representation encoder
+    """Return the channels of a VAE's latents, or None if its config does not hold them."""
+    hidden = config.get("encoder_hidden_size") if config.get("encoder_type") else None  # a representation encoder
     return next((config[name] for name in CHANNELS if config.get(name) is not None), hidden)
 
 
-def shrinks(vae) -> int:
-    """Pixels to a latent, along a side.
+def spatial_compression(vae) -> int:
+    """Return the pixels per latent along a side.
 
     Raises:
-        UsageError: The VAE does not say.
+        UsageError: The VAE does not hold it.
     """
-    said = vae.config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None)
-    if said:
-        return said
+    ratio = vae.config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None)
+    if ratio:
+        return ratio
     widths = next((vae.config[name] for name in WIDTHS if name in vae.config), None)
     if widths is None:
         raise UsageError(f"Got a {type(vae).__name__} as the VAE, which does not say how far it shrinks a picture.")
@@ -133,15 +136,15 @@ def shrinks(vae) -> int:
 
 
 def _mean_and_factor(vae, latents: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
-    """Of ``(z - mean) * factor``: numbers, or tensors that broadcast with the latents."""
+    """Return mean and factor of ``(z - mean) * factor``: numbers, or tensors that broadcast with the latents."""
     convention = convention_of(vae)
     mean, factor = 0.0, _factor(vae) if convention.factor else 1.0
     if convention.shift:
         mean = vae.config.get("shift_factor") or 0.0
-    if convention.statistics is None or (found := _statistics(vae, convention)) is None:
+    if convention.statistics is None or (statistics := _statistics(vae, convention)) is None:
         return mean, factor
-    shaped = _of_patches if convention.statistics == "batch norm" else _of_channels
-    mean, deviation = (shaped(vae, values, latents) for values in found)
+    reshape = _reshape_patches if convention.statistics == "batch norm" else _reshape_channels
+    mean, deviation = (reshape(vae, values, latents) for values in statistics)
     return mean, factor / deviation
 
 
@@ -153,14 +156,14 @@ def _factor(vae) -> float:
 
 
 def _statistics(vae, convention: Convention) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Mean and standard deviation of each channel; None of a config without."""
+    """Return the mean and standard deviation per channel, or None if the config may lack them and does."""
     kind = type(vae).__name__
     if convention.statistics == "batch norm":
         return vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
     if convention.statistics == "buffers":
         return vae.latents_mean, vae.latents_std
-    found = {name: vae.config.get(name) for name in ("latents_mean", "latents_std")}
-    absent = [name for name, values in found.items() if values is None]
+    statistics = {name: vae.config.get(name) for name in ("latents_mean", "latents_std")}
+    absent = [name for name, values in statistics.items() if values is None]
     if len(absent) == 2 and convention.optional:
         return None
     if absent:
@@ -170,14 +173,14 @@ def _statistics(vae, convention: Convention) -> tuple[torch.Tensor, torch.Tensor
             f"Got a {kind} with latents_mean and shift_factor in its config, of which pipelines use one or the other; "
             "take one out."
         )
-    mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in found.values())
+    mean, deviation = (torch.tensor(values, dtype=torch.float32) for values in statistics.values())
     if mean.shape != deviation.shape or not (mean.isfinite() & deviation.isfinite() & (deviation > 0)).all():
         raise UsageError(f"Got a {kind} with latents_mean and latents_std that are not as many numbers, or no spread.")
     return mean, deviation
 
 
-def _of_channels(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Of each channel (c), or of each and each latent frame (Cosmos) or band (the sound of LTX-2) of it (c·n)."""
+def _reshape_channels(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Broadcast one value per channel (c), or per channel and latent frame (Cosmos) or band (the sound of LTX-2)."""
     kind, channels = type(vae).__name__, latents.shape[1]
     each, left = divmod(values.numel(), channels)
     if not left and each == 1:
@@ -191,8 +194,8 @@ def _of_channels(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tens
     )
 
 
-def _of_patches(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Of each channel of patches of 2 x 2 latents (4c), laid over the latents."""
+def _reshape_patches(vae, values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Lay one value per channel of 2 x 2 patches (4c) over the latents."""
     _, channels, *frames, height, width = latents.shape
     if values.numel() != 4 * channels:
         raise UsageError(

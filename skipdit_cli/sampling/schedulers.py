@@ -1,4 +1,4 @@
-"""Samplers by name, each a diffusers scheduler made from the pipeline's own configuration."""
+"""Schedulers by name, each a diffusers scheduler made from the config of the pipeline's own."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from skipdit_cli.errors import UsageError, nearest, reading
-from skipdit_cli.sampling.call_arguments import takes_text
+from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 
 
 class RespacedDDIMScheduler(diffusers.DDIMScheduler):
-    """DDIM (arXiv 2010.02502, eq. 12, eta 0) from each timestep to the next one of its own list.
+    """Step by DDIM (arXiv 2010.02502, eq. 12, eta 0) from each timestep to the next in the list of timesteps.
 
-    diffusers' class steps back by ``num_train_timesteps // num_inference_steps`` whatever the list says, which is
-    right for leading spacing only. This is the respaced DDIM of the DiT repository (diffusion/respace.py).
+    The class of diffusers steps back by ``num_train_timesteps // num_inference_steps`` whatever the list holds, which
+    is right for leading spacing only. This is the respaced DDIM of the DiT repository (diffusion/respace.py).
     """
 
     def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        """Set the timesteps, and the timestep that follows each."""
         super().set_timesteps(num_inference_steps, device)
         steps = self.timesteps.tolist()
         self.next_timestep = dict(zip(steps, [*steps[1:], None]))
 
     def step(self, model_output, timestep, sample, return_dict: bool = True):
-        following = self.next_timestep[int(timestep)]
+        """Return the sample at the next timestep, and the predicted data, as diffusers' DDIM does."""
+        next_timestep = self.next_timestep[int(timestep)]
         alpha = self.alphas_cumprod[int(timestep)]
-        alpha_next = self.final_alpha_cumprod if following is None else self.alphas_cumprod[following]
+        alpha_next = self.final_alpha_cumprod if next_timestep is None else self.alphas_cumprod[next_timestep]
         a, b = alpha**0.5, (1 - alpha) ** 0.5
         if self.config.prediction_type == "epsilon":
             x0, eps = (sample - b * model_output) / a, model_output
@@ -37,24 +39,26 @@ class RespacedDDIMScheduler(diffusers.DDIMScheduler):
             x0 = self._threshold_sample(x0)
         elif self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        moved = alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * eps
-        return DDIMSchedulerOutput(prev_sample=moved, pred_original_sample=x0) if return_dict else (moved, x0)
+        prev_sample = alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * eps
+        if not return_dict:
+            return prev_sample, x0
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
 
 class EvenFlowScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
-    """Euler steps of one length from noise to data, as SiT's ``ode`` takes them (transport/integrators.py).
+    """Take Euler steps of equal length from noise to data, as SiT's ``ode`` does (transport/integrators.py).
 
-    diffusers' class puts its last step at 1 / ``num_train_timesteps`` unless a pipeline gives it the sigmas.
+    The class of diffusers puts its last step at 1 / ``num_train_timesteps`` unless a pipeline passes the sigmas.
     """
 
-    init_noise_sigma = 1.0
-
     def set_timesteps(self, num_inference_steps: int, device=None) -> None:
-        sigmas = [1 - step / num_inference_steps for step in range(num_inference_steps)]
-        super().set_timesteps(device=device, sigmas=sigmas)
+        """Set the timesteps of steps of equal length."""
+        super().set_timesteps(device=device, sigmas=even_sigmas(num_inference_steps))
 
-    def scale_model_input(self, sample, timestep=None):
-        return sample
+
+def even_sigmas(num_inference_steps: int) -> list[float]:
+    """Return the noise levels before each of some Euler steps of equal length from 1, noise, to 0, data."""
+    return [1 - step / num_inference_steps for step in range(num_inference_steps)]
 
 
 SCHEDULERS: dict[str, tuple[type, dict]] = {
@@ -70,13 +74,14 @@ SCHEDULERS: dict[str, tuple[type, dict]] = {
 }
 
 FLOWS = ("dpm++", "dpm++-sde", "unipc", "deis")
-"""Those that can sample a flow, where the configuration says so (Wan)."""
+"""Names of ``SCHEDULERS`` that can sample a flow, if the config of the pipeline's own scheduler allows it (Wan)."""
 
 
 def check_name(name: str | None) -> None:
-    """
+    """Refuse an unknown scheduler.
+
     Raises:
-        UsageError: Not one of ``SCHEDULERS``, and not None.
+        UsageError: The name is not in ``SCHEDULERS``, and not None.
     """
     if name is not None and name not in SCHEDULERS:
         raise UsageError(
@@ -85,42 +90,41 @@ def check_name(name: str | None) -> None:
 
 
 def make_scheduler(name: str | None, pipe):
-    """A fresh scheduler for one run.
+    """Return a new scheduler for one run.
 
     Args:
-        name: One of ``SCHEDULERS``, or None for the pipeline's own kind; of a text pipeline that is its very own, so
-            that a sample is the one diffusers makes.
+        name: One of ``SCHEDULERS``. None stands for the class of the pipeline's own scheduler, and for DDIM and flow
+            matching of class-conditional models for ours, which step like the official code.
     Raises:
-        UsageError: An unknown name, or one that cannot sample what the model was trained for.
+        UsageError: The name is unknown, or its scheduler cannot sample what the model was trained for.
     """
     check_name(name)
-    own = pipe.scheduler
-    flow = follows_flow(own)
-    if name is not None and flow and ("beta_schedule" not in own.config or name not in FLOWS):
-        among = f"takes {', '.join(FLOWS)}" if "beta_schedule" in own.config else "has a scheduler of its own alone"
-        raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {among}.")
-    if name is None and takes_text(pipe):
-        return type(own).from_config(own.config)
-    if type(own) is diffusers.FlowMatchEulerDiscreteScheduler:
-        return EvenFlowScheduler.from_config(own.config)
-    if name is None and type(own) is diffusers.DDIMScheduler:
+    original = pipe.scheduler
+    config = dict(original.config)
+    if name is not None and follows_flow(original) and ("beta_schedule" not in config or name not in FLOWS):
+        allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "has a scheduler of its own alone"
+        raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {allowed}.")
+    if name is None and is_text_conditional(pipe):
+        return type(original).from_config(original.config)
+    if type(original) is diffusers.FlowMatchEulerDiscreteScheduler:
+        return EvenFlowScheduler.from_config(original.config)
+    if name is None and type(original) is diffusers.DDIMScheduler:
         name = "ddim"
-    kind, settings = SCHEDULERS[name] if name else (type(own), {})
-    if kind is diffusers.DDPMScheduler and "variance_type" not in own.config:
-        settings = {"variance_type": "learned_range" if predicts_sigma(pipe.transformer) else "fixed_small"}
-    config = dict(own.config)
+    kind, changes = SCHEDULERS[name] if name else (type(original), {})
+    if kind is diffusers.DDPMScheduler and "variance_type" not in config:
+        changes = {"variance_type": "learned_range" if predicts_sigma(pipe.transformer) else "fixed_small"}
     if kind is not diffusers.DDPMScheduler:  # diffusers' DPM-Solver would keep three channels of a learned variance
         config.pop("variance_type", None)
     with reading(f"Got --scheduler {name}, but the scheduler's config of this model", failed="does not fit it"):
-        return kind.from_config(config, **settings)
+        return kind.from_config(config, **changes)
 
 
 def follows_flow(scheduler) -> bool:
-    """Whether samples follow the flow from noise to data, by what the scheduler's configuration says."""
+    """Return whether a scheduler integrates a flow from noise to data (flow matching), by its config."""
     config = scheduler.config
     return "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
 
 
 def predicts_sigma(transformer: torch.nn.Module) -> bool:
-    """Whether the model's output holds a learned variance behind the noise (twice the input's channels)."""
+    """Return whether the transformer predicts a variance beside the noise, in twice the channels of its input."""
     return transformer.config.out_channels == 2 * transformer.config.in_channels

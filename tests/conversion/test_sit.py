@@ -193,3 +193,13 @@ def test_a_folder_says_it_itself(sit, skipdit, tmp_path):
     shutil.rmtree(sit / "skip")
     outcome = skipdit("convert", sit, "-o", tmp_path / "again", "--process", "sit")
     assert outcome.code == 2 and "--process with a folder" in outcome.stderr
+
+
+def test_it_is_called_in_python_as_generate_samples_it(sit):
+    pipe = load_pipeline(sit, vae=None)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    images = pipe([3], num_inference_steps=2, guidance_scale=2.0, generator=generator, output_type="np").images
+    made = generate(pipe, [3], num_inference_steps=2, guidance_scale=2.0, seed=1, decode=False).latents
+    preview = made[:, :3] / (3 * made[:, :3].std() + 1e-8)
+    assert abs(images - (preview / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()).max() < 1e-5

@@ -455,3 +455,13 @@ def test_a_folder_of_an_older_version_loads(latte_pipeline):
     index["transformer"][0] = "skipdit_cli.backbones.latte"
     (folder / "model_index.json").write_text(json.dumps(index))
     assert load_pipeline(folder).transformer.config.video_length == 4
+
+
+def test_a_class_to_video_pipeline_is_called_in_python(latte_pipeline):
+    for classes, labels in ((10, [3, 7]), (None, [None, None])):
+        pipe = load_pipeline(latte_pipeline(f"of-{classes}", num_embeds_ada_norm=classes))
+        pipe.set_progress_bar_config(disable=True)
+        frames = pipe(labels, num_inference_steps=2, output_type="np").frames
+        assert frames.shape == (2, 4, 8, 8, 3) and 0 <= frames.min() < frames.max() <= 1
+        (videos,) = pipe(labels, num_inference_steps=1, return_dict=False)
+        assert len(videos) == 2 and len(videos[0]) == 4 and videos[0][0].size == (8, 8)

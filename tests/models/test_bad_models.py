@@ -188,7 +188,7 @@ def test_a_damaged_model_is_refused_by_every_command(case, flux, skipdit, tmp_pa
 
 ASKED = [
     ("a" * 300 + "/b", "--prompt cat", "is no folder here"),
-    ("flux", "--class-labels 1", "this is a model of texts"),
+    ("flux", "--class-labels 1", "this is a text-conditional"),
     ("flux", "--prompt cat --pipeline-arg foo=1", "It takes prompt_2, negative_prompt_2, true_cfg_scale"),
     ("flux", "--prompt cat --num-frames 4", "makes images"),
     ("flux", "--prompt cat --negative-prompt dog", "guidance is off"),
@@ -201,7 +201,7 @@ ASKED = [
     ("dit", "--prompt cat", "of classes, not of texts"),
     ("dit", "--class-labels 10", "0..9"),
     ("dit", "--class-labels 1 --cache-layers 3", "valid 1..2"),
-    ("dit", "--class-labels 1 --guidance-scale 2 --image {image}", "only a model of texts"),
+    ("dit", "--class-labels 1 --guidance-scale 2 --image {image}", "only a text-conditional"),
 ]
 
 

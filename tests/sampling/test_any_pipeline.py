@@ -13,8 +13,8 @@ from PIL import Image
 from skipdit_cli import CachePolicy, add_skip_branches, enable_skip_cache, load_pipeline, media, remove_skip_branches
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling import fitting
-from skipdit_cli.sampling.call_arguments import guidance_argument
 from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.pipelines.call_arguments import guidance_argument
 from skipdit_cli.trunk import known_trunk
 from tests.support.measurements import relative_l2, samples_in
 from tests.support.tiny_pipelines import PIPELINES, build, sd3, settings_of, wan

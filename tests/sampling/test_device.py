@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.sampling.device import place
+from skipdit_cli.sampling.device import select_device as place
 
 
 @pytest.fixture(autouse=True)

@@ -188,7 +188,7 @@ def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, m
     def look(self, *arguments, **named):
         frames = [f for f in traceback.extract_stack() if "/skipdit_cli/" in f.filename]
         names = [f.filename.split("/skipdit_cli/")[1] + ":" + f.name for f in frames]
-        seen.append([name for name in names if not name.startswith("app.py")])
+        seen.append([name for name in names if not name.startswith(("app.py", "commands/flags.py"))])
         return forward(self, *arguments, **named)
 
     monkeypatch.setattr(BasicTransformerBlock, "forward", look)
@@ -197,11 +197,16 @@ def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, m
     assert seen[0] == [
         "commands/sample.py:sample",
         "sampling/generate.py:generate",
-        "sampling/by_class.py:denoise",
+        "sampling/by_class.py:run",
         "cache/enable.py:__call__",
         "trunk/forward_state.py:__call__",
         "trunk/block.py:__call__",
     ]
+
+
+def test_an_unknown_setting_is_a_type_error(pipe):
+    with pytest.raises(TypeError, match="inference_steps"):
+        generate(pipe, [1], inference_steps=3)
 
 
 def test_labels_are_checked():

@@ -10,7 +10,8 @@ import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models.vae import check_vae
-from skipdit_cli.sampling.latents import CONVENTIONS, check_scaling, latent_channels, scale, shrinks, unscale
+from skipdit_cli.sampling.latents import CONVENTIONS, check_scaling, latent_channels, scale, unscale
+from skipdit_cli.sampling.latents import spatial_compression as shrinks
 from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.training.data.encoding import moments
 from skipdit_cli.training.data.store import fingerprint

@@ -18,7 +18,7 @@ from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.finite import first_broken, is_finite, same_bits
 from skipdit_cli.media import Sound
 from skipdit_cli.models import save_pipeline
-from skipdit_cli.sampling import generate as generation
+from skipdit_cli.sampling.by_text import ByText
 from skipdit_cli.sampling.fitting import load_lora
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pixels import to_pixels
@@ -177,13 +177,13 @@ def replace_first(output, tensor):
 
 
 def test_sound_is_looked_at(text_pipeline, monkeypatch):
-    pipe, own = load_pipeline(text_pipeline), generation.sample_texts
+    pipe, own = load_pipeline(text_pipeline), ByText.run
 
     def with_sound(*given, **told):
         latents, pictures, _ = own(*given, **told)
         return latents, pictures, [Sound(np.array([[0.0, NAN]], dtype=np.float32), 8000)]
 
-    monkeypatch.setattr(generation, "sample_texts", with_sound)
+    monkeypatch.setattr(ByText, "run", with_sound)
     with pytest.raises(NotFiniteError, match="decoder"):
         generate(pipe, ["a cat"], num_inference_steps=2)
 
@@ -332,7 +332,7 @@ def test_training_names_the_picture_that_the_vae_cannot_encode(
     latent_training, skipdit, tmp_path, monkeypatch, fresh_accelerate
 ):
     from skipdit_cli.training.data import encoding as latents
-    from skipdit_cli.training.objective.micro_batch import micro_batch as objective
+    from skipdit_cli.training.objective import micro_batch as objective
 
     own = latents.moments
 

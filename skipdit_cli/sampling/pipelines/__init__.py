@@ -1,1 +1,1 @@
-"""The pipelines that diffusers does not have, or has for one model only."""
+"""Pipelines: what the call of a diffusers pipeline takes, and the pipelines that diffusers lacks."""

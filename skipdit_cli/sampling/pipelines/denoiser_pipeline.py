@@ -1,4 +1,4 @@
-"""A transformer of texts alone, to time it without the text encoders and the decoder of its pipeline."""
+"""The pipeline of a lone text-conditional transformer, to time it without text encoders and VAE."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from skipdit_cli.families.example import example_inputs
 
 
 class DenoiserPipeline(DiffusionPipeline):
-    """Denoises at the size of the transformer's configuration, or of its family's pipeline, without guidance; seeded
-    noise stands for the texts. What it makes is no picture."""
+    """Denoise without guidance, with seeded noise in the place of encoded prompts.
+
+    The size is that of the transformer's config, or of its family's pipeline. The latents are no images.
+    """
 
     model_cpu_offload_seq = "transformer"
     _optional_components = ["vae"]
@@ -30,34 +32,33 @@ class DenoiserPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         return_dict: bool = False,
     ) -> tuple[torch.Tensor]:
-        """
+        """Denoise a batch, and return its latents (B, ...), in the layout of the transformer's input.
+
         Args:
-            prompt: One None a sample.
-            generator: One, or one a sample.
-            callback_on_step_end: As of diffusers' pipelines.
-        Returns:
-            Latents (B, ...), in the layout of the transformer's input.
+            prompt: One None per sample.
+            generator: One, or one per sample.
+            callback_on_step_end: As in the pipelines of diffusers.
         """
         device, generators = self._execution_device, generator if isinstance(generator, list) else [generator]
         noise = torch.Generator().manual_seed(0)
         inputs = example_inputs(self.transformer, len(prompt), device, self.transformer.dtype, generator=noise)
-        denoised, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
-        listed = isinstance(inputs[denoised], list)
+        sample, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
+        is_list = isinstance(inputs[sample], list)
         latents = torch.stack(
-            [torch.randn(each.shape, generator=one) for each, one in zip(inputs[denoised], generators)]
+            [torch.randn(each.shape, generator=one) for each, one in zip(inputs[sample], generators)]
         )
         latents = latents.to(device)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for step, t in enumerate(self.scheduler.timesteps):
             x = self.scheduler.scale_model_input(latents, t).to(self.transformer.dtype)
-            inputs |= {denoised: list(x) if listed else x, time: t.to(inputs[time].dtype).expand(inputs[time].shape)}
+            inputs |= {sample: list(x) if is_list else x, time: t.to(inputs[time].dtype).expand(inputs[time].shape)}
             output = self.transformer(**inputs, return_dict=False)[0]
             output = torch.stack(output) if isinstance(output, list) else output
-            # of the output that is noise, not a variance; of the input what is denoised, not a picture to go by
+            # the part of the output that is noise, not a variance; the part of the input that is not a condition
             part = tuple(slice(min(sides)) for sides in zip(latents.shape, output.shape))
-            moved = self.scheduler.step(output[part].float(), t, latents[part], return_dict=False)[0]
+            denoised = self.scheduler.step(output[part].float(), t, latents[part], return_dict=False)[0]
             latents = latents.clone()
-            latents[part] = moved
+            latents[part] = denoised
             if callback_on_step_end is not None:
                 callback_on_step_end(self, step, t, {"latents": latents})
         return (latents,)

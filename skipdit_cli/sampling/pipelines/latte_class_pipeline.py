@@ -1,4 +1,4 @@
-"""The pipeline of class-conditional and unconditional Latte, which diffusers has not."""
+"""The pipeline of class-conditional and unconditional Latte, which diffusers lacks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DiffusionPipe
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
+from skipdit_cli.sampling.pipelines.class_pipeline import ClassPipelineCall
 
 
-class LatteClassPipeline(DiffusionPipeline):
-    """The parts of a class-to-video model in one folder, as ``DiTPipeline`` holds those of a class-to-image one.
+class LatteClassPipeline(ClassPipelineCall, DiffusionPipeline):
+    """A class-to-video pipeline, or an unconditional one.
 
     Args:
-        transformer: The denoiser.
-        vae: The decoder of its latents, frame by frame or with a look at those around; None for a model of pixels.
-        scheduler: How it was trained.
-        id2label: What its classes are called, by label, as ``DiTPipeline`` takes it.
+        transformer: Predicts the noise.
+        vae: The VAE of its latents, image by image or temporal; None for a pixel-space model.
+        scheduler: Has the noise schedule of the training.
+        id2label: Names of the classes by label, as in ``DiTPipeline``.
     """
 
     _optional_components = ["vae"]
@@ -34,7 +35,7 @@ class LatteClassPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *arguments, **options):
-        """Read ``model_index.json``, whichever version of skipdit wrote it: the transformer's class has one home."""
+        """Return the ``model_index.json``, with the module that holds the transformer's class now."""
         config = super().load_config(*arguments, **options)
         index = config[0] if isinstance(config, tuple) else config
         if index.get("transformer", [None, None])[1] == LatteClassTransformer3DModel.__name__:

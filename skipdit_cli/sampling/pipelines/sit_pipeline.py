@@ -1,20 +1,24 @@
-"""The pipeline of SiT, a DiT trained by flow matching, which diffusers has not."""
+"""The pipeline of SiT, a DiT trained by flow matching, which diffusers lacks."""
 
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
+from skipdit_cli.sampling.pipelines.class_pipeline import ClassPipelineCall
+from skipdit_cli.sampling.schedulers import even_sigmas
 
-class SiTPipeline(DiffusionPipeline):
-    """The parts of a SiT (arXiv 2401.08740) in one folder.
 
-    It has a name of its own so that no program takes it for a ``DiTPipeline``, whose schedulers would make noise of
-    its velocity.
+class SiTPipeline(ClassPipelineCall, DiffusionPipeline):
+    """A class-to-image pipeline of SiT (arXiv 2401.08740).
+
+    Its name differs from ``DiTPipeline`` so that no program samples it with the schedulers of a DiT, which would take
+    its velocity for noise.
 
     Args:
         transformer: Predicts the velocity noise - data; its timesteps run from 1000, noise, to 0, data.
-        vae: The decoder of its latents; None for a model of pixels.
+        vae: The VAE of its latents; None for a pixel-space model.
         scheduler: Flow matching.
+        id2label: Names of the classes by label, as in ``DiTPipeline``.
     """
 
     _optional_components = ["vae"]
@@ -28,3 +32,6 @@ class SiTPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+
+    def _set_timesteps(self, num_inference_steps: int) -> None:
+        self.scheduler.set_timesteps(sigmas=even_sigmas(num_inference_steps))

@@ -1,0 +1,207 @@
+"""Refusals of a sampling run: everything that a pipeline, or its outline without weights, shows it cannot do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.cache.policy import check_depth
+from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families.labels import check_labels, null_label
+from skipdit_cli.families.registry import pipelines_by_class
+from skipdit_cli.sampling.by_class import sample_shape
+from skipdit_cli.sampling.device import transformers_of
+from skipdit_cli.sampling.pipelines.call_arguments import (
+    FLAGS,
+    FRAMES,
+    accepts_no_prompt,
+    call_default,
+    call_parameters,
+    encodes_prompts_singly,
+    frames_argument,
+    guidance_argument,
+    is_reserved,
+    is_text_conditional,
+    needs_image,
+    pipeline_type,
+)
+from skipdit_cli.sampling.run_settings import RunSettings, default_guidance
+from skipdit_cli.trunk import known_trunk
+
+SCALES = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
+"""The names of the pixels per latent along a side, by pipeline."""
+
+
+def check_unloaded(
+    outline, conditions: Sequence[int | str | None], policy: CachePolicy | None = None, **settings
+) -> None:
+    """Refuse what ``generate`` would refuse, as far as a model shows without its weights.
+
+    Args:
+        outline: The outline of the pipeline (``models.outline``).
+        settings: Fields of ``RunSettings``.
+    Raises:
+        UsageError: See ``check_run``; or the cache is too deep for one of the transformers.
+    """
+    run = RunSettings(**settings)
+    if run.guidance_scale is None:
+        run = replace(run, guidance_scale=default_guidance(outline))
+    check_run(outline, conditions, run)
+    for transformer in transformers_of(outline).values() if policy is not None else ():
+        trunk = known_trunk(transformer)
+        if trunk is not None:
+            check_depth(policy.layers, len(trunk))
+
+
+def check_run(pipe, conditions: Sequence[int | str | None], run: RunSettings) -> None:
+    """Refuse conditions and settings that the model does not support.
+
+    Args:
+        pipe: The pipeline, or its outline.
+        conditions: One class label or prompt per sample, or None.
+        run: The settings, with the guidance scale in force.
+    Raises:
+        UsageError: A condition is of another kind or out of range, or the model does not take a setting.
+    """
+    _check_type(pipe)
+    if is_text_conditional(pipe):
+        if run.cfg_channels != "all":
+            scope = "a text-conditional pipeline does not take"
+            raise UsageError(f"Got --cfg-channels {run.cfg_channels}, which {scope}; leave it out.")
+        return _check_text_run(pipe, conditions, run)
+    check_labels(conditions, pipe.transformer.config.get("num_embeds_ada_norm"))
+    for name, flag in run.call_flags().items():
+        if name != "num_frames":
+            raise UsageError(f"Got {flag}, which only a text-conditional pipeline takes; leave the flag out.")
+    if run.guidance_scale < 1:
+        raise UsageError(f"Got --guidance-scale {run.guidance_scale:g} but expected 1 (off) or more.")
+    check_null_class(pipe.transformer.config, run.guidance_scale, "--guidance-scale")
+    sample_shape(pipe, run.num_frames)
+
+
+def check_null_class(config, guidance_scale: float, name: str) -> None:
+    """Refuse guidance of a model that has no null class to guide away from.
+
+    Args:
+        config: The config of the transformer.
+        name: The name of the guidance scale, for the message.
+    Raises:
+        UsageError: The scale is above 1, and the model has no null class.
+    """
+    if guidance_scale > 1 and null_label(config) is None:
+        absent = "no classes" if config.get("num_embeds_ada_norm") is None else "no null class"
+        raise UsageError(f"Got {name} {guidance_scale:g}, but this model has {absent}; leave it out.")
+
+
+def check_steps(num_inference_steps: int, scheduler) -> None:
+    """Refuse more denoising steps than the noise schedule has timesteps.
+
+    Raises:
+        UsageError: There are more.
+    """
+    timesteps = scheduler.config.get("num_train_timesteps", num_inference_steps)
+    if num_inference_steps > timesteps:
+        raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {timesteps} timesteps.")
+
+
+def _check_type(pipe) -> None:
+    """Refuse a pipeline that makes sound alone, or that takes neither prompts nor class labels."""
+    kind, parameters = pipeline_type(pipe).__name__, call_parameters(pipe)
+    if not is_text_conditional(pipe):
+        if kind not in pipelines_by_class():
+            raise UsageError(f"A {kind} is of neither texts nor classes, which alone are sampled here.")
+    elif not ({"height", "image", *FRAMES} & set(parameters) or accepts_no_prompt(pipe)):
+        raise UsageError(f"A {kind} makes no pictures or videos, which alone are sampled here.")
+
+
+def _check_text_run(pipe, prompts: Sequence[int | str | None], run: RunSettings) -> None:
+    """Refuse what a text-conditional pipeline, or its outline, cannot sample."""
+    for prompt in prompts:
+        if isinstance(prompt, int):
+            raise UsageError(
+                f"Got --class-labels {prompt}, but this is a text-conditional pipeline; give --prompt instead."
+            )
+    if not prompts or (prompts[0] is None and not accepts_no_prompt(pipe)):
+        raise UsageError("Got no --prompt but expected one or more.")
+    if {*prompts, run.negative_prompt} != {None}:
+        _check_text_encoder(pipe)
+    if run.num_frames is not None and frames_argument(pipe) is None:
+        raise UsageError(f"Got --num-frames {run.num_frames}, but this model makes images; leave the flag out.")
+    _check_arguments(pipe, run)
+    if run.image is None and needs_image(pipe):
+        raise UsageError(f"Got no --image, but a {pipeline_type(pipe).__name__} starts from one; give --image FILE.")
+    if run.negative_prompt is not None:
+        _check_guided(pipe, run)
+    _check_size(pipe, run)
+
+
+def _check_text_encoder(pipe) -> None:
+    encoders = [list(value) for name, value in pipe.config.items() if name.startswith("text_encoder")]
+    if not encoders or any(encoder != [None, None] for encoder in encoders):
+        return
+    raise UsageError(
+        "This model has no text encoder to read a --prompt with; make its folder again with "
+        "'skipdit convert CHECKPOINT -o FOLDER --text-from maxin-cn/Latte-1'."
+        if encodes_prompts_singly(pipe)
+        else "This model has no text encoder to read a --prompt with; give the folder of the whole pipeline."
+    )
+
+
+def _check_arguments(pipe, run: RunSettings) -> None:
+    """Refuse arguments that the pipeline's ``__call__`` does not take, and the lack of one that it requires."""
+    kind, parameters = pipeline_type(pipe).__name__, call_parameters(pipe)
+    for name, flag in run.call_flags().items():
+        if name not in parameters and name != "num_frames":
+            hint = "; leave it out."
+            if name in run.arguments:
+                choices = [each for each in parameters if each not in FLAGS and not is_reserved(each)]
+                hint = "." + (nearest(name, choices) or f" It takes {', '.join(choices)}.")
+            raise UsageError(f"Got {flag}, which a {kind} does not take{hint}")
+    if run.guidance_scale is not None and guidance_argument(pipe) is None:
+        raise UsageError(f"Got --guidance-scale {run.guidance_scale:g}, which a {kind} does not take; leave it out.")
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if required and name not in (*FLAGS, *run.arguments, "self"):
+            raise UsageError(
+                f"A {kind} wants {name}, which has no flag; give it with --pipeline-arg if text can say it."
+            )
+
+
+def _check_guided(pipe, run: RunSettings) -> None:
+    """Refuse a negative prompt where guidance is off.
+
+    The ``guidance_scale`` of Flux is an input of the model; a negative prompt works through its ``true_cfg_scale``.
+    """
+    scale, source = run.guidance_scale, f"--guidance-scale {run.guidance_scale or 0:g}"
+    if guidance_argument(pipe) != "true_cfg_scale" and call_parameters(pipe).get("true_cfg_scale") is not None:
+        scale = run.arguments.get("true_cfg_scale", call_default(pipe, "true_cfg_scale"))
+        source = f"true_cfg_scale {scale} (see --pipeline-arg)"
+    if isinstance(scale, (int, float)) and scale <= 1:
+        raise UsageError(f"Got --negative-prompt, but guidance is off at {source}.")
+
+
+def _check_size(pipe, run: RunSettings) -> None:
+    video_length = pipe.transformer.config.get("video_length")
+    if run.num_frames is not None and video_length is not None and run.num_frames not in (1, video_length):
+        # the model adds all its position embeddings, or none to a single frame
+        raise UsageError(f"Got --num-frames {run.num_frames} but the model makes {video_length}, or 1.")
+    if not hasattr(pipe, "components"):  # an outline, whose parts are not loaded
+        return
+    unit = _size_unit(pipe)
+    for flag, pixels in {"--height": run.height, "--width": run.width}.items():
+        if pixels is not None and (pixels < 1 or pixels % unit):
+            raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit}.")
+
+
+def _size_unit(pipe) -> int:
+    """Return the pixels per patch along a side, of which heights and widths are multiples.
+
+    Pipelines that pack latents themselves (Flux) tell it by the scale factor of their image processor.
+    """
+    patch = pipe.transformer.config.get("patch_size") or 1
+    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
+    scale = next((getattr(pipe, name) for name in SCALES if getattr(pipe, name, None)), 1)
+    processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
+    return math.lcm(scale * patch, getattr(processor, "config", {}).get("vae_scale_factor") or 1)
