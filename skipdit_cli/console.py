@@ -1,10 +1,11 @@
-"""What the user sees: lines, tables and progress on a terminal, plain lines elsewhere, one JSON object on request."""
+"""Terminal output: lines, tables and progress bars, and the one JSON object of ``--json``.
+
+Messages that the package logs (``logging.getLogger("skipdit_cli...")``) are printed here too.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,30 +14,31 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.text import Text
 
+from skipdit_cli.formats import to_json
+
 SCHEMA = 1
-_SHOWN = "\n\t\u3000\xa0\u200c\u200d"
-"""Not printable to Python, but harmless: lines, tabs, spaces, and the joiners of scripts and emoji."""
-PLAIN_EVERY_SECONDS = 30.0
+_HARMLESS = "\n\t\u3000\xa0\u200c\u200d"  # not isprintable(): line breaks, tabs, spaces, joiners of scripts and emoji
+PLAIN_INTERVAL = 30.0  # seconds between two lines of progress without a terminal
 PLAIN_WIDTH = 1000
 
 _json = False
 _emitted = False
-_said: dict[str, object] = {}
+_warned: dict[str, object] = {}
 
 
 def use_json(on: bool) -> None:
-    """With ``on``, stdout is kept for one JSON object and everything else goes to stderr."""
+    """Reserve stdout for one JSON object, or release it; everything else then goes to stderr."""
     global _json
     _json = on
 
 
 @contextmanager
 def own_json(on: bool) -> Iterator[None]:
-    """``use_json(on)`` for one command, and one object of it; what was before is again after it."""
+    """Apply ``use_json(on)`` to one command, which emits one object, and restore the former state after it."""
     global _json, _emitted
     before = _json, _emitted
     _json, _emitted = on, False
-    _said.clear()
+    _warned.clear()
     try:
         yield
     finally:
@@ -44,9 +46,9 @@ def own_json(on: bool) -> Iterator[None]:
 
 
 def screen(stderr: bool | None = None) -> Console:
-    """Where text for people goes: stdout, or stderr while stdout is kept for JSON.
+    """Return the console for text: stdout, or stderr while stdout is reserved for JSON.
 
-    Lines are never wrapped. Away from a terminal tables are not squeezed into 80 columns either.
+    Lines are never wrapped; without a terminal, tables are not squeezed into 80 columns either.
     """
     console = Console(stderr=_json if stderr is None else stderr, highlight=False, soft_wrap=True, emoji=False)
     if not console.is_terminal:
@@ -55,27 +57,27 @@ def screen(stderr: bool | None = None) -> Console:
 
 
 def printable(text: object) -> str:
-    """``text`` with every character that would command a terminal, not be shown on it, as its escape: ESC and the
-    other controls, what turns the direction of writing, half characters of undecodable file names.
+    """Escape every character that a terminal would interpret instead of display: control characters, changes of the
+    writing direction, surrogates of undecodable file names. Line breaks and tabs stay.
 
-    Lines and tabs stay. Everything that is printed goes through here: names of files, of classes and of keys, prompts
-    and what libraries say may come from a stranger.
+    Everything printed is escaped here, since names of files, classes and keys, prompts, and messages of libraries may
+    be untrusted.
     """
-    return "".join(each if _is_shown(each) else each.encode("unicode_escape").decode() for each in str(text))
+    return "".join(char if _is_displayable(char) else char.encode("unicode_escape").decode() for char in str(text))
 
 
-def _is_shown(character: str) -> bool:
-    # isprintable is False for controls, formats, surrogates, separators of lines, and unassigned characters
-    return character.isprintable() or character in _SHOWN
+def _is_displayable(character: str) -> bool:
+    # isprintable() is False for control and format characters, surrogates, separators, and unassigned characters.
+    return character.isprintable() or character in _HARMLESS
 
 
 def say(text: str) -> None:
-    """One line for people; square brackets are shown as they are."""
+    """Print one line; square brackets are no markup."""
     screen().print(Text(printable(text)))
 
 
-class Neutral(logging.Filter):
-    """Of a handler of a library's logger: what it prints is made printable."""
+class PrintableFilter(logging.Filter):
+    """Make the messages of a logging handler printable."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(record.getMessage()), ()
@@ -83,7 +85,7 @@ class Neutral(logging.Filter):
 
 
 def trace(cause: BaseException) -> None:
-    """The traceback of ``--debug``."""
+    """Print the traceback of an error, for ``--debug``."""
     import traceback
 
     text = "".join(traceback.format_exception(cause))
@@ -91,24 +93,44 @@ def trace(cause: BaseException) -> None:
 
 
 def warn(text: str) -> None:
+    """Print a warning to stderr, as one line."""
     screen(stderr=True).print(Text.assemble(("Warning: ", "yellow"), _one_line(text)))
 
 
 def warn_once(topic: str, text: str) -> None:
-    """A warning that a thousand files may give cause for: of one topic, the first of a command is shown."""
-    own = object()
-    if _said.setdefault(topic, own) is own:  # one step, as several threads may read files
+    """Print a warning, unless this command has printed one of the same topic, as thousands of files may cause it."""
+    token = object()
+    if _warned.setdefault(topic, token) is token:  # atomic, as several threads may read files
         warn(text)
 
 
+class ConsoleHandler(logging.Handler):
+    """Print what the package logs: info as lines, warnings as warnings, those with a ``topic`` once per command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, topic = record.getMessage(), getattr(record, "topic", None)
+        if record.levelno < logging.WARNING:
+            say(text)
+        elif topic is None:
+            warn(text)
+        else:
+            warn_once(topic, text)
+
+
+logger = logging.getLogger("skipdit_cli")
+logger.addHandler(ConsoleHandler())
+logger.setLevel(logging.INFO)
+logger.propagate = False
+
+
 def error(text: str, exit_code: int = 1) -> None:
-    """The sentence that a run ends with."""
+    """Print the error that ends a command, and emit it under ``--json``."""
     screen(stderr=True).print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
     fail(text, exit_code)
 
 
 def fail(text: str, exit_code: int) -> None:
-    """Of a run that ended early, the one object on stdout under ``--json``, unless its result is there already."""
+    """Emit the error of a command as its JSON object, unless its result has been emitted already."""
     if not _emitted:
         emit({"error": " ".join(text.split()), "exit_code": exit_code})
 
@@ -118,9 +140,9 @@ def _one_line(text: str) -> str:
 
 
 def amount(number: float) -> str:
-    """A large number in a few digits: 118.64 G, 37.24 M, 3.48 k."""
-    scale, letter = next(((s, t) for s, t in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if number >= s), (1, ""))
-    return f"{number / scale:.2f}{letter}" if letter else f"{number:.0f}"
+    """Format a large number with a unit prefix: 118.64 G, 37.24 M, 3.48 k."""
+    scale, prefix = next(((s, t) for s, t in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if number >= s), (1, ""))
+    return f"{number / scale:.2f}{prefix}" if prefix else f"{number:.0f}"
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -135,52 +157,38 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """A table; a column whose cells all are numbers (or "-") is set to the right."""
+    """Print a table; columns of numbers (or "-") are right-aligned."""
     from rich.table import Table
 
-    drawn = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
-    drawn.title = Text(printable(title), "table.title") if title else None
-    for at, name in enumerate(columns):
-        numeric = bool(rows) and all(_numeric(row[at]) for row in rows)
-        drawn.add_column(Text(printable(name)), justify="right" if numeric else "left")
+    grid = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
+    grid.title = Text(printable(title), "table.title") if title else None
+    for index, name in enumerate(columns):
+        numeric = bool(rows) and all(_is_numeric(row[index]) for row in rows)
+        grid.add_column(Text(printable(name)), justify="right" if numeric else "left")
     for row in rows:
-        drawn.add_row(*(Text(printable(cell)) for cell in row))
-    screen().print(drawn)
+        grid.add_row(*(Text(printable(cell)) for cell in row))
+    screen().print(grid)
 
 
-def _numeric(cell: object) -> bool:
+def _is_numeric(cell: object) -> bool:
     return str(cell).strip("x%+-").replace(",", "").replace(".", "", 1).isdigit() or str(cell) in ("-", "")
 
 
 def emit(payload: dict) -> None:
-    """The result of a command: under ``--json`` the one object on stdout, else nothing."""
+    """Write the result of a command to stdout as one JSON object, under ``--json`` only."""
     global _emitted
     if _json:
         _emitted = True
         sys.stdout.write(to_json({"schema": SCHEMA, **payload}, indent=2) + "\n")
 
 
-def to_json(value: object, indent: int | None = None) -> str:
-    """The text of all JSON that is written here: valid, so null for a float that is NaN or infinite."""
-    return json.dumps(plain(value), indent=indent, default=str, allow_nan=False)
-
-
-def plain(value: object) -> object:
-    """``value`` with null for every float that JSON cannot write."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Advance:
-    """Counts the work done within ``progress``; call it once per unit, with an optional note to show."""
+    """Advance the progress of ``progress``: call it once per unit of work, with an optional note to display."""
 
     def __init__(self, description: str, total: int, bar=None):
         self.description, self.total, self.bar = printable(description), total, bar
-        self.done = self.shown = 0
-        self.began = self.last = time.monotonic()
+        self.done = self.printed = 0
+        self.start = self.last = time.monotonic()
         self.task = bar.add_task(self.description, total=total, note="") if bar else None
 
     def __call__(self, count: int = 1, note: str = "") -> None:
@@ -190,23 +198,23 @@ class Advance:
             self.bar.update(self.task, advance=count, note=note)
             return
         now = time.monotonic()
-        tenth = 10 * self.done // max(self.total, 1) > 10 * self.shown // max(self.total, 1)
-        if now - self.last >= PLAIN_EVERY_SECONDS or (tenth and now - self.last >= 1):
-            rate = self.done / max(now - self.began, 1e-9)
+        is_tenth = 10 * self.done // max(self.total, 1) > 10 * self.printed // max(self.total, 1)
+        if now - self.last >= PLAIN_INTERVAL or (is_tenth and now - self.last >= 1):
+            rate = self.done / max(now - self.start, 1e-9)
             say(f"{self.description} {self.done}/{self.total} {rate:.1f} it/s {note}".rstrip())
-            self.last, self.shown = now, self.done
+            self.last, self.printed = now, self.done
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Progress over ``total`` units: a bar on a terminal, elsewhere a plain line every 30 s or 10 %."""
+    """Display progress over ``total`` units: a bar on a terminal, otherwise a plain line every 30 s or 10 %."""
     console = screen()
     if not console.is_terminal:
         yield Advance(description, total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    about, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
-    columns = (about, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    label, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
+    columns = (label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
     with Progress(*columns, console=console, transient=True) as bar:
         yield Advance(description, total, bar)

@@ -50,6 +50,22 @@ def _held(holder: object):
     return holder.values() if isinstance(holder, dict) else holder if isinstance(holder, list) else ()
 
 
+def to_json(value: object, indent: int | None = None) -> str:
+    """Return valid JSON for a value: NaN and infinity become null, other types their text."""
+    import json
+
+    return json.dumps(finite_or_null(value), indent=indent, default=str, allow_nan=False)
+
+
+def finite_or_null(value: object) -> object:
+    """Replace every float in a value that JSON cannot express, NaN or infinity, by None."""
+    if isinstance(value, dict):
+        return {str(key): finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def parse_yaml(text: str, name, loader=None) -> object:
     """One document of YAML, as a person writes it: without aliases (of which a few lines can unfold to gigabytes),
     without a key twice in one mapping (of which YAML keeps the last), and not nested too deep.

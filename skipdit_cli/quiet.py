@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from skipdit_cli.console import Neutral
+from skipdit_cli.console import PrintableFilter
 
-NEUTRAL = Neutral()
+NEUTRAL = PrintableFilter()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from skipdit_cli.cache.course import steps_ahead
 from skipdit_cli.cache.forward_arguments import timestep_of
-from skipdit_cli.sampling.device import transformers_of
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import generate
 
 

@@ -15,7 +15,7 @@ from skipdit_cli.cards.snippet import loading_snippet, plain_snippet
 from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import check_writable, replacing
-from skipdit_cli.models.build import has_own_mlp, has_own_time
+from skipdit_cli.models.build import has_own_keys, has_own_time
 from skipdit_cli.models.outline import Outline, read_outline
 from skipdit_cli.skip.parameters import count_parameters
 from skipdit_cli.skip.time_embedding import RECORD
@@ -206,8 +206,10 @@ def _rows(outline: Outline, origin: Origin) -> dict[str, object]:
 
 def _plain(kind: Kind, outline: Outline, origin: Origin) -> list[str]:
     """What plain diffusers makes of the folder, if it can load it."""
+    import diffusers
+
     config, vae = outline.transformer.config, outline.config.get("vae")
-    if kind.pipeline in ("LatteClassPipeline", "SiTPipeline") or has_own_mlp(config):
+    if not hasattr(diffusers, kind.pipeline) or has_own_keys(config):
         return []
     said = ["Plain diffusers loads this folder too, but without the skip branches."] * outline.attached
     if kind.pipeline == "DiTPipeline":

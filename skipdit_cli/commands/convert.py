@@ -22,6 +22,7 @@ from skipdit_cli.commands.options import (
     one_model,
 )
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families import family_of
 from skipdit_cli.presets import preset_path
 
 Merge = Annotated[str | None, typer.Option(help="residual (default), or replace, the official form.")]
@@ -136,9 +137,11 @@ def _next(source, output) -> str:
 
 def _conditions(source) -> str:
     """What ``sample`` needs besides the model."""
+    pipeline = family_of(source.config["_class_name"]).pipeline
+    if pipeline is None or not pipeline.by_class:
+        return " --prompt TEXT"
     several = (source.config.get("num_embeds_ada_norm") or 0) > 1
-    kinds = {"DiTTransformer2DModel": " --class-labels 0,1" * several, "LatteClassTransformer3DModel": ""}
-    return kinds.get(source.config["_class_name"], " --prompt TEXT")
+    return f" {pipeline.sample_flags}" if pipeline.sample_flags and several else ""
 
 
 def _describe(plan) -> dict:
@@ -160,7 +163,8 @@ def _describe(plan) -> dict:
     console.say(f"Source: {source.name}, {source.layout}: {settings.num_layers} blocks, {size}.")
     for note in source.notes:
         console.say(note)
-    if source.process_why and source.config["_class_name"] == "DiTTransformer2DModel":
+    pipeline = family_of(source.config["_class_name"]).pipeline
+    if source.process_why and pipeline is not None and pipeline.flow:
         kind = "flow matching (SiT)" if source.process == "sit" else "denoising diffusion (DiT)"
         console.say(f"Process: {kind}, {source.process_why}.")
         if source.process == "sit":
@@ -187,6 +191,9 @@ def _describe(plan) -> dict:
 
 def _new_pipeline(plan) -> list[str]:
     """What was decided for a source that is no pipeline."""
+    from skipdit_cli.families.dit import MLP_RATIO
+    from skipdit_cli.models.build import has_own_keys
+
     lines, config = [], plan.source.config
     if plan.source.alone:
         return ["Pipeline: none in the source, so a transformer folder is written, with skip/ in it."]
@@ -203,10 +210,11 @@ def _new_pipeline(plan) -> list[str]:
         else:
             lines.append(f"Space: latent ({channels} channels), no VAE in the source: samples stay latents unless "
                          "--vae gives a decoder (stabilityai/sd-vae-ft-mse for official files).")  # fmt: skip
-    if config.get("mlp_ratio", 4.0) != 4.0 and config["_class_name"] == "DiTTransformer2DModel":
+    if has_own_keys(config) and config["mlp_ratio"] != MLP_RATIO:
         ratio = f"MLP ratio: {config['mlp_ratio']:g}, recorded in transformer/config.json"
         lines.append(f"{ratio}; plain diffusers has 4 only and refuses these weights by their shape.")
-    if config["_class_name"] == "LatteTransformer3DModel" and plan.source.pipeline is None:
+    pipeline = family_of(config["_class_name"]).pipeline
+    if pipeline is not None and not pipeline.by_class and plan.source.pipeline is None:
         text = "those of --text-from" if plan.text else "none in the source; --text-from gives them"
         size = f"Size: latents {config['sample_size']} high, {config['video_length']} frames"
         lines.append(f"{size}. Text encoder and tokenizer: {text}.")

@@ -142,13 +142,15 @@ def _rows(facts: dict) -> list[list[str]]:
 
 
 def _skip_rows(facts: dict) -> list[list[str]]:
+    from skipdit_cli.models.build import has_own_time
+
     skip, macs = facts["skip_parameters"], facts["skip_macs"]
     attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
     rows = [
         ["skip branches", f"{attached}; {facts['merge']} merge"],
         ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
     ]
-    if facts["class"] == "DiTTransformer2DModel":  # the one class with a choice
+    if not has_own_time(facts["class"]):  # where there is a choice
         rows.insert(0, ["time embedding", facts["time_embedding"]])
     if facts["macs"]:
         rows.append(["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"])
@@ -169,9 +171,9 @@ def _show_families(markdown: bool) -> None:
     """Print every transformer class of diffusers and how its trunk is known; emit the same for ``--json``."""
     import diffusers
 
-    from skipdit_cli.families.record import all_families, recorded_with
+    from skipdit_cli.families.table import family_rows, recorded_with
 
-    families, version = all_families(), recorded_with()
+    families, version = family_rows(), recorded_with()
     columns = ["class", "trunk", "blocks", "note"]
     rows = [[each.name, each.known, ", ".join(each.blocks) or "-", each.note or "-"] for each in families]
     if markdown:

@@ -111,7 +111,7 @@ def _model_problems(model: dict) -> list[str]:
         return []
     import inspect
 
-    from skipdit_cli.models.build import class_named
+    from skipdit_cli.families import class_named
 
     try:
         model_class = class_named(str(model["class"]))

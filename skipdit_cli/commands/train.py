@@ -1,4 +1,4 @@
-"""``skipdit train``: a preset's model from scratch."""
+"""``skipdit train``: train the model of a preset from scratch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import typer
 
 from skipdit_cli import presets
 from skipdit_cli.commands import options
-from skipdit_cli.commands.training_options import report, with_training_settings
+from skipdit_cli.commands.training_options import ConsoleObserver, report, with_training_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.training_settings import TrainingSettings
 
-SkipBranches = Annotated[bool, typer.Option(help="Train the model with skip branches, or the vanilla one.")]
-Vae = Annotated[str | None, typer.Option(help="Folder or hub id of the VAE of a model of latents.")]
+SkipBranches = Annotated[
+    bool, typer.Option(help="Train the model with skip branches, or the vanilla model.", rich_help_panel="Model")
+]
+Vae = Annotated[str | None, typer.Option(help="VAE of a latent model: folder or hub id.", rich_help_panel="Model")]
 
 
 @with_training_settings
@@ -28,21 +30,21 @@ def train(
 ) -> None:
     """Train the model of a preset from scratch.
 
-    skipdit train --preset digits -o runs/digits
+    skipdit train --preset digits --data digits -o runs/digits
     """
     if preset is None:
         raise UsageError("Got no --preset, which names the model to train; see 'skipdit presets list'.")
     chosen = presets.load_preset(preset)
-    settings.check({"--vae": vae, "--preset": presets.preset_path(preset)})
+    settings.check({"--vae": vae}, presets.preset_path(preset))
 
     from skipdit_cli.models import load_vae
     from skipdit_cli.training.data.demand import demand_of
-    from skipdit_cli.training.run import session
+    from skipdit_cli.training.run import complete, session
     from skipdit_cli.training.run.initialise import new_pipeline, trainable_config
 
     config = trainable_config(chosen, vae is not None)
-    begun = session.begin(settings, demand_of(config, f"Preset {preset}"))
+    begun = session.begin(settings, demand_of(config, f"Preset {preset}"), ConsoleObserver())
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
     pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
     origin = session.origin_of(settings, ctx.meta["typed"])
-    report("train", settings, begun.samples, session.train(begun, pipe, origin))
+    report("train", settings, begun.samples, complete.train(begun, pipe, origin))

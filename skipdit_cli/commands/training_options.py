@@ -1,18 +1,42 @@
-"""The flags of the two training commands, made from ``TrainingSettings``, and how both report."""
+"""What the two training commands share: the flags made from ``TrainingSettings``, what a run shows, and its report."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.training.observer import Observer
 from skipdit_cli.training.training_settings import TrainingSettings
 
 with_training_settings = with_settings(TrainingSettings)
 
 
+class ConsoleObserver(Observer):
+    """Writes the messages and the progress of a training run to the console."""
+
+    def say(self, message: str) -> None:
+        console.say(message)
+
+    def warn(self, message: str, topic: str | None = None) -> None:
+        console.warn(message) if topic is None else console.warn_once(topic, message)
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[console.Advance]:
+        return console.progress(description, total)
+
+
 def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
-    """The end of a training command: what was trained and where it is, or how to go on (exit code 130). Pushes it."""
+    """Report the end of a training command and upload its pipeline where the settings ask for it.
+
+    Args:
+        command: The name of the command.
+        samples: The ``SampleSet`` that the model was trained on.
+        outcome: The ``Outcome`` of the run.
+    Raises:
+        typer.Exit: The run was interrupted (code 130).
+    """
     if not outcome.main:
         return
     if not outcome.interrupted:
@@ -42,10 +66,12 @@ def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
 
 
 def _say_trained(settings: TrainingSettings, outcome) -> None:
-    count = f"{outcome.trained_parameters:,} parameters"
+    steps = f"{outcome.step:,} step" + "s" * (outcome.step != 1)
     loss = f", loss {outcome.last['loss']:.4f}" if outcome.last else ""
     console.say(f"Steps took {outcome.seconds:.1f} s, {outcome.data_seconds:.1f} s of it waiting for data.")
-    console.say(f"Trained {count} for {outcome.step:,} steps{loss}. The pipeline is in {settings.output}.")
+    console.say(
+        f"Trained {outcome.trained_parameters:,} parameters for {steps}{loss}. The pipeline is in {settings.output}."
+    )
 
 
 def _push(settings: TrainingSettings) -> str | None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.dit import OFFICIAL
 
-TABLE = "y_embedder.embedding_table.weight"
+TABLE, _ = OFFICIAL.label_table
+"""Official name of the label embedding, for DiT and Latte."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from skipdit_cli.conversion.process import SIT
 from skipdit_cli.conversion.source import Source, narrow
 from skipdit_cli.conversion.text_parts import TextParts
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
-from skipdit_cli.families import BACKBONES
+from skipdit_cli.families import declared_trunk
 from skipdit_cli.families.example import example_inputs
 from skipdit_cli.finite import first_broken, is_finite
 from skipdit_cli.models.build import build_transformer, has_own_time
@@ -151,7 +151,7 @@ def _new_branches(source: Source, merge: str) -> SkipBranches:
         UsageError: It has no trunk, or no forward of it can be made up.
     """
     name = source.config["_class_name"]
-    if name in BACKBONES:
+    if declared_trunk(name) is not None:
         with init_empty_weights():
             trunk = trunk_of(build_transformer(source.config))
         return SkipBranches(trunk.width, len(trunk), merge, backbone=name)

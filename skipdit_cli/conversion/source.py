@@ -11,19 +11,18 @@ from accelerate import init_empty_weights
 from skipdit_cli.conversion.official.layouts import read_official
 from skipdit_cli.conversion.process import DIT, SIT
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families import BACKBONES
-from skipdit_cli.models.build import OFFICIAL, build_transformer, has_own_time
-from skipdit_cli.models.index import SECOND, check_index, check_plain, is_part, transformer_config
+from skipdit_cli.families import FAMILIES, family_of
+from skipdit_cli.families.pipeline_parts import SECOND
+from skipdit_cli.models.build import build_transformer, has_own_time
+from skipdit_cli.models.index import check_index, check_plain, is_part, transformer_config
 from skipdit_cli.models.open import find_folder
 from skipdit_cli.models.variants import variant_of
 from skipdit_cli.models.weights import assign_weights, read_weights
-from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
 from skipdit_cli.skip import SKIP, SkipBranches
 from skipdit_cli.skip.time_embedding import RECORD
 
 NUMBERS = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "sample_size", "patch_size")
 """What the configuration of a DiT or Latte says in whole numbers."""
-OFFICIAL_ON_HUB = ("facebook/DiT-XL-2-256", "facebook/DiT-XL-2-512")
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Source:
     @property
     def alone(self) -> bool:
         """Whether no pipeline can be made here around this transformer: it stays one, and gets ``skip/`` inside."""
-        return self.pipeline is None and self.config["_class_name"] not in OFFICIAL
+        return self.pipeline is None and family_of(self.config["_class_name"]).pipeline is None
 
     @property
     def place(self) -> Path:
@@ -160,20 +159,26 @@ def open_source(
     if index.get(SECOND) not in (None, [None, None]):
         own = _config(folder / SECOND, index)
         second = Source(f"{name}/{SECOND}", layout, own, folder, folder / SECOND, official=_native(own))
-    process = SIT if index.get("_class_name") == SiTPipeline.__name__ else DIT
+    process = SIT if index.get("_class_name") == _flow_pipeline(config) else DIT
     source = Source(str(name), layout, config, folder, folder / "transformer", official=official, second=second)
     return replace(source, process=process)
 
 
 def _config(folder: Path, index: dict | None = None) -> dict:
     config = transformer_config(folder, index)
-    name = config["_class_name"]
-    if name in BACKBONES and BACKBONES[name].native_skips:
-        raise UsageError(f"Folder {folder} holds a {name}, which has skips of its own: sample it as it is.")
-    for key in NUMBERS if name in OFFICIAL else ():
+    family = family_of(config["_class_name"])
+    if family.trunk is not None and family.trunk.native_skips:
+        raise UsageError(f"Folder {folder} holds a {family.name}, which has skips of its own: sample it as it is.")
+    for key in NUMBERS if family.official is not None else ():
         if type(config.get(key)) is not int or config[key] < 1:
             raise UsageError(f"Folder {folder} has a config.json with {key} {config.get(key)!r}, no whole number.")
     return config
+
+
+def _flow_pipeline(config: dict) -> str:
+    """The pipeline class of models of this family that were trained by flow matching; empty if there are none."""
+    pipeline = family_of(config["_class_name"]).pipeline
+    return "" if pipeline is None else pipeline.flow or ""
 
 
 def _variant(folder: Path) -> str:
@@ -190,7 +195,7 @@ def _native(config: dict) -> str:
 def _on_hub(name, *traces) -> str:
     """Why these weights are known to come from an official hub repository, by id, record or cache path."""
     said = [str(trace.get("_name_or_path", "") if isinstance(trace, dict) else trace) for trace in (name, *traces)]
-    for known in OFFICIAL_ON_HUB:
+    for known in [each for family in FAMILIES.values() if family.official for each in family.official.hub_ids]:
         if any(known in text or f"models--{known.replace('/', '--')}" in text for text in said):
             return f"{known} holds the DiT repository's weights"
     return ""

@@ -13,6 +13,7 @@ from skipdit_cli.conversion.plan import Conversion
 from skipdit_cli.conversion.process import SIT
 from skipdit_cli.conversion.proof import Proof, prove
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.families.pipeline_parts import SECOND, TRANSFORMERS
 from skipdit_cli.files import CONVERT, MARKER, check_apart, check_folder, check_outside, replace_folder
 from skipdit_cli.finite import first_broken
 from skipdit_cli.models.build import default_scheduler, has_own_time, pipeline_around
@@ -24,7 +25,7 @@ from skipdit_cli.models.folder import (
     save_branches,
     write_config,
 )
-from skipdit_cli.models.index import INDEX, SECOND, TRANSFORMERS, parts_of
+from skipdit_cli.models.index import INDEX, parts_of
 from skipdit_cli.models.variants import files_in
 from skipdit_cli.models.weights import (
     STEM,

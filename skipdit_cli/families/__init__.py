@@ -1,5 +1,32 @@
-"""The transformer classes that are known by name: one file a family."""
+"""The transformer families that the package knows by name: one file for each, and a registry for more."""
 
-from skipdit_cli.families.declarations import BACKBONES, FORMER_NAMES, Backbone, BlockList, class_name
+from skipdit_cli.families.captions import TextConditioning
+from skipdit_cli.families.declarations import Backbone, BlockList
+from skipdit_cli.families.family import ExampleSize, Family, OfficialFiles, PipelineAround, Training
+from skipdit_cli.families.registry import (
+    FAMILIES,
+    class_name,
+    class_named,
+    declared_trunk,
+    family_of,
+    register,
+    unregister,
+)
 
-__all__ = ["BACKBONES", "FORMER_NAMES", "Backbone", "BlockList", "class_name"]
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "BlockList",
+    "ExampleSize",
+    "Family",
+    "OfficialFiles",
+    "PipelineAround",
+    "TextConditioning",
+    "Training",
+    "class_name",
+    "class_named",
+    "declared_trunk",
+    "family_of",
+    "register",
+    "unregister",
+]

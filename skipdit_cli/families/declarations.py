@@ -1,8 +1,7 @@
-"""What a trunk is made of, in plain data: block lists, and the streams that run through them."""
+"""Declarations of trunks, in plain data: which block lists a transformer has, and which streams run through them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -11,12 +10,13 @@ class BlockList:
     """One ``ModuleList`` of a trunk.
 
     Args:
-        name: Its attribute path in the model.
-        streams: Names of the block arguments that cross from block to block, in the order a block returns them (one
-            alone is returned bare, not in a tuple); None where it returns something else.
-        joins: For a list of one stream: it is these streams of the lists before, end to end along the tokens (Flux.2's
-            text and image before its single blocks).
-        wrapped: One stream alone is returned in a tuple nevertheless.
+        name: Attribute path of the list in the model.
+        streams: Names of the block arguments that pass from block to block, in the order in which a block returns
+            them. A single stream is returned as a tensor, not in a tuple. None stands for a returned value that is
+            no stream.
+        joins: For a list with one stream: the streams of the preceding lists that this stream concatenates along the
+            tokens (the text and image streams before Flux.2's single blocks).
+        wrapped: A block returns its single stream in a tuple.
     """
 
     name: str
@@ -26,27 +26,28 @@ class BlockList:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the streams."""
         return tuple(name for name in self.streams if name is not None)
 
     @property
     def bare(self) -> bool:
-        """Whether a block returns a tensor, and no tuple."""
+        """Whether a block returns a tensor instead of a tuple."""
         return len(self.streams) == 1 and not self.wrapped
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the trunk of one transformer class lies and what flows through it.
+    """The declaration of a trunk: the block lists of one transformer class and the streams that run through them.
 
     Args:
-        lists: The trunk's block lists, in the order they run.
-        interleaved: The lists run in turn, one block of each makes a unit (Latte: spatial, temporal); otherwise one
-            list follows the other and every block is a unit.
-        joined: The stream that skip branches join: the image's or video's.
+        lists: The block lists of the trunk, in running order.
+        interleaved: The lists run in turn, and one block of each makes a unit (a spatial and a temporal block of
+            Latte). Otherwise one list follows the other, and every block is a unit.
+        joined: Name of the image or video stream, which the skip branches join.
         width: D, the width of that stream: a number, or the config keys whose product it is.
-        official_time: The class itself spaces its timestep frequencies as the official code does, or its weights are
-            none of the official code's.
-        native_skips: The class has long skips of its own, and gets no branches.
+        official_time: The class has only one spacing of timestep frequencies. False for a class whose weights may
+            come from code that spaces them differently than diffusers does.
+        native_skips: The class has long skips of its own and gets no skip branches.
     """
 
     lists: tuple[BlockList, ...]
@@ -57,14 +58,15 @@ class Backbone:
     native_skips: bool = False
 
     def record(self) -> dict:
-        """The same as JSON can hold it; ``from_record`` reads it."""
+        """Return the declaration as JSON-compatible data, which ``from_record`` reads."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: dict) -> Backbone:
-        """
+        """Return the declaration that ``record`` described.
+
         Raises:
-            KeyError, TypeError, AttributeError: It is no such record.
+            KeyError, TypeError, AttributeError: The data is no such record.
         """
         lists = tuple(
             BlockList(each["name"], tuple(each["streams"]), tuple(each["joins"]), each["wrapped"])
@@ -79,59 +81,27 @@ IMAGE_TEXT = ("hidden_states", "encoder_hidden_states")
 TEXT_IMAGE = ("encoder_hidden_states", "hidden_states")
 
 
-def _one(name: str = "transformer_blocks", streams: tuple[str, ...] = HIDDEN, **options) -> Backbone:
+def one_list(name: str = "transformer_blocks", streams: tuple[str, ...] = HIDDEN, **options) -> Backbone:
+    """Return the declaration of a trunk with one block list.
+
+    Args:
+        options: Further arguments of ``Backbone``.
+    """
     return Backbone((BlockList(name, streams),), **options)
 
 
-def _double_single(double: tuple[str, ...], single: tuple[str, ...] = (), joins: tuple[str, ...] = ()) -> Backbone:
-    lists = BlockList("transformer_blocks", double), BlockList("single_transformer_blocks", single or double, joins)
-    return Backbone(lists)
-
-
-_LATTE = Backbone((BlockList("transformer_blocks"), BlockList("temporal_transformer_blocks")), interleaved=True)
-
-BACKBONES: dict[str, Backbone] = {
-    "DiTTransformer2DModel": _one(official_time=False),
-    "LatteTransformer3DModel": _LATTE,
-    "LatteClassTransformer3DModel": _LATTE,
-    "HunyuanDiT2DModel": _one("blocks", native_skips=True),
-    "PixArtTransformer2DModel": _one(),
-    "SD3Transformer2DModel": _one(streams=TEXT_IMAGE),
-    "FluxTransformer2DModel": _double_single(TEXT_IMAGE),
-    "Flux2Transformer2DModel": _double_single(TEXT_IMAGE, HIDDEN, joins=TEXT_IMAGE),
-    "ChromaTransformer2DModel": _double_single(TEXT_IMAGE, HIDDEN, joins=TEXT_IMAGE),
-    "AuraFlowTransformer2DModel": Backbone(
-        (
-            BlockList("joint_transformer_blocks", TEXT_IMAGE),
-            BlockList("single_transformer_blocks", HIDDEN, joins=TEXT_IMAGE),
-        )
-    ),
-    "Lumina2Transformer2DModel": _one("layers", width=("hidden_size",)),
-    "SanaTransformer2DModel": _one(),
-    "QwenImageTransformer2DModel": _one(streams=TEXT_IMAGE),
-    "ZImageTransformer2DModel": _one("layers", ("x",), joined="x", width=("dim",)),
-    "CogVideoXTransformer3DModel": _one(streams=IMAGE_TEXT),
-    "CogView4Transformer2DModel": _one(streams=IMAGE_TEXT),
-    "WanTransformer3DModel": _one("blocks"),
-    "LTXVideoTransformer3DModel": _one(),
-    "LTX2VideoTransformer3DModel": _one(streams=("hidden_states", "audio_hidden_states")),
-    "HunyuanVideoTransformer3DModel": _double_single(IMAGE_TEXT),
-    "MochiTransformer3DModel": _one(streams=IMAGE_TEXT),
-    "AllegroTransformer3DModel": _one(),
-}
-
-FORMER_NAMES = {
-    "Transformer2DModel": {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
-}
-"""What the configs of the hub's DiT and PixArt still say: a class that was several, told apart by ``norm_type``. Its
-other kinds (the attention of UNets, VQ-Diffusion) go by that name to this day."""
-
-
-def class_name(name: str, config: Mapping) -> str:
-    """The name that diffusers has now for a transformer's class.
+def double_and_single(
+    double: tuple[str, ...],
+    single: tuple[str, ...] = (),
+    joins: tuple[str, ...] = (),
+    names: tuple[str, str] = ("transformer_blocks", "single_transformer_blocks"),
+) -> Backbone:
+    """Return the declaration of a trunk whose dual-stream blocks are followed by single-stream blocks, as in Flux.
 
     Args:
-        name: In its config or index.
-        config: Of the transformer.
+        double: Streams of the dual-stream blocks.
+        single: Streams of the single-stream blocks; those of the dual-stream blocks if empty.
+        joins: Streams that the single stream concatenates, see ``BlockList``.
+        names: Attribute paths of the two lists.
     """
-    return FORMER_NAMES.get(name, {}).get(str(config.get("norm_type")), name)
+    return Backbone((BlockList(names[0], double), BlockList(names[1], single or double, joins)))

@@ -1,4 +1,4 @@
-"""Class ids: those that a model has, and the one that stands for no class."""
+"""Class labels: those that a model has, and its null label."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from skipdit_cli.errors import UsageError
 
 
 def null_label(config: Mapping) -> int | None:
-    """The id that stands for "no class": one past the last, in diffusers' and our models of classes.
+    """Return the null label of a class-conditional model, or None if it has none to guide away from.
+
+    It is one past the last class in diffusers' models and ours.
 
     Args:
-        config: Of the transformer. ``_null_class: false`` there says that this row of its table was never trained.
-    Returns:
-        None for a model that has no such id, and so nothing to guide away from.
+        config: The config of the transformer. ``_null_class: false`` says that this row of the label embedding was
+            never trained.
     """
     return config.get("num_embeds_ada_norm") if config.get("_null_class", True) else None
 
 
 def check_labels(class_labels: Sequence[int | str | None], num_classes: int | None) -> None:
-    """Refuse labels the model was not trained on.
+    """Refuse class labels that a model was not trained on.
 
     Args:
+        class_labels: One for each sample.
         num_classes: None for an unconditional model, whose labels are None.
     Raises:
-        UsageError: A text, no label at all, one outside 0..num_classes-1, or one for an unconditional model.
+        UsageError: There is no label, or one that is a prompt, lies outside of 0..num_classes-1, or is for an
+            unconditional model.
     """
     of = "nothing" if num_classes is None else "classes"
     for label in class_labels:

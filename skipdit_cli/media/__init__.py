@@ -1,4 +1,4 @@
-"""Pictures and videos in and out; what is written comes with how it was made, in it or beside it."""
+"""Read and write images and videos; each written file carries its metadata, or has it in a JSON file beside it."""
 
 from skipdit_cli.media.history import history_file, read_metadata
 from skipdit_cli.media.intake import read_picture

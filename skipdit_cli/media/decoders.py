@@ -1,4 +1,4 @@
-"""The two decoders of video files: decord inside this process, and ffmpeg beside it."""
+"""The two decoders of video files: decord, where it reads a file correctly, and FFmpeg for everything else."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ from skipdit_cli.media.packets import Packets
 if TYPE_CHECKING:
     import numpy as np
 
-NEAR = 16  # frames; to decode so many more is quicker than to start ffmpeg once more
-MOST_TERMS = 100  # of one expression of ffmpeg's
+MAX_GAP = 16  # frames; decoding this many unneeded ones is faster than another seek
 
 
-def with_decord(path: Path, packets: Packets, wanted: list[int]) -> list[np.ndarray] | None:
-    """Ascending frames, uint8 (H, W, 3); None where decord is missing, fails, or does not suit the file."""
+def decode_frames(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray]:
+    """Decode frames by number.
+
+    Args:
+        numbers: Ascending frame numbers.
+    Returns:
+        uint8 (H, W, 3) arrays, RGB, rotated but with the pixel aspect ratio of the file.
+    Raises:
+        UsageError: A frame cannot be decoded.
+    """
+    pictures = _with_decord(path, packets, numbers)
+    return _with_ffmpeg(path, packets, numbers) if pictures is None else pictures
+
+
+def _with_decord(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray] | None:
+    """Decode with decord; None if it is missing, fails, or does not suit the file."""
     if not packets.suits_decord:
         return None
     try:
@@ -26,73 +39,58 @@ def with_decord(path: Path, packets: Packets, wanted: list[int]) -> list[np.ndar
         return None
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        # Without a limit to its tolerance, a frame that cannot be decoded is a copy of the one before.
+        # By default decord tolerates faults: it returns the previous frame for one that cannot be decoded.
         reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1, fault_tol="1e-9")
-        pictures = reader.get_batch(wanted).asnumpy()
-    except Exception:  # ffmpeg, asked next, may do better, and else says why
+        pictures = reader.get_batch(numbers).asnumpy()
+    except Exception:  # FFmpeg, which is tried next, decodes the frames or gives the reason
         return None
     if len(reader) != packets.frames or pictures.shape[1:3] != packets.size[::-1]:
         return None
     return list(pictures)
 
 
-def with_ffmpeg(path: Path, packets: Packets, wanted: list[int]) -> list[np.ndarray]:
-    """Ascending frames, uint8 (H, W, 3).
-
-    Raises:
-        UsageError: One cannot be decoded.
-    """
+def _with_ffmpeg(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
-    for part, seek in _parts(packets, wanted):
-        expression = "+".join(_terms(packets, part))
-        found = ffmpeg.decode(path, expression, len(part), seek)
-        if len(found) < len(part) and seek is not None:  # it landed too late
-            found = ffmpeg.decode(path, expression, len(part))
-        if len(found) < len(part):
-            raise ffmpeg.unreadable(path, f"its frame {part[len(found)]} cannot be decoded")
-        pictures += found
+    for group, seek in _groups(packets, numbers):
+        if packets.times is None:
+            decoded = ffmpeg.decode(path, set(group), len(group), by_number=True)
+        else:
+            times = set(packets.times[group].tolist())
+            decoded = ffmpeg.decode(path, times, len(group), seek)
+            if len(decoded) < len(group) and seek is not None:  # the seek landed too late
+                decoded = ffmpeg.decode(path, times, len(group))
+        if len(decoded) < len(group):
+            raise ffmpeg.unreadable(path, f"its frame {group[len(decoded)]} cannot be decoded")
+        pictures += decoded
     return pictures
 
 
-def _parts(packets: Packets, wanted: list[int]) -> Iterator[tuple[list[int], float | None]]:
-    """Parts that one run of ffmpeg decodes, each with the time in seconds to seek to, None for the first frame."""
-    part: list[int] = []
+def _groups(packets: Packets, numbers: list[int]) -> Iterator[tuple[list[int], float | None]]:
+    """Yield groups of frames to decode after one seek, each with the time in seconds to seek to, if any."""
+    group: list[int] = []
     start = 0
-    for number in wanted:
+    for number in numbers:
         entry = _entry(packets, number)
-        if part and (entry > part[-1] + NEAR or len(_terms(packets, part)) == MOST_TERMS):
-            yield part, _seek(packets, start)
-            part = []
-        if not part:
+        if group and entry > group[-1] + MAX_GAP:
+            yield group, _seek_time(packets, start)
+            group = []
+        if not group:
             start = entry
-        part.append(number)
-    yield part, _seek(packets, start)
+        group.append(number)
+    yield group, _seek_time(packets, start)
 
 
 def _entry(packets: Packets, number: int) -> int:
-    """The last frame at or before this one from which it can be decoded."""
+    """Return the last frame, up to this one, from which this one can be decoded."""
     if packets.times is None:
         return 0
     entry = packets.entries[packets.entries.searchsorted(packets.times[number], "right") - 1]
     return int(packets.times.searchsorted(entry))
 
 
-def _seek(packets: Packets, start: int) -> float | None:
-    """Between a frame and the next, as ffmpeg rounds times and takes the last key frame before one."""
+def _seek_time(packets: Packets, start: int) -> float | None:
+    """Return a time halfway to the next frame: FFmpeg rounds, then takes the last key frame before the time."""
     if start == 0 or packets.times is None:
         return None
     time = float(packets.times[start : start + 2].mean() * packets.tick)
-    return time if time > 0 else None  # ffmpeg counts negative times from the end
-
-
-def _terms(packets: Packets, part: list[int]) -> list[str]:
-    """One term for each run of consecutive frames."""
-    runs: list[list[int]] = []
-    for number in part:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    if packets.times is None:
-        return [f"between(n,{first},{last})" for first, last in runs]
-    return [f"between(pts,{packets.times[first]},{packets.times[last]})" for first, last in runs]
+    return time if time > 0 else None  # FFmpeg takes a negative time for one relative to the end

@@ -1,48 +1,52 @@
-"""Where the frames of a video file lie, found from its packets in one pass that decodes nothing."""
+"""The frames of a video file and their timestamps, from its packets: one pass that decodes nothing."""
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skipdit_cli import console
-from skipdit_cli.media.ffmpeg import run_ffmpeg, unreadable
+from skipdit_cli.media.ffmpeg import Video, open_video, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
 
-KEY, CORRUPT, DISCARD = 1, 2, 4  # AV_PKT_FLAG_*; DISCARD is what lies outside the cut of an mp4's edit list
-NO_TIME = -(2**63)  # AV_NOPTS_VALUE
-SEEKABLE = ("mov", "matroska", "avi")  # containers whose index ffmpeg's seeking follows
-IDR = "filter_units=pass_types=5"  # of H.264 leaves the frames that no prediction reaches across
-MOST_UNLIKE = 16  # sides of a pixel; beyond, a header is damaged, or meant to fill the memory
-ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d")  # names of ffmpeg's pixel formats
+KEY, CORRUPT, DISCARD = 1, 2, 4  # AV_PKT_FLAG_*; DISCARD marks what the edit list of an mp4 cuts away
+NO_TIMESTAMP = -(2**63)  # AV_NOPTS_VALUE
+SEEKABLE = ("mov", "matroska", "avi")  # containers with an index that FFmpeg seeks by
+IDR = "filter_units=pass_types=5"  # drops all H.264 packets but IDR frames, across which no frame is predicted
+MAX_PIXEL_ASPECT_RATIO = 16  # a larger one is a damaged header, or one made to exhaust the memory
+ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d")  # names of FFmpeg's pixel formats
 
-# decord 0.6.0 (FFmpeg 4.1) gives the very pixels of ffmpeg for these, and for key frames no frame is shown before;
-# elsewhere it takes frames for others, or converts differently.
+# For these, and where every frame after a key frame is displayed after it, the frames of decord 0.6.0 (FFmpeg 4.1) are
+# identical to FFmpeg's. Elsewhere it returns other frames than the ones requested, or converts colours differently.
 DECORD_CONTAINERS = ("mov", "matroska")
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 DECORD_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray", "gbrp")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Packets:
-    """The frames of a video stream, in the order of display.
+    """The frames of a video stream, in display order.
 
     Attributes:
-        frames: Their number.
-        fps: On average; None where the file does not tell.
-        times: int64 (frames,), ascending, in ticks; None where frames can only be counted from the first one on.
-        entries: int64, ascending: the times at which decoding can start and is right from there on.
-        tick: Seconds.
-        size: (width, height) as stored, before any rotation.
-        pixel: Width over height of a stored pixel as it is shown: the container's word, else the codec's, else 1.
-        turned: It is shown after a quarter turn.
-        suits_decord: decord reads the file right.
+        frames: Number of frames.
+        fps: Average frame rate; None if the file does not determine it.
+        times: int64 (frames,), ascending presentation timestamps in ticks; None if frames can only be counted from the
+            first one on.
+        entries: int64, ascending timestamps of the frames at which decoding can start.
+        tick: Time base, in seconds.
+        size: (width, height) as stored, before rotation.
+        pixel: Width over height of a stored pixel as displayed; the container overrides the codec.
+        turned: Whether display rotates the frames by a quarter turn.
+        suits_decord: Whether decord reads the file correctly.
     """
 
     frames: int
@@ -55,17 +59,19 @@ class Packets:
     turned: bool
     suits_decord: bool
 
-    def shown(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size at which a decoded and turned picture of ``size`` is shown: the side along the stored rows made
-        longer or shorter, as players do."""
+    def displayed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) with square pixels of a decoded and rotated frame; the side along the stored
+        rows is scaled, as players do."""
         width, height = size
         if self.turned:
             return width, max(1, round(height * self.pixel))
         return max(1, round(width * self.pixel)), height
 
     def seconds(self) -> np.ndarray | None:
-        """When each frame is shown, from the first one on; by the average rate where times are not known, None
-        without one."""
+        """Return the display time of each frame in seconds, relative to the first one: float64 (frames,).
+
+        Without timestamps the times follow the average frame rate; without that either, None is returned.
+        """
         import numpy as np
 
         if self.times is not None:
@@ -73,146 +79,118 @@ class Packets:
         return None if self.fps is None else np.arange(self.frames) / self.fps
 
 
-def packets_of(path: Path) -> Packets:
-    """The frames of a video file; remembered until the file changes.
+def read_packets(path: Path) -> Packets:
+    """Read the packets of a video file; the result is cached until the file changes.
 
     Raises:
-        UsageError: It is empty, no video, holds no frame, is cut off or damaged.
+        UsageError: The file is empty, no video, has no frame, or is truncated or damaged.
     """
     status = path.stat()
     if status.st_size == 0:
         raise unreadable(path, "it is empty")
-    return _scanned(path, status.st_mtime_ns, status.st_size)
+    return _read_packets(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=16384)
-def _scanned(path: Path, _changed: int, _size: int) -> Packets:
+def _read_packets(path: Path, _modified: int, _size: int) -> Packets:
     import numpy as np
 
-    copy = ("-map", "0:V:0", "-c", "copy", "-copyinkf", "-f", "framecrc")
-    code, output, log = run_ffmpeg(path, "-map", "0:V:0", *copy, "-bsf:v:1", IDR)
-    if code and "bitstream filter" in log:  # it knows some codecs only
-        code, output, log = run_ffmpeg(path, *copy)
-    stream = _stream(log.split("Output #0")[0])
-    packets, idr, tick, size, pixel = _listed(output.decode())
-    _check(path, code, log, stream, packets)
-    if not 1 / MOST_UNLIKE <= pixel <= MOST_UNLIKE:
-        raise unreadable(path, f"it says that its pixels are {pixel} times as wide as high")
-    if ALPHA.match(stream.pixels):
-        console.warn_once("alpha", f"{path} has a channel of transparency, which is left out of it and its like.")
-    flags, shown = packets[:, 3], packets[packets[:, 3] & DISCARD == 0]
-    times = np.sort(shown[:, 0])
-    entries = np.sort(idr if stream.codec == "h264" else packets[flags & KEY > 0, 0])
-    named = len(times) and times[0] != NO_TIME and (np.diff(times) > 0).all()  # one time, one frame
-    timed = named and stream.container in SEEKABLE and len(entries) and entries[0] <= times[0]
-    frames = len(times) if timed else _count(path)
-    return Packets(
-        frames=frames,
-        fps=_rate(frames, shown, tick),
-        times=times if timed else None,
-        entries=entries,
-        tick=tick,
-        size=size,
-        pixel=pixel,
-        turned=stream.turned,
-        suits_decord=bool(timed and stream.suits_decord(size) and _plain(packets, times, entries)),
-    )
+    with open_video(path) as video:
+        packets, idr = _table(video)
+        _check(video, packets)
+        size = video.codec.width, video.codec.height
+        tick, pixel = Fraction(video.stream.time_base), Fraction(video.stream.sample_aspect_ratio or 1)
+        if not 1 / MAX_PIXEL_ASPECT_RATIO <= pixel <= MAX_PIXEL_ASPECT_RATIO:
+            raise unreadable(path, f"it says that its pixels are {pixel} times as wide as high")
+        if ALPHA.match(video.codec.pix_fmt or ""):
+            logger.warning(
+                "%s has an alpha channel, which is ignored, as in files like it.", path, extra={"topic": "alpha"}
+            )
+        flags, kept = packets[:, 3], packets[packets[:, 3] & DISCARD == 0]
+        times = np.sort(kept[:, 0])
+        entries = np.sort(idr if video.codec.name == "h264" else packets[flags & KEY > 0, 0])
+        unique = len(times) and times[0] != NO_TIMESTAMP and (np.diff(times) > 0).all()
+        timed = unique and video.format in SEEKABLE and len(entries) and entries[0] <= times[0]
+        frames = len(times) if timed else _count_frames(path)
+        rotation = re.search(r"(?i)display ?matrix: rotation of (-?[\d.]+)", video.description)
+        return Packets(
+            frames=frames,
+            fps=_frame_rate(frames, kept, tick) or float(video.stream.average_rate or 0) or None,
+            times=times if timed else None,
+            entries=entries,
+            tick=tick,
+            size=size,
+            pixel=pixel,
+            turned=rotation is not None and round(float(rotation[1]) / 90) % 2 == 1,
+            suits_decord=bool(timed and _suits_decord(video) and _is_simple(packets, times, entries)),
+        )
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """What ffmpeg's log says of the first video stream."""
-
-    container: str
-    codec: str
-    pixels: str
-    streams: int
-    moved: bool
-    turned: bool
-
-    def suits_decord(self, size: tuple[int, int]) -> bool:
-        """decord knows no flips, crops, odd heights of yuv420p, and chooses among several streams by itself."""
-        known = self.container in DECORD_CONTAINERS and self.codec in DECORD_CODECS and self.pixels in DECORD_FORMATS
-        return known and self.streams == 1 and not self.moved and not ("420" in self.pixels and size[1] % 2)
-
-
-def _stream(log: str) -> _Stream:
-    container = re.search(r"Input #0, (\w+)", log)
-    videos = re.findall(r"^\[info\] +Stream #0:.*?: Video: (\w+)(?!.*attached pic)(.*)", log, re.MULTILINE)
-    codec, details = videos[0] if videos else ("", "")
-    pixels = re.search(r", (\w+)[(,]", details)
-    moved = re.search(r"(?i)display ?matrix|cropping", log) is not None
-    angle = re.search(r"(?i)display ?matrix: rotation of (-?[\d.]+)", log)
-    turned = angle is not None and round(float(angle[1]) / 90) % 2 == 1
-    return _Stream(container[1] if container else "", codec, pixels[1] if pixels else "", len(videos), moved, turned)
-
-
-def _listed(table: str) -> tuple[np.ndarray, np.ndarray, Fraction, tuple[int, int], Fraction]:
-    """ffmpeg's ``framecrc`` table: the packets as stored, int64 (N, 4) of (time, decoding time, duration, flags); the
-    times of the IDR frames; the tick, in seconds; (width, height); width over height of a pixel."""
+def _table(video: Video) -> tuple[np.ndarray, np.ndarray]:
+    """Return the packets in file order, int64 (N, 4) of (presentation timestamp, decoding timestamp, duration, flags),
+    and the timestamps of the IDR frames of H.264."""
+    import av
     import numpy as np
+    from av.bitstream import BitStreamFilterContext
 
-    tick, size, pixel, packets, idr = Fraction(0), (0, 0), Fraction(1), [], []
-    for line in table.splitlines():
-        if line.startswith("#tb 0: "):
-            tick = Fraction(line[7:])
-        elif line.startswith("#dimensions 0: "):
-            width, height = line[15:].split("x")
-            size = int(width), int(height)
-        elif line.startswith("#sar 0: "):
-            across, down = map(int, line[8:].split("/"))
-            pixel = Fraction(across, down) if across > 0 and down > 0 else pixel  # 0/1 is: not said
-        elif line[:2] in ("0,", "1,"):
-            fields = line.split(",")
-            time = int(fields[2])
-            flags = next((int(field[3:], 16) for field in fields[6:] if field.startswith(" F=")), KEY)
-            if line[0] == "1":
-                idr.append(time)
-            else:
-                packets.append((time, int(fields[1]), int(fields[3]), flags))
-    return np.array(packets, np.int64).reshape(-1, 4), np.array(idr, np.int64), tick, size, pixel
+    rate = video.stream.guessed_rate
+    duration = round(1 / (Fraction(rate) * Fraction(video.stream.time_base))) if rate else 0
+    packets, idr, only_idr = [], [], None
+    if video.codec.name == "h264":
+        with suppress(av.FFmpegError):  # FFmpeg logs an error for damaged headers, here and for damaged packets below
+            only_idr = BitStreamFilterContext(IDR, video.stream)
+    for packet in video.packets():
+        if not packet.size:
+            continue
+        time, decoding_time = (NO_TIMESTAMP if stamp is None else stamp for stamp in (packet.pts, packet.dts))
+        flags = KEY * packet.is_keyframe | CORRUPT * packet.is_corrupt | DISCARD * packet.is_discard
+        packets.append((time, decoding_time, packet.duration or duration, flags))
+        with suppress(av.FFmpegError):
+            idr += [time for _ in only_idr.filter(packet)] if only_idr else []
+    return np.array(packets, np.int64).reshape(-1, 4), np.array(idr, np.int64)
 
 
-def _check(path: Path, code: int, log: str, stream: _Stream, packets: np.ndarray) -> None:
-    """Refuse what ffmpeg complained of, unless it is of another stream."""
-    complaints = re.findall(r"^(?:\[([^@\]\n]*)[^\]\n]*\] )?\[(?:error|fatal)\] (.*)$", log, re.MULTILINE)
-    if "matches no streams" in log:
-        raise unreadable(path, "it holds no video stream")
-    if code and "Format not on whitelist" in log:
-        raise unreadable(path, "it is of another kind")
-    if code:
-        why = complaints[0][1].rstrip(".") if complaints else f"exit code {code}"
-        raise unreadable(path, f"it is no video, or not whole (ffmpeg: {why})")
-    for source, complaint in complaints:
-        if source.startswith("in#0") or source.strip().split(",")[0] in (stream.container, stream.codec):
-            raise unreadable(path, f"it is damaged or cut off (ffmpeg: {complaint.rstrip('.')})")
+def _check(video: Video, packets: np.ndarray) -> None:
+    """Raise a UsageError for a file that FFmpeg found damaged."""
+    errors = video.errors()
+    if errors:
+        raise unreadable(video.path, f"it is damaged or cut off (ffmpeg: {errors[0]})")
     if (packets[:, 3] & CORRUPT).any():
-        raise unreadable(path, "it is damaged or cut off")
+        raise unreadable(video.path, "it is damaged or cut off")
     if not len(packets):
-        raise unreadable(path, "it holds no frame")
+        raise unreadable(video.path, "it holds no frame")
 
 
-def _count(path: Path) -> int:
-    """The frames that come out when all is decoded."""
-    decode = ("-map", "0:V:0", "-fps_mode", "passthrough", "-f", "framecrc")
-    frames = sum(line.startswith("0,") for line in run_ffmpeg(path, *decode)[1].decode().splitlines())
+def _count_frames(path: Path) -> int:
+    """Return the number of frames of a file without usable timestamps, which has to be decoded for it."""
+    with open_video(path) as video:
+        frames = sum(1 for _ in video.frames())
     if not frames:
         raise unreadable(path, "no frame of it can be decoded")
     return frames
 
 
-def _rate(frames: int, shown: np.ndarray, tick: Fraction) -> float | None:
-    """Frames by the time they take together, by times of display or, where one has none, of decoding."""
-    for times in (shown[:, 0], shown[:, 1]):
-        if len(times) and times.min() != NO_TIME:
-            span = float((times.max() - times.min() + shown[-1, 2]) * tick)
+def _frame_rate(frames: int, packets: np.ndarray, tick: Fraction) -> float | None:
+    """Return the average frame rate, by presentation timestamps or, if one is missing, by decoding timestamps."""
+    for times in (packets[:, 0], packets[:, 1]):
+        if len(times) and times.min() != NO_TIMESTAMP:
+            span = float((times.max() - times.min() + packets[-1, 2]) * tick)
             return round(frames / span, 3) if span > 0 else None
     return None
 
 
-def _plain(packets: np.ndarray, times: np.ndarray, entries: np.ndarray) -> bool:
-    """Whether nothing is cut away, decoding can start at every key frame, and no frame stored after one is shown
-    before it: decord numbers key frames by their place in the file."""
+def _suits_decord(video: Video) -> bool:
+    """Whether decord reads a stream of this kind: it ignores rotation and cropping, misreads odd heights of 4:2:0, and
+    picks one of several streams by its own rule."""
+    pixels = video.codec.pix_fmt
+    known = video.format in DECORD_CONTAINERS and video.codec.name in DECORD_CODECS and pixels in DECORD_FORMATS
+    moved = re.search(r"(?i)display ?matrix|cropping", video.description)
+    return known and video.streams == 1 and not moved and not ("420" in pixels and video.codec.height % 2)
+
+
+def _is_simple(packets: np.ndarray, times: np.ndarray, entries: np.ndarray) -> bool:
+    """Whether nothing is cut away, decoding can start at every key frame, and key frames are displayed in file order:
+    decord numbers a key frame by its position in the file."""
     import numpy as np
 
     keys = np.flatnonzero(packets[:, 3] & KEY)

@@ -1,4 +1,4 @@
-"""Pictures out, with how they were made written into them; arrays of pixels."""
+"""Write images with their metadata, and arrange arrays of pixels in a grid."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skipdit_cli.console import to_json
 from skipdit_cli.files import replacing
+from skipdit_cli.formats import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,10 @@ METADATA_KEY = "skipdit"
 
 
 def to_uint8(images) -> np.ndarray:
-    """Tensor (N, C, [F,] H, W) in [-1, 1], C 1 or 3, to uint8 (N, [F,] H, W, 3), as the DiT repository rounds it
-    (clamp(127.5 x + 128), sample_ddp.py)."""
+    """Convert a tensor (N, C, [F,] H, W) in [-1, 1], C being 1 or 3, to an array uint8 (N, [F,] H, W, 3).
+
+    Values are rounded as in the official DiT repository: clamp(127.5 x + 128), sample_ddp.py.
+    """
     pixels = (127.5 * images.float() + 128).clamp(0, 255).byte().cpu()
     return pixels.expand(-1, 3, *pixels.shape[2:]).movedim(1, -1).contiguous().numpy()
 
@@ -30,13 +32,14 @@ def grid(
     smooth: bool = False,
     gap: int | None = None,
 ) -> Image.Image:
-    """One picture of many, row by row, with a thin gap; ``scale`` enlarges each pixel to a square.
+    """Arrange images in one image, row by row, on white.
 
     Args:
         images: uint8 (N, H, W, 3).
-        columns: Pictures in a row; the square root of N, rounded up, if not given.
-        smooth: Enlarge by interpolation instead, which makes tiny pictures easier to recognise.
-        gap: Pixels between two pictures; a 64th of their height if not given.
+        columns: Images per row; the square root of N, rounded up, if not given.
+        scale: Factor by which each image is enlarged.
+        smooth: Enlarge with bicubic interpolation instead of repeating pixels.
+        gap: Pixels between two images; a 64th of their height if not given.
     """
     import numpy as np
     from PIL import Image
@@ -47,8 +50,8 @@ def grid(
     gap = 0 if count == 1 else gap or max(1, height * scale // 64)
     height, width = height * scale, width * scale
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for at, image in enumerate(images):
-        top, left = at // columns * (height + gap), at % columns * (width + gap)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
         if smooth:
             larger = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         else:
@@ -58,7 +61,7 @@ def grid(
 
 
 def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
-    """Write a PNG with ``metadata`` as JSON in its text chunk ``skipdit``; under a temporary name, then renamed."""
+    """Write a PNG, with ``metadata`` as JSON in its text chunk ``skipdit``."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -68,7 +71,7 @@ def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
 
 
 def save_npz(images: np.ndarray, path: Path) -> None:
-    """Write uint8 (N, [F,] H, W, 3) under ``arr_0``, the layout ADM's evaluator reads."""
+    """Write images, uint8 (N, [F,] H, W, 3), as ``arr_0`` of an .npz file, which the evaluator of ADM reads."""
     import numpy as np
 
     with replacing(path) as part, part.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Videos in: files of many kinds, and folders that hold a picture a frame."""
+"""Read videos: files of many formats, GIFs, and folders that hold one image per frame."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.media.decoders import with_decord, with_ffmpeg
+from skipdit_cli.media.decoders import decode_frames
 from skipdit_cli.media.ffmpeg import unreadable
-from skipdit_cli.media.intake import flat, opened, read_picture, shown_size
+from skipdit_cli.media.intake import displayed_size, flatten, open_image, read_picture
 from skipdit_cli.media.names import is_frame
-from skipdit_cli.media.packets import Packets, packets_of
+from skipdit_cli.media.packets import Packets, read_packets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Width and height as shown, after any rotation and with square pixels; ``fps`` on average, None for a folder or
-    where a file does not tell."""
+    """Properties of a video.
+
+    Attributes:
+        frames: Number of frames.
+        width, height: Size as displayed: after rotation, with square pixels.
+        fps: Average frame rate; None for a folder of frames, or if the file does not determine it.
+    """
 
     frames: int
     width: int
@@ -32,12 +37,12 @@ class VideoFacts:
 
 
 def probe_video(path: Path) -> VideoFacts:
-    """What a video is. Its first and its last frame are decoded, to see that they can be.
+    """Return the properties of a video, after decoding its first and last frame to verify that they are readable.
 
     Args:
         path: A video file, or a folder of frames.
     Raises:
-        UsageError: It is missing, no video, damaged or cut off; or the frames of a folder differ in size.
+        UsageError: The video is missing, no video, damaged or truncated; or the frames of a folder differ in size.
     """
     path = Path(path)
     if path.is_dir():
@@ -45,54 +50,51 @@ def probe_video(path: Path) -> VideoFacts:
     elif _is_gif(path):
         frames, fps = _gif_facts(path)
     else:
-        packets = packets_of(path)
+        packets = read_packets(path)
         frames, fps = packets.frames, packets.fps
     height, width = read_video(path, [0, frames - 1]).shape[1:3]
     return VideoFacts(frames, width, height, fps)
 
 
 def read_video(path: Path, indices: Sequence[int]) -> np.ndarray:
-    """Frames of a video by number, as stored: none is dropped or repeated to make a rate constant. Pixels that are
-    not square are made so.
+    """Read frames of a video by number, as stored: no frame is dropped or repeated for a constant frame rate.
 
-    Only what they need is decoded: of a file with an index, from the key frame before each. decord reads where it is
-    installed and known to be right, ffmpeg everywhere else; their pixels are the same.
+    Frames are rotated and scaled to square pixels, as players do. Of a file with an index, only the frames since the
+    preceding key frame are decoded. decord decodes where it is installed and known to be correct, FFmpeg otherwise;
+    their pixels are identical.
 
     Args:
         path: A video file, or a folder of frames.
-        indices: In any order, repeated or not.
+        indices: Frame numbers, in any order, possibly repeated.
     Returns:
         uint8 (len(indices), H, W, 3), RGB.
     Raises:
-        UsageError: As ``probe_video``; or a number is out of range, or a frame cannot be decoded.
+        UsageError: As for ``probe_video``; or a number is out of range, or a frame cannot be decoded.
     """
     import numpy as np
 
     path = Path(path)
     numbers = [index(number) for number in indices]
-    wanted = sorted(set(numbers)) or [0]
+    distinct = sorted(set(numbers)) or [0]
     if path.is_dir():
-        pictures = _read_folder(path, wanted)
+        pictures = _read_folder(path, distinct)
     elif _is_gif(path):
-        pictures = _read_gif(path, wanted)
+        pictures = _read_gif(path, distinct)
     else:
-        packets = packets_of(path)
-        _check_range(path, wanted, packets.frames)
-        pictures = with_decord(path, packets, wanted)
-        if pictures is None:
-            pictures = with_ffmpeg(path, packets, wanted)
-        pictures = [_squared(picture, packets) for picture in pictures]
+        packets = read_packets(path)
+        _check_range(path, distinct, packets.frames)
+        pictures = [_with_square_pixels(picture, packets) for picture in decode_frames(path, packets, distinct)]
     if len({picture.shape for picture in pictures}) > 1:
         raise unreadable(path, "its frames differ in size")
     stacked = np.stack(pictures)
-    return stacked if numbers == wanted else stacked[np.searchsorted(wanted, numbers)]
+    return stacked if numbers == distinct else stacked[np.searchsorted(distinct, numbers)]
 
 
 def frame_times(path: Path) -> np.ndarray:
-    """When each frame of a video is shown, in seconds from the first one on: float64 (frames,), ascending.
+    """Return when each frame of a video is displayed, in seconds since the first one: float64 (frames,), ascending.
 
     Raises:
-        UsageError: As ``probe_video``; or nothing tells.
+        UsageError: As for ``probe_video``; or the video has no timestamps and no frame rate.
     """
     import numpy as np
 
@@ -103,37 +105,40 @@ def frame_times(path: Path) -> np.ndarray:
         *starts, end = _gif_times(path)
         times = np.array(starts) if end else None
     else:
-        times = packets_of(path).seconds()
+        times = read_packets(path).seconds()
     if times is None:
         raise UsageError(f"Got {path}, which does not tell when its frames are shown.")
     return times
 
 
-def _squared(picture: np.ndarray, packets: Packets) -> np.ndarray:
-    """A decoded frame as it is shown; the same for both decoders, as it is done after them."""
+def _with_square_pixels(picture: np.ndarray, packets: Packets) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
     height, width = picture.shape[:2]
-    size = packets.shown((width, height))
+    size = packets.displayed_size((width, height))
     if size == (width, height):
         return picture
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 def is_frame_folder(path: Path) -> bool:
-    """Whether a folder directly holds pictures."""
+    """Return whether a path is a folder that directly holds images."""
     return Path(path).is_dir() and any(map(is_frame, Path(path).iterdir()))
 
 
-def _check_range(path: Path, wanted: list[int], frames: int) -> None:
-    outside = [number for number in wanted if not 0 <= number < frames]
+def _check_range(path: Path, numbers: list[int], frames: int) -> None:
+    outside = [number for number in numbers if not 0 <= number < frames]
     if outside:
         raise UsageError(f"Got frame {outside[0]} of {path}, but its frames are 0 to {frames - 1}.")
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Pictures by name, numbers in it by value: ``frame_2`` before ``frame_10``."""
+    """Return the images in a folder in natural order: ``frame_2`` before ``frame_10``.
+
+    Raises:
+        UsageError: The folder holds no image.
+    """
 
     def natural(path: Path) -> tuple:
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)], path.name
@@ -145,29 +150,29 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def _count_frames(folder: Path) -> int:
-    """How many, if all are of one size, which their headers tell."""
+    """Return the number of frames in a folder, after comparing the sizes in their headers."""
     sizes: dict[tuple[int, int], Path] = {}
     files = frame_files(folder)
     for file in files:
-        with opened(file) as image:
-            sizes.setdefault(shown_size(image), file)
+        with open_image(file) as image:
+            sizes.setdefault(displayed_size(image), file)
     if len(sizes) > 1:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        between = f"{first.name} has {one[0]}x{one[1]} and {second.name} {other[0]}x{other[1]}"
-        raise unreadable(folder, f"its frames differ in size, {between}")
+        (size, file), (other_size, other_file) = list(sizes.items())[:2]
+        difference = f"{file.name} has {size[0]}x{size[1]} and {other_file.name} {other_size[0]}x{other_size[1]}"
+        raise unreadable(folder, f"its frames differ in size, {difference}")
     return len(files)
 
 
-def _read_folder(folder: Path, wanted: list[int]) -> list[np.ndarray]:
+def _read_folder(folder: Path, numbers: list[int]) -> list[np.ndarray]:
     import numpy as np
 
     files = frame_files(folder)
-    _check_range(folder, wanted, len(files))
-    return [np.asarray(read_picture(files[number]).convert("RGB")) for number in wanted]
+    _check_range(folder, numbers, len(files))
+    return [np.asarray(read_picture(files[number]).convert("RGB")) for number in numbers]
 
 
 def _is_gif(path: Path) -> bool:
-    """By its first bytes. Pillow reads these: decord cannot, and it alone is asked, so there is nothing to differ."""
+    """Whether a file starts as a GIF does; GIFs are read with Pillow, as decord cannot read them."""
     if not path.is_file():
         raise UsageError(f"Got {path}, which is not there, but expected a video file or a folder of frames.")
     try:
@@ -184,24 +189,24 @@ def _gif_facts(path: Path) -> tuple[int, float | None]:
 
 
 def _gif_times(path: Path) -> np.ndarray:
-    """When each frame begins, in seconds, and when the last one ends."""
+    """Return when each frame of a GIF begins, in seconds, and when the last one ends: float64 (frames + 1,)."""
     import numpy as np
 
     milliseconds = [0]
-    with opened(path, "a video") as image:
+    with open_image(path, "a video") as image:
         for number in range(image.n_frames):
             image.seek(number)
             milliseconds.append(milliseconds[-1] + image.info.get("duration", 0))
     return np.array(milliseconds) / 1000
 
 
-def _read_gif(path: Path, wanted: list[int]) -> list[np.ndarray]:
+def _read_gif(path: Path, numbers: list[int]) -> list[np.ndarray]:
     import numpy as np
 
     pictures = []
-    with opened(path, "a video") as image:
-        _check_range(path, wanted, image.n_frames)
-        for number in wanted:
+    with open_image(path, "a video") as image:
+        _check_range(path, numbers, image.n_frames)
+        for number in numbers:
             image.seek(number)
-            pictures.append(np.asarray(flat(image, path).convert("RGB")))
+            pictures.append(np.asarray(flatten(image, path).convert("RGB")))
     return pictures

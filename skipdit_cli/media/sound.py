@@ -1,4 +1,4 @@
-"""Sound that comes with a video."""
+"""The soundtrack of a video."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sound:
-    """Of one video.
+    """The soundtrack of one video.
 
-    Args:
-        waves: float32 (channels, samples) of -1..1.
-        rate: Samples a second.
+    Attributes:
+        waves: float32 (channels, samples) in [-1, 1].
+        rate: Samples per second.
     """
 
     waves: np.ndarray
@@ -25,7 +25,7 @@ class Sound:
 
 
 def save_wav(sound: Sound, path: Path) -> None:
-    """Write 16 bits a sample; what lies beyond -1..1 is cut."""
+    """Write a WAV file with 16 bits per sample; samples are clipped to [-1, 1]."""
     import numpy as np
 
     levels = (np.nan_to_num(sound.waves).clip(-1, 1) * 32767).round().astype("<i2")

@@ -1,4 +1,4 @@
-"""Videos out: mp4 (H.264) and gif, with a JSON file beside them; and videos as one picture."""
+"""Write videos as mp4 (H.264) or GIF, with a JSON file beside them, and arrange several videos in one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-QUALITY = 9  # of 10; Latte's sample.py writes its mp4 files so
+QUALITY = 9  # of 10, as in sample.py of Latte
 
 
 def check_video_size(path: Path, width: int, height: int) -> None:
-    """Refuse frames that the file's format cannot hold as they are: H.264 in yuv420p, which every player reads, keeps
-    one colour for 2x2 pixels.
+    """Check that a file format can hold frames of this size: H.264 in yuv420p, which every player reads, stores one
+    colour for 2x2 pixels.
 
     Raises:
         UsageError: An mp4 of odd width or height.
@@ -33,11 +33,12 @@ def check_video_size(path: Path, width: int, height: int) -> None:
 
 
 def save_video(frames: np.ndarray, path: Path, fps: float, metadata: dict, sound: Sound | None = None) -> None:
-    """Write an mp4 or a gif, by its suffix, and ``metadata`` as JSON beside it.
+    """Write an mp4 or a GIF, by the suffix of the path, and its metadata as JSON beside it.
 
     Args:
         frames: uint8 (F, H, W, 3).
-        sound: Goes into an mp4; a gif has none.
+        fps: Frames per second.
+        sound: Soundtrack of an mp4; a GIF has none.
     Raises:
         UsageError: An mp4 of odd width or height.
         SkipditError: The encoder failed.
@@ -59,15 +60,15 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, sound: Sound | None) 
     import imageio.v3 as imageio
     import imageio_ffmpeg
 
-    # A macro block of 16, imageio's default, would resize the frames.
+    # imageio's default macro block size of 16 resizes the frames.
     settings = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1, "quality": QUALITY}
-    settings["ffmpeg_log_level"] = "error"  # of sound it would say which channels it took for which
+    settings["ffmpeg_log_level"] = "error"  # it warns about the channel layout of sound
     with TemporaryDirectory() as folder:
         if sound is not None:
             save_wav(sound, Path(folder) / "sound.wav")
             settings |= {"audio_path": f"{folder}/sound.wav", "audio_codec": "aac"}
         imageio.imwrite(path, frames, plugin="FFMPEG", fps=fps, **settings)
-    written = imageio_ffmpeg.count_frames_and_secs(str(path))[0]  # imageio is silent where ffmpeg dies late
+    written = imageio_ffmpeg.count_frames_and_secs(str(path))[0]  # imageio raises nothing when ffmpeg dies late
     if written != len(frames):
         raise OSError(f"ffmpeg wrote {written} of {len(frames)} frames")
 
@@ -79,14 +80,17 @@ def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 def video_grid(videos: np.ndarray, scale: int = 1, columns: int | None = None) -> np.ndarray:
-    """Several videos side by side as one: uint8 (N, F, H, W, 3) to (F, H', W', 3); even sizes stay even. ``columns``
-    is that of ``grid``."""
+    """Arrange videos side by side: uint8 (N, F, H, W, 3) to (F, H', W', 3); even sizes stay even.
+
+    Args:
+        scale, columns: As for ``grid``.
+    """
     import numpy as np
 
     return np.stack([np.asarray(grid(frames, columns, scale, gap=2)) for frames in videos.swapaxes(0, 1)])
 
 
 def contact_sheet(videos: np.ndarray, scale: int = 1) -> Image.Image:
-    """Every frame of uint8 (N, F, H, W, 3) in one picture: a row a video, or a square where there is only one."""
+    """Arrange all frames of videos, uint8 (N, F, H, W, 3), in one image: a row per video, a single one as a square."""
     count, frames = videos.shape[:2]
     return grid(videos.reshape(-1, *videos.shape[2:]), frames if count > 1 else None, scale)

@@ -1,62 +1,48 @@
-"""A model made from its config, the parts around it, and what a DiT's weights need beyond diffusers' config."""
+"""Build a transformer from its config, and a pipeline around a transformer."""
 
 from __future__ import annotations
 
 import inspect
 
-from torch import nn
-
 from skipdit_cli.errors import UsageError, reading
-from skipdit_cli.families import BACKBONES, class_name
-from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
+from skipdit_cli.families import FAMILIES, class_name, class_named, family_of
+from skipdit_cli.families.dit import FAMILY as DIT
 from skipdit_cli.models.bounds import UNKNOWN, Room
 from skipdit_cli.models.claims import check_model
 from skipdit_cli.presets import Preset
 from skipdit_cli.quiet import quiet
-from skipdit_cli.sampling.pipelines.dit_pipeline import DiTPipeline
-from skipdit_cli.sampling.pipelines.latte_class_pipeline import LatteClassPipeline
-from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
 from skipdit_cli.sampling.schedulers import follows_flow
 from skipdit_cli.skip.time_embedding import NUM_TIMESTEPS
 
-OFFICIAL = ("DiTTransformer2DModel", "LatteTransformer3DModel", "LatteClassTransformer3DModel")
-"""The classes that a pipeline can be made around here, those of the official files."""
-
 
 def build_transformer(config: dict):
-    """A transformer of diffusers, or our Latte, with random weights (no weights, under ``torch.device("meta")`` or
-    accelerate's ``init_empty_weights``).
-
-    diffusers' DiT fixes the hidden width of its MLPs to 4·D. A model with another ratio carries ``mlp_ratio`` in its
-    config, and gets diffusers' own ``FeedForward`` in that width; plain diffusers refuses such weights by their shape.
+    """Return a transformer in eval mode with random weights, or without weights under ``torch.device("meta")`` and
+    accelerate's ``init_empty_weights``.
 
     Args:
-        config: ``_class_name`` (DiTTransformer2DModel if it has none) and the arguments of that class.
+        config: ``_class_name`` (that of DiT if it is missing) and the arguments of that class.
     Raises:
-        UsageError: diffusers has no such class, or does not take these arguments.
+        UsageError: There is no such class, or it does not take these arguments.
     """
-    config = as_named_now({"_class_name": "DiTTransformer2DModel", **config})
+    config = as_named_now({"_class_name": DIT.name, **config})
     with reading(f"Got a transformer config for {config['_class_name']}", failed="that diffusers cannot build"):
-        with quiet(errors_only=True):  # of keys that it does not know, each time; loading says it once
+        with quiet(errors_only=True):  # diffusers warns of unknown keys at each build; loading says it once
             return _build(config).eval()
 
 
 def _build(config: dict):
-    config = dict(config)
-    ratio = config.pop("mlp_ratio") if has_own_mlp(config) else 4.0
-    transformer = class_named(config["_class_name"]).from_config(config)
-    if ratio != 4.0:
-        for block in transformer.transformer_blocks:
-            block.ff = _feed_forward(transformer, ratio)
-        transformer.register_to_config(mlp_ratio=ratio)
-    return transformer
+    kind, build = class_named(config["_class_name"]), family_of(config["_class_name"]).build
+    return kind.from_config(config) if build is None else build(kind, config)
 
 
 def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOWN, file: str = "config.json") -> None:
-    """Whether a config can be built, as ``check_model`` sees it, before ``build_transformer`` does.
+    """Check, as ``check_model`` does, that a transformer can be built from a config, before ``build_transformer``.
 
+    Args:
+        where: Name of the model or its folder, for the error.
+        shapes, room, file: As for ``check_model``.
     Raises:
-        UsageError: It cannot, or diffusers has no such class.
+        UsageError: It cannot, or there is no such class.
     """
     name = config["_class_name"]
     if not is_transformer(name):
@@ -65,104 +51,87 @@ def check_transformer(config: dict, where: str, shapes=None, room: Room = UNKNOW
 
 
 def as_named_now(config: dict) -> dict:
-    """A transformer's config with its class under the name that diffusers has for it now, and without what the class
-    of the former name alone took; so diffusers reads it, too."""
+    """Return a transformer's config with the present name of its class, so that diffusers reads it too.
+
+    Keys that only the class of the former name took are left out.
+    """
     name = class_name(config["_class_name"], config)
     if name == config["_class_name"]:
         return dict(config)
-    known = {*inspect.signature(class_named(name).__init__).parameters, "mlp_ratio"}
+    known = {*inspect.signature(class_named(name).__init__).parameters, *family_of(name).own_keys}
     return {key: value for key, value in config.items() if key in known or key.startswith("_")} | {"_class_name": name}
 
 
 def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
-    """The config of the transformer that a preset names.
+    """Return the config of the transformer that a preset names.
 
     Raises:
-        UsageError: diffusers cannot build it, or it has no room.
+        UsageError: diffusers cannot build it, or there is no room for it.
     """
     config = as_named_now({"_class_name": preset.model["class"], **preset.model["config"]})
     check_transformer(config, f"Preset {preset.name}", room=room, file="model")
     return config
 
 
-def class_named(name: str):
-    """A class of diffusers, or our Latte.
-
-    Raises:
-        AttributeError: There is no such class.
-    """
-    import diffusers
-
-    return LatteClassTransformer3DModel if name == "LatteClassTransformer3DModel" else getattr(diffusers, name)
-
-
 def is_transformer(name) -> bool:
-    """Whether diffusers has a transformer of this name (or it is our Latte)."""
+    """Return whether there is a transformer class of this name, of a registered family or in diffusers."""
     try:
         kind = class_named(str(name))
     except (AttributeError, RuntimeError):
         return False
-    return str(name) in OFFICIAL or getattr(kind, "__module__", "").startswith("diffusers.models.transformers.")
+    return str(name) in FAMILIES or getattr(kind, "__module__", "").startswith("diffusers.models.transformers.")
 
 
 def has_own_time(name: str) -> bool:
-    """Whether a class has one spacing of timestep frequencies only."""
-    return name not in BACKBONES or BACKBONES[name].official_time
+    """Return whether a transformer class has only one spacing of timestep frequencies."""
+    trunk = family_of(name).trunk
+    return trunk is None or trunk.official_time
 
 
-def has_own_mlp(config: dict) -> bool:
-    """Whether a DiT's config has an ``mlp_ratio``, which diffusers' class does not know."""
-    return "mlp_ratio" in config and config.get("_class_name", "DiTTransformer2DModel") == "DiTTransformer2DModel"
+def has_own_keys(config: dict) -> bool:
+    """Return whether a transformer's config has keys that diffusers' class does not know, such as DiT's
+    ``mlp_ratio``."""
+    return any(key in config for key in family_of(config.get("_class_name", DIT.name)).own_keys)
 
 
-def _feed_forward(transformer, ratio: float) -> nn.Module:
-    from diffusers.models.attention import FeedForward
-
-    width = transformer.inner_dim
-    config = transformer.config
-    return FeedForward(
-        width, dropout=config.dropout, activation_fn=config.activation_fn, inner_dim=round(ratio * width)
-    )
-
-
-def default_scheduler(class_name: str = "DiTTransformer2DModel", flow: bool = False):
-    """The noise schedule of DiT and Latte, 1000 linear betas 1e-4..0.02, for a transformer of a class.
-
-    Timesteps are spaced evenly with both ends; for text-to-video Latte evenly from 0, as its pipeline does.
+def default_scheduler(name: str = DIT.name, flow: bool = False):
+    """Return the noise schedule that DiT and Latte were trained with: 1000 linear betas from 1e-4 to 0.02.
 
     Args:
-        flow: That of SiT instead, the straight path from noise to data.
+        name: Class name of the transformer, which decides the spacing of timesteps.
+        flow: Return the schedule of SiT instead, the straight path from noise to data.
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     if flow:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TIMESTEPS)
+    pipeline = family_of(name).pipeline or DIT.pipeline
     return DDIMScheduler(
         num_train_timesteps=NUM_TIMESTEPS,
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
         clip_sample=False,
-        timestep_spacing="leading" if class_name == "LatteTransformer3DModel" else "linspace",
+        timestep_spacing=pipeline.timestep_spacing,
     )
 
 
 def pipeline_around(transformer, scheduler, vae=None):
-    """The pipeline that a transformer belongs in: ``DiTPipeline``, ``LattePipeline`` (without its text parts) or our
-    ``LatteClassPipeline`` or, where the scheduler is one of flow matching, ``SiTPipeline``.
+    """Return the pipeline of a transformer's family with these parts; its other required parts are None.
+
+    A scheduler of flow matching selects the family's pipeline for that, such as ``SiTPipeline``.
 
     Raises:
-        UsageError: Its pipeline needs more than it.
+        UsageError: The pipeline needs more parts.
     """
-    import diffusers
-
-    name = class_name(type(transformer).__name__, transformer.config)
-    if name not in OFFICIAL:
+    family = family_of(transformer)
+    if family.pipeline is None:
         raise UsageError(
-            f"Got {name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
+            f"Got {family.name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
         )
-    if name == "LatteTransformer3DModel":
-        return diffusers.LattePipeline(None, None, vae, transformer, scheduler)
-    of_images = SiTPipeline if follows_flow(scheduler) else DiTPipeline
-    kind = LatteClassPipeline if name == "LatteClassTransformer3DModel" else of_images
-    return kind(transformer=transformer, vae=vae, scheduler=scheduler)
+    by_flow = family.pipeline.flow is not None and follows_flow(scheduler)
+    kind = class_named(family.pipeline.flow if by_flow else family.pipeline.name)
+    given = {"transformer": transformer, "scheduler": scheduler, "vae": vae}
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    required = [each.name for each in parameters if each.name in given or each.default is each.empty]
+    return kind(**{name: given.get(name) for name in required})

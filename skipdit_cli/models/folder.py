@@ -7,7 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-from skipdit_cli.models.index import INDEX, TRANSFORMERS, transformer_config
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
+from skipdit_cli.models.index import INDEX, transformer_config
 from skipdit_cli.models.variants import files_in, plain_name, variant_of
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.skip import SkipBranches, skip_folder

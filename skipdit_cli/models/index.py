@@ -8,24 +8,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.families import FORMER_NAMES
+from skipdit_cli.families import class_named, family_of
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
+from skipdit_cli.families.registry import former_names, own_classes, pipelines_by_class
 from skipdit_cli.models.bounds import stored_shapes
-from skipdit_cli.models.build import OFFICIAL, as_named_now, check_transformer, is_transformer
+from skipdit_cli.models.build import as_named_now, check_transformer, is_transformer
 from skipdit_cli.models.claims import check_part
 from skipdit_cli.models.packages import importable
 from skipdit_cli.models.variants import files_in
 from skipdit_cli.models.weights import check_weights, read_json
 from skipdit_cli.quiet import quiet
-from skipdit_cli.sampling.pipelines.call_arguments import CLASS_PIPELINES
-from skipdit_cli.sampling.pipelines.dit_pipeline import DiTPipeline
-from skipdit_cli.sampling.pipelines.latte_class_pipeline import LatteClassPipeline
-from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
 from skipdit_cli.skip import SKIP, skip_folder
 
 INDEX = "model_index.json"
-SECOND = "transformer_2"
-"""The second transformer of a pipeline that has two (Wan 2.2)."""
-TRANSFORMERS = ("transformer", SECOND)
 READERS = {
     "bitsandbytes": "bitsandbytes",
     "torchao": "torchao",
@@ -116,8 +111,8 @@ def _check_part(name, folder: Path, value: object, weights: bool, plain: bool) -
 def _is_known(library: str) -> bool:
     import diffusers
 
-    own = library in ("diffusers", "transformers") or library.partition(".")[0] == "skipdit_cli"
-    return own or hasattr(diffusers.pipelines, library)
+    own = library.partition(".")[0] == "skipdit_cli" or library in own_classes().values()
+    return own or library in ("diffusers", "transformers") or hasattr(diffusers.pipelines, library)
 
 
 def is_quantised(folder: Path) -> bool:
@@ -152,9 +147,8 @@ def pipeline_class(name, index: dict):
     import diffusers
 
     kind = index.get("_class_name")
-    for ours in (DiTPipeline, LatteClassPipeline, SiTPipeline):
-        if kind == ours.__name__:
-            return ours
+    if isinstance(kind, str) and kind in own_classes():
+        return class_named(kind)
     if isinstance(kind, list) and kind:
         raise UsageError(
             f"Model {name} is a {kind[-1]} with code of its own, which is not run; give a pipeline of diffusers."
@@ -175,14 +169,14 @@ def pipeline_class(name, index: dict):
 
 def of_texts(index: dict) -> bool:
     """Whether the class of a pipeline comes with the library ``transformers``."""
-    return index.get("_class_name") not in CLASS_PIPELINES and importable("transformers")
+    return str(index.get("_class_name")) not in pipelines_by_class() and importable("transformers")
 
 
 def is_unknown(name) -> bool:
     """Whether diffusers, and we, have no class of this name at all."""
     import diffusers
 
-    return str(name) not in OFFICIAL and not hasattr(diffusers, str(name))
+    return str(name) not in own_classes() and not hasattr(diffusers, str(name))
 
 
 def _newer(name) -> str:
@@ -224,11 +218,12 @@ def transformer_config(folder: Path, index: dict | None = None) -> dict:
             raise UsageError(
                 f"Folder {folder} holds a {kind}, which has no transformer trunk; see 'skipdit info --families'."
             )
-    if named[0] != named[-1] and not FORMER_NAMES.keys() & {*named}:
+    former = former_names()
+    if named[0] != named[-1] and not former.keys() & {*named}:
         raise UsageError(
             f"Folder {folder} holds a {named[0]} by its config.json, but a {named[-1]} by {INDEX}; mend the wrong one."
         )
-    said = named[0] if named[0] in FORMER_NAMES.get(named[-1], {}).values() else named[-1]
+    said = named[0] if named[0] in former.get(named[-1], {}).values() else named[-1]
     config = as_named_now({**config, "_class_name": said})
     check_transformer(config, f"Folder {folder}", stored_shapes(folder))
     return config
@@ -261,7 +256,7 @@ def check_folder(folder: Path) -> None:
         way = "give the folder of the whole pipeline"
         if (folder / SKIP).exists():
             way = "put it into the folder of a whole one, as transformer/ (and its skip/ beside that)"
-        elif kind in OFFICIAL or kind in FORMER_NAMES:
+        elif family_of(kind).pipeline is not None or kind in former_names():
             way = f"run 'skipdit convert -m {folder} -o FOLDER' first"
         raise UsageError(f"Folder {folder} holds one part of a pipeline ({kind}), no {INDEX}; {way}.")
     if (folder / SKIP).is_dir():

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from skipdit_cli.errors import NotFiniteError, UsageError, reading
+from skipdit_cli.families import family_of
 from skipdit_cli.families.example import example_inputs
+from skipdit_cli.families.pipeline_parts import SECOND, TRANSFORMERS
 from skipdit_cli.models.bounds import in_memory, stored_shapes
 from skipdit_cli.models.build import (
-    OFFICIAL,
     build_transformer,
     default_scheduler,
-    has_own_mlp,
+    has_own_keys,
     pipeline_around,
     preset_config,
 )
@@ -26,8 +27,6 @@ from skipdit_cli.models.claims import check_model, check_scheduler
 from skipdit_cli.models.hub import is_local, why_not
 from skipdit_cli.models.index import (
     INDEX,
-    SECOND,
-    TRANSFORMERS,
     check_denoiser,
     check_folder,
     check_index,
@@ -102,7 +101,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     config = transformer_config(folder / "transformer", index)
     if index.get(SECOND) not in (None, [None, None]):
         transformer_config(folder / SECOND, index)
-    if has_own_mlp(config):
+    if has_own_keys(config):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         arguments["transformer"] = _load_transformer(folder / "transformer", config, dtype)
     variant = _variant(path, folder, index, arguments)
@@ -282,4 +281,5 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
             raise UsageError(f"Preset {preset.name} has a scheduler of class {own['class']}, which diffusers has not.")
         check_scheduler(kind, own["config"], f"Preset {preset.name}")
         scheduler = kind(**own["config"])
-    return (pipeline_around if config["_class_name"] in OFFICIAL else DenoiserPipeline)(transformer, scheduler)
+    alone = family_of(transformer).pipeline is None
+    return (DenoiserPipeline if alone else pipeline_around)(transformer, scheduler)

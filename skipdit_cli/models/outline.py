@@ -8,8 +8,9 @@ from pathlib import Path
 from accelerate import init_empty_weights
 
 from skipdit_cli.errors import reading
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.models.build import build_transformer, preset_config
-from skipdit_cli.models.index import TRANSFORMERS, check_index, is_part, pipeline_class, transformer_config
+from skipdit_cli.models.index import check_index, is_part, pipeline_class, transformer_config
 from skipdit_cli.models.open import branches_config, find_folder, named_model
 from skipdit_cli.presets import load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.trunk import Interposed, interpose, restore
 
 DTYPES = {
@@ -81,12 +82,6 @@ def move(pipe, device: torch.device):
                 if isinstance(module, torch.nn.Linear):
                     interpose(module, "forward", WideLinear)
     return pipe
-
-
-def transformers_of(pipe) -> dict[str, torch.nn.Module]:
-    """Return the transformers of a pipeline by name: one, or two for different timesteps (Wan 2.2)."""
-    parts = {part: getattr(pipe, part, None) for part in ("transformer", "transformer_2")}
-    return {part: transformer for part, transformer in parts.items() if transformer is not None}
 
 
 def now(device: torch.device) -> float:

@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import logging
 
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.families.pipeline_parts import SECOND
 from skipdit_cli.quiet import quiet
 from skipdit_cli.sampling.device import move, transformers_of
 from skipdit_cli.sampling.diagnosis import broken_weight
@@ -164,7 +165,7 @@ def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "tran
         raise UsageError(f"Got --lora {path}, but a {type(pipe).__name__} takes none; leave it out.")
     local, before = Path(path).expanduser(), _adapters(pipe)
     where = {"weight_name": local.name} if local.is_file() else {}
-    second = {} if part == "transformer" else {"load_into_transformer_2": True}
+    second = {f"load_into_{SECOND}": True} if part == SECOND else {}
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # diffusers warns of every part without LoRA weights
     try:

@@ -10,10 +10,10 @@ from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.labels import check_labels, null_label
+from skipdit_cli.families.registry import pipelines_by_class
 from skipdit_cli.sampling.by_class import sample_shape
 from skipdit_cli.sampling.device import transformers_of
 from skipdit_cli.sampling.pipelines.call_arguments import (
-    CLASS_PIPELINES,
     FLAGS,
     FRAMES,
     accepts_no_prompt,
@@ -110,7 +110,7 @@ def _check_type(pipe) -> None:
     """Refuse a pipeline that makes sound alone, or that takes neither prompts nor class labels."""
     kind, parameters = pipeline_type(pipe).__name__, call_parameters(pipe)
     if not is_text_conditional(pipe):
-        if kind not in CLASS_PIPELINES:
+        if kind not in pipelines_by_class():
             raise UsageError(f"A {kind} is of neither texts nor classes, which alone are sampled here.")
     elif not ({"height", "image", *FRAMES} & set(parameters) or accepts_no_prompt(pipe)):
         raise UsageError(f"A {kind} makes no pictures or videos, which alone are sampled here.")

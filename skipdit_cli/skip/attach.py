@@ -8,6 +8,7 @@ import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families import Backbone
+from skipdit_cli.families.pipeline_parts import FIRST, TRANSFORMERS
 from skipdit_cli.skip.branches import SkipBranches
 from skipdit_cli.skip.time_embedding import RECORD, set_time_embedding, time_embedding_of
 from skipdit_cli.trunk import (
@@ -27,8 +28,8 @@ SKIP = "skip"
 
 
 def skip_folder(part: str) -> str:
-    """Where the branches of a pipeline's ``transformer`` (or ``transformer_2``) lie beside it."""
-    return part.replace("transformer", SKIP)
+    """Return the name of the folder that holds the branches of one of a pipeline's transformers."""
+    return part.replace(FIRST, SKIP)
 
 
 def add_skip_branches(
@@ -151,7 +152,7 @@ class SavedApart(Interposed):
             self.inner(save_directory, *args, **kwargs)
         finally:
             transformer.skip_branches = branches
-        beside = folder.name in ("transformer", "transformer_2")
+        beside = folder.name in TRANSFORMERS
         if kwargs.get("is_main_process", True):  # of several that train one model, each calls this
             branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
 

@@ -1,28 +1,41 @@
-"""What a training run is told: each setting, its default and its help text, once. Two commands read them."""
+"""The settings of a training run: their flags, defaults and help texts, and which values are allowed."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from skipdit_cli import console, files
+from skipdit_cli import files
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.settings import setting
-from skipdit_cli.training.data.demand import Demand
 
+EMBEDDED = {"digits": "images", "moving-digits": "videos"}
+"""The data sets that need no folder, and what their samples are."""
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
-PRECISIONS = ("no", "bf16", "fp16")
-TRACKERS = ("none", "tensorboard")
-PLACES = ("center", "random")
-MODELS = ("model", "--lora", "--vae")
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
-FREE_TO_CHANGE = (
-    "data allow_outside output cache_latents checkpointing_steps checkpoints_total_limit resume_from_checkpoint "
-    "force_config validation_steps report_to dataloader_num_workers gradient_checkpointing overwrite push_to_hub "
-    "private"
-).split()
+POSITIONS = ("center", "random")
+"""Where a clip lies in its video and a crop in its picture."""
+DATA, VIDEO, FLOW, OPTIMISATION, MEMORY, CHECKPOINTS, OUTPUT = (
+    *("Data", "Video", "Flow matching", "Optimisation", "Precision and memory", "Checkpoints", "Output"),
+)
+"""The panels of ``--help``."""
+
+
+def _setting(
+    default, help: str, panel: str | None = None, *, least: int | None = None, choices=(), free: bool = False
+):
+    """Declare a setting of training.
+
+    Args:
+        least: The smallest number allowed.
+        choices: The names allowed; empty where any text is.
+        free: Whether a resumed run may have another value than its checkpoint.
+    """
+    declared = setting(default, help, panel)
+    declared.metadata = {**declared.metadata, "least": least, "choices": choices, "free": free}
+    return declared
 
 
 @dataclass(frozen=True)
@@ -42,215 +55,209 @@ class Weighting:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The flags of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
+    """The settings of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
 
-    data: str | None = setting(
-        None, "Folder of images or videos: class directories, or metadata.jsonl. Or 'digits', 'moving-digits'."
-    )
-    allow_outside: bool = setting(False, "Take files that lie, or links that lead, outside --data.")
-    output: Path | None = setting(None, "Folder of the run: checkpoints, metrics, the finished pipeline.")
-    overwrite: bool = setting(False, "Replace an existing run.")
-    push_to_hub: str | None = setting(None, "Upload the finished pipeline there.")
-    private: bool = setting(False, "Make the repository of --push-to-hub a private one.")
-    random_flip: bool = setting(False, "Mirror half of the images, drawn anew each time.")
-    label_dropout: float = setting(0.1, "Share of labels, or captions, replaced by none, for guidance.")
-    crop: str = setting("center", "Which square of a picture: center, or random, drawn anew each time.")
-    height: int | None = setting(None, "Of the pictures, for a model of texts; its own if not given.")
-    width: int | None = setting(None, "As --height.")
-    cache_latents: Path | None = setting(
-        None, "Folder where the VAE's latents, and texts encoded, are kept for this run and later ones."
-    )
-    dataloader_num_workers: int = setting(0, "Processes that read the data.")
-
-    num_frames: int | None = setting(
-        None, "Frames of a clip; as many as the model was made for if not given.", "Video"
-    )
-    frame_stride: int = setting(1, "Take every N-th frame of the file.", "Video")
-    fps_target: float | None = setting(
-        None, "Pick frames by time, so many a second, in the place of --frame-stride.", "Video"
-    )
-    clip: str | None = setting(
+    data: str | None = _setting(
         None,
-        "Which clip of a video: center, or random, drawn anew each time; random but for --cache-latents.",
-        "Video",
+        "Folder of images or videos, with one folder per class or a metadata.jsonl; or 'digits', 'moving-digits'.",
+        free=True,
     )
-    image_frames: int = setting(
-        0, "Single frames of other videos trained on beside each clip, as Latte does.", "Video"
+    output: Path | None = _setting(None, "Folder for checkpoints, metrics and the finished pipeline.", free=True)
+
+    allow_outside: bool = _setting(
+        False, "Accept files outside --data, listed by path or reached by a link.", DATA, free=True
+    )
+    random_flip: bool = _setting(False, "Mirror a random half of the images, drawn anew each time.", DATA)
+    label_dropout: float = _setting(0.1, "Share of labels or captions dropped, for classifier-free guidance.", DATA)
+    crop: str = _setting(
+        "center", "Crop of an image: center, or random, drawn anew each time.", DATA, choices=POSITIONS
+    )
+    height: int | None = _setting(
+        None, "Height of the images for a text-conditional model. [default: the model's own]", DATA, least=1
+    )
+    width: int | None = _setting(None, "Width of the images. [default: the model's own]", DATA, least=1)
+    cache_latents: Path | None = _setting(
+        None, "Folder that keeps VAE latents and encoded captions for this run and later ones.", DATA, free=True
+    )
+    dataloader_num_workers: int = _setting(0, "Number of processes that load the data.", DATA, least=0, free=True)
+
+    num_frames: int | None = _setting(None, "Frames per clip. [default: the model's own]", VIDEO, least=1)
+    frame_stride: int = _setting(1, "Take every N-th frame of a video.", VIDEO, least=1)
+    fps_target: float | None = _setting(
+        None, "Pick frames by time, at this many frames per second, instead of by --frame-stride.", VIDEO
+    )
+    clip: str | None = _setting(
+        None,
+        "Clip of a video: center, or random, drawn anew each time. [default: random; center with --cache-latents]",
+        VIDEO,
+        choices=POSITIONS,
+    )
+    image_frames: int = _setting(
+        0, "Single frames of other videos to train on beside each clip (Latte).", VIDEO, least=0
     )
 
-    weighting_scheme: str | None = setting(
-        None, f"Of timesteps: {', '.join(WEIGHTINGS)}; logit_normal if not given.", "Flow matching"
+    weighting_scheme: str | None = _setting(
+        None, f"Weighting of timesteps: {', '.join(WEIGHTINGS)}. [default: logit_normal]", FLOW, choices=WEIGHTINGS
     )
-    logit_mean: float | None = setting(None, "Of logit_normal; 0 if not given.", "Flow matching")
-    logit_std: float | None = setting(None, "Of logit_normal; 1 if not given.", "Flow matching")
-    mode_scale: float | None = setting(None, "Of mode; 1.29 if not given.", "Flow matching")
+    logit_mean: float | None = _setting(None, "Mean of logit_normal. [default: 0]", FLOW)
+    logit_std: float | None = _setting(None, "Standard deviation of logit_normal. [default: 1]", FLOW)
+    mode_scale: float | None = _setting(None, "Scale of mode. [default: 1.29]", FLOW)
 
-    train_batch_size: int = setting(32, "Samples per process and forward.", "Optimisation")
-    gradient_accumulation_steps: int = setting(1, "Forwards per optimizer step.", "Optimisation")
-    max_train_steps: int = setting(1000, "Optimizer steps in all.", "Optimisation")
-    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW.", "Optimisation")
-    lr_scheduler: str = setting("constant", ", ".join(SCHEDULES) + ".", "Optimisation")
-    lr_warmup_steps: int = setting(0, "Optimizer steps of linear warm-up.", "Optimisation")
-    max_grad_norm: float = setting(1.0, "Clip the gradient's norm to this; 0 for never.", "Optimisation")
-    mixed_precision: str = setting("no", "no, bf16 or fp16; weights stay float32.", "Optimisation")
-    gradient_checkpointing: bool = setting(False, "Compute blocks again in backward to save memory.", "Optimisation")
-    use_ema: bool = setting(True, "Average the weights; the average is what is saved in the end.", "Optimisation")
-    ema_decay: float = setting(0.9999, "Decay of the average, reached from 0 by (1+n)/(10+n).", "Optimisation")
-    seed: int = setting(0, "Fixes initial weights, data order, noise, timesteps, dropout.", "Optimisation")
-
-    checkpointing_steps: int = setting(500, "Save a checkpoint every so many optimizer steps.", "Checkpoints")
-    checkpoints_total_limit: int | None = setting(None, "Keep this many checkpoints, the newest.", "Checkpoints")
-    resume_from_checkpoint: str | None = setting(
-        None, "'latest' (an error if there is none), 'auto' (if there is one), or a folder.", "Checkpoints"
+    train_batch_size: int = _setting(32, "Samples per process and forward pass.", OPTIMISATION, least=1)
+    gradient_accumulation_steps: int = _setting(1, "Forward passes per optimizer step.", OPTIMISATION, least=1)
+    max_train_steps: int = _setting(1000, "Number of optimizer steps.", OPTIMISATION, least=1)
+    learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", OPTIMISATION)
+    lr_scheduler: str = _setting(
+        "constant", f"Learning rate schedule: {', '.join(SCHEDULES)}.", OPTIMISATION, choices=SCHEDULES
     )
-    force_config: bool = setting(False, "Resume although settings differ from the checkpoint's.", "Checkpoints")
-    validation_steps: int = setting(0, "Sample a grid at step 0 and every so many steps; 0 for never.", "Reports")
-    report_to: str = setting("none", "none or tensorboard; metrics.jsonl is always written.", "Reports")
+    lr_warmup_steps: int = _setting(0, "Optimizer steps of linear warm-up.", OPTIMISATION, least=0)
+    max_grad_norm: float = _setting(1.0, "Maximum gradient norm; 0 turns clipping off.", OPTIMISATION, least=0)
+    mixed_precision: str = _setting(
+        "no", "Precision of the forward pass: no, bf16 or fp16; weights stay float32.", MEMORY,
+        choices=("no", "bf16", "fp16"),
+    )  # fmt: skip
+    gradient_checkpointing: bool = _setting(
+        False, "Save memory by computing blocks again in the backward pass.", MEMORY, free=True
+    )
+    use_ema: bool = _setting(True, "Keep a moving average of the weights and save it in the end.", OPTIMISATION)
+    ema_decay: float = _setting(0.9999, "Decay of the average; (1+n)/(10+n) at step n while less.", OPTIMISATION)
+    seed: int = _setting(
+        0, "Seed of initial weights, data order, noise, timesteps and dropout.", OPTIMISATION, least=0
+    )
 
-    def check(self, reads: Mapping[str, object] | None = None) -> None:
-        """Refuse what no run could use.
+    checkpointing_steps: int = _setting(
+        500, "Save a checkpoint every N optimizer steps.", CHECKPOINTS, least=1, free=True
+    )
+    checkpoints_total_limit: int | None = _setting(
+        None, "Number of checkpoints to keep, the newest. [default: all]", CHECKPOINTS, least=1, free=True
+    )
+    resume_from_checkpoint: str | None = _setting(
+        None, "'latest' (an error if there is none), 'auto' (if there is one), or a folder.", CHECKPOINTS, free=True
+    )
+    force_config: bool = _setting(
+        False, "Resume although settings differ from the checkpoint's.", CHECKPOINTS, free=True
+    )
+
+    overwrite: bool = _setting(False, "Replace an existing run.", OUTPUT, free=True)
+    validation_steps: int = _setting(
+        0, "Sample a grid at step 0 and every N steps; 0 turns it off.", OUTPUT, least=0, free=True
+    )
+    report_to: str = _setting(
+        "none", "none or tensorboard; metrics.jsonl is always written.", OUTPUT,
+        choices=("none", "tensorboard"), free=True,
+    )  # fmt: skip
+    push_to_hub: str | None = _setting(None, "Repository to upload the finished pipeline to.", OUTPUT, free=True)
+    private: bool = _setting(False, "Make the repository of --push-to-hub private.", OUTPUT, free=True)
+
+    def check(self, models: Mapping[str, object] | None = None, preset: Path | None = None) -> None:
+        """Refuse values that no run can use.
 
         Args:
-            reads: What the command reads beside the data, as for ``files.check_apart``.
+            models: The models that the command reads, by flag, as for ``files.check_apart``.
+            preset: The preset file that it reads.
         Raises:
-            UsageError: A value out of range, an unknown name, a missing flag or package, an output in the way.
+            UsageError: A value is out of range, a name is unknown, a flag or a package is missing, or the output is
+                in the way.
         """
         if self.data is None:
             raise UsageError("Got no --data but expected a folder of images or videos, or --data digits.")
         if self.output is None:
             raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
-        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps"):
-            self._at_least(name, 1)
-        for name in ("lr_warmup_steps", "max_grad_norm", "dataloader_num_workers", "seed", "validation_steps"):
-            self._at_least(name, 0)
-        for name in ("checkpoints_total_limit", "num_frames", "height", "width"):
-            if getattr(self, name) is not None:
-                self._at_least(name, 1)
-        self._at_least("frame_stride", 1)
-        self._at_least("image_frames", 0)
-        if self.fps_target is not None and not 0 < self.fps_target <= 1000:
-            raise UsageError(f"Got --fps-target {self.fps_target:g} but expected more than 0 and at most 1000.")
-        if self.fps_target is not None and self.frame_stride != 1:
-            raise UsageError(
-                f"Got --fps-target {self.fps_target:g} with --frame-stride {self.frame_stride}, which both pick the "
-                "frames of a clip; give one (every third of 24 a second are 8)."
-            )
-        if not 0 < self.learning_rate < float("inf"):
-            raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
-        for name in ("label_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected 0 <= value < 1.")
-        choices = {"lr_scheduler": SCHEDULES, "mixed_precision": PRECISIONS, "report_to": TRACKERS}
-        choices |= {"clip": PLACES, "crop": PLACES, "weighting_scheme": WEIGHTINGS}
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                expected = f"but expected one of {', '.join(allowed)}.{nearest(value, allowed)}"
-                raise UsageError(f"Got {_flag(name)} {value} {expected}")
+        for field in fields(self):
+            self._check_least(field.name, field.metadata["least"])
+        self._check_ranges()
+        for field in fields(self):
+            self._check_choice(field.name, field.metadata["choices"])
         self._check_weighting()
-        for name in ("clip", "crop"):
-            if self.cache_latents is not None and getattr(self, name) == "random":
-                raise UsageError(
-                    f"Got {_flag(name)} random with --cache-latents, which keeps one latent a sample; expected center."
-                )
+        self._check_cached()
         if self.push_to_hub is not None or self.private:
             from skipdit_cli.cards.publish import check_push
 
             check_push(self.push_to_hub, self.private)
-        self._check_output(reads or {})
+        self._check_output(models or {}, preset)
         if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
             raise UsageError(
                 "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
             )
 
+    def _check_least(self, name: str, least: int | None) -> None:
+        value = getattr(self, name)
+        if least is not None and value is not None and not value >= least:
+            raise UsageError(f"Got {flag_of(name)} {value} but expected at least {least}.")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if choices and value is not None and value not in choices:
+            expected = f"but expected one of {', '.join(choices)}.{nearest(value, choices)}"
+            raise UsageError(f"Got {flag_of(name)} {value} {expected}")
+
+    def _check_ranges(self) -> None:
+        if self.fps_target is not None and not 0 < self.fps_target <= 1000:
+            raise UsageError(f"Got --fps-target {self.fps_target:g} but expected more than 0 and at most 1000.")
+        if self.fps_target is not None and self.frame_stride != 1:
+            raise UsageError(
+                f"Got --fps-target {self.fps_target:g} with --frame-stride {self.frame_stride}, which both pick the "
+                "frames of a clip; give one (every third of 24 frames per second is 8)."
+            )
+        if not 0 < self.learning_rate < float("inf"):
+            raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
+        for name in ("label_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"Got {flag_of(name)} {getattr(self, name)} but expected 0 <= value < 1.")
+
     def _check_weighting(self) -> None:
         if self.logit_std is not None and not self.logit_std > 0:
             raise UsageError(f"Got --logit-std {self.logit_std} but expected a number above 0.")
         scheme = self.weighting_scheme or Weighting.scheme
-        for name, its in {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}.items():
-            if getattr(self, name) is not None and scheme != its:
-                raise UsageError(f"Got {_flag(name)} {getattr(self, name)} without --weighting-scheme {its}.")
+        for name, owner in {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}.items():
+            if getattr(self, name) is not None and scheme != owner:
+                raise UsageError(f"Got {flag_of(name)} {getattr(self, name)} without --weighting-scheme {owner}.")
 
-    def _at_least(self, name: str, least: int) -> None:
-        if not getattr(self, name) >= least:
-            raise UsageError(f"Got {_flag(name)} {getattr(self, name)} but expected at least {least}.")
+    def _check_cached(self) -> None:
+        for name in ("clip", "crop"):
+            if self.cache_latents is not None and getattr(self, name) == "random":
+                conflict = "--cache-latents, which keeps one latent a sample"
+                raise UsageError(f"Got {flag_of(name)} random with {conflict}; expected center.")
 
-    def _check_output(self, reads: Mapping[str, object]) -> None:
-        models = {flag: value for flag, value in reads.items() if flag in MODELS}
+    def _check_output(self, models: Mapping[str, object], preset: Path | None) -> None:
         if self.resume_from_checkpoint is not None:
             if self.overwrite:
                 raise UsageError("Got --resume-from-checkpoint with --overwrite, which would delete the checkpoints.")
             files.check_apart(self.output, models)
             files.check_resumed(self.output, files.RUN)
             return
-        from skipdit_cli.training.data.samples import EMBEDDED
-
         data = {"--data": None if self.data in EMBEDDED else self.data}
-        files.check_apart(self.output, {**reads, **data, "--cache-latents": self.cache_latents})
+        reads = {**models, "--preset": preset, **data, "--cache-latents": self.cache_latents}
+        files.check_apart(self.output, reads)
         files.check_outside(self.output, {**models, **data})
         files.check_folder(self.output, files.RUN, self.overwrite)
 
     @property
     def weighting(self) -> Weighting | None:
-        """None where no flag says anything of it."""
-        given = (self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
-        told = {field.name: value for field, value in zip(fields(Weighting), given) if value is not None}
-        return Weighting(**told) if told else None
+        """The weighting of a flow matching loss, or None where no flag names one."""
+        values = (self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
+        typed = {field.name: value for field, value in zip(fields(Weighting), values) if value is not None}
+        return Weighting(**typed) if typed else None
 
     @property
     def random_clip(self) -> bool:
+        """Whether the clip of a video is drawn anew each time."""
         return self.clip == "random" or (self.clip is None and self.cache_latents is None)
 
-    def without_dropout(self) -> TrainingSettings:
-        """The settings for a model that has no "no class", whose labels cannot be dropped.
-
-        Raises:
-            UsageError: They ask for it.
-        """
-        if self.label_dropout not in (0, type(self).label_dropout):
-            raise UsageError(
-                f"Got --label-dropout {self.label_dropout}, but this model has no 'no class' to train; leave it out."
-            )
-        if self.label_dropout:
-            console.say("Labels: none is dropped, for this model has no 'no class'.")
-        return replace(self, label_dropout=0.0)
-
-    def clip_frames(self, demand: Demand) -> int | None:
-        """The number of frames of a clip for a model of videos; None for one of images.
-
-        Raises:
-            UsageError: The model has no positions for it; or a flag of video for a model of images.
-        """
-        most, joined = demand.video_length, demand.joined_frames
-        if joined is not None:
-            frames = self.num_frames or most
-            if (frames - 1) % joined:
-                raise UsageError(f"Got --num-frames {frames} but expected 1 more than a multiple of {joined}.")
-            if self.image_frames:
-                raise UsageError(f"Got --image-frames {self.image_frames}, which only a Latte can be trained with.")
-            return frames
-        if most is not None:
-            frames = self.num_frames or most
-            if frames > most or (demand.captions and frames != most):  # diffusers' Latte adds all positions or none
-                allowed = f"makes {most}" if demand.captions else f"has positions for 1..{most}"
-                raise UsageError(f"Got --num-frames {frames} but the model {allowed}.")
-            return frames
-        for name in ("num_frames", "frame_stride", "image_frames"):
-            value = getattr(self, name)
-            if value not in (None, 0, 1):
-                raise UsageError(f"Got {_flag(name)} {value}, but this model makes images; leave the flag out.")
-        if self.fps_target is not None:
-            raise UsageError(f"Got --fps-target {self.fps_target:g}, but this model makes images; leave the flag out.")
-        return None
-
     def recorded(self) -> dict:
-        """The settings that a resumed run must share with its checkpoint."""
-        held = {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
-        held["clip"] = "random" if self.random_clip else "center"
+        """Return the settings that a resumed run must share with its checkpoint."""
+        recorded = {name: value for name, value in asdict(self).items() if name not in free_to_change()}
+        recorded["clip"] = "random" if self.random_clip else "center"
         if self.lr_scheduler.startswith("constant"):
-            del held["max_train_steps"]  # it bends no schedule: a longer run goes on as the shorter one began
-        return held
+            del recorded["max_train_steps"]  # a constant schedule does not depend on it: a longer run may go on
+        return recorded
 
 
-def _flag(name: str) -> str:
+def free_to_change() -> set[str]:
+    """Return the names of the settings in which a resumed run may differ from its checkpoint."""
+    return {field.name for field in fields(TrainingSettings) if field.metadata["free"]}
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting: ``--max-train-steps`` of ``max_train_steps``."""
     return "--" + name.replace("_", "-")

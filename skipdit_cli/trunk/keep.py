@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families.declarations import BACKBONES
+from skipdit_cli.families import declared_trunk
 from skipdit_cli.trunk.discover import check_class
 from skipdit_cli.trunk.forward_state import InPlace, TrunkForward
 from skipdit_cli.trunk.interpose import interpose, restore
@@ -36,7 +36,7 @@ def known_trunk(transformer) -> Trunk | None:
     trunk = attached_trunk(transformer)
     if trunk is not None:
         return trunk
-    found, declared = _found.get(transformer), BACKBONES.get(class_of(transformer))
+    found, declared = _found.get(transformer), declared_trunk(class_of(transformer))
     backbone = found or declared
     return None if backbone is None else Trunk(transformer, backbone, declared=found is None)
 

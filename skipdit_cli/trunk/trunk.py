@@ -9,7 +9,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families.declarations import Backbone, BlockList, class_name
+from skipdit_cli.families import Backbone, BlockList, class_name
 from skipdit_cli.trunk.block import COMPILED, InterposedBlock, called_by, parameters_of
 from skipdit_cli.trunk.first_pass import FirstPass
 from skipdit_cli.trunk.forward_state import ForwardState, ForwardStates

@@ -422,9 +422,10 @@ def test_a_checkpoint_that_is_no_torch_file(converted, skipdit, tmp_path, fresh_
 def test_kept_tensors_of_which_a_bit_flipped_are_made_anew(tmp_path, capsys):
     import torch
 
+    from skipdit_cli.commands.training_options import ConsoleObserver
     from skipdit_cli.training.data.store import Store
 
-    store, key = Store(tmp_path), {"a": 1}
+    store, key = Store(tmp_path, ConsoleObserver()), {"a": 1}
     made = store.get(key, lambda: {"moments": torch.arange(6.0)})
     assert torch.equal(store.get(key, lambda: {})["moments"], made["moments"])
     file = store.path(key)

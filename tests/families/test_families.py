@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,13 @@ from skipdit_cli import (
     remove_skip_branches,
 )
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families import BACKBONES, Backbone, BlockList
-from skipdit_cli.families.record import RECORD, transformer_classes
+from skipdit_cli.families import FAMILIES, Backbone, BlockList
+from skipdit_cli.families.table import RECORD, transformer_classes
 from skipdit_cli.trunk import trunk_of
 from tests.support.tiny_dit_runs import train_a_little
 from tests.support.tiny_transformers import CONFIGS, WIDTH, arguments, run, tiny
 
+BACKBONES = {name: family.trunk for name, family in FAMILIES.items() if family.trunk is not None}
 NATIVE = [name for name in CONFIGS if BACKBONES[name].native_skips]
 CONVERTED = [name for name in CONFIGS if name not in NATIVE]
 LATTES = ["LatteTransformer3DModel", "LatteClassTransformer3DModel"]
@@ -56,7 +58,7 @@ def in_bfloat16(value):
 @pytest.fixture
 def undeclared(monkeypatch):
     """``undeclared(name)``: the family as if we had no declaration of it."""
-    return lambda name: monkeypatch.delitem(BACKBONES, name)
+    return lambda name: monkeypatch.delitem(FAMILIES, name)
 
 
 def test_every_declared_family_is_tested():
@@ -415,7 +417,7 @@ def test_a_declaration_that_does_not_fit_is_noticed(monkeypatch, with_inputs):
     name = "QwenImageTransformer2DModel"
     model = tiny(name)
     swapped = BlockList("transformer_blocks", ("hidden_states", "encoder_hidden_states"))
-    monkeypatch.setitem(BACKBONES, name, Backbone((swapped,)))
+    monkeypatch.setitem(FAMILIES, name, replace(FAMILIES[name], trunk=Backbone((swapped,))))
     if with_inputs:
         with pytest.raises(UsageError, match="declared trunk does not fit|do not hand on"):
             add_skip_branches(model, example_inputs=arguments(model))

@@ -204,6 +204,11 @@ def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, m
     ]
 
 
+def test_an_unknown_setting_is_a_type_error(pipe):
+    with pytest.raises(TypeError, match="inference_steps"):
+        generate(pipe, [1], inference_steps=3)
+
+
 def test_labels_are_checked():
     for labels in ([], [10], [-1]):
         with pytest.raises(UsageError, match="0..9"):

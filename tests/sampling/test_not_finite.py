@@ -332,7 +332,7 @@ def test_training_names_the_picture_that_the_vae_cannot_encode(
     latent_training, skipdit, tmp_path, monkeypatch, fresh_accelerate
 ):
     from skipdit_cli.training.data import encoding as latents
-    from skipdit_cli.training.objective.micro_batch import micro_batch as objective
+    from skipdit_cli.training.objective import micro_batch as objective
 
     own = latents.moments
 

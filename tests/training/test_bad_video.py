@@ -168,7 +168,7 @@ def test_one_bad_video_in_a_hundred_is_named_and_left_out(skipdit, models, clips
     files = {f"0/{i:03}.mp4": "good.mp4" if i else "audio.mp4" for i in range(100)}
     data = lay_out(files, clips, tmp_path / "data")
     ran = finetune(skipdit, models("classes"), data, tmp_path / "out")
-    assert ran.code == 0 and "99 videos, 1 classes, 1 skipped" in ran.stdout
+    assert ran.code == 0 and "99 videos, 1 class, 1 skipped" in ran.stdout
     assert "unreadable video" in ran.stderr and "000.mp4" in ran.stderr
 
 
@@ -176,7 +176,7 @@ def test_one_bad_video_in_a_hundred_is_named_and_left_out(skipdit, models, clips
 def test_unusual_but_sound(skipdit, models, clips, tmp_path, clip):
     """A variable rate, odd sizes, another container, a gif, and a container with another's name are all read."""
     ran = finetune(skipdit, models("classes"), lay_out(one(clip), clips, tmp_path / "data"), tmp_path / "out")
-    assert ran.code == 0 and "1 videos, 1 classes, 0 skipped" in ran.stdout, ran.stderr
+    assert ran.code == 0 and "1 video, 1 class, 0 skipped" in ran.stdout, ran.stderr
 
 
 def test_frames_in_folders_are_videos(skipdit, models, clips, tmp_path):
@@ -188,4 +188,4 @@ def test_frames_in_folders_are_videos(skipdit, models, clips, tmp_path):
 def test_pictures_beside_videos_are_no_frames(skipdit, models, clips, tmp_path):
     files = {"0/good.mp4": "good.mp4", "0/good.png": "picture.png"}
     ran = finetune(skipdit, models("classes"), lay_out(files, clips, tmp_path / "data"), tmp_path / "out")
-    assert ran.code == 0 and "1 videos, 1 classes, 0 skipped" in ran.stdout, ran.stderr
+    assert ran.code == 0 and "1 video, 1 class, 0 skipped" in ran.stdout, ran.stderr

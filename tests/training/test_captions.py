@@ -7,15 +7,14 @@ from functools import partial
 import pytest
 import torch
 
+from skipdit_cli import families
 from skipdit_cli.models import load_pipeline
 from skipdit_cli.training.data.crops import Batch
-from skipdit_cli.training.data.demand import TRAINED
 from skipdit_cli.training.data.order import draw, generator
 from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of
 from skipdit_cli.training.objective.loss import DiffusionLoss
 from skipdit_cli.training.objective.micro_batch import Objective
-from skipdit_cli.training.objective.text_conditioning import FAMILIES
 from skipdit_cli.training.training_settings import Weighting
 from tests.support.caption_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 from tests.support.tiny_pipelines import build
@@ -23,6 +22,8 @@ from tests.support.tiny_training_pipelines import BASES, VARIANTS, text_pipeline
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 CPU = torch.device("cpu")
+TRAINED = {name: family.training for name, family in families.FAMILIES.items() if family.training is not None}
+FAMILIES = [name for name, trained in TRAINED.items() if hasattr(trained.captions, "encode")]
 KEPT = torch.tensor([False, False])
 TRIED = [name for name in (*BASES, *VARIANTS) if name not in ("latte", "pixart-1024", "wan-5b", "wan-22")]
 

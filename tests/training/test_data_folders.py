@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from skipdit_cli import console, media
+from skipdit_cli.commands.training_options import ConsoleObserver
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.data.class_folders import imagenet_order
 from skipdit_cli.training.data.demand import Demand
@@ -37,7 +38,7 @@ def lay_out(root, *names: str):
 
 
 def read(root, demand=CLASSES, **arguments):
-    return read_samples(str(root), demand, **arguments)
+    return read_samples(str(root), demand, observer=ConsoleObserver(), **arguments)
 
 
 def refused(root, demand=CLASSES, **arguments) -> str:
@@ -66,7 +67,7 @@ def test_hidden_parts_are_no_data(tmp_path):
 
 def test_what_is_left_out_is_counted_and_named(tmp_path):
     lay_out(tmp_path, "cat/a.png", "cat/b.jfif", "cat/c.avif", "cat/d.heic")
-    assert str(read(tmp_path)) == "3 images, 1 classes, 0 skipped, 1 left out (cat/d.heic)"
+    assert str(read(tmp_path)) == "3 images, 1 class, 0 skipped, 1 left out (cat/d.heic)"
     lay_out(tmp_path, "cat/a.txt", "cat/b.txt", "montage.png")
     assert str(read(tmp_path)).endswith("4 left out (2 .txt, 1 .heic, 1 .png)")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "cat/a.png", "label": 3}\n')

@@ -111,7 +111,7 @@ def test_stage_one_changes_the_branches_alone(skipdit, converted, tmp_path):
 def trainer_of(model: Path, output: Path, only_branches: bool, **settings) -> Trainer:
     chosen = TrainingSettings(data="digits", output=output, train_batch_size=4, **settings)
     begun = session.begin(chosen, Demand(num_classes=10))
-    return Trainer(load_pipeline(model), begun.samples, None, chosen, begun.accelerator, only_branches)
+    return Trainer(begun, load_pipeline(model), only_branches)
 
 
 def test_gradients_reach_the_branches_alone_and_from_the_first_step(converted, tmp_path):

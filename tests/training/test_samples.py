@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from skipdit_cli.commands.training_options import ConsoleObserver
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.data.crops import Pixels, crop
 from skipdit_cli.training.data.demand import Demand
@@ -18,7 +19,7 @@ IMAGES = Demand(num_classes=10)
 
 
 def read_images(source):
-    return read_samples(source, IMAGES)
+    return read_samples(source, IMAGES, observer=ConsoleObserver())
 
 
 def picture(path, value=128, size=(12, 8), mode="RGB"):
@@ -71,7 +72,7 @@ def damaged(folder, good: int, bad: int):
 
 def test_unreadable_images_are_listed_and_above_one_percent_refused(tmp_path, capsys):
     images = read_images(damaged(tmp_path / "few", 199, 2))
-    assert str(images) == "199 images, 1 classes, 2 skipped"
+    assert str(images) == "199 images, 1 class, 2 skipped"
     warned = capsys.readouterr().err
     assert "bad0.png" in warned and "bad1.jpg" in warned
     with pytest.raises(UsageError, match="2 of 101 images .*above 1 %"):

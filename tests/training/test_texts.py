@@ -60,7 +60,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(run, tmp_path, name, tex
     (tmp_path / "data" / "metadata.jsonl").unlink()
     (tmp_path / "data" / f"metadata.{name}").write_text(text, encoding="utf-8-sig")
     ran = run()
-    assert ran.code == 0 and "1 images, 1 captions" in ran.stdout, ran.stderr
+    assert ran.code == 0 and "1 image, 1 caption" in ran.stdout, ran.stderr
 
 
 def test_a_picture_with_two_captions_is_two_samples_and_a_text_too_long_is_said_in_a_line(run, tmp_path, capfd):

@@ -15,7 +15,7 @@ from diffusers.hooks import HookRegistry, apply_first_block_cache
 
 from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families import BACKBONES
+from skipdit_cli.families import FAMILIES
 from tests.support.tiny_dit_runs import inputs, noise, sample, train_a_little
 from tests.support.tiny_dit_runs import run as run_dit
 from tests.support.tiny_transformers import arguments, run, tiny
@@ -53,7 +53,7 @@ def at_block(model, index, work):
 @pytest.fixture
 def undeclared(monkeypatch):
     """``undeclared(name)``: the family as if we had no declaration of it."""
-    return lambda name: monkeypatch.delitem(BACKBONES, name)
+    return lambda name: monkeypatch.delitem(FAMILIES, name)
 
 
 @pytest.fixture

@@ -13,20 +13,15 @@ from accelerate import init_empty_weights
 
 from skipdit_cli.conversion.official.checks import check_plain
 from skipdit_cli.conversion.official.dit_layout import read_dit
-from skipdit_cli.conversion.official.t2v_layout import is_t2v, read_t2v
+from skipdit_cli.conversion.official.t2v_layout import read_t2v
 from skipdit_cli.conversion.process import DIT, SIT, as_flow, process_of
 from skipdit_cli.conversion.state_dict import find_state_dict
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families import FAMILIES, Family
+from skipdit_cli.families.dit import FAMILY as DIT_FAMILY
+from skipdit_cli.families.latte import FAMILY as LATTE
 from skipdit_cli.models.weights import assign_weights, read_tensors
 from skipdit_cli.skip import SkipBranches
-
-IMAGES = "DiTTransformer2DModel"
-NAMES = {
-    IMAGES: ("DiT repository checkpoint", "Skip-DiT checkpoint"),
-    "LatteClassTransformer3DModel": ("Latte checkpoint", "Skip-DiT checkpoint of Latte"),
-    "LatteTransformer3DModel": ("Latte text-to-video checkpoint", "Skip-DiT checkpoint of Latte text-to-video"),
-}
-"""Class name to what a file of it is called, without and with skip branches."""
 
 
 @dataclass
@@ -34,13 +29,14 @@ class Official:
     """An official checkpoint in diffusers' terms.
 
     Args:
-        layout: What it is, in words.
-        config: Of diffusers' class, or of ours where it has none.
-        state: Under diffusers' names: views of the memory-mapped file, embedders of all blocks one tensor.
-        branches: Of the ``replace`` merge, None in a vanilla file.
+        layout: What the file is called in messages.
+        config: The config of the transformer.
+        state: Its state dict under diffusers' names: views of the memory-mapped file, in which the embedders of all
+            blocks are one tensor.
+        branches: The skip branches, of the ``replace`` merge; None in a vanilla file.
         process: Value of ``--process``, ``dit`` or ``sit``.
         process_why: Why it is that one.
-        notes: What was decided on the way, a sentence each.
+        notes: Decisions that were made while reading, a sentence each.
     """
 
     layout: str
@@ -60,13 +56,14 @@ def read_official(
     process: str | None = None,
     num_classes: int | None = None,
 ) -> Official:
-    """Read a ``.pt`` or ``.safetensors`` in an official layout; the architecture comes from the tensors.
+    """Read a ``.pt`` or ``.safetensors`` file in an official layout, with the architecture that its tensors show.
 
     Args:
-        num_attention_heads: What no tensor tells; needed for a width other than that of S, B, L and XL.
-        sample_size, num_frames: What a text-to-video file does not tell either.
-        process: ``dit`` or ``sit``, which no tensor tells.
-        num_classes: Of the label table, which may have a row more.
+        path: The file.
+        num_attention_heads: Not in the file; needed for a width other than that of S, B, L and XL.
+        sample_size, num_frames: Not in a text-to-video file; needed for a width other than that of XL.
+        process: ``dit`` or ``sit``, where the file does not tell which.
+        num_classes: Number of classes, where the file does not tell whether its last label is the null label.
     Raises:
         UsageError: The file is damaged or would run code, holds another architecture, or something is missing.
     """
@@ -74,10 +71,12 @@ def read_official(
     found, arguments = find_state_dict(path, data), _arguments(data)
     rest, notes = found.tensors, list(found.notes)
     check_plain(path, rest)
-    if any(name.startswith("transformer_blocks.") for name in rest) and not is_t2v(rest):
+    family = _family(rest)
+    is_t2v = family is LATTE
+    if any(name.startswith("transformer_blocks.") for name in rest) and not is_t2v:
         raise UsageError(f"Checkpoint {path} has diffusers' own names; give its folder, whose config.json is needed.")
     named = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}
-    if is_t2v(rest):
+    if is_t2v:
         if num_classes is not None:
             raise UsageError(f"Got --num-classes {num_classes}, but {path} is of texts; leave it out.")
         config, state = read_t2v(path, rest, num_attention_heads, sample_size, num_frames)
@@ -85,25 +84,35 @@ def read_official(
         for flag, value in (("--sample-size", sample_size), ("--num-frames", num_frames)):
             if value is not None:
                 raise UsageError(f"Got {flag} {value}, but {path} tells that itself; leave it out.")
-        config, state, said = read_dit(path, rest, num_attention_heads, num_classes, arguments)
-        notes += said
-    name = config["_class_name"]
-    process, why = process_of(path, arguments, process, "" if name == IMAGES else f"a {name} has no other")
-    layout = NAMES[name][bool(named)]
+        config, state, more_notes = read_dit(path, rest, family, num_attention_heads, num_classes, arguments)
+        notes += more_notes
+    official = family.official
+    only_dit = "" if official.flow_title else f"a {family.name} has no other"
+    process, why = process_of(path, arguments, process, only_dit)
+    layout = official.title_with_branches if named else official.title
     if process == SIT:
         as_flow(path, config, state)
-        layout = "SiT checkpoint" + " with skip branches" * bool(named)
-    branches = _branches(path, named, config) if named else None
+        layout = official.flow_title + " with skip branches" * bool(named)
+    branches = _branches(path, named, config, family) if named else None
     return Official(f"{layout}, {found}", config, state, branches, process, why, tuple(notes))
 
 
+def _family(state: dict[str, torch.Tensor]) -> Family:
+    """The family whose official code wrote a state dict; DiT if no tensor tells another."""
+    for family in FAMILIES.values():
+        marker = family.official.marker if family.official is not None else ""
+        if marker and any(name.startswith(marker) for name in state):
+            return family
+    return DIT_FAMILY
+
+
 def _arguments(data) -> dict:
-    """What the training script saved of its own arguments."""
+    """The arguments that the training script saved of its own."""
     saved = data.get("args") if isinstance(data, dict) else None
     return dict(saved if isinstance(saved, dict) else getattr(saved, "__dict__", {}))
 
 
-def _branches(path, named: dict[str, torch.Tensor], config: dict) -> SkipBranches:
+def _branches(path, named: dict[str, torch.Tensor], config: dict, family: Family) -> SkipBranches:
     """The skip branches of a file. The official code counts pairs from the middle, ours by source block.
 
     So does its class-conditional Latte at 28 blocks, its one size with branches: index (i - 14) // 2 of block i.
@@ -111,7 +120,7 @@ def _branches(path, named: dict[str, torch.Tensor], config: dict) -> SkipBranche
     """
     depth, width = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"]
     if depth % 2:
-        unit = "blocks" if config["_class_name"] == "DiTTransformer2DModel" else "pairs of blocks"
+        unit = "pairs of blocks" if family.trunk.interleaved else "blocks"
         raise UsageError(
             f"Checkpoint {path} has skip branches on {depth} {unit}, but the official form needs an even number."
         )
@@ -124,6 +133,6 @@ def _branches(path, named: dict[str, torch.Tensor], config: dict) -> SkipBranche
         pair = depth // 2 - 1 - int(norm or linear)
         state[f"{'norms' if norm else 'linears'}.{pair}.{part}"] = tensor.clone()  # else the file stays mapped
     with init_empty_weights():
-        branches = SkipBranches(dim=width, num_layers=depth, merge="replace", backbone=config["_class_name"])
+        branches = SkipBranches(dim=width, num_layers=depth, merge="replace", backbone=family.name)
     assign_weights(branches, state, f"Checkpoint {path}")
     return branches

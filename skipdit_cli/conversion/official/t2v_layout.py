@@ -11,25 +11,25 @@ import torch
 
 from skipdit_cli.conversion.official.checks import check_needed, head_count
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.latte import FAMILY
 
-UNUSED = ("caption_projection.y_embedding",)  # of the training with dropped captions
-STANDARD = {"sample_size": 64, "video_length": 16}  # of the released model, 1152 wide
-
-
-def is_t2v(state: dict[str, torch.Tensor]) -> bool:
-    return any(name.startswith("temporal_transformer_blocks.") for name in state)
+UNUSED = ("caption_projection.y_embedding",)
+"""Tensors of training with dropped captions."""
+STANDARD = {"sample_size": 64, "video_length": 16}
+"""Sizes of the released model, which is 1152 wide."""
 
 
 def read_t2v(
     path, rest: dict[str, torch.Tensor], num_attention_heads: int | None, sample_size: int | None, frames: int | None
 ) -> tuple[dict, dict]:
-    """Config and state of ``LatteTransformer3DModel``.
+    """Return config and state dict of a ``LatteTransformer3DModel``.
 
     Args:
-        rest: The state dict of the file without skip branches.
-        num_attention_heads, sample_size, frames: What the file does not tell; needed for a width other than 1152.
+        path: The checkpoint, for errors.
+        rest: Its state dict without skip branches.
+        num_attention_heads, sample_size, frames: Not in the file; needed for a width other than 1152.
     Raises:
-        UsageError: It holds another architecture, or something that is needed was not given.
+        UsageError: The file holds another architecture, or one of the three is missing.
     """
     needed = {
         "pos_embed.proj.weight": 4,
@@ -38,7 +38,7 @@ def read_t2v(
         "transformer_blocks.0.ff.net.0.proj.weight": 2,
         "proj_out.weight": 2,
     }
-    check_needed(path, rest, needed, "text-to-video Latte")
+    check_needed(path, rest, needed, FAMILY.official.kind)
     width, in_channels, patch, _ = rest["pos_embed.proj.weight"].shape
     heads = head_count(path, width, num_attention_heads)
     size = {"sample_size": sample_size, "video_length": frames}
@@ -50,7 +50,7 @@ def read_t2v(
         raise UsageError(f"Got --sample-size {size['sample_size']}, which patches of {patch} do not divide.")
     wide = rest["transformer_blocks.0.ff.net.0.proj.weight"].shape[0] == 8 * width
     config = {
-        "_class_name": "LatteTransformer3DModel",
+        "_class_name": FAMILY.name,
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
         "in_channels": in_channels,

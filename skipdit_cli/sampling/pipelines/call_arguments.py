@@ -33,8 +33,6 @@ FLAGS = {
 """Arguments that have a flag of their own."""
 RESERVED = ("self", "output_type", "return_dict", "latents", "callback", "callback_steps", "mask_feature")
 """Arguments that ``by_text`` sets or that a command line cannot express; so are embeddings, masks and callbacks."""
-CLASS_PIPELINES = ("DiTPipeline", "SiTPipeline", "LatteClassPipeline")
-"""Pipelines of class-conditional and unconditional models, which ``by_class`` samples."""
 
 
 def pipeline_type(pipe) -> type:

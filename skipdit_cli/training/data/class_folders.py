@@ -1,4 +1,4 @@
-"""Class directories: which label each of them means."""
+"""Class folders: the label of each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from skipdit_cli import console
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.training.data.demand import Demand
-from skipdit_cli.training.data.tree import Found, counted
+from skipdit_cli.training.data.tree import FileSet, summary_of
+from skipdit_cli.training.observer import SILENT, Observer
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
 IMAGENET_CLASSES = 1000
@@ -22,17 +22,18 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Classes:
-    """
+    """The labels of class folders.
+
     Args:
-        labels: The directory's name to the label.
-        order: What decided it.
+        labels: The label of each folder, by its name.
+        order: The rule that gave the labels.
     """
 
     labels: dict[str, int]
     order: str = SORTED
 
     def of(self, folder: str) -> int:
-        """The label of a class directory."""
+        """Return the label of a class folder."""
         return self.labels[_normal(folder)]
 
     def __str__(self) -> str:
@@ -41,21 +42,24 @@ class Classes:
         return f"Labels of the class folders, {self.order}: {', '.join(shown)}."
 
 
-def read_classes(root: Path, folders: list[Path], found: Found, demand: Demand) -> Classes:
-    """
+def read_classes(
+    root: Path, folders: list[Path], file_set: FileSet, demand: Demand, observer: Observer = SILENT
+) -> Classes:
+    """Return the labels of the class folders in a data folder.
+
     Args:
-        folders: The directories directly in the data folder.
-        found: All that lies below it.
+        folders: The folders directly in the data folder.
+        file_set: All files below it.
     Raises:
-        UsageError: They are no classes, one is empty, or two mean the same.
+        UsageError: The folders are no classes, one is empty, or two mean the same class.
     """
     if not folders:
         return Classes({})
-    _check_level(root, folders, found, demand)
-    _check_empty(root, folders, found, demand)
-    _say_parts(root, found)
+    _check_level(root, folders, file_set, demand)
+    _check_empty(root, folders, file_set, demand)
+    _warn_splits(root, file_set, observer)
     names = sorted(_normal(folder.name) for folder in folders)
-    _check_twins(root, folders)
+    _check_twins(root, folders, observer)
     numbers = [name for name in names if name.isdecimal()]
     if numbers and len(numbers) < len(names):
         other = next(name for name in names if not name.isdecimal())
@@ -66,20 +70,22 @@ def read_classes(root: Path, folders: list[Path], found: Found, demand: Demand) 
     if numbers:
         return Classes({name: int(name) for name in sorted(names, key=int)}, NUMBERS)
     return (
-        _of_model(root, names, demand) or _of_imagenet(names, demand) or Classes({n: i for i, n in enumerate(names)})
+        _of_model(root, names, demand, observer)
+        or _of_imagenet(names, demand, observer)
+        or Classes({name: label for label, name in enumerate(names)})
     )
 
 
 def _normal(name: str) -> str:
-    """One spelling of a name: macOS writes its accents apart, and sorts it elsewhere."""
+    """Return one spelling of a name: macOS writes accents as characters of their own."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_splits(root: Path, folders: list[Path], demand: Demand) -> None:
-    """Refuse ``train/`` and ``val/`` directly in the data folder: parts of a data set, which are no classes.
+    """Refuse ``train/`` and ``val/`` directly in the data folder: they are splits of a data set and no classes.
 
     Raises:
-        UsageError: There are several; or for a model of classes nothing else.
+        UsageError: There are several, or a class-conditional model has no other folders.
     """
     splits = [folder for folder in folders if folder.name.casefold() in SPLITS]
     if len(splits) > 1 or (splits and demand.num_classes is not None and len(splits) == len(folders)):
@@ -90,21 +96,25 @@ def check_splits(root: Path, folders: list[Path], demand: Demand) -> None:
 
 
 def first_split(paths: list[Path], name: Callable[[Path], str]) -> Path:
-    """The path to give in the place of these: of the part to train on, if one is called so."""
-    order = {split: place for place, split in enumerate(SPLITS)}
+    """Return the path of the split to train on.
+
+    Args:
+        name: Gives the name of the split that a path is of.
+    """
+    order = {split: i for i, split in enumerate(SPLITS)}
     return min(paths, key=lambda path: (order.get(name(path).casefold(), len(SPLITS)), path))
 
 
-def _check_level(root: Path, folders: list[Path], found: Found, demand: Demand) -> None:
-    """Refuse one folder above all the classes."""
+def _check_level(root: Path, folders: list[Path], file_set: FileSet, demand: Demand) -> None:
+    """Refuse a single folder that all the class folders lie in."""
     if len(folders) != 1 or demand.num_classes == 1:
         return
     level, names = folders[0], [folders[0].name]
     while len(names) == 1:
-        samples = [sample for sample in found.samples if level in sample.parents]
+        samples = [sample for sample in file_set.samples if level in sample.parents]
         names = sorted({sample.relative_to(level).parts[0] for sample in samples})
         if any(sample.parent == level for sample in samples):
-            return  # it holds samples itself, and is a class
+            return  # it holds samples itself, so it is a class
         level = level / names[0] if len(names) == 1 else level
     if names:
         check_splits(level, [level / name for name in names], demand)
@@ -114,40 +124,40 @@ def _check_level(root: Path, folders: list[Path], found: Found, demand: Demand) 
         )
 
 
-def _say_parts(root: Path, found: Found) -> None:
-    """Say where the parts of a data set lie within its classes, of which all are taken."""
-    below = {sample.relative_to(root).parts[1] for sample in found.samples}
-    splits = sorted(name for name in below if name.casefold() in SPLITS)
+def _warn_splits(root: Path, file_set: FileSet, observer: Observer) -> None:
+    """Warn about splits of a data set within its classes: all of them are trained on."""
+    subfolders = {sample.relative_to(root).parts[1] for sample in file_set.samples}
+    splits = sorted(name for name in subfolders if name.casefold() in SPLITS)
     if len(splits) > 1:
-        console.warn(f"the class folders hold parts of a data set ({', '.join(splits)}), and all are taken.")
+        observer.warn(f"the class folders hold parts of a data set ({', '.join(splits)}), and all are taken.")
 
 
-def _check_empty(root: Path, folders: list[Path], found: Found, demand: Demand) -> None:
-    full = {sample.relative_to(root).parts[0] for sample in found.samples if sample != root}
+def _check_empty(root: Path, folders: list[Path], file_set: FileSet, demand: Demand) -> None:
+    full = {sample.relative_to(root).parts[0] for sample in file_set.samples if sample != root}
     empty = [folder for folder in folders if folder.name not in full]
     if empty:
-        held = [file for file in found.left_out if empty[0] in file.parents]
-        what = f" (but {counted(held, root)})" if held else ""
+        left_out = [file for file in file_set.left_out if empty[0] in file.parents]
+        files = f" (but {summary_of(left_out, root)})" if left_out else ""
         more = f", and {len(empty) - 1} like it" if len(empty) > 1 else ""
         raise UsageError(
-            f"Got --data {root} with the class folder {empty[0].name}, in which there is no {demand.kind[:-1]}{what}"
+            f"Got --data {root} with the class folder {empty[0].name}, in which there is no {demand.kind[:-1]}{files}"
             f"{more}; fill it or take it out."
         )
 
 
-def _check_twins(root: Path, folders: list[Path]) -> None:
-    """Refuse two names that a person would take for one, and one that is no text."""
-    met: dict[object, str] = {}
+def _check_twins(root: Path, folders: list[Path], observer: Observer) -> None:
+    """Refuse two names that a person would take for one, and a name that cannot be printed."""
+    names: dict[object, str] = {}
     for folder in folders:
         name = folder.name
         if not name.isprintable():
             raise UsageError(
                 f"Got --data {root} with the class folder {ascii(name)}, whose name is no plain text; rename it."
             )
-        same = int(name) if name.isdecimal() else unicodedata.normalize("NFKC", name).casefold().strip()
-        former = met.setdefault(same, name)
-        if former != name and former.casefold() == name.casefold():  # letters, say
-            console.warn(f"the class folders '{former}' and '{name}' differ in capitals alone; they are two classes.")
+        meaning = int(name) if name.isdecimal() else unicodedata.normalize("NFKC", name).casefold().strip()
+        former = names.setdefault(meaning, name)
+        if former != name and former.casefold() == name.casefold():  # data sets of letters have both
+            observer.warn(f"the class folders '{former}' and '{name}' differ in capitals alone; they are two classes.")
         elif former != name:
             raise UsageError(
                 f"Got --data {root} with the class folders '{former}' and '{name}', which mean the same; make one of "
@@ -155,12 +165,12 @@ def _check_twins(root: Path, folders: list[Path]) -> None:
             )
 
 
-def _of_model(root: Path, names: list[str], demand: Demand) -> Classes | None:
-    """The labels that the model knows the directories by; None where it knows none."""
+def _of_model(root: Path, names: list[str], demand: Demand, observer: Observer) -> Classes | None:
+    """Return the labels of the model's classes of these names, or None where it has none of them."""
     known = [name for name in names if name in demand.class_names]
     if not known:
         if demand.class_names:
-            console.warn(
+            observer.warn(
                 f"none of the class folders in {root} has the name of one of the model's classes; they are numbered "
                 "anew."
             )
@@ -181,8 +191,8 @@ def _of_model(root: Path, names: list[str], demand: Demand) -> Classes | None:
     return Classes({name: demand.class_names[name][0] for name in names}, OF_MODEL)
 
 
-def _of_imagenet(names: list[str], demand: Demand) -> Classes | None:
-    """ImageNet's own labels of its synsets, for a model that may be of all its classes."""
+def _of_imagenet(names: list[str], demand: Demand, observer: Observer) -> Classes | None:
+    """Return ImageNet's labels of its synsets, for a model of as many classes; None if the folders are no synsets."""
     if demand.num_classes != IMAGENET_CLASSES:
         return None
     order = imagenet_order()
@@ -191,7 +201,7 @@ def _of_imagenet(names: list[str], demand: Demand) -> Classes | None:
         return Classes({name: order[name] for name in names}, IMAGENET)
     if known:
         other = next(name for name in names if name not in order)
-        console.warn(
+        observer.warn(
             f"the class folder {other} is none of ImageNet's 1,000 synsets, so the labels of all, {known[0]} among "
             "them, are not ImageNet's."
         )
@@ -200,18 +210,21 @@ def _of_imagenet(names: list[str], demand: Demand) -> Classes | None:
 
 @lru_cache(maxsize=1)
 def imagenet_order() -> dict[str, int]:
-    """WordNet ids of ILSVRC 2012's classes to their labels, which are their places in sorted order."""
+    """Return the labels of ILSVRC 2012's classes by WordNet id: their positions in sorted order."""
     text = Path(__file__).with_name("imagenet_synsets.txt").read_text(encoding="utf-8")
     return {synset: label for label, synset in enumerate(text.split())}
 
 
 def record_names(index: Path, classes: Classes | None) -> None:
-    """Write ``id2label`` into a ``model_index.json``, as diffusers' ``DiTPipeline`` reads it. What a model calls its
-    classes stays, unless its labels now mean other directories."""
+    """Write ``id2label`` into a ``model_index.json``, as diffusers' ``DiTPipeline`` reads it.
+
+    A model's names of its classes stay, except where its labels now belong to other folders.
+    """
     if classes is None or classes.order in (NUMBERS, OF_MODEL):
         return
-    held = json.loads(index.read_text(encoding="utf-8"))
-    given = {str(label): name for name, label in classes.labels.items()}
-    own = held.get("id2label") or {}
-    held["id2label"] = {**own, **given} if classes.order == SORTED else {**given, **own}
-    index.write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = json.loads(index.read_text(encoding="utf-8"))
+    folder_names = {str(label): name for name, label in classes.labels.items()}
+    model_names = config.get("id2label") or {}
+    names = {**model_names, **folder_names} if classes.order == SORTED else {**folder_names, **model_names}
+    config["id2label"] = names
+    index.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

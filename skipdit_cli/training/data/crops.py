@@ -1,8 +1,9 @@
-"""From a sample to the tensor a step sees: clip, crop, size, mirror."""
+"""From a sample to a tensor of pixels: pick the clip, crop, resize, mirror."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,14 @@ from skipdit_cli.training.data.samples import SampleSet
 
 
 class Batch(NamedTuple):
-    """A micro-batch: ``pixels`` (B, C, H, W) or (B, C, F, H, W) in [-1, 1], and what each sample comes with; of joint
-    training also ``images`` (B·I, C, 1, H, W), I for each video."""
+    """A micro-batch.
+
+    Args:
+        pixels: (B, C, H, W) or (B, C, F, H, W) in [-1, 1]; moments of the VAE's posterior where latents are cached.
+        conditions: The class label or caption of each sample, or None.
+        images: Of joint training on videos and images, (B·I, C, 1, H, W): I images for each video.
+        image_conditions: The class label or caption of each of ``images``.
+    """
 
     pixels: torch.Tensor
     conditions: list[Condition]
@@ -27,13 +34,13 @@ class Batch(NamedTuple):
 
 
 class Pixels(Dataset):
-    """Samples as tensors: a ``Choice`` gives (pixels, condition, images, their conditions), images or None.
+    """A data set of samples as tensors; its indices are ``Choice`` objects.
 
     Args:
-        size: Height and width, or one number for both; pictures are cropped to its shape and resized.
+        size: Height and width, or one number for both, that images are cropped and resized to.
         channels: 1 (grey) or 3.
-        num_frames: F of a clip; None for images, whose pixels are (C, H, W).
-        frame_stride: Frames of the file from one frame of the clip to the next.
+        num_frames: The number F of frames in a clip; None for images.
+        frame_stride: The step from one frame of a clip to the next, in frames of the file.
     """
 
     def __init__(
@@ -52,15 +59,15 @@ class Pixels(Dataset):
         return len(self.samples)
 
     def __getitem__(self, choice: Choice) -> tuple[torch.Tensor, Condition, torch.Tensor | None, list[Condition]]:
-        still = self.num_frames is None
+        """Return pixels (C, [F,] H, W), their condition, images (I, C, 1, H, W) or None, and their conditions."""
         clip = self.clip(choice, self.num_frames or 1)
-        extra = [self.clip(image, 1) for image in choice.images]
+        pixels = clip.squeeze(1) if self.num_frames is None else clip
+        images = [self.clip(image, 1) for image in choice.images]
         conditions = [self.samples.conditions[image.index] for image in choice.images]
-        pixels = clip.squeeze(1) if still else clip
-        return pixels, self.samples.conditions[choice.index], torch.stack(extra) if extra else None, conditions
+        return pixels, self.samples.conditions[choice.index], torch.stack(images) if images else None, conditions
 
     def clip(self, choice: Choice, count: int) -> torch.Tensor:
-        """(C, count, H, W) float32 in [-1, 1]."""
+        """Return ``count`` frames of a sample, float32 (C, count, H, W) in [-1, 1]."""
         room = self.samples.lengths[choice.index] - (count - 1) * self.frame_stride
         first = int(choice.start * room)
         frames = [first + i * self.frame_stride for i in range(count)]
@@ -68,36 +75,38 @@ class Pixels(Dataset):
         return torch.stack(pictures, dim=1)
 
     def cut(self, picture: Image.Image, choice: Choice) -> torch.Tensor:
-        """(C, H, W) in [-1, 1]."""
+        """Return a crop of one image, float32 (C, H, W) in [-1, 1]."""
         cropped = crop(picture.convert(self.mode), self.size, choice.crop)
         pixels = torch.from_numpy(np.array(ImageOps.mirror(cropped) if choice.mirrored else cropped))
         return pixels.view(*self.size, -1).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def collate(items: list) -> Batch:
-    """What ``Pixels`` gave, as a batch."""
+    """Return the items of ``Pixels`` or ``Latents`` as one batch."""
     pixels, conditions, images, image_conditions = zip(*items)
-    together = None if images[0] is None else torch.cat(images)
-    return Batch(torch.stack(pixels), list(conditions), together, [c for own in image_conditions for c in own])
+    joint = None if images[0] is None else torch.cat(images)
+    return Batch(torch.stack(pixels), list(conditions), joint, list(chain.from_iterable(image_conditions)))
 
 
-def crop(image: Image.Image, size: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """A part of the picture in the height and width of ``size``, as large a part as there is; halved while twice too
-    large, then bicubic (ADM's image_datasets.py).
+def crop(image: Image.Image, size: tuple[int, int], position: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Return the largest part of an image with the shape of ``size``, resized to it.
+
+    It is halved while it is at least twice too large, then resized bicubically (image_datasets.py of ADM).
 
     Args:
-        place: Of the part in the picture, (0, 0) left and top, (1, 1) right and bottom.
+        size: Height and width.
+        position: Where the part lies in the image: (0, 0) left and top, (1, 1) right and bottom.
     """
     height, width = size
     if image.size == (width, height):
         return image
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, centering=place)
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, centering=position)
 
 
 def next_batch(batches: Iterator[Batch]) -> Batch:
-    """The next micro-batch of a loader.
+    """Return the next micro-batch of a data loader.
 
     Raises:
         SkipditError: A file can no longer be read, or a process that reads files died.
@@ -112,7 +121,6 @@ def next_batch(batches: Iterator[Batch]) -> Batch:
     except RuntimeError as cause:
         if "DataLoader worker" not in str(cause):
             raise
-        why = first_line(cause)
         raise SkipditError(
-            f"A process that reads the data died ({why}); try a smaller --dataloader-num-workers."
+            f"A process that reads the data died ({first_line(cause)}); try a smaller --dataloader-num-workers."
         ) from cause

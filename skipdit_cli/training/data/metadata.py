@@ -1,4 +1,4 @@
-"""``metadata.jsonl`` and ``metadata.csv``: which files are samples, and what each comes with."""
+"""``metadata.jsonl`` and ``metadata.csv``: the samples that they list, and the label or caption of each."""
 
 from __future__ import annotations
 
@@ -9,80 +9,83 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from skipdit_cli import console
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.tree import Bounds
+from skipdit_cli.training.observer import SILENT, Observer
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("text", "caption")
 
 Condition = int | str | None
+"""The class label or the caption of a sample; None for an unconditional model."""
 
 
-def read_rows(path: Path, demand: Demand, bounds: Bounds) -> list[tuple[Path, Condition]]:
-    """The samples in the order of the file. A file may be listed again, which is said, but not with another
-    label.
+def read_rows(path: Path, demand: Demand, bounds: Bounds, observer: Observer = SILENT) -> list[tuple[Path, Condition]]:
+    """Return the samples that a file lists, in its order.
+
+    It may list a file several times, of which the observer is told, but with one label only.
 
     Raises:
-        UsageError: An entry is malformed, names a file that lies outside, or one that another entry names.
+        UsageError: An entry is malformed, or names a file that lies out of bounds or has another label already.
     """
     samples: list[tuple[Path, Condition]] = []
-    first: dict[str, int] = {}
-    again = 0
+    first_entries: dict[str, int] = {}
+    repeated = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in _table(file) if path.suffix == ".csv" else _objects(file):
-                own, condition = _file(row, bounds), _condition(row, demand)
+                sample, condition = _file(row, bounds), _condition(row, demand, observer)
                 if path.suffix == ".csv" and isinstance(condition, str):
-                    _check_swallowed(condition, path.parent)
-                place = os.path.normpath(own)
-                former = first.setdefault(place, len(samples) + 1)
-                if former <= len(samples):
-                    if not demand.captions and condition != samples[former - 1][1]:
-                        raise ValueError(f"{row['file_name']} is listed already, in entry {former}, as another class")
-                    again += 1
-                samples.append((own, condition))
+                    _check_quotes(condition, path.parent)
+                first = first_entries.setdefault(os.path.normpath(sample), len(samples) + 1)
+                if first <= len(samples):
+                    if not demand.captions and condition != samples[first - 1][1]:
+                        raise ValueError(f"{row['file_name']} is listed already, in entry {first}, as another class")
+                    repeated += 1
+                samples.append((sample, condition))
     except UnicodeDecodeError as cause:
         raise UsageError(f"{path} is no text in UTF-8 (byte {cause.start}); save it as that.") from cause
     except UsageError as cause:
         raise UsageError(f"{path} entry {len(samples) + 1}: {cause}") from cause
     except (ValueError, KeyError, TypeError, RecursionError, OSError, csv.Error) as cause:
-        why = f"it has no {cause}" if isinstance(cause, KeyError) else str(cause).rstrip(".")
+        fault = f"it has no {cause}" if isinstance(cause, KeyError) else str(cause).rstrip(".")
         entry = f"{path} entry {len(samples) + 1}"
-        raise UsageError(f"{entry} is not of the kind {_wanted(path, demand)}: {why}.") from cause
-    if again:
-        console.warn(f"{path.name} lists files again in {again:,} of its entries: each entry is a sample.")
+        raise UsageError(f"{entry} is not of the kind {_example(path, demand)}: {fault}.") from cause
+    if repeated:
+        observer.warn(f"{path.name} lists files again in {repeated:,} of its entries: each entry is a sample.")
     captions = [condition for _, condition in samples if isinstance(condition, str)]
     if captions and all(re.fullmatch(r"\s*[-+.\d]+\s*", caption) for caption in captions):
-        raise UsageError(f"{path} has nothing but numbers for captions, such as {captions[0]}; expected texts.")
+        raise UsageError(f"{path} has nothing but numbers for captions, such as {captions[0]}; expected sentences.")
     return samples
 
 
-def _wanted(path: Path, demand: Demand) -> str:
+def _example(path: Path, demand: Demand) -> str:
+    """Return an entry of the kind that is expected."""
     name = "a.png" if demand.video_length is None else "a.mp4"
     key, value = ("text", '"a cat"') if demand.captions else ("label", "3")
-    told = demand.captions or demand.num_classes is not None
+    conditional = demand.captions or demand.num_classes is not None
     if path.suffix == ".csv":
-        return f"{name},{value} under the header file_name,{key}" if told else f"{name} under the header file_name"
-    return f'{{"file_name": "{name}"' + (f', "{key}": {value}}}' if told else "}")
+        row, header = (f"{name},{value}", f"file_name,{key}") if conditional else (name, "file_name")
+        return f"{row} under the header {header}"
+    return f'{{"file_name": "{name}"' + (f', "{key}": {value}}}' if conditional else "}")
 
 
 def _objects(file: Iterable[str]) -> Iterator[dict]:
     for line in file:
         if line.strip():
-            row = json.loads(line, object_pairs_hook=_once)
+            row = json.loads(line, object_pairs_hook=_unique)
             if not isinstance(row, dict):
                 raise TypeError(f"{line.strip()[:40]} is no object")
             yield row
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    held = dict(pairs)
-    if len(held) < len(pairs):
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
-    return held
+    return row
 
 
 def _table(file: Iterable[str]) -> Iterator[dict]:
@@ -90,18 +93,18 @@ def _table(file: Iterable[str]) -> Iterator[dict]:
     header = [name.strip() for name in next(reader, [])]
     if len(header) == 1 and re.search(r"[;\t|]", header[0]):
         raise ValueError(f"its header {header[0]!r} is one column; columns are parted by commas")
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise ValueError(f"its header has {twice[0]!r} twice")
+    repeated = [name for name in header if header.count(name) > 1]
+    if repeated:
+        raise ValueError(f"its header has {repeated[0]!r} twice")
     for fields in filter(None, reader):
         if len(fields) != len(header):
-            cure = "; put a text that has commas in quotes" if len(fields) > len(header) else ""
+            advice = "; put a caption that has commas in quotes" if len(fields) > len(header) else ""
             raise ValueError(
-                f"the row of {fields[0]!r} has {len(fields)} fields where the header has {len(header)}{cure}"
+                f"the row of {fields[0]!r} has {len(fields)} fields where the header has {len(header)}{advice}"
             )
         row = dict(zip(header, fields))
         if re.fullmatch(r"\s*[0-9]+\s*", row.get("label", "")):
-            row["label"] = int(row["label"])  # a table has nothing but texts; in JSON a label of text is a mistake
+            row["label"] = int(row["label"])  # every value of a table is a string; in JSON a string is no label
         yield row
 
 
@@ -112,8 +115,8 @@ def _file(row: dict, bounds: Bounds) -> Path:
     path = bounds.root / name
     if not path.exists():
         if "\\" in name or re.match("[A-Za-z]:", name):
-            written = name.replace("\\", "/")
-            raise ValueError(f"{name} is a path of Windows; write {re.sub('^[A-Za-z]:/*', '', written)}")
+            posix = name.replace("\\", "/")
+            raise ValueError(f"{name} is a path of Windows; write {re.sub('^[A-Za-z]:/*', '', posix)}")
         if "://" in name:
             raise ValueError(f"{name} is an address, and only files are read")
     elif path.samefile(bounds.root):
@@ -122,21 +125,22 @@ def _file(row: dict, bounds: Bounds) -> Path:
     return path
 
 
-def _condition(row: dict, demand: Demand) -> Condition:
+def _condition(row: dict, demand: Demand, observer: Observer) -> Condition:
     captions = {key: row[key] for key in CAPTION_KEYS if key in row}
     if demand.captions:
         if len(set(map(json.dumps, captions.values()))) > 1:
             raise ValueError(f"it has a {' and another '.join(captions)}; keep one")
-        _say_unused(row, ("label",), "texts")
+        _warn_unused(row, ("label",), "text-conditional", observer)
         return _caption(row[next(iter(captions), CAPTION_KEYS[0])])
-    _say_unused(row, CAPTION_KEYS, "classes" if demand.num_classes is not None else "neither")
+    kind = "class-conditional" if demand.num_classes is not None else "unconditional"
+    _warn_unused(row, CAPTION_KEYS, kind, observer)
     return None if demand.num_classes is None else _label(row["label"])
 
 
-def _say_unused(row: dict, keys: tuple[str, ...], told: str) -> None:
+def _warn_unused(row: dict, keys: tuple[str, ...], kind: str, observer: Observer) -> None:
     unused = [key for key in keys if key in row]
     if unused:
-        console.warn_once("unused", f"the metadata has a '{unused[0]}', which is not used: the model is of {told}.")
+        observer.warn(f"the metadata has a '{unused[0]}', which is not used: the model is {kind}.", "unused")
 
 
 def _caption(text: object) -> str:
@@ -144,12 +148,12 @@ def _caption(text: object) -> str:
         raise ValueError(f"the caption {json.dumps(text)} is no text")
     if text is None or not text.strip():
         raise ValueError("the caption is empty")
-    text.encode()  # half a character, which JSON can write, is refused here and not by a tokenizer later
+    text.encode()  # refuses half a surrogate pair, which JSON can hold and a tokenizer cannot read
     return text
 
 
-def _check_swallowed(caption: str, folder: Path) -> None:
-    """Refuse what a quote that is never closed makes of the lines after it."""
+def _check_quotes(caption: str, folder: Path) -> None:
+    """Refuse a caption that holds the next lines of the table, because a quote is not closed."""
     for line in caption.splitlines()[1:]:
         name = line.split(",")[0].strip()
         if name and "," in line and (folder / name).is_file():

@@ -7,50 +7,54 @@ from functools import lru_cache
 import numpy as np
 
 CANVAS, LENGTH, COPIES = 12, 32, 8
+"""Height and width of a video, its number of frames, and the number of videos of each scan."""
 DIRECTIONS = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
 
 
 def count() -> int:
-    """How many videos there are: every scan of scikit-learn's digits, ``COPIES`` times, each on a way of its own."""
+    """Return the number of videos: ``COPIES`` of every scan of scikit-learn's digits, each on a path of its own."""
     return COPIES * len(scans()[0])
 
 
 def label(index: int) -> int:
-    """The digit that video ``index`` shows."""
-    pictures, labels = scans()
-    return int(labels[index % len(pictures)])
+    """Return the digit that video ``index`` shows."""
+    images, labels = scans()
+    return int(labels[index % len(images)])
 
 
 def showing(digit: int) -> list[int]:
-    """The videos of a digit, a scan of another hand each."""
+    """Return the numbers of the videos that show a digit, one per scan."""
     return np.flatnonzero(scans()[1] == digit).tolist()
 
 
 def moving_digit(index: int) -> np.ndarray:
-    """Video ``index``: uint8 (LENGTH, CANVAS, CANVAS), grey. The scan, 8x8 and unchanged, goes a pixel a frame along a
-    diagonal and bounces off the walls; start and direction are drawn from ``index``."""
-    pictures, _ = scans()
-    scan = pictures[index % len(pictures)]
+    """Return video ``index``: uint8 (LENGTH, CANVAS, CANVAS), grey.
+
+    The 8x8 scan, unchanged, moves one pixel per frame along a diagonal and bounces off the walls; its start and
+    direction are drawn from ``index``.
+    """
+    images, _ = scans()
+    scan = images[index % len(images)]
     rng = np.random.default_rng(index)
     room = CANVAS - len(scan)
     start = rng.integers(0, room + 1, 2)
     step = DIRECTIONS[rng.integers(len(DIRECTIONS))]
     frames = np.zeros((LENGTH, CANVAS, CANVAS), np.uint8)
-    for at, frame in enumerate(frames):
-        top, left = _reflected(start + at * step, room)
+    for i, frame in enumerate(frames):
+        top, left = _reflected(start + i * step, room)
         frame[top : top + len(scan), left : left + len(scan)] = scan
     return frames
 
 
-def _reflected(place: np.ndarray, room: int) -> np.ndarray:
-    """Where a point that bounces between 0 and ``room`` is, after going straight to ``place``."""
-    folded = place % (2 * room)
+def _reflected(position: np.ndarray, room: int) -> np.ndarray:
+    """Return where a point that bounces between 0 and ``room`` is after a straight path to ``position``."""
+    folded = position % (2 * room)
     return np.minimum(folded, 2 * room - folded)
 
 
 @lru_cache(maxsize=1)
 def scans() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: uint8 (1797, 8, 8) grey, and what they show (1797,)."""
+    """Return scikit-learn's digits, uint8 (1797, 8, 8) in grey, and their labels (1797,)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,4 +1,4 @@
-"""Which samples a step sees and what is drawn for them, computed from (seed, step) alone: resuming needs no replay."""
+"""The order of samples and the random numbers of a step, as functions of (seed, step): resuming needs no replay."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-ORDER, FLIP, NOISE, LATENT, PLACE, IMAGES = range(6)
+ORDER, FLIP, NOISE, LATENT, POSITION, IMAGES = range(6)
+"""Purposes of random numbers, a part of the key of their generator."""
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator of its own for each key of integers >= 0."""
+    """Return a CPU generator that is seeded by a key of integers >= 0."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
@@ -25,12 +26,12 @@ def _permutation(seed: int, epoch: int, count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """A sample and what is drawn about how it is seen.
+    """A sample of a batch, with its clip, crop and mirroring.
 
     Args:
         start: Where the clip lies in the video, from 0 (its beginning) to 1 (excluded: its end).
-        crop: Where the square lies in the picture: 0 left and top, 1 right and bottom.
-        images: Single frames beside the clip, for joint training.
+        crop: Where the crop lies in the image: 0 left and top, 1 right and bottom.
+        images: Single frames of other samples beside the clip, for joint training.
     """
 
     index: int
@@ -48,10 +49,10 @@ class Order:
         count: Samples in the set.
         batch_size: Samples in one micro-batch of one process.
         accumulation: Micro-batches to an optimizer step.
-        rank, world: This process of how many.
+        rank, world: The number of this process, and the number of processes.
         start: The optimizer step to begin at.
-        random_flip, random_clip, random_crop: What is drawn; the middle, and not mirrored, without.
-        images: Frames of other samples beside each one.
+        random_flip, random_clip, random_crop: Whether to draw at random instead of taking the centre, not mirrored.
+        images: The number of single frames of other samples beside each sample.
     """
 
     seed: int
@@ -67,25 +68,25 @@ class Order:
     images: int = 0
 
     def __iter__(self) -> Iterator[list[Choice]]:
-        """Each micro-batch as a list of choices."""
+        """Yield each micro-batch as a list of choices."""
         micro = self.start * self.accumulation
         while True:
             yield self.batch(micro)
             micro += 1
 
     def batch(self, micro: int) -> list[Choice]:
-        """Micro-batch number ``micro`` of this process."""
+        """Return micro-batch number ``micro`` of this process."""
 
         def uniform(purpose: int, *shape: int) -> list:
             source = generator(self.seed, purpose, micro, self.rank)
             return torch.rand(self.batch_size, *shape, generator=source).tolist()
 
         first = (micro * self.world + self.rank) * self.batch_size
-        flips, places, images = uniform(FLIP), uniform(PLACE, 3), uniform(IMAGES, self.images, 5)
+        flips, positions, images = uniform(FLIP), uniform(POSITION, 3), uniform(IMAGES, self.images, 5)
         return [
             replace(
-                self._choice(self._sample(first + i), flips[i], *places[i], self.random_clip),
-                images=tuple(self._choice(int(which * self.count), *rest, True) for which, *rest in images[i]),
+                self._choice(self._sample(first + i), flips[i], *positions[i], self.random_clip),
+                images=tuple(self._choice(int(sample * self.count), *rest, True) for sample, *rest in images[i]),
             )
             for i in range(self.batch_size)
         ]
@@ -99,13 +100,19 @@ class Order:
         )
 
     def _sample(self, position: int) -> int:
-        epoch, at = divmod(position, self.count)
-        return int(_permutation(self.seed, epoch, self.count)[at])
+        epoch, index = divmod(position, self.count)
+        return int(_permutation(self.seed, epoch, self.count)[index])
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for a micro-batch: noise (B, C, [F,] H, W), t (B,) in 0..T-1, dropped (B,): is the condition?"""
+    """The random numbers of a micro-batch.
+
+    Args:
+        noise: (B, C, [F,] H, W).
+        t: Timesteps (B,) in 0..T-1.
+        dropped: (B,) bool, whether the label or caption is dropped.
+    """
 
     noise: torch.Tensor
     t: torch.Tensor
@@ -119,12 +126,14 @@ def draw(
     label_dropout: float,
     density: Callable[[int, torch.Generator], torch.Tensor] | None = None,
 ) -> Draws:
-    """Noise, timesteps and condition dropout for one micro-batch, on the CPU.
+    """Draw noise, timesteps and condition dropout for one micro-batch, on the CPU.
 
-    Labels are dropped here, once for the whole model: diffusers' DiT would draw anew in each of its blocks.
+    Labels are dropped here, once for the whole model; diffusers' DiT would draw anew in each of its blocks.
 
     Args:
-        density: (count, generator) to where timesteps lie among all, from 0 to 1; evenly without it.
+        key: The key of the generator.
+        shape: The shape of the noise.
+        density: Draws (count,) positions of timesteps between 0 and 1 with a generator; None draws them uniformly.
     """
     source = generator(*key)
     noise = torch.randn(shape, generator=source)

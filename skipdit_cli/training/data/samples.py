@@ -1,4 +1,4 @@
-"""The samples of a run: images or videos, where they come from and what each comes with."""
+"""The samples of a run: images or videos from a folder or an embedded data set, with their labels or captions."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skipdit_cli import console, media
+from skipdit_cli import media
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.training.data import moving_digits as digits
 from skipdit_cli.training.data.class_folders import Classes
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.listing import Probed, list_samples, readable
 from skipdit_cli.training.data.metadata import Condition
+from skipdit_cli.training.observer import SILENT, Observer
+from skipdit_cli.training.training_settings import EMBEDDED
 
-EMBEDDED = {"digits": "images", "moving-digits": "videos"}
-UNLIKE_RATES = 1.01
+RATE_TOLERANCE = 1.01
+"""The ratio up to which two frame rates count as equal."""
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """What reading a source found. An image is a video of one frame.
+    """The samples of a data source. An image is a video of one frame.
 
     Args:
         kind: ``images`` or ``videos``.
-        conditions: What each sample comes with: a class id, a caption, or None.
-        lengths: The number of frames of each; with ``fps_target``, of those that are picked by time.
-        read: (sample number, frame numbers) to pictures of mode L or RGB, of any size.
-        digest: Sample number to a hash of its content.
-        skipped: How many could not be used and were left out.
-        classes: What the class directories mean; None without such.
-        left_out: In a few words, the files that are no samples.
-        files: A hash of the names of all files and of what each comes with; None of an embedded set.
-        fps_target: Frames a second that ``read`` counts; None for those of each file.
-        name: Sample number to what it is called in an error.
+        conditions: The class label or caption of each sample, or None.
+        lengths: The number of frames of each; with ``fps_target``, of the frames picked by time.
+        read: Returns images of mode L or RGB, of any size, for a sample number and frame numbers.
+        digest: Returns a hash of the content of a sample, by its number.
+        skipped: The number of samples that could not be read.
+        classes: The labels of the class folders; None if there are none.
+        left_out: A summary of the files that are no samples.
+        files: A hash of the names of all files and of their labels or captions; None for an embedded data set.
+        fps_target: Frames per second at which ``read`` picks frames; None for the rate of each file.
+        name: Returns the name of a sample for error messages, by its number.
     """
 
     kind: str
@@ -58,25 +60,27 @@ class SampleSet:
         return len(self.conditions)
 
     def __str__(self) -> str:
-        known = {condition for condition in self.conditions if condition is not None}
-        kinds = "captions" if known and isinstance(next(iter(known)), str) else "classes"
-        classes = f"{len(known):,} {kinds}, " if known else ""
-        left_out = f", {self.left_out}" if self.left_out else ""
-        return f"{len(self):,} {self.kind}, {classes}{self.skipped:,} skipped{left_out}"
+        conditions = {condition for condition in self.conditions if condition is not None}
+        parts = [_count(len(self), self.kind[:-1], self.kind)]
+        if conditions:
+            nouns = ("caption", "captions") if isinstance(next(iter(conditions)), str) else ("class", "classes")
+            parts.append(_count(len(conditions), *nouns))
+        return ", ".join([*parts, f"{self.skipped:,} skipped", *filter(None, [self.left_out])])
 
     @property
     def labels(self) -> dict[str, int]:
-        """Class directories to labels; empty without such."""
+        """The labels of the class folders by name; empty if there are none."""
         return {} if self.classes is None else self.classes.labels
 
     def recorded(self) -> dict:
-        """What a resumed run must share with its checkpoint."""
+        """Return what a resumed run must share with its checkpoint."""
         return {"samples": len(self), "labels": self.labels or None, "files": self.files}
 
     def check_labels(self, num_classes: int | None) -> None:
-        """
+        """Check that the model has a class for every label.
+
         Raises:
-            UsageError: A label the model has no class for.
+            UsageError: It has none for some label.
         """
         if num_classes is None:
             return
@@ -85,20 +89,29 @@ class SampleSet:
                 raise UsageError(f"The data has label {label} but the model has classes 0..{num_classes - 1}.")
 
 
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
 def read_samples(
-    source: str, demand: Demand, span: int = 1, fps_target: float | None = None, allow_outside: bool = False
+    source: str,
+    demand: Demand,
+    span: int = 1,
+    fps_target: float | None = None,
+    allow_outside: bool = False,
+    observer: Observer = SILENT,
 ) -> SampleSet:
-    """Find and try all samples of a source.
+    """Find the samples of a data source and open each of them once.
 
     Args:
         source: ``digits`` or ``moving-digits``; or a folder with ``metadata.jsonl`` or ``metadata.csv`` (keys
-            ``file_name`` and ``label``, or ``text``), or one of class directories; the frames of a video may be
-            pictures in a folder of their own.
+            ``file_name`` and ``label``, or ``text``), or with class folders; the frames of a video may be images in a
+            folder of their own.
         span: The number of frames from the first of a clip to its last.
-        fps_target: Frames of videos are picked by time, so many a second.
-        allow_outside: Files may lie outside the folder, and links lead there.
+        fps_target: Frames per second at which frames of videos are picked; None takes every frame.
+        allow_outside: Whether files may lie outside the folder, and links lead there.
     Raises:
-        UsageError: There is nothing to read, a line is malformed, or above 1 % of the samples cannot be used.
+        UsageError: There is nothing to read, a line is malformed, or more than 1 % of the samples cannot be read.
     """
     if source in EMBEDDED:
         return _embedded(source, demand, span, fps_target)
@@ -106,14 +119,14 @@ def read_samples(
     if not folder.is_dir():
         allowed = " or ".join(f"'{name}'" for name, kind in EMBEDDED.items() if kind == demand.kind)
         raise UsageError(f"Got --data {source}, which is not a folder; expected one, or {allowed}.")
-    listing = list_samples(folder, demand, allow_outside)
+    listing = list_samples(folder, demand, allow_outside, observer)
     if demand.video_length is None:
         probe, read = _probe_image, _read_image
     else:
         probe, read = partial(_probe_video, span=span, fps_target=fps_target), _read_video
-    usable = readable(listing.samples, probe, demand.kind, source)
+    usable = readable(listing.samples, probe, demand.kind, source, observer)
     paths, conditions, probed = map(list, zip(*usable))
-    _say_rates([each.fps for each in probed if each.fps is not None], fps_target)
+    _warn_rates([each.fps for each in probed if each.fps is not None], fps_target, observer)
     return SampleSet(
         demand.kind,
         conditions,
@@ -129,28 +142,28 @@ def read_samples(
     )
 
 
-def _say_rates(rates: list[float], fps_target: float | None) -> None:
-    """Say where one number of frames means more than one stretch of time, or where frames are shown twice."""
+def _warn_rates(rates: list[float], fps_target: float | None, observer: Observer) -> None:
+    """Warn if clips of as many frames differ in duration, or if frames are repeated."""
     if fps_target is not None:
-        slow = [rate for rate in rates if rate * UNLIKE_RATES < fps_target]
+        slow = [rate for rate in rates if rate * RATE_TOLERANCE < fps_target]
         if slow:
-            console.warn(
+            observer.warn(
                 f"{len(slow):,} of {len(rates):,} videos have less than --fps-target {fps_target:g} frames a second "
-                f"(down to {min(slow):g}), so that frames of them are repeated."
+                f"(down to {min(slow):g}), so their frames are repeated."
             )
-    elif rates and max(rates) > UNLIKE_RATES * min(rates):
+    elif rates and max(rates) > RATE_TOLERANCE * min(rates):
         common = Counter(f"{rate:.3g}" for rate in rates).most_common()
         shown = ", ".join(f"{count:,} of {rate}" for rate, count in common[:4]) + ", ..." * (len(common) > 4)
-        console.warn(
-            f"the videos differ in frames a second ({shown}), so that clips of as many frames differ in time; "
+        observer.warn(
+            f"the videos differ in frames a second ({shown}), so clips of as many frames differ in duration; "
             f"--fps-target {min(rates):.3g} would pick frames by time."
         )
 
 
 def _embedded(source: str, demand: Demand, span: int, fps_target: float | None) -> SampleSet:
     if EMBEDDED[source] != demand.kind or demand.captions:
-        wanted = f"{demand.kind} with captions" if demand.captions else demand.kind
-        raise UsageError(f"Got --data {source}, which are {EMBEDDED[source]}, but the model is trained on {wanted}.")
+        kind = f"{demand.kind} with captions" if demand.captions else demand.kind
+        raise UsageError(f"Got --data {source}, which are {EMBEDDED[source]}, but the model is trained on {kind}.")
     if fps_target is not None:
         raise UsageError(f"Got --fps-target {fps_target:g}, but the {source} have no times; leave the flag out.")
     if source == "digits":
@@ -176,9 +189,9 @@ def _name(source: str, index: int) -> str:
 
 
 def _read(paths: list[Path], picked: list[np.ndarray | None], read, index: int, frames: Sequence[int]):
-    own = frames if picked[index] is None else picked[index][list(frames)].tolist()
+    numbers = frames if picked[index] is None else picked[index][list(frames)].tolist()
     try:
-        return read(paths[index], own)
+        return read(paths[index], numbers)
     except (OSError, SyntaxError, ValueError, UsageError) as cause:
         raise SkipditError(f"{paths[index]} was readable and now is not: {str(cause).rstrip('.')}.") from cause
 
@@ -201,28 +214,29 @@ def _probe_video(path: Path, span: int, fps_target: float | None) -> Probed:
     frames = None if fps_target is None else pick_by_time(media.frame_times(path), fps_target)
     length = facts.frames if frames is None else len(frames)
     if length < span:
-        shown = "frames" if frames is None else f"frames of {fps_target:g} a second"
-        raise UsageError(f"{path} has {length} {shown} but a clip takes {span}.")
+        unit = "frames" if frames is None else f"frames of {fps_target:g} a second"
+        raise UsageError(f"{path} has {length} {unit} but a clip takes {span}.")
     return Probed(length, facts.fps, frames)
 
 
 def pick_by_time(times: np.ndarray, fps: float) -> np.ndarray:
-    """The numbers of the frames nearest to 0, 1, 2, ... frames at ``fps``, up to the last one; of two as near, the
-    earlier.
+    """Return the numbers of the frames nearest in time to frames 0, 1, 2, ... at ``fps``, up to the last one.
+
+    Of two frames that are equally near, the earlier is picked.
 
     Args:
-        times: When each is shown, in seconds, ascending from 0.
+        times: The time of each frame in seconds, ascending from 0.
     """
-    near = 1e-3 / fps  # containers round times
-    wanted = np.arange(int((times[-1] + near) * fps + near) + 1) / fps
-    after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
+    tolerance = 1e-3 / fps  # containers round times
+    targets = np.arange(int((times[-1] + tolerance) * fps + tolerance) + 1) / fps
+    after = np.searchsorted(times, targets).clip(1, max(1, len(times) - 1))
     if len(times) == 1:
         return np.zeros(1, np.int64)
-    return np.where(times[after] - wanted < wanted - times[after - 1] - near, after, after - 1)
+    return np.where(times[after] - targets < targets - times[after - 1] - tolerance, after, after - 1)
 
 
 def _digest(paths: list[Path], index: int) -> str:
-    """SHA-256 of a file; of a folder of frames, of all its pictures in the order they are read in."""
+    """Return the SHA-256 of a file, or of all frames of a folder in the order they are read in."""
     path, digest = paths[index], hashlib.sha256()
     for file in [path] if path.is_file() else media.frame_files(path):
         with file.open("rb") as opened:

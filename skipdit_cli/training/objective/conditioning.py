@@ -1,4 +1,4 @@
-"""What a model is told about a sample, and what it answers."""
+"""How a model gets the label or caption of a sample, and its prediction."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ from functools import lru_cache
 
 import torch
 
-from skipdit_cli import console
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.families import TextConditioning
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.finite import is_finite
 from skipdit_cli.training.data.demand import check_encoders
-from skipdit_cli.training.data.store import Store, Tensors, fingerprint, fingerprint_of_tokenizer, of_model
-from skipdit_cli.training.objective.text_conditioning import Family, family_of, transformer_of
+from skipdit_cli.training.data.store import (
+    Store,
+    Tensors,
+    fingerprint_of_encoder,
+    fingerprint_of_tokenizer,
+)
+from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
+from skipdit_cli.training.observer import SILENT, Observer
 
 REMEMBERED = 256
+"""The number of encoded captions that stay in memory without a store."""
 
 
 class ClassConditioning:
-    """Class ids; a dropped one becomes the id that means no class.
+    """Gives a class-conditional model its labels; a dropped label becomes the null label.
 
     Args:
-        null_label: None for a model that has none; then none is dropped.
+        null_label: None for a model that has no null class; no label is then dropped.
     """
 
     def __init__(self, null_label: int | None):
@@ -39,13 +47,14 @@ class ClassConditioning:
         dropped: torch.Tensor,
         **arguments,
     ) -> torch.Tensor:
-        """The model's output.
+        """Return the model's output.
 
         Args:
-            xt: (B, C, [F,] h, w).
-            times: (B,), as the model is told them.
-            conditions: B class ids.
-            dropped: (B,) bool.
+            xt: Noisy latents or pixels (B, C, [F,] h, w).
+            times: Timesteps (B,), as the model takes them.
+            conditions: B class labels.
+            dropped: (B,) bool, whether each label is dropped.
+            arguments: Further arguments of the model.
         """
         labels = torch.tensor(conditions)
         if self.null_label is not None:
@@ -54,111 +63,122 @@ class ClassConditioning:
 
 
 class NoConditioning:
-    """A model of nothing but noise and time."""
+    """Calls an unconditional model."""
 
     def predict(self, model, xt, times, conditions: Sequence[None], dropped, **arguments) -> torch.Tensor:
+        """Return the model's output, see ``ClassConditioning.predict``."""
         return model(xt, timestep=times, return_dict=False, **arguments)[0]
 
 
 class CaptionConditioning:
-    """Captions as the pipeline's own ``encode_prompt`` encodes them; a dropped one becomes the empty text.
+    """Gives a text-conditional model its captions, encoded by the pipeline's ``encode_prompt``.
+
+    A dropped caption becomes the empty text.
 
     Args:
-        family: Of a pipeline with tokenizers and text encoders, which go to ``device``.
-        store: Where encoded texts are kept; without it the last ``REMEMBERED`` are, in memory.
+        family: The family of the pipeline, whose text encoders are moved to ``device``.
+        store: Keeps encoded captions; None keeps the last ``REMEMBERED`` in memory.
     Raises:
         UsageError: The pipeline has no text encoder.
     """
 
-    def __init__(self, family: Family, device: torch.device, store: Store | None = None):
-        self.family, self.store = family, store
+    def __init__(
+        self, family: TextConditioning, device: torch.device, store: Store | None = None, observer: Observer = SILENT
+    ):
+        self.family, self.store, self.observer = family, store, observer
         parts = family.pipe.components
         check_encoders(name for name, part in parts.items() if part is None)
         names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
         self.encoders = {name: parts[name].to(device).requires_grad_(False).eval() for name in names}
         self.encode = lru_cache(maxsize=REMEMBERED)(self._encode if store is None else self._kept)
         if store is not None:
-            prints = {name: fingerprint(encoder, of_model(encoder)) for name, encoder in self.encoders.items()}
-            readers = {name: fingerprint_of_tokenizer(part) for name, part in parts.items() if "tokenizer" in name}
-            self.made = {**prints, **readers, "pipeline": type(family.pipe).__name__, "longest": family.longest()}
-        self.cut = False
+            encoders = {name: fingerprint_of_encoder(encoder) for name, encoder in self.encoders.items()}
+            tokenizers = {name: fingerprint_of_tokenizer(part) for name, part in parts.items() if "tokenizer" in name}
+            kind = {"pipeline": type(family.pipe).__name__, "longest": family.longest()}
+            self.settings = {**encoders, **tokenizers, **kind}
 
     def predict(self, model, xt, times, conditions: Sequence[str], dropped, **arguments) -> torch.Tensor:
-        texts = ["" if drop else text for text, drop in zip(conditions, dropped.tolist())]
-        gathered = self.family.gather([self.encode(text) for text in texts])
-        told = {name: tensor.to(xt.device) for name, tensor in gathered.items()}
-        return self.family.predict(model, xt, times, told, **arguments)
+        """Return the model's output, see ``ClassConditioning.predict``; ``conditions`` are B captions."""
+        captions = ["" if drop else caption for caption, drop in zip(conditions, dropped.tolist())]
+        batch = self.family.gather([self.encode(caption) for caption in captions])
+        batch = {name: tensor.to(xt.device) for name, tensor in batch.items()}
+        return self.family.predict(model, xt, times, batch, **arguments)
 
-    def prepare(self, texts: Iterable[str], rank: int = 0, world: int = 1) -> None:
-        """Encode and keep what is missing of this process's share of the texts."""
-        mine = sorted(set(texts))[rank::world]
-        missing = [text for text in mine if self.store.read(self.key(text)) is None]
-        if rank == 0:
-            console.say(f"{len(mine) - len(missing):,} of {len(mine):,} texts are kept in {self.store.folder}.")
-        with console.progress("texts", len(missing)) if missing else nullcontext() as advance:
-            for text in missing:
-                self._kept(text)
+    def prepare(self, captions: Iterable[str], rank: int = 0, world: int = 1) -> None:
+        """Encode the captions of this process's share that the store does not hold.
+
+        Args:
+            rank, world: The number of this process, and the number of processes.
+        """
+        share = sorted(set(captions))[rank::world]
+        missing = [caption for caption in share if self.store.read(self.key(caption)) is None]
+        kept = len(share) - len(missing)
+        self.observer.say(f"{kept:,} of {len(share):,} texts are kept in {self.store.folder}.")
+        with self.observer.progress("texts", len(missing)) if missing else nullcontext() as advance:
+            for caption in missing:
+                self._kept(caption)
                 advance()
 
     def release(self) -> None:
-        """Text encoders off the device: all that is asked for is kept."""
+        """Move the text encoders off the device, when all captions are kept."""
         for encoder in self.encoders.values():
             encoder.to("cpu")
 
-    def key(self, text: str) -> dict:
-        return {**self.made, "text": text}
+    def key(self, caption: str) -> dict:
+        """Return the key of a caption in the store."""
+        return {**self.settings, "text": caption}
 
-    def _kept(self, text: str) -> Tensors:
-        found = self.store.get(self.key(text), lambda: self._encode(text))
-        if not all(map(is_finite, found.values())):
-            path = self.store.path(self.key(text))
-            raise NotFiniteError(f"{path}, the text '{text[:40]}', holds NaN or infinity; delete it and run again.")
-        return found
+    def _kept(self, caption: str) -> Tensors:
+        encoded = self.store.get(self.key(caption), lambda: self._encode(caption))
+        if not all(map(is_finite, encoded.values())):
+            path = self.store.path(self.key(caption))
+            raise NotFiniteError(f"{path}, the text '{caption[:40]}', holds NaN or infinity; delete it and run again.")
+        return encoded
 
     @torch.no_grad()
-    def _encode(self, text: str) -> Tensors:
-        """On the CPU, numbers in float32."""
-        with told_in_logs() as said:
-            encoded = self.family.encode(text, next(iter(self.encoders.values())).device)
-        if not self.cut and any("truncated" in line for line in said):
-            self.cut = True
-            console.warn(
-                f"a text encoder reads no more than the beginning of '{text[:40]}...'; perhaps also of others."
+    def _encode(self, caption: str) -> Tensors:
+        """Return an encoded caption on the CPU, its numbers in float32."""
+        with captured_logs() as lines:
+            encoded = self.family.encode(caption, next(iter(self.encoders.values())).device)
+        if any("truncated" in line for line in lines):
+            self.observer.warn(
+                f"a text encoder reads no more than the beginning of '{caption[:40]}...'; perhaps also of others.",
+                "truncated",
             )
         encoded = {
             name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in encoded.items()
         }
         broken = next((name for name, tensor in encoded.items() if not is_finite(tensor)), None)
         if broken is not None:
-            raise NotFiniteError(f"The text encoder makes NaN or infinity ({broken}) of the text '{text[:40]}'.")
+            raise NotFiniteError(f"The text encoder makes NaN or infinity ({broken}) of the text '{caption[:40]}'.")
         return encoded
 
 
 @contextmanager
-def told_in_logs() -> Iterator[list[str]]:
-    """What diffusers and transformers log in the block, instead of their printing it: of a text that is too long, all
-    that is cut off."""
-    said, note = [], logging.Handler()
-    note.emit = lambda record: said.append(record.getMessage())
+def captured_logs() -> Iterator[list[str]]:
+    """Collect what diffusers and transformers log, instead of printing it: they quote all of a truncated caption."""
+    lines, collector = [], logging.Handler()
+    collector.emit = lambda record: lines.append(record.getMessage())
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    held = [logger.handlers for logger in loggers]
+    former = [logger.handlers for logger in loggers]
     for logger in loggers:
-        logger.handlers = [note]
+        logger.handlers = [collector]
     try:
-        yield said
+        yield lines
     finally:
-        for logger, handlers in zip(loggers, held):
+        for logger, handlers in zip(loggers, former):
             logger.handlers = handlers
 
 
-def conditioning_of(pipe, device: torch.device, store: Store | None = None):
-    """What the pipeline's transformer is told.
+def conditioning_of(pipe, device: torch.device, store: Store | None = None, observer: Observer = SILENT):
+    """Return the conditioning of a pipeline's transformer: by caption, by class, or none.
 
     Args:
-        store: Where encoded texts are kept.
+        device: The device of text encoders.
+        store: Keeps encoded captions.
     """
-    family = family_of(pipe)
+    family = text_conditioning_of(pipe)
     if family is not None:
-        return CaptionConditioning(family, device, store)
+        return CaptionConditioning(family, device, store, observer)
     config = transformer_of(pipe).config
     return NoConditioning() if config.num_embeds_ada_norm is None else ClassConditioning(null_label(config))

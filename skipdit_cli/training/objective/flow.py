@@ -13,22 +13,22 @@ from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
 from skipdit_cli.training.objective.loss import PREDICTIONS, DiffusionLoss, Losses
 from skipdit_cli.training.training_settings import Weighting
 
-AT_ONCE, ROUNDS = 1024, 1000
-"""How many timesteps are drawn to find some of a span, and how often."""
+DRAWS_PER_ROUND, ROUNDS = 1024, 1000
+"""Timesteps are drawn in rounds until enough of them lie in a span."""
 
 
 class FlowLoss:
-    """The velocity's squared error at the noise levels of a scheduler, shifted as it shifts them.
+    """The squared error of the velocity at the noise levels of a scheduler, shifted as the scheduler shifts them.
 
     Timesteps are counted from the most noise to the least, as in diffusers' training scripts.
 
     Args:
-        scheduler: One of flow matching.
-        token: Height times width of a token in latents: a scheduler may shift by the number of tokens.
-        span: The timesteps trained on, as the model is told them: from the first number on and below the second. None
-            for all.
+        scheduler: A flow matching scheduler.
+        token: The area of a token in latents, because a scheduler may shift by the number of tokens.
+        span: The range of timesteps to train on, as the model takes them: from the first number up to but not
+            including the second. None for all.
     Raises:
-        UsageError: The weighting draws next to no timestep of the span.
+        UsageError: The weighting draws almost no timestep in the span.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class FlowLoss:
             self.density(1, torch.Generator())
 
     def to(self, device: torch.device) -> FlowLoss:
-        return self  # the tables are made where they are asked for
+        """Return this loss, whose tables are made on the device of the latents."""
+        return self
 
     def _tables(self, tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T,) sigmas and (T,) timesteps."""
+        """Return sigmas (T,) and timesteps (T,) for a number of tokens."""
         scheduler, config = self.scheduler, self.scheduler.config
         if config.get("use_dynamic_shifting"):
             even = torch.arange(self.num_timesteps, 0, -1) / self.num_timesteps
@@ -64,40 +65,46 @@ class FlowLoss:
         return sigmas[t].view(-1, *[1] * (x0.ndim - 1))
 
     def density(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Where timesteps lie among all: (count,), from 0 to 1. Of a span: drawn among all, and kept if they lie in
-        it."""
+        """Draw the positions of timesteps, (count,) between 0 and 1; those outside the span are drawn again."""
         if self.span is None:
-            return self._drawn(count, generator)
-        least, most = self.span
+            return self._draw(count, generator)
+        least, end = self.span
         _, times = self.tables(1, torch.device("cpu"))
-        inside, found = (times >= least) & (times < most), torch.empty(0)
+        inside, positions = (times >= least) & (times < end), torch.empty(0)
         for _ in range(ROUNDS):
-            drawn = self._drawn(AT_ONCE, generator)
-            at = (drawn * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)
-            found = torch.cat([found, drawn[inside[at]]])
-            if len(found) >= count:
-                return found[:count]
+            round_positions = self._draw(DRAWS_PER_ROUND, generator)
+            t = (round_positions * self.num_timesteps).long().clamp(0, self.num_timesteps - 1)
+            positions = torch.cat([positions, round_positions[inside[t]]])
+            if len(positions) >= count:
+                return positions[:count]
         raise UsageError(
-            f"The weighting {self.weighting} draws next to no timesteps t with {least:g} <= t < {most:g}, which this "
+            f"The weighting {self.weighting} draws next to no timesteps t with {least:g} <= t < {end:g}, which this "
             "run trains; give another --weighting-scheme, --logit-mean or --logit-std."
         )
 
-    def _drawn(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        own = self.weighting
+    def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        weighting = self.weighting
         return compute_density_for_timestep_sampling(
-            own.scheme, count, own.logit_mean, own.logit_std, own.mode_scale, generator=generator
+            weighting.scheme,
+            count,
+            weighting.logit_mean,
+            weighting.logit_std,
+            weighting.mode_scale,
+            generator=generator,
         )
 
     def times(self, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """Timesteps as the model is told them."""
+        """Return timesteps as the model takes them."""
         return self.tables(x0[0, 0].numel() // self.token, x0.device)[1][t]
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return noisy latents x_t, (B, C, [F,] h, w), for t (B,) int64."""
         sigma = self._at(t, x0)
         return (1 - sigma) * x0 + sigma * noise
 
     def __call__(self, output, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Losses:
-        """
+        """Return the loss of a prediction.
+
         Args:
             output: (B, C, [F,] h, w), the predicted velocity.
             x0, noise: (B, C, [F,] h, w).
@@ -109,7 +116,7 @@ class FlowLoss:
 
 
 def shift_of(config, tokens: int) -> float:
-    """mu of a scheduler that shifts by the number of tokens."""
+    """Return mu of a scheduler that shifts by the number of tokens."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
@@ -117,15 +124,16 @@ def shift_of(config, tokens: int) -> float:
 
 
 def is_flow(scheduler) -> bool:
+    """Return whether a scheduler is for flow matching."""
     config = scheduler.config
     return type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
 
 
 def span_of(pipe, expert: str | None) -> tuple[float, float] | None:
-    """The timesteps at which a pipeline of two transformers uses one: from the first number on and below the second.
+    """Return the range of timesteps at which a pipeline of two transformers uses one, without its end.
 
     Args:
-        expert: ``high`` or ``low``; None of a pipeline of one.
+        expert: ``high`` or ``low``; None for a pipeline with one transformer.
     """
     if expert is None:
         return None
@@ -134,20 +142,24 @@ def span_of(pipe, expert: str | None) -> tuple[float, float] | None:
 
 
 def usual_weighting(pipe) -> Weighting | None:
-    """The weighting that a pipeline's model was trained with where it is not that of diffusers' scripts: SiT draws its
-    timesteps evenly (``Transport.sample`` in its transport/transport.py)."""
+    """Return the weighting that a pipeline's model was trained with, or None for that of diffusers' scripts.
+
+    SiT draws its timesteps uniformly (``Transport.sample`` in its transport/transport.py).
+    """
     return Weighting("none") if isinstance(pipe, SiTPipeline) else None
 
 
 def loss_of(
     scheduler, weighting: Weighting | None, token: int = 1, span: tuple[float, float] | None = None
 ) -> DiffusionLoss | FlowLoss:
-    """The loss of what a scheduler denoises.
+    """Return the loss that belongs to a scheduler.
 
     Args:
-        weighting, span: Of a flow matching loss; None for the usual one, and for all timesteps.
+        weighting: The weighting of a flow matching loss; None for that of diffusers' scripts.
+        token: The area of a token in latents.
+        span: The range of timesteps of a flow matching loss, see ``FlowLoss``.
     Raises:
-        UsageError: There is none for its prediction type, or a weighting for a loss of another kind.
+        UsageError: There is none for its prediction type, or a weighting or span is given without flow matching.
     """
     if is_flow(scheduler):
         return FlowLoss(scheduler, weighting or Weighting(), token, span)

@@ -1,4 +1,4 @@
-"""The DiT loss: the error of what is predicted, and for models that predict a variance its variational bound."""
+"""The diffusion loss: the error of the prediction, and the variational bound of a learned variance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 class Losses(NamedTuple):
-    """Means over a batch: ``total`` carries the gradient, ``mse`` and ``vb`` (bits; 0 without) are for the record."""
+    """Means over a batch.
+
+    Args:
+        total: The loss, which carries the gradient.
+        mse: The squared error of the prediction.
+        vb: The variational bound in bits per dimension; 0 for a model without a learned variance.
+    """
 
     total: torch.Tensor
     mse: torch.Tensor
@@ -27,11 +33,11 @@ class DiffusionLoss:
 
     Args:
         betas: (T,), the noise schedule.
-        prediction: What the model predicts: ``epsilon``, the noise, or ``v_prediction``.
+        prediction: The prediction type of the model: ``epsilon``, the noise, or ``v_prediction``.
     """
 
     density = None
-    """Timesteps are drawn evenly."""
+    """Timesteps are drawn uniformly."""
 
     def __init__(self, betas: torch.Tensor, prediction: str = "epsilon"):
         betas, self.prediction = betas.double(), prediction
@@ -51,6 +57,7 @@ class DiffusionLoss:
         self.num_timesteps = len(betas)
 
     def to(self, device: torch.device) -> DiffusionLoss:
+        """Move the tables to a device."""
         self.tables = {name: table.to(device) for name, table in self.tables.items()}
         return self
 
@@ -58,17 +65,18 @@ class DiffusionLoss:
         return self.tables[name][t].view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t of q(x_t | x_0), shape (B, C, [F,] H, W), t (B,) int64."""
+        """Return noisy latents x_t of q(x_t | x_0), (B, C, [F,] H, W), for t (B,) int64."""
         return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
 
     def times(self, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """Timesteps as the model is told them."""
+        """Return timesteps as the model takes them."""
         return t
 
     def __call__(self, output, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Losses:
-        """
+        """Return the loss of a prediction.
+
         Args:
-            output: (B, C or 2C, [F,] H, W): the prediction, and behind it the variance if the model has one.
+            output: (B, C or 2C, [F,] H, W): the prediction, followed by the variance if the model learns one.
             x0, noise: (B, C, [F,] H, W).
             t: (B,) int64 in 0..T-1.
         """
@@ -87,7 +95,7 @@ class DiffusionLoss:
         return Losses(mse + vb, mse.detach(), vb.detach())
 
     def bound(self, x0_predicted, variance, x0, xt, t) -> torch.Tensor:
-        """The term of the variational bound at t, in bits per dimension: (B,)."""
+        """Return the term of the variational bound at t in bits per dimension, (B,)."""
 
         def at(name: str) -> torch.Tensor:
             return self._at(name, t, x0)
@@ -103,14 +111,14 @@ class DiffusionLoss:
 
 
 def gaussian_divergence(mean, log_variance, other_mean, other_log_variance) -> torch.Tensor:
-    """KL(N(mean, ...) || N(other_mean, ...)), element by element, in nats."""
+    """Return KL(N(mean, ...) || N(other_mean, ...)) element by element, in nats."""
     spread = (log_variance - other_log_variance).exp()
     distance = (mean - other_mean).square() * (-other_log_variance).exp()
     return 0.5 * (other_log_variance - log_variance + spread + distance - 1)
 
 
 def discretised_log_likelihood(x, mean, log_scale) -> torch.Tensor:
-    """Log probability, in nats, of x's 1/127.5-wide bin under a Gaussian; x is 8-bit, scaled to [-1, 1].
+    """Return the log probability in nats of x's 1/127.5-wide bin under a Gaussian; x is 8-bit, scaled to [-1, 1].
 
     The normal distribution function is ADM's tanh approximation, for the numbers of the DiT repository.
     """

@@ -7,38 +7,38 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from skipdit_cli import console
+from skipdit_cli.training.observer import Observer
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; a queue that takes the machine back
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; a job queue that takes the machine back
 
 
 @contextmanager
-def interrupt() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second stops at once."""
-    asked = threading.Event()
+def interrupt(observer: Observer) -> Iterator[threading.Event]:
+    """Give an event that the first SIGINT or SIGTERM sets; the second signal stops the process at once."""
+    event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield event
         return
-    former = {number: signal.getsignal(number) for number in STOPPING}
+    former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
-    def give_back():
+    def restore():
         for number, handler in former.items():
             signal.signal(number, handler)
 
     def stop(number, frame):
-        asked.set()
-        give_back()
-        console.warn("interrupted: the step is finished and a checkpoint saved; once more to stop at once.")
+        event.set()
+        restore()
+        observer.warn("interrupted: the step is finished and a checkpoint saved; once more to stop at once.")
 
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, stop)
     try:
-        yield asked
+        yield event
     finally:
-        give_back()
+        restore()
 
 
-def deaf_worker(number: int) -> None:
-    """A worker's first act: to ignore what stops a run and reaches it as well: the last step still needs it."""
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_IGN)
+def ignore_signals(worker: int) -> None:
+    """Let a process that loads data ignore the signals that stop a run: the last step still needs it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a run leaves besides weights: ``metrics.jsonl``, a tracker on request, and the sample grids."""
+"""The logs of a run: ``metrics.jsonl``, a tracker if the settings ask for one, and sample grids."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ import torch
 from skipdit_cli import console, media
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.families.labels import null_label
-from skipdit_cli.files import replacing
+from skipdit_cli.files import names_in, note, replacing
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.samples import SampleSet
-from skipdit_cli.training.objective.conditioning import told_in_logs
+from skipdit_cli.training.objective.conditioning import captured_logs
+from skipdit_cli.training.observer import SILENT, Observer
+from skipdit_cli.training.run.state import METRICS
+from skipdit_cli.training.training_settings import TrainingSettings
 
-GRID_CLASSES, GRID_TEXTS, GRID_STEPS, GRID_GUIDANCE = 8, 4, 25, 1.5
+GRID_CLASSES, GRID_CAPTIONS, GRID_STEPS, GRID_GUIDANCE = 8, 4, 25, 1.5
 GRID_POLICY = {"layers": 1, "interval": 2}
 
 
 class Metrics:
-    """``metrics.jsonl``: one line an optimizer step, each written at once. A resumed run drops the lines after its
-    checkpoint, so that the file reads as if there had been no break. What is not finite (the norm of gradients that
-    overflow in float16) is null."""
+    """The file ``metrics.jsonl``, with one line per optimizer step, each flushed at once.
+
+    A resumed run drops the lines after its checkpoint, so that the file reads as if there had been no break. A number
+    that is not finite (the norm of gradients that overflow in float16) is written as null.
+
+    Args:
+        step: The step that the run goes on from.
+    """
 
     def __init__(self, path: Path, step: int):
         lines = path.read_text().splitlines() if step and path.exists() else []
@@ -33,10 +41,12 @@ class Metrics:
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
+        """Append a line."""
         self.file.write(console.to_json(row) + "\n")
         self.file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
 
@@ -44,42 +54,85 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
-        return float("inf")  # the half line of a killed run
+        return float("inf")  # the unfinished last line of a killed run
 
 
-def grid_run(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, int]) -> dict:
-    """What the grids of a run show, as arguments of ``generate``: the first classes or captions, or neither. At the
-    size that is trained, not at the one of a pipeline's own that is nearest to it."""
+class RunLog:
+    """The metrics and the tracker of a run, which its main process writes.
+
+    Args:
+        step: The step that the run goes on from.
+    """
+
+    def __init__(self, settings: TrainingSettings, accelerator, step: int):
+        self.accelerator, self.metrics = accelerator, None
+        if not accelerator.is_main_process:
+            return
+        self.metrics = Metrics(settings.output / METRICS, step)
+        if settings.report_to != "none":
+            folder = settings.output / "logs"
+            former = {*names_in(folder)}
+            accelerator.init_trackers("skipdit")
+            note(settings.output, *(f"logs/{name}" for name in {*names_in(folder)} - former))
+
+    def write(self, row: dict) -> None:
+        """Log the numbers of a step."""
+        if self.metrics is not None:
+            self.metrics.write(row)
+            self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        """Close the metrics and the tracker."""
+        if self.metrics is not None:
+            self.metrics.close()
+        self.accelerator.end_training()
+
+
+def grid_arguments(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, int]) -> dict:
+    """Return the arguments of ``generate`` for the sample grids of a run: its first classes or captions, or neither.
+
+    Args:
+        size: Height and width that the model is trained at, which a pipeline may not round to one of its own.
+    """
     if isinstance(samples.conditions[0], str):
-        texts = list(dict.fromkeys(samples.conditions))[:GRID_TEXTS]
-        binning = "use_resolution_binning" in call_parameters(pipe)
-        free = {"arguments": {"use_resolution_binning": False}} if binning else {}
-        return {"conditions": texts, "num_frames": num_frames, "height": size[0], "width": size[1], **free}
+        captions = list(dict.fromkeys(samples.conditions))[:GRID_CAPTIONS]
+        exact = (
+            {"arguments": {"use_resolution_binning": False}}
+            if "use_resolution_binning" in call_parameters(pipe)
+            else {}
+        )
+        return {"conditions": captions, "num_frames": num_frames, "height": size[0], "width": size[1], **exact}
     config = pipe.transformer.config
     classes, guided = config.num_embeds_ada_norm, null_label(config) is not None
-    shown = [None] * GRID_TEXTS if classes is None else list(range(min(GRID_CLASSES, classes)))
-    return {"conditions": shown, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE if guided else 1.0}
+    labels = [None] * GRID_CAPTIONS if classes is None else list(range(min(GRID_CLASSES, classes)))
+    return {"conditions": labels, "num_frames": num_frames, "guidance_scale": GRID_GUIDANCE if guided else 1.0}
 
 
 def grid_name(step: int) -> str:
+    """Return the file name of the sample grid of a step."""
     return f"step-{step:06d}.png"
 
 
-def save_grid(pipe, run: dict, folder: Path, step: int, seed: int) -> None:
-    """``step-000500.png``: a row a class or caption, left sampled in full, right with the cache, from the same noise;
-    of videos one row of frames for each of the two. A failure is a warning: training goes on. Global random states are
-    as before."""
-    run = {"num_inference_steps": GRID_STEPS, "seed": seed, **run}
-    conditions = run.pop("conditions")
+def save_grid(pipe, arguments: dict, folder: Path, step: int, seed: int, observer: Observer = SILENT) -> None:
+    """Save a sample grid: per class or caption a row, sampled without the cache (left) and with it (right).
+
+    Both start from the same noise; of videos, each is a row of frames. A failure is a warning, because training goes
+    on. Global random states stay as they are.
+
+    Args:
+        arguments: The arguments of ``generate``, from ``grid_arguments``.
+    """
+    arguments = {"num_inference_steps": GRID_STEPS, "seed": seed, **arguments}
+    conditions = arguments.pop("conditions")
     try:
-        with torch.random.fork_rng(), told_in_logs():
-            full = generate(pipe, conditions, **run).images
-            cached = generate(pipe, conditions, policy=CachePolicy(**GRID_POLICY), **run).images
+        with torch.random.fork_rng(), captured_logs():
+            full = generate(pipe, conditions, **arguments).images
+            cached = generate(pipe, conditions, policy=CachePolicy(**GRID_POLICY), **arguments).images
         pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])
         folder.mkdir(exist_ok=True)
         scale = max(1, 64 // full.shape[-3])
-        picture = media.grid(pairs, columns=2, scale=scale) if full.ndim == 4 else media.contact_sheet(pairs, scale)
-        made = {"step": step, "conditions": conditions, "columns": ["full", "cached"], "cache": GRID_POLICY, **run}
-        media.save_png(picture, folder / grid_name(step), made)
+        image = media.grid(pairs, columns=2, scale=scale) if full.ndim == 4 else media.contact_sheet(pairs, scale)
+        history = {"step": step, "conditions": conditions, "columns": ["full", "cached"], "cache": GRID_POLICY}
+        media.save_png(image, folder / grid_name(step), {**history, **arguments})
     except Exception as cause:
-        console.warn(f"the sample grid of step {step} failed ({type(cause).__name__}: {cause}); training goes on.")
+        observer.warn(f"the sample grid of step {step} failed ({type(cause).__name__}: {cause}); training goes on.")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is trained, and all that a resumed run needs to go on bit for bit."""
+"""The checkpoints of a run: trained weights, and all that a resumed run needs to go on bit for bit."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from safetensors.torch import load_file, save_file
 from skipdit_cli import console, files
 from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.files import checksum
+from skipdit_cli.training.observer import SILENT, Observer
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
 CHECKPOINT = "checkpoint"
-"""The kind of folder that a checkpoint is, see ``files``."""
+"""The kind of a checkpoint's folder, see ``files``."""
 FILES = "files"
-"""The setting that holds a hash of the names of all samples and of what each comes with."""
+"""The recorded setting that holds a hash of the names of all samples and of their labels or captions."""
 SINCE_CHECKSUMS = ("labels", FILES)
-"""Settings of the data that checkpoints of version 0.1.0 do not hold."""
+"""Recorded settings that checkpoints of version 0.1.0 do not hold."""
 METRICS, SAMPLES, ASIDE = "metrics.jsonl", "samples", "set-aside"
 
 
 @dataclass
 class TrainingState:
-    """A step, and everything that changed up to it.
+    """The state of a run at a step.
 
     Args:
-        weights: Trained parameters by name; the frozen ones are in the model the run began with.
-        average: Their moving averages, empty without EMA.
-        rest: State dicts of optimizer, schedule and gradient scaler, the EMA's step, random states by process.
-        settings: What a resumed run must share, see ``TrainingSettings.recorded``.
+        weights: The trained parameters by name; the frozen ones are in the model the run began with.
+        average: Their moving averages; empty without EMA.
+        rest: The state dicts of optimizer, schedule and gradient scaler, the steps averaged, and the random states of
+            every process.
+        settings: The settings that a resumed run must share, see ``TrainingSettings.recorded``.
     """
 
     step: int
@@ -48,70 +50,77 @@ class TrainingState:
 
 
 class Checkpoints:
-    """The folders ``checkpoint-N`` of one run."""
+    """The folders ``checkpoint-N`` of one run.
 
-    def __init__(self, output: Path):
-        self.output = output
+    Args:
+        observer: Receives a warning about every damaged checkpoint that ``find`` passes over.
+    """
+
+    def __init__(self, output: Path, observer: Observer = SILENT):
+        self.output, self.observer = output, observer
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, in rising order."""
+        """Return the steps of the checkpoints that are whole, in ascending order."""
         if not self.output.is_dir():
             return []
-        found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.output.iterdir())
-        return sorted(int(match[1]) for match in found if match and (self.folder(int(match[1])) / RECORD).is_file())
+        matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.output.iterdir())
+        return sorted(int(match[1]) for match in matches if match and (self.folder(int(match[1])) / RECORD).is_file())
 
     def folder(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
         return self.output / f"checkpoint-{step}"
 
     def latest(self) -> Path | None:
+        """Return the folder of the newest checkpoint, or None if there is none."""
         steps = self.steps()
         return self.folder(steps[-1]) if steps else None
 
-    def find(self, wanted: str | None) -> Path | None:
-        """The checkpoint that ``--resume-from-checkpoint`` asks for; None to begin anew.
+    def find(self, name: str | None) -> Path | None:
+        """Return the checkpoint that ``--resume-from-checkpoint`` names, or None to begin anew.
 
-        ``latest`` and ``auto`` pass over damaged ones, with a warning for each.
+        ``latest`` and ``auto`` pass over damaged checkpoints.
 
         Raises:
-            SkipditError: ``latest`` was asked for and there is none.
-            UsageError: The folder given is no checkpoint, or every checkpoint is damaged.
+            SkipditError: The name is ``latest`` and there is no checkpoint.
+            UsageError: The folder is no checkpoint, or every checkpoint is damaged.
         """
-        if wanted is None or (wanted == "auto" and self.latest() is None):
+        if name is None or (name == "auto" and self.latest() is None):
             return None
-        if wanted in ("latest", "auto"):
+        if name in ("latest", "auto"):
             if self.latest() is None:
                 raise SkipditError(f"There is no checkpoint in {self.output} to resume from; 'auto' would begin anew.")
-            return self._newest_whole()
-        if not (Path(wanted) / RECORD).is_file():
-            there = ", ".join(f"checkpoint-{step}" for step in self.steps()) or "none"
+            return self._newest_undamaged()
+        if not (Path(name) / RECORD).is_file():
+            names = ", ".join(f"checkpoint-{step}" for step in self.steps()) or "none"
             raise UsageError(
-                f"Got --resume-from-checkpoint {wanted}, which is no checkpoint (it has no {RECORD}); "
-                f"{self.output} has {there}."
+                f"Got --resume-from-checkpoint {name}, which is no checkpoint (it has no {RECORD}); "
+                f"{self.output} has {names}."
             )
-        check_whole(Path(wanted))
-        return Path(wanted)
+        check_whole(Path(name))
+        return Path(name)
 
-    def _newest_whole(self) -> Path:
+    def _newest_undamaged(self) -> Path:
         for step in reversed(self.steps()):
             try:
                 check_whole(self.folder(step))
                 return self.folder(step)
             except UsageError as cause:
-                console.warn(f"{str(cause).split(';')[0]}; the one before it is looked at.")
+                self.observer.warn(f"{str(cause).split(';')[0]}; the one before it is looked at.")
         raise UsageError(f"Every checkpoint in {self.output} is damaged; begin anew in another -o.")
 
     def set_aside(self, after: int) -> Path | None:
-        """Move the checkpoints and sample grids of later steps, which a run that goes on from step ``after`` makes
-        anew, into ``set-aside-K``, with a copy of the metrics: nothing resumes from there, and nothing is lost.
+        """Move the checkpoints and sample grids after a step, which the run makes anew, into ``set-aside-K``.
+
+        A copy of the metrics goes with them. Nothing resumes from there, and nothing is lost.
 
         Returns:
-            That folder; None where there were no such checkpoints.
+            That folder, or None if there were no such checkpoints.
         """
         later = [self.folder(step) for step in self.steps() if step > after]
         if not later:
             return None
-        taken = {path.name for path in self.output.iterdir()}
-        aside = self.output / next(f"{ASIDE}-{k}" for k in itertools.count(1) if f"{ASIDE}-{k}" not in taken)
+        names = {path.name for path in self.output.iterdir()}
+        aside = self.output / next(f"{ASIDE}-{k}" for k in itertools.count(1) if f"{ASIDE}-{k}" not in names)
         grids = [path for path in (self.output / SAMPLES).glob("step-*.png") if _step_of_grid(path) > after]
         copied = [METRICS] if (self.output / METRICS).is_file() else []
         moved = [*(f"{path.name}/" for path in later), *(f"{SAMPLES}/{path.name}" for path in grids)]
@@ -126,8 +135,10 @@ class Checkpoints:
         return aside
 
     def save(self, state: TrainingState, keep: int | None = None) -> Path:
-        """Write ``checkpoint-N`` whole or not at all, then delete the oldest of the others above ``keep`` in all.
+        """Write a checkpoint whole or not at all, then delete the oldest ones.
 
+        Args:
+            keep: The number of checkpoints to keep; None keeps all.
         Raises:
             SkipditError: It could not be written; those before it are untouched.
         """
@@ -155,33 +166,37 @@ class Checkpoints:
         return folder
 
     def remove(self, step: int) -> None:
-        """Delete a checkpoint, and nothing that somebody else put into its folder."""
+        """Delete a checkpoint, but no file in its folder that skipdit did not write."""
         for name in (RECORD, WEIGHTS, AVERAGE, REST):  # those of 0.1.0 have no manifest
             (self.folder(step) / name).unlink(missing_ok=True)
         files.remove_listed(self.folder(step))
 
     def check_room(self, weights: dict[str, torch.Tensor]) -> None:
-        """Raise ``UsageError`` unless the disk has room for a checkpoint."""
+        """Check that the disk has room for a checkpoint.
+
+        Raises:
+            UsageError: It has not.
+        """
         files.check_room(self.folder(0), state_bytes(weights))
 
 
 def _step_of_grid(path: Path) -> int:
-    found = re.fullmatch(r"step-(\d+)", path.stem)
-    return int(found[1]) if found else -1
+    match = re.fullmatch(r"step-(\d+)", path.stem)
+    return int(match[1]) if match else -1
 
 
 def state_bytes(weights: dict[str, torch.Tensor]) -> int:
-    """Size of a checkpoint: weights, their average, and AdamW's two moments."""
+    """Return the size of a checkpoint: weights, their average, and AdamW's two moments."""
     return 4 * sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
 def check_whole(folder: Path) -> None:
     """Compare a checkpoint's files with the checksums that were recorded when it was saved.
 
-    One that version 0.1.0 saved has no checksums, and is taken for whole if its files are there.
+    A checkpoint of version 0.1.0 has no checksums and passes if its files exist.
 
     Raises:
-        UsageError: A file is missing or has changed; the sentence names it.
+        UsageError: A file is missing or has changed.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -207,8 +222,11 @@ def _digest(record: dict) -> str:
 def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingState:
     """Read a checkpoint.
 
+    Args:
+        settings: The recorded settings of the run.
+        force: Whether to accept a checkpoint that was made under other settings.
     Raises:
-        UsageError: It is damaged, or was made under other settings and ``force`` is off.
+        UsageError: It is damaged, or was made under other settings.
     """
     with reading(f"Checkpoint {folder}", "resume from an earlier one"):
         record = json.loads((folder / RECORD).read_text())
@@ -234,7 +252,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
 
 
 def _change(key: str, then, now) -> str:
-    """A setting that differs; of many classes, the first that does."""
+    """Describe a setting that differs; of the labels of classes, the first that does."""
     if isinstance(then, dict) and isinstance(now, dict):
         name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
         key, then, now = f"{key}: {name}", then.get(name), now.get(name)
@@ -242,7 +260,7 @@ def _change(key: str, then, now) -> str:
 
 
 def random_state() -> dict:
-    """The random states of this process: Python, NumPy, torch, and its accelerators."""
+    """Return the random states of this process: Python, NumPy, torch, and its accelerators."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -253,7 +271,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Undo of ``random_state``."""
+    """Go back to the random states that ``random_state`` returned."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

@@ -1,0 +1,119 @@
+"""The settings of ``skipdit bench``: each flag, its default, its help text and its range, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.sampling.sample_settings import PipelineSettings, check_strength
+from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting
+
+MEASUREMENT = "Measurement"
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """The settings of ``skipdit bench``. Those marked ``recorded`` stand in its report, beside those of the run."""
+
+    output: Path | None = setting(
+        None, "Folder for the report: bench.json, bench.md and bench.png. [default: no report is written]"
+    )
+    class_labels: str | None = setting(
+        None,
+        "Class ids of a class-conditional model, one per sample, such as 207,360. [default: spread over its classes]",
+        SAMPLES,
+        metavar="LABELS",
+    )
+    random_weights: bool = setting(
+        False,
+        "Time the model of --preset at full size with random weights; nothing is downloaded.",
+        MODEL,
+        recorded=True,
+    )
+    merge: str = setting("residual", "Skip branches with --random-weights: residual, replace or none.", MODEL)
+    vanilla: str | None = setting(
+        None,
+        "Model for the rows without skip branches. [default: --model without its branches]",
+        MODEL,
+        metavar="PATH|ID",
+    )
+    compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
+    cache_layers: str = setting(
+        "1", "List of N: blocks at each end of the trunk that run on a reused step.", CACHE, metavar="LIST"
+    )
+    cache_interval: str | None = setting(
+        None,
+        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with --full-steps]",
+        CACHE,
+        metavar="LIST",
+    )
+    full_steps: str | None = setting(
+        None, "List of M: M full steps, denser towards the end. [default: none]", CACHE, metavar="LIST"
+    )
+    forecast: str = setting(
+        "reuse",
+        "List of ways to predict the cached tensor on a reused step: reuse, linear, taylor2.",
+        CACHE,
+        metavar="LIST",
+    )
+    cache_target: str = setting(
+        "boundary",
+        "List of what is predicted: the boundary tensor, or its residual over the output of the first N blocks.",
+        CACHE,
+        metavar="LIST",
+    )
+    num_inference_steps: int = setting(
+        50,
+        "Number of denoising steps.",
+        PIPELINE,
+        names=("--num-inference-steps", "--steps"),
+        minimum=1,
+        maximum=10_000,
+        run=True,
+    )
+    guidance_scale: float | None = setting(
+        None,
+        "Scale of classifier-free guidance; 1 turns it off. [default: as for sample; 1 with --random-weights]",
+        PIPELINE,
+        minimum=0,
+        run=True,
+    )
+    batch_size: int | None = setting(
+        None, "Samples per batch. [default: 4, or 1 with --random-weights]", PIPELINE, minimum=1, run=True
+    )
+    pipeline: PipelineSettings = PipelineSettings()
+    rounds: int | None = setting(
+        None,
+        "Runs of each case that are timed. [default: 3, or as many as fit into 5 minutes]",
+        MEASUREMENT,
+        minimum=1,
+        maximum=10_000,
+    )
+    warmup: int = setting(
+        1,
+        "Short runs of each case before those that are timed; at least 1 with --compile.",
+        MEASUREMENT,
+        minimum=0,
+        maximum=10_000,
+        recorded=True,
+    )
+    min_speedup: float | None = setting(
+        None, "Exit with code 3 unless a cached row is this many times as fast as vanilla.", MEASUREMENT, minimum=0
+    )
+    min_psnr: float | None = setting(
+        None, "Exit with code 3 unless the same row has at least this PSNR in dB.", MEASUREMENT
+    )
+    update_card: bool = setting(False, "Write the table into README.md of the --model folder.", OUTPUT)
+    overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
+
+    def check(self) -> None:
+        """Refuse values that no run can use; ranges of numbers are checked where the flags are read.
+
+        Raises:
+            UsageError: The strength does not fit, or random weights are given a prompt.
+        """
+        shared = self.pipeline
+        if self.random_weights and (shared.prompt or shared.prompts_file or shared.negative_prompt):
+            raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
+        check_strength(shared.strength, shared.image, self.num_inference_steps)

@@ -1,0 +1,34 @@
+"""The first weights of a model with adaLN-zero blocks (arXiv 2212.09748, section 3.2)."""
+
+from __future__ import annotations
+
+
+def initialise(transformer) -> None:
+    """Draw the weights of a DiT or a class-conditional Latte in place, from torch's global generator.
+
+    Every block begins as the identity, and the model's output as 0. The DiT and Latte repositories start their models
+    so (``initialize_weights`` in models.py and in models/latte.py); diffusers' default weights train badly.
+    """
+    import torch
+    from diffusers.models.embeddings import LabelEmbedding, PatchEmbed, TimestepEmbedding
+    from diffusers.models.normalization import AdaLayerNormZero
+    from torch import nn
+
+    with torch.no_grad():
+        for module in transformer.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, PatchEmbed):
+                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+                nn.init.zeros_(module.proj.bias)
+        for module in transformer.modules():
+            if isinstance(module, TimestepEmbedding):
+                nn.init.normal_(module.linear_1.weight, std=0.02)
+                nn.init.normal_(module.linear_2.weight, std=0.02)
+            elif isinstance(module, LabelEmbedding):
+                nn.init.normal_(module.embedding_table.weight, std=0.02)
+        gates = [module.linear for module in transformer.modules() if isinstance(module, AdaLayerNormZero)]
+        for linear in (*gates, transformer.proj_out_1, transformer.proj_out_2):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)

@@ -1,0 +1,143 @@
+"""The data of a run: the size of its images, latents and captions encoded in advance, and the data loader."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import transformer_of
+from skipdit_cli.sampling.latents import spatial_compression
+from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
+from skipdit_cli.training.data.crops import Pixels, collate
+from skipdit_cli.training.data.encoding import Latents
+from skipdit_cli.training.data.order import Order
+from skipdit_cli.training.data.store import Store
+from skipdit_cli.training.objective.conditioning import CaptionConditioning
+from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
+from skipdit_cli.training.run.interrupt import ignore_signals
+from skipdit_cli.training.run.session import Session
+
+
+def set_up_data(session: Session, pipe) -> tuple[tuple[int, int], Dataset, Objective]:
+    """Return (height, width) of the images, the data set and the objective of a run.
+
+    Raises:
+        UsageError: The data, the settings and the model do not go together.
+    """
+    settings, device = session.settings, session.accelerator.device
+    size, channels = image_shape(pipe, settings.height, settings.width)
+    store = None if settings.cache_latents is None else Store(settings.cache_latents, session.observer)
+    pixels = Pixels(session.samples, size, channels, session.num_frames, settings.frame_stride)
+    objective = Objective(
+        pipe,
+        device,
+        settings.seed,
+        settings.label_dropout,
+        store,
+        settings.weighting,
+        session.expert,
+        session.observer,
+    )
+    if store is None:
+        return size, pixels, objective
+    latents = encode_latents(session, pipe.vae, pixels, store)
+    encode_captions(session, objective.condition)
+    return size, latents, objective
+
+
+def image_shape(pipe, height: int | None = None, width: int | None = None) -> tuple[tuple[int, int], int]:
+    """Return ((height, width), channels) of the images that a pipeline is trained on.
+
+    Args:
+        height, width: The size in the settings; None for the model's own.
+    Raises:
+        UsageError: The model works on latents and has no VAE to make them, or it has no such size.
+    """
+    config, vae = transformer_of(pipe).config, pipe.vae
+    if vae is None and config.in_channels not in (1, 3):
+        raise UsageError(
+            f"The model has {config.in_channels} channels, so it works on latents, but it has no VAE to make them: "
+            "give 'train' a --vae FOLDER_OR_HUB_ID, or 'finetune' a folder that holds vae/."
+        )
+    unit, size = 1 if vae is None else spatial_compression(vae), default_size(pipe)
+    for axis, (flag, pixels, patch) in enumerate(zip(("--height", "--width"), (height, width), patch_of(pipe))):
+        if pixels is None:
+            continue
+        if text_conditioning_of(pipe) is None and pixels != size[axis]:
+            raise UsageError(f"Got {flag} {pixels}, but this model is of {size[axis]} pixels; leave the flag out.")
+        if pixels % (unit * patch):
+            raise UsageError(f"Got {flag} {pixels} but expected a multiple of {unit * patch}.")
+        size[axis] = pixels
+    return tuple(size), config.in_channels if vae is None else vae.config.in_channels
+
+
+def default_size(pipe) -> list[int]:
+    """Return height and width of the images of a model, from its config or its pipeline."""
+    unit, config = 1 if pipe.vae is None else spatial_compression(pipe.vae), transformer_of(pipe).config
+    if "sample_size" in config:
+        return [unit * config.sample_size] * 2
+    defaults = [call_parameters(pipe)[name].default for name in ("height", "width")]
+    return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in defaults]
+
+
+def encode_latents(session: Session, vae, pixels: Pixels, store: Store) -> Latents:
+    """Encode all samples once and return their latents, shared among the processes.
+
+    Raises:
+        UsageError: The model has no VAE.
+    """
+    accelerator = session.accelerator
+    if vae is None:
+        raise UsageError("Got --cache-latents, but this model works on pixels; leave the flag out.")
+    latents = Latents(pixels, vae, store, accelerator.device, session.settings.random_flip)
+    latents.encode(accelerator.process_index, accelerator.num_processes, session.observer)
+    accelerator.wait_for_everyone()
+    return latents
+
+
+def encode_captions(session: Session, conditioning) -> None:
+    """Encode every caption once, shared among the processes, for a text-conditional model.
+
+    The text encoders then leave the device, unless sample grids need them.
+    """
+    if not isinstance(conditioning, CaptionConditioning):
+        return
+    settings, accelerator = session.settings, session.accelerator
+    captions = {*session.samples.conditions, *([""] if settings.label_dropout else [])}
+    conditioning.prepare(captions, accelerator.process_index, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    if not settings.validation_steps:
+        conditioning.release()
+
+
+def order_of(session: Session, step: int) -> Order:
+    """Return the order of this process's micro-batches from an optimizer step on."""
+    settings, accelerator = session.settings, session.accelerator
+    return Order(
+        settings.seed,
+        len(session.samples),
+        settings.train_batch_size,
+        settings.gradient_accumulation_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        step,
+        settings.random_flip,
+        settings.random_clip,
+        settings.crop == "random",
+        settings.image_frames,
+    )
+
+
+def make_loader(session: Session, dataset: Dataset, order: Order) -> DataLoader:
+    """Return a data loader of the micro-batches of an order, without end."""
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=session.settings.dataloader_num_workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # without one, the loader draws a number from torch's global generator
+        pin_memory=session.accelerator.device.type == "cuda",
+    )
