@@ -28,6 +28,7 @@ def setting(
     maximum: float | None = None,
     recorded: bool = False,
     run: bool = False,
+    **more: object,
 ):
     """Declare a field of a settings dataclass, from which ``commands/flags.py`` makes a flag.
 
@@ -39,9 +40,10 @@ def setting(
         minimum, maximum: The smallest and the largest number allowed.
         recorded: Whether the history of a picture or video records the value, for ``sample --from`` to take it.
         run: Whether ``sampling.generate`` takes the value as a keyword argument of the field's name.
+        more: Further metadata, which the settings class itself reads.
     """
     metadata = {"help": help, "panel": panel, "names": names, "metavar": metavar}
-    metadata |= {"minimum": minimum, "maximum": maximum, "recorded": recorded, "run": run}
+    metadata |= {"minimum": minimum, "maximum": maximum, "recorded": recorded, "run": run, **more}
     return field(default=default, metadata=metadata)
 
 
