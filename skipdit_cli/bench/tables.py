@@ -39,10 +39,10 @@ MARKDOWN_COLUMNS = {
     "cache MB": lambda r: _number(r["cache_mb"], ".2f"),
 }
 READING = (
-    "full: full steps of all. seconds: the denoising loop, median and interquartile range. limit: FLOPs of the same "
-    "model uncached over FLOPs run; 'of it': the speedup measured over that limit. PSNR, SSIM, rel L2: cached rows "
-    "against the same model uncached, fewer-steps against vanilla with all its steps, at the same seeds; of videos "
-    "also flicker: the error of the change from frame to frame over that change, 0 if it is the reference's."
+    "full: full steps of all steps. seconds: median and interquartile range of the denoising loop. limit: FLOPs of "
+    "the uncached run of the same model over the FLOPs of this run; 'of it': measured speedup over that limit. PSNR, "
+    "SSIM, rel L2: at the same seeds, cached rows against the uncached run of the same model, fewer-steps against "
+    "vanilla with all steps. flicker: error of the change from frame to frame, relative to that change."
 )
 
 
@@ -113,18 +113,18 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
     elif not bench.has_branches:
         notes.append("No skip rows: this model has no skip branches; 'skipdit convert' adds them.")
     elif bench.vanilla is bench.pipe:
-        notes.append("vanilla is this model's own trunk with its skip branches taken off.")
+        notes.append("vanilla is this model without its skip branches.")
     if not bench.has_pictures:
-        notes.append("No PSNR and SSIM: there is no VAE to make pictures with.")
+        notes.append("No PSNR and SSIM: there is no VAE to decode images with.")
     if computes_wide(bench.pipe.transformer):
-        notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, their products float32.")
+        notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, products float32.")
     if is_text_conditional(bench.pipe) and bench.conditions[0] is None:
-        notes.append("No texts: noise as long as the longest text stands for each.")
+        notes.append("No texts: in place of each prompt, noise of the length of the longest prompt is used.")
     for case, reason in bench.broken.items():
         schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
         notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
     if random_weights:
-        notes.append("Random weights: the times are real, the quality columns say nothing about a trained model.")
+        notes.append("Random weights: the times hold for the trained model, the quality columns do not.")
     return notes
 
 
