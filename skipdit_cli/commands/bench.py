@@ -38,9 +38,10 @@ def bench(
     }
     _check_output(settings, model, preset)
 
-    from skipdit_cli.bench.run import Bench, compiled
+    from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
+    from skipdit_cli.sampling.fitting import compiled
 
     card = check_card(model) if settings.update_card else None
     device, dtype = _choose_device(settings)
