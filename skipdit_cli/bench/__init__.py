@@ -1,1 +1,1 @@
-"""Measurement: speed, cost and quality of every way to sample one model."""
+"""Measurement: the speed, cost and quality of every way to sample one model."""

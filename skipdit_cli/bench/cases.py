@@ -1,4 +1,4 @@
-"""Which cases a bench compares: uncached, cached, the control, and fewer steps for the same work."""
+"""The cases that a bench compares: uncached, cached, the control, and fewer steps at the same cost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from skipdit_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Case:
-    """One way of sampling.
+    """One way to sample a model.
 
     Args:
         name: "vanilla", "vanilla-cache" (the boundary cache without skip branches: the control), "skip",
             "skip-cache" or "fewer-steps" (vanilla).
-        steps: Denoising steps.
-        policy: The cache; None without.
+        steps: Number of denoising steps.
+        policy: The cache, or None without one.
     """
 
     name: str
@@ -27,11 +27,12 @@ class Case:
 
     @property
     def has_branches(self) -> bool:
+        """Whether the case runs with skip branches."""
         return self.name.startswith("skip")
 
     @property
     def reference(self) -> str:
-        """The uncached case that this one is judged against."""
+        """The name of the uncached case with which this one is compared."""
         return "skip" if self.has_branches else "vanilla"
 
 
@@ -41,17 +42,19 @@ def make_cases(
     timesteps: Sequence[float],
     vanilla: StepFlops,
     skip: StepFlops | None = None,
-    least: int = 1,
+    fewest_steps: int = 1,
 ) -> list[Case]:
-    """Every case of a bench, each once, in the order of its table.
+    """Return every case of a bench once, in the order of its table.
 
-    Vanilla with fewer steps takes as many steps as cost the FLOPs of each Skip-DiT cached run (each cached vanilla
-    run where the model has no branches), rounded.
+    Vanilla with fewer steps gets, for each cached run of Skip-DiT (of vanilla, if the model has no branches), the
+    number of steps that costs the same FLOPs, rounded.
 
     Args:
-        steps, timesteps: Those of the full run (second-order samplers visit more timesteps than steps).
-        least: So few steps are still a run.
-        vanilla, skip: Cost of a step without and with skip branches; ``skip`` None where there are none.
+        policies: The caches.
+        steps, timesteps: Those of the full run; second-order samplers have more timesteps than steps.
+        vanilla, skip: Cost of a step without and with skip branches; ``skip`` is None if there are no branches.
+        fewest_steps: The fewest steps that make a run.
+
     Raises:
         UsageError: A policy does not fit the model or the number of steps.
     """
@@ -59,9 +62,9 @@ def make_cases(
     if skip is not None:
         cases += [Case("skip", steps), *(Case("skip-cache", steps, policy) for policy in policies)]
     model = vanilla if skip is None else skip
-    a_step = model.full / vanilla.full
-    cost = [steps * a_step / model.limit(policy.plan(timesteps), policy.layers) for policy in policies]
-    fewer = sorted({max(least, round(count)) for count in cost}, reverse=True)
+    step_cost = model.full / vanilla.full
+    costs = [steps * step_cost / model.limit(policy.plan(timesteps), policy.layers) for policy in policies]
+    fewer = sorted({max(fewest_steps, round(cost)) for cost in costs}, reverse=True)
     return list(dict.fromkeys([*cases, *(Case("fewer-steps", count) for count in fewer if count < steps)]))
 
 
@@ -72,10 +75,14 @@ def make_policies(
     forecasts: Sequence[str],
     targets: Sequence[str],
 ) -> list[CachePolicy]:
-    """Every combination of N, of K or M, of forecast and of target.
+    """Return a policy for every combination of N, of K or M, of forecast and of target.
+
+    Args:
+        layers, intervals, full_steps: Values of N, K and M.
+        forecasts, targets: Names, as of ``CachePolicy``.
 
     Raises:
-        UsageError: A value is out of range, or there is no N, K or M at all.
+        UsageError: A value is out of range, or there is no N, or neither K nor M.
     """
     if not layers or not (intervals or full_steps):
         raise UsageError("Got nothing to cache; give --cache-layers and --cache-interval or --full-steps.")

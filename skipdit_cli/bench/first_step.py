@@ -1,4 +1,4 @@
-"""What a run calls its transformer with: the calls of its first step."""
+"""The calls of a transformer in the first denoising step of a run."""
 
 from __future__ import annotations
 
@@ -6,53 +6,54 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from skipdit_cli.cache.course import steps_ahead
 from skipdit_cli.cache.forward_arguments import timestep_of
+from skipdit_cli.cache.steps import generation_timesteps
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import generate
 
 
 @dataclass(frozen=True)
 class FirstStep:
-    """
+    """The first denoising step of a run.
+
     Args:
-        calls: The arguments by name of each call of a transformer in that step (guidance may take two); on the device,
-            of the whole batch.
-        timesteps: Those that the run would visit.
+        calls: The arguments by name of each call of a transformer (guidance may take two calls), for the whole batch,
+            on the device.
+        timesteps: The timesteps of the whole run.
     """
 
     calls: Sequence[Mapping[str, object]]
     timesteps: Sequence[float]
 
 
-class _Enough(Exception):
-    """Ends a run whose first step has been seen."""
+class _FirstStepDone(Exception):
+    """Ends a run after its first step."""
 
 
-def first_step(pipe, conditions: Sequence[int | str | None], **settings) -> FirstStep:
-    """Run the first step of what ``generate`` would, and no more.
+def first_step(pipe, conditions: Sequence[int | str | None], **arguments) -> FirstStep:
+    """Run ``generate`` up to the end of its first denoising step, and return that step.
 
     Args:
-        conditions, settings: As for ``generate``.
+        pipe, conditions, arguments: As for ``generate``.
+
     Raises:
-        UsageError: As ``generate``.
+        UsageError: As for ``generate``.
     """
     calls, timesteps = [], []
 
-    def see(transformer, args: tuple, kwargs: dict) -> None:
+    def record_call(transformer, args: tuple, kwargs: dict) -> None:
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]
         calls.append({**dict(zip(names, args)), **kwargs})
 
-    def enough() -> None:
-        timesteps[:] = steps_ahead(pipe.scheduler, timestep_of(calls[-1]))
-        raise _Enough
+    def stop() -> None:
+        timesteps[:] = generation_timesteps(pipe.scheduler, timestep_of(calls[-1]))
+        raise _FirstStepDone
 
-    hooks = [
-        transformer.register_forward_pre_hook(see, with_kwargs=True) for transformer in transformers_of(pipe).values()
-    ]
+    transformers = transformers_of(pipe).values()
+    hooks = [transformer.register_forward_pre_hook(record_call, with_kwargs=True) for transformer in transformers]
     try:
-        generate(pipe, conditions, **settings, advance=enough)
-    except _Enough:
+        generate(pipe, conditions, **arguments, advance=stop)
+    except _FirstStepDone:
         pass
     finally:
         for hook in hooks:

@@ -1,5 +1,4 @@
-"""Multiply-adds of a step, counted by running the model's own forward on weights that are not there: exact, without
-their memory."""
+"""The multiply-adds of a step, counted in a forward of the model without memory for its weights."""
 
 from __future__ import annotations
 
@@ -17,48 +16,49 @@ from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.families import Backbone
 from skipdit_cli.families.example import example_inputs
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.models import build_transformer
 from skipdit_cli.skip import SkipBranches, add_skip_branches
-from skipdit_cli.trunk import Trunk, keep_trunk, trunk_of
+from skipdit_cli.trunk import Trunk, remember_trunk, trunk_of
 
 
 class StepFlops:
-    """What one step of a model costs, in multiply-adds of a call for one image or video (half of its FLOPs).
+    """The cost of one step of a model, in multiply-adds (half of its FLOPs) for one image or video.
 
     Args:
         transformer: A model whose trunk is known, with or without skip branches, on any device. Only its class and
-            configuration are read; the count is made on an empty copy.
-        calls: The arguments of each forward of a step, of any batch; one at the size of the model's configuration, or
-            of its pipeline's default, if not given.
+            configuration are read; a copy without weights runs.
+        calls: The arguments of each forward of a step, with any batch size. By default one forward at the size of the
+            model's configuration, or of its pipeline's default.
 
     Attributes:
-        shape: What is denoised, of one image or video: (C, [F,] h, w), or (tokens, width) where that is packed.
-        full: A full step: every block, and every skip branch if there are any.
-        vanilla: The same without skip branches.
+        shape: Shape of the noisy input of one image or video: (C, [F,] h, w), or (tokens, width) if it is packed.
+        full: Cost of a full step: every block, and every skip branch if there are any.
+        vanilla: Cost of a full step without skip branches.
         units: Share of each unit of the trunk in ``full``, with the branch that joins it.
     """
 
     def __init__(self, transformer, calls: Sequence[Mapping] | None = None):
-        transformer = getattr(transformer, "_orig_mod", transformer)
+        transformer = unwrap_compiled(transformer)
         trunk = trunk_of(transformer)
-        branches, found = trunk.branches, None if trunk.declared else trunk.backbone
+        branches, backbone = trunk.branches, None if trunk.declared else trunk.backbone
         merge = None if branches is None else branches.config.merge
-        model = meta_transformer(type(transformer), transformer.config, merge, found)
+        model = meta_transformer(type(transformer), transformer.config, merge, backbone)
         for name, adapter in getattr(transformer, "peft_config", {}).items():
-            model.add_adapter(adapter, name)  # a LoRA that is not fused costs, too
+            model.add_adapter(adapter, name)  # a LoRA that is not fused adds to the cost
         model.eval()
         calls = (
             [example_inputs(model)] if calls is None else [tree_map_only(torch.Tensor, _plain, dict(c)) for c in calls]
         )
-        denoised = [next(iter(inputs.values())) for inputs in calls]  # (batch, ...), or lists of as many
-        self.shape: tuple[int, ...] = tuple(denoised[0][0].shape)
-        batch, counter = sum(map(len, denoised)), FlopCounterMode(display=False)
+        noisy = [next(iter(inputs.values())) for inputs in calls]  # (batch, ...), or a list of that length
+        self.shape: tuple[int, ...] = tuple(noisy[0][0].shape)
+        batch, counter = sum(map(len, noisy)), FlopCounterMode(display=False)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            model.to_empty(device="cpu")  # from here on the weights are fake; the inputs, masks say, have values
+            model.to_empty(device="cpu")  # the weights are fake from here on; inputs such as masks have values
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), counter:
-            warnings.simplefilter("ignore")  # Mochi's, of a precision that no CPU has
+            warnings.simplefilter("ignore")  # Mochi asks for a precision that no CPU has
             for inputs in calls:
-                model(**inputs)  # with attention as plain products, which the counter knows
+                model(**inputs)  # with the MATH attention, whose products the counter knows
         name_of = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
 
         def macs(module) -> int:
@@ -69,32 +69,37 @@ class StepFlops:
         self.units: list[int] = [sum(macs(block) for block in unit) for unit in trunk_of(model).units]
 
     def reused(self, layers: int) -> int:
-        """A reused step with N = ``layers``: a full one without the units between the first and the last N.
+        """Return the cost of a reused step: a full step without the units between the first and the last N.
+
+        Args:
+            layers: N.
 
         Raises:
-            UsageError: Nothing lies between.
+            UsageError: No unit lies between them.
         """
         check_depth(layers, len(self.units))
         return self.full - sum(self.units[layers : len(self.units) - layers])
 
     def limit(self, trace: Sequence[str | bool], layers: int) -> float:
-        """FLOPs of all-full sampling over FLOPs run: the most that a schedule can speed this model up.
+        """Return the FLOPs of full steps alone over the FLOPs of a run: the largest speedup of its schedule.
 
         Args:
-            trace: One entry a step, "full" or "reused" (``SkipCache.trace``), or True where full (a plan).
+            trace: One entry per step: "full" or "reused" (``SkipCache.trace``), or True for a full step (a plan).
             layers: N.
         """
         full = sum(step in ("full", True) for step in trace)
         return self.full * len(trace) / (self.full * full + self.reused(layers) * (len(trace) - full))
 
     def ideal_speedup(self, layers: int, interval: int, steps: int = 50) -> float:
-        """``limit`` of a run whose every ``interval``-th step is full."""
+        """Return the ``limit`` of a run in which every ``interval``-th step is full."""
         return self.limit(uniform(steps, interval), layers)
 
 
 def count_step(transformer) -> StepFlops | None:
-    """Return the ``StepFlops`` of a transformer, or None where no example inputs of it are known or its forward does
-    not run without weights."""
+    """Return the cost of a step of a transformer, or None if it cannot be counted.
+
+    That is so where no example inputs of its class are known, or its forward does not run without weights.
+    """
     try:
         return StepFlops(transformer)
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError):
@@ -102,20 +107,23 @@ def count_step(transformer) -> StepFlops | None:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, in the precision of weights that are not there."""
+    """Return a tensor on the CPU, in the precision of the copy without weights."""
     return tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
-def meta_transformer(model_class, config: dict, merge: str | None = None, found: Backbone | None = None):
-    """A transformer without weights (meta tensors), with skip branches if ``merge`` is given; in eval mode.
+def meta_transformer(model_class, config: dict, merge: str | None = None, backbone: Backbone | None = None):
+    """Return a transformer on the meta device, without weights.
 
     Args:
-        found: Where the trunk of a class lies that is not declared.
+        model_class: Class of the transformer.
+        config: Its configuration.
+        merge: Attach skip branches with this merge; none if None.
+        backbone: The trunk of a class that is not declared.
     """
-    with init_empty_weights():  # tables of positions keep their values, some forwards read them
+    with init_empty_weights():  # position tables keep their values, which some forwards read
         model = build_transformer({**config, "_class_name": model_class.__name__})
-        if found is not None:
-            keep_trunk(model, Trunk(model, found, declared=False))
+        if backbone is not None:
+            remember_trunk(model, Trunk(model, backbone, declared=False))
         if merge is not None:
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))

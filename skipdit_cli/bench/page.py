@@ -1,4 +1,4 @@
-"""A report as one HTML page beside its pictures; opens from disk, asks for nothing."""
+"""A report as one HTML page beside its images; it opens from disk and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -18,25 +18,36 @@ th:first-child, td:first-child { text-align: left } code { background: #8882; pa
 
 
 def heading(text: str) -> str:
+    """Return a heading of the second level."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def paragraph(text: str) -> str:
+    """Return a paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
 
 
 def command(text: str) -> str:
+    """Return a command line in a paragraph of its own."""
     return f"<p><code>{escape(text)}</code></p>"
 
 
 def picture(file: str, caption: str, width: int | None = None) -> str:
-    """A picture that lies beside the page; one without a width is a plot, on white."""
-    shape = f'width="{width}"' if width else 'class="plot"'
+    """Return a figure with an image file that lies beside the page.
+
+    Args:
+        file: Name of the file.
+        caption: Text below the image, and for readers who do not see it.
+        width: Width in pixels; None for a plot, which is shown on white.
+    """
+    attributes = f'width="{width}"' if width else 'class="plot"'
     text = escape(caption)
-    return f'<figure><img src="{escape(file)}" alt="{text}" {shape}><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img src="{escape(file)}" alt="{text}" {attributes}><figcaption>{text}</figcaption></figure>'
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table with a line of column names."""
+
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
@@ -45,7 +56,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def save_page(path: Path, title: str, parts: Sequence[str]) -> None:
-    """Write the page: ``parts`` are what the functions above return, in order."""
+    """Write a page.
+
+    Args:
+        path: The file.
+        title: Title of the page.
+        parts: HTML of the functions above, in order.
+    """
     text = "\n".join(
         [
             '<!doctype html><html lang="en"><meta charset="utf-8">',

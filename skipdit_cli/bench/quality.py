@@ -1,5 +1,5 @@
-"""How far the pictures of one run are from those of another at the same seeds: PSNR, SSIM, relative L2 of latents, and
-of videos how far their motion is."""
+"""The distance between the samples of two runs at the same seeds: PSNR and SSIM of images, relative L2 of latents, and
+the difference in motion of videos."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from skipdit_cli.finite import is_finite
 
 @dataclass(frozen=True)
 class Quality:
-    """A run against its reference.
+    """The quality of a run against its reference.
 
     Args:
-        psnr: dB, mean over the pictures that differ; None where none does (it would be infinite), or without pictures.
-        ssim: Mean over the pictures, at most 1; None without pictures.
-        latent_rel_l2: ``||a - b|| / ||b||`` over all latents; None where only b is 0.
-        identical: Whether all latents and pictures are equal to the bit.
-        temporal_difference: Of videos, see ``temporal_difference``; None of pictures, or where the reference stands.
+        psnr: PSNR in dB, mean over the images that differ; None if none differs (it would be infinite) or there are
+            no images.
+        ssim: SSIM, mean over the images, at most 1; None without images.
+        latent_rel_l2: ``||a - b|| / ||b||`` over all latents; None if b alone is 0.
+        identical: Whether all latents and images are bitwise equal.
+        temporal_difference: The difference in motion of videos (see the function of that name); None for images, and
+            for a reference in which nothing moves.
     """
 
     psnr: float | None
@@ -35,25 +37,27 @@ class Quality:
 def compare(
     images: np.ndarray | None, reference: np.ndarray | None, latents: torch.Tensor, latents_reference: torch.Tensor
 ) -> Quality:
-    """Measure pictures, uint8 (N, [F,] H, W, 3) or None, and their latents (N, ...) against a reference.
+    """Return the quality of images, uint8 (N, [F,] H, W, 3) or None, and of their latents (N, ...).
 
-    Of videos every frame is a picture. What is NaN or infinite has no quality: all is None.
+    Each frame of a video counts as one image. Where latents are NaN or infinite, every measure is None.
     """
     if not (is_finite(latents) and is_finite(latents_reference)) or (images is None) != (reference is None):
         return Quality(None, None, None, False)
-    distance, same = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
+    distance, equal_latents = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
     distance = distance if math.isfinite(distance) else None
     if images is None:
-        return Quality(None, None, distance, same)
+        return Quality(None, None, distance, equal_latents)
     a, b = (torch.from_numpy(x).flatten(0, -4).permute(0, 3, 1, 2).double() for x in (images, reference))
-    same_pictures = torch.equal(a, b)
+    equal_images = torch.equal(a, b)
     motion = temporal_difference(images, reference) if images.ndim == 5 else None
-    return Quality(None if same_pictures else psnr(a, b), ssim(a, b), distance, same and same_pictures, motion)
+    return Quality(None if equal_images else psnr(a, b), ssim(a, b), distance, equal_latents and equal_images, motion)
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB of images (N, C, H, W), mean over those that differ; inf where none does, NaN
-    where one holds NaN or infinity."""
+    """Return the peak signal-to-noise ratio in dB of images (N, C, H, W), mean over those that differ.
+
+    It is infinite if none differs, and NaN if an image holds NaN or infinity.
+    """
     errors = (a - b).square().flatten(1).mean(1)
     if not is_finite(errors):
         return float("nan")
@@ -62,45 +66,52 @@ def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
-    """Structural similarity of images (N, C, H, W), mean over pixels, channels and images.
+    """Return the structural similarity of images (N, C, H, W): the mean over pixels, channels and images.
 
-    Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, whole windows only. Smaller images use
-    the largest odd window that fits.
+    Wang et al. 2004 with an 11x11 Gaussian window of sigma 1.5, K1 = 0.01 and K2 = 0.03, at the places where the whole
+    window lies inside the image. Images smaller than the window use the largest odd window that fits.
     """
-    window = _gaussian(min(11, (min(a.shape[-2:]) - 1) // 2 * 2 + 1)).to(a)
+    return float(torch.stack([_ssim_map(*pair, data_range).mean() for pair in zip(a.split(1), b.split(1))]).mean())
+
+
+def _ssim_map(a: torch.Tensor, b: torch.Tensor, data_range: float) -> torch.Tensor:
+    """Return the structural similarity at each place of two images (1, C, H, W)."""
     channels = a.shape[1]
-    kernel = torch.outer(window, window).expand(channels, 1, -1, -1)
+    row = _gaussian(min(11, (min(a.shape[-2:]) - 1) // 2 * 2 + 1)).to(a).expand(channels, 1, 1, -1)
 
     def blur(x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, kernel, groups=channels)
+        return F.conv2d(F.conv2d(x, row, groups=channels), row.transpose(2, 3), groups=channels)
 
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
     covariance = blur(a * b) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return float((likeness / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
 
 
 def rel_l2(a: torch.Tensor, b: torch.Tensor) -> float:
-    """``||a - b|| / ||b||`` over everything; 0 of two that are equal, whatever they are."""
+    """Return ``||a - b|| / ||b||`` over all elements; 0 if the two are equal, even if both are 0."""
     a, b = a.double(), b.double()
     return 0.0 if torch.equal(a, b) else float((a - b).norm() / b.norm())
 
 
 def temporal_difference(videos: np.ndarray, reference: np.ndarray) -> float | None:
-    """How much of the reference's motion is missed, or flicker put in its place: 0 where all frames change as the
-    reference's do, whatever constant error they carry; 1 for a still picture.
+    """Return the error of the change from frame to frame, relative to that change in the reference.
 
-    ``||dv - dr|| / ||dr||`` over everything, where d is each frame minus the one before it, v the videos and r the
-    reference: uint8 (N, F, H, W, 3). None where no frame of the reference differs from the one before it.
+    It is 0 if all frames change as those of the reference do, whatever constant error they carry, and 1 for a still
+    video. With d the difference between consecutive frames of the videos v and of the reference r, it is
+    ``||dv - dr|| / ||dr||`` over all elements; None if the reference does not change.
+
+    Args:
+        videos, reference: uint8 (N, F, H, W, 3).
     """
     change, expected = (np.diff(x.astype(np.float32), axis=1) for x in (videos, reference))
-    moved = np.linalg.norm(expected)
-    return float(np.linalg.norm(change - expected) / moved) if moved else None
+    norm = np.linalg.norm(expected)
+    return float(np.linalg.norm(change - expected) / norm) if norm else None
 
 
 def _gaussian(size: int, sigma: float = 1.5) -> torch.Tensor:
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    weights = torch.exp(-(places**2) / (2 * sigma**2))
+    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
     return weights / weights.sum()

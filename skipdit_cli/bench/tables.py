@@ -1,4 +1,4 @@
-"""A bench as people read it: the table, the markdown page, and what it ran on."""
+"""The report of a bench for readers: the table, its notes, the markdown page, the device and the versions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import torch
 from skipdit_cli import __version__
 from skipdit_cli.bench.plot import save_plot
 from skipdit_cli.console import SCHEMA, to_json
+from skipdit_cli.sampling.device import computes_wide
+from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
+from skipdit_cli.trunk import known_trunk
 
 COLUMNS = {
     "case": lambda r: r["case"],
@@ -31,45 +34,50 @@ COLUMNS = {
     "rel L2": lambda r: _number(r["latent_rel_l2"], ".3f"),
     "peak MB": lambda r: _number(r["peak_memory_mb"], ".0f"),
 }
-ONLY_ON_PAPER = {
+MARKDOWN_COLUMNS = {
     "end to end": lambda r: _time(r["seconds_end_to_end"]),
     "cache MB": lambda r: _number(r["cache_mb"], ".2f"),
 }
 READING = (
-    "full: full steps of all. seconds: the denoising loop, median and interquartile range. limit: FLOPs of the same "
-    "model uncached over FLOPs run; 'of it': the speedup measured over that limit. PSNR, SSIM, rel L2: cached rows "
-    "against the same model uncached, fewer-steps against vanilla with all its steps, at the same seeds; of videos "
-    "also flicker: the error of the change from frame to frame over that change, 0 if it is the reference's."
+    "full: full steps of all steps. seconds: median and interquartile range of the denoising loop. limit: FLOPs of "
+    "the uncached run of the same model over the FLOPs of this run; 'of it': measured speedup over that limit. PSNR, "
+    "SSIM, rel L2: at the same seeds, cached rows against the uncached run of the same model, fewer-steps against "
+    "vanilla with all steps. flicker: error of the change from frame to frame, relative to that change."
 )
 
 
-def table(rows: Sequence[dict], on_paper: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Column names and cells; columns that say nothing are left out."""
-    columns = {**COLUMNS, **ONLY_ON_PAPER} if on_paper else COLUMNS
+def table(rows: Sequence[dict], markdown: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the column names and the cells of each row; columns without any value are left out.
+
+    Args:
+        rows: Rows of ``bench --json``.
+        markdown: Add the columns that only the markdown page has.
+    """
+    columns = {**COLUMNS, **MARKDOWN_COLUMNS} if markdown else COLUMNS
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
     return list(cells), [list(line) for line in zip(*cells.values())]
 
 
 def markdown(report: dict) -> str:
-    """The page ``bench.md``."""
-    picture = "![speed and quality](bench.png)"
-    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", picture, ""])
+    """Return the text of ``bench.md``."""
+    plot = "![speed and quality](bench.png)"
+    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", plot, ""])
 
 
 def results(report: dict) -> str:
-    """What was measured, on what and how, as markdown without a heading."""
-    columns, lines = table(report["rows"], on_paper=True)
-    drawn = [columns, ["---"] * len(columns), *lines]
+    """Return the table, its notes, the device and the settings as markdown without a heading."""
+    columns, lines = table(report["rows"], markdown=True)
+    lines = [columns, ["---"] * len(columns), *lines]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return "\n".join(
         [
             f"{report['device_name']}, {report['threads']} threads, {report['dtype']}, {versions}. "
-            f"{report['num_inference_steps']} steps of {report['scheduler']}, {_guided(report)}{_sized(report)}"
+            f"{report['num_inference_steps']} steps of {report['scheduler']}, {_guidance(report)}{_size(report)}"
             f"batch {report['batch_size']}, seed {report['seed']}, {report['rounds']} interleaved rounds, "
             f"{report['date']}.",
             "",
-            *("| " + " | ".join(line) + " |" for line in drawn),
+            *("| " + " | ".join(line) + " |" for line in lines),
             "",
             READING,
             *(line for note in report["notes"] for line in ("", note)),
@@ -80,7 +88,7 @@ def results(report: dict) -> str:
 
 
 def save_report(report: dict, folder: Path) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png`` into a folder."""
+    """Write ``bench.json``, ``bench.md`` and ``bench.png`` into an existing folder."""
     text = to_json({"schema": SCHEMA, **report}, indent=2)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(report), encoding="utf-8")
@@ -88,8 +96,40 @@ def save_report(report: dict, folder: Path) -> None:
     save_plot(report["rows"], folder / "bench.png", title)
 
 
+def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> list[str]:
+    """Return what a reader has to know besides the rows, one sentence or two per note.
+
+    Args:
+        bench: The ``Bench``, after its run.
+    """
+    notes = []
+    if compiled:
+        notes.append(f"Compiled, in {bench.warm_up_seconds:.0f} s of runs before those that are timed.")
+    if known_trunk(bench.pipe.transformer).backbone.native_skips:
+        notes.append(
+            "This class has skips of its own: vanilla is the model with them, vanilla-cache is Skip-Cache on "
+            "them; there are no skip rows, for there is nothing to convert."
+        )
+    elif not bench.has_branches:
+        notes.append("No skip rows: this model has no skip branches; 'skipdit convert' adds them.")
+    elif bench.vanilla is bench.pipe:
+        notes.append("vanilla is this model without its skip branches.")
+    if not bench.has_pictures:
+        notes.append("No PSNR and SSIM: there is no VAE to decode images with.")
+    if computes_wide(bench.pipe.transformer):
+        notes.append("This CPU has no bfloat16 arithmetic: weights are bfloat16, products float32.")
+    if is_text_conditional(bench.pipe) and bench.conditions[0] is None:
+        notes.append("No texts: in place of each prompt, noise of the length of the longest prompt is used.")
+    for case, reason in bench.broken.items():
+        schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
+        notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
+    if random_weights:
+        notes.append("Random weights: the times hold for the trained model, the quality columns do not.")
+    return notes
+
+
 def environment(device: torch.device, dtype: torch.dtype) -> dict:
-    """What a time was taken on."""
+    """Return the device, its precision, the versions and the date, which every measured time depends on."""
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -105,16 +145,16 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict:
     }
 
 
-def _guided(report: dict) -> str:
+def _guidance(report: dict) -> str:
     scale = report["guidance_scale"]
     return "" if scale is None else f"guidance {scale:g}, "
 
 
-def _sized(report: dict) -> str:
-    """The size that was asked for, if one was."""
-    asked = {name: report.get(name) for name in ("height", "width", "num_frames")}
-    said = " x ".join(f"{name.removeprefix('num_')} {value}" for name, value in asked.items() if value is not None)
-    return f"{said}, " if said else ""
+def _size(report: dict) -> str:
+    """Return the size that was set by flags, or an empty text if none was."""
+    sizes = {name.removeprefix("num_"): report.get(name) for name in ("height", "width", "num_frames")}
+    text = " x ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
+    return f"{text}, " if text else ""
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Timing that can be trusted: all cases in turn, round by round, so that a slow minute is slow for every one."""
+"""Timing in interleaved rounds: every case runs once per round, so that a slow minute is slow for all of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import torch
 from skipdit_cli.sampling.generate import Generated
 
 MOST_ROUNDS = 3
-PATIENCE = 300.0
+"""Rounds of a bench that is not given a number of them."""
+TIME_LIMIT = 300.0
+"""Seconds after which such a bench begins no further round."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one case took, one entry a round.
+    """The measurements of one case, with one entry per round.
 
     Args:
-        seconds: The denoising loop.
-        seconds_end_to_end: Everything, with noise, cache and decoding.
-        peak_bytes: The most memory the device held during the first run; None where it does not say (CPU).
-        first: What the first round made.
+        seconds: Duration of the denoising loop.
+        seconds_end_to_end: Duration of the whole run, with noise, cache and decoding.
+        peak_bytes: Peak memory of the device in the first round; None on a CPU, which does not report it.
+        first: The result of the first round.
     """
 
     seconds: list[float]
@@ -33,40 +35,42 @@ class Measured:
 
 
 def interleave(runs: Sequence[Callable[[], Generated]], rounds: int | None, device: torch.device) -> list[Measured]:
-    """Run every case once a round, every other round in reverse order, and gather what each took.
+    """Run every case once per round, every other round in reverse order; return the measurements of each case.
 
     Args:
-        runs: Each returns once its device is done, and times itself.
-        rounds: None for 3, or fewer where the next would end after ``PATIENCE`` seconds.
+        runs: One function per case, which times itself and returns once its device is done.
+        rounds: Number of rounds; None for ``MOST_ROUNDS``, or fewer if the next one would end after ``TIME_LIMIT``.
+        device: The device of the model.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     measured: list[Measured | None] = [None for _ in runs]
     for number in range(rounds or MOST_ROUNDS):
-        spent = time.perf_counter() - began
-        if rounds is None and number and spent * (number + 1) / number > PATIENCE:
+        elapsed = time.perf_counter() - start
+        if rounds is None and number and elapsed * (number + 1) / number > TIME_LIMIT:
             break
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
-        for at in order:
+        for case in order:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            made = runs[at]()
+            result = runs[case]()
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-            measured[at] = measured[at] or Measured([], [], peak, made)
-            measured[at].seconds.append(made.denoise_seconds)
-            measured[at].seconds_end_to_end.append(made.total_seconds)
+            measured[case] = measured[case] or Measured([], [], peak, result)
+            measured[case].seconds.append(result.denoise_seconds)
+            measured[case].seconds_end_to_end.append(result.total_seconds)
     return measured
 
 
 def median(values: Sequence[float]) -> float:
+    """Return the median."""
     return float(np.median(values))
 
 
 def spread(values: Sequence[float]) -> float:
-    """The interquartile range."""
+    """Return the interquartile range."""
     low, high = np.percentile(values, [25, 75])
     return float(high - low)
 
 
 def ratios(baseline: Sequence[float], values: Sequence[float]) -> list[float]:
-    """How many times faster than the baseline, round by round."""
+    """Return the speedup over the baseline in each round."""
     return [a / b for a, b in zip(baseline, values)]

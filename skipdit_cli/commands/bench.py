@@ -32,15 +32,16 @@ def bench(
     settings.check()
     policies = _make_policies(settings)
     conditions = _parse_conditions(settings)
+    _check_output(settings, model, preset)
     inputs = {
         "arguments": parsing.parse_pipeline_arguments(settings.pipeline.pipeline_arg),
         "image": parsing.read_image(settings.pipeline.image),
     }
-    _check_output(settings, model, preset)
 
-    from skipdit_cli.bench.run import Bench, compiled
+    from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
+    from skipdit_cli.sampling.fitting import compiled
 
     card = check_card(model) if settings.update_card else None
     device, dtype = _choose_device(settings)

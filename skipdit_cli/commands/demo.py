@@ -1,4 +1,4 @@
-"""``skipdit demo``: the whole way, from checkpoint to report, on a laptop and without a network."""
+"""``skipdit demo``: all steps from a checkpoint to a report, on a laptop and without a network."""
 
 from __future__ import annotations
 
@@ -7,26 +7,51 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands import demo_page, options
+from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import NotFiniteError
-
-Video = Annotated[bool, typer.Option("--video", help="Handwritten digits in motion instead of still ones.")]
-Steps = Annotated[int, typer.Option("--num-inference-steps", "--steps", min=13, help="Denoising steps.")]
-TrainSteps = Annotated[
-    int | None, typer.Option(min=1, help="Optimizer steps of each stage of training.", show_default=False)
-]
-PerDigit = Annotated[int | None, typer.Option(min=1, help="Samples of each digit.", show_default=False)]
-Rounds = Annotated[int, typer.Option(min=1, help="How often every case is timed.")]
+from skipdit_cli.settings import OUTPUT, PIPELINE, SAMPLES, setting
 
 
 @dataclass(frozen=True)
-class Show:
-    """What the demo shows. ``data`` is a folder below the output, written first; without it the preset's own."""
+class DemoSettings:
+    """The settings of ``skipdit demo``."""
+
+    output: Path = setting(Path("skipdit-demo"), "Folder for the report and everything that it shows.")
+    video: bool = setting(False, "Videos of moving digits in place of images.", SAMPLES)
+    samples_per_digit: int | None = setting(
+        None, "Samples per digit. [default: 7, or 1 with --video]", SAMPLES, minimum=1, maximum=10_000
+    )
+    num_inference_steps: int = setting(
+        50,
+        "Number of denoising steps, 13 or more.",
+        PIPELINE,
+        names=("--num-inference-steps", "--steps"),
+        minimum=13,
+        maximum=10_000,
+    )
+    train_steps: int | None = setting(
+        None, "Optimizer steps of each training stage. [default: 100, or 60 with --video]", "Training", minimum=1
+    )
+    rounds: int = setting(2, "Runs of each case that are timed.", "Measurement", minimum=1, maximum=10_000)
+    overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What the demo trains and samples.
+
+    Args:
+        preset: The embedded model.
+        samples_per_digit, train_steps: Defaults of the flags of these names.
+        batch_size: Samples per training batch.
+        guidance_scale: Of the samples.
+        data: Folder of training videos inside the output, which is written first; None for the data of the preset.
+    """
 
     preset: str
     samples_per_digit: int
@@ -36,75 +61,70 @@ class Show:
     data: str | None = None
 
 
-STILL = Show("digits", samples_per_digit=7, train_steps=100, batch_size=64, guidance_scale=1.5)
-MOVING = Show("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, guidance_scale=3.0, data="videos")
+IMAGES = Scenario("digits", samples_per_digit=7, train_steps=100, batch_size=64, guidance_scale=1.5)
+VIDEOS = Scenario("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, guidance_scale=3.0, data="videos")
 
 
+@with_settings(DemoSettings)
 def demo(
     ctx: typer.Context,
-    output: options.Output = Path("skipdit-demo"),
-    video: Video = False,
-    num_inference_steps: Steps = 50,
-    train_steps: TrainSteps = None,
-    samples_per_digit: PerDigit = None,
-    rounds: Rounds = 2,
-    overwrite: options.Overwrite = False,
+    settings: DemoSettings = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """See all of it work on handwritten digits, in 3 minutes.
+    """Run everything once on handwritten digits, in 3 minutes.
 
-    Converts, trains, samples and benches the embedded model: no GPU, no network. Leaves a page with pictures. With
+    Converts, trains, samples and benches the embedded model: no GPU, no network. Writes a page with images. With
     --video the digits move; the model is trained on mp4 files that are written first, and the page has animations.
     """
     import torch
 
-    files.check_folder(output, files.DEMO, overwrite)
-    torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
-    show = MOVING if video else STILL
-    labels = [digit for digit in range(10) for _ in range(samples_per_digit or show.samples_per_digit)]
+    output, scenario = settings.output, VIDEOS if settings.video else IMAGES
+    files.check_folder(output, files.DEMO, settings.overwrite)
+    torch.set_num_threads(1)  # more threads gain nothing for matrices this small, and cost much on a busy machine
     with files.work_in(output, files.DEMO):
         with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-            commands = _train(ctx, output, show, train_steps or show.train_steps)
-        report = _bench(output, show, labels, num_inference_steps, rounds, commands)
+            commands = _train(ctx, output, scenario, settings.train_steps or scenario.train_steps)
+        report = _bench(settings, scenario, commands)
     console.table(*demo_page.table(report["rows"]))
     console.say(demo_page.summary(report["rows"]))
     console.say(f"The report, with all pictures: {output}/report.html")
     console.emit({**report, "command": "demo", "output": str(output)})
 
 
-def _bench(output: Path, show: Show, labels: list[int], steps: int, rounds: int, commands: list[str]) -> dict:
-    """Bench the trained model, and leave the page of all."""
+def _bench(settings: DemoSettings, scenario: Scenario, commands: list[str]) -> dict:
+    """Bench the trained model and write the page; return the report of the bench."""
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.models import open_model
 
-    sampling = {"guidance_scale": show.guidance_scale, "seed": 0, "batch_size": len(labels)}
-    sampling["num_inference_steps"] = steps
-    pipe, vanilla = open_model(str(output / "model")), open_model(None, show.preset)
-    bench = Bench(pipe, _policies(steps), labels, vanilla=vanilla, **sampling)
-    with console.progress("bench", bench.steps(rounds)) as advance:
-        rows = bench.run(rounds, advance=advance)
-    for why in bench.broken.values():
-        raise NotFiniteError(why)
-    report = bench.report(rows, show.preset, {**sampling, "class_labels": labels, "rounds": rounds})
-    with files.install(output) as part:
-        demo_page.save(part, report, bench.generated, labels, commands)
+    labels = [digit for digit in range(10) for _ in range(settings.samples_per_digit or scenario.samples_per_digit)]
+    arguments = {"guidance_scale": scenario.guidance_scale, "seed": 0, "batch_size": len(labels)}
+    arguments["num_inference_steps"] = settings.num_inference_steps
+    pipe, vanilla = open_model(str(settings.output / "model")), open_model(None, scenario.preset)
+    bench = Bench(pipe, _make_policies(settings.num_inference_steps), labels, vanilla=vanilla, **arguments)
+    with console.progress("bench", bench.steps(settings.rounds)) as advance:
+        rows = bench.run(settings.rounds, advance=advance)
+    for reason in bench.broken.values():
+        raise NotFiniteError(reason)
+    report = bench.report(rows, scenario.preset, {**arguments, "class_labels": labels, "rounds": settings.rounds})
+    with files.install(settings.output) as folder:
+        demo_page.save(folder, report, bench.generated, labels, commands)
     return report
 
 
-def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str]:
-    """Convert the embedded model and train it in the paper's two stages, by the commands a user would give."""
+def _train(ctx: typer.Context, output: Path, scenario: Scenario, steps: int) -> list[str]:
+    """Convert the embedded model and train it in the two stages of the paper; return the commands that did it."""
     folder = shlex.quote(str(output))
-    run = f"--preset {show.preset} --train-batch-size {show.batch_size} --max-train-steps {steps}"
-    if show.data is not None:
+    flags = f"--preset {scenario.preset} --train-batch-size {scenario.batch_size} --max-train-steps {steps}"
+    if scenario.data is not None:
         with files.install(output) as part:
-            written = _write_videos(part / show.data)
-        console.say(f"Wrote {written} videos of moving digits, in {output / show.data}/DIGIT/NUMBER.mp4.")
-        run += f" --data {folder}/{show.data}"
+            count = _write_videos(part / scenario.data)
+        console.say(f"Wrote {count} videos of moving digits, in {output / scenario.data}/DIGIT/NUMBER.mp4.")
+        flags += f" --data {folder}/{scenario.data}"
     commands = [
-        f"convert --preset {show.preset} -o {folder}/converted",
-        f"finetune -m {folder}/converted {run} --train skip -o {folder}/stage1",
-        f"finetune -m {folder}/stage1 {run} --train all --learning-rate 2e-4 -o {folder}/model",
+        f"convert --preset {scenario.preset} -o {folder}/converted",
+        f"finetune -m {folder}/converted {flags} --train skip -o {folder}/stage1",
+        f"finetune -m {folder}/stage1 {flags} --train all --learning-rate 2e-4 -o {folder}/model",
     ]
     files.note(output, "converted/", "stage1/", "model/")
     for command in commands:
@@ -116,7 +136,7 @@ def _train(ctx: typer.Context, output: Path, show: Show, steps: int) -> list[str
 
 
 def _write_videos(folder: Path, per_digit: int = 4, scale: int = 8) -> int:
-    """mp4 files of moving digits, in class directories, for ``finetune`` to read."""
+    """Write mp4 files of moving digits into one folder per class; return their number."""
     from skipdit_cli import media
     from skipdit_cli.training.data import moving_digits as digits
 
@@ -131,11 +151,10 @@ def _write_videos(folder: Path, per_digit: int = 4, scale: int = 8) -> int:
     return len(indices)
 
 
-def _policies(steps: int) -> list:
-    """The paper's schedule, then ours: fewer full steps, placed late, the residual forecast."""
+def _make_policies(steps: int) -> list:
+    """Return caches by the schedule of the paper, then with fewer full steps, placed late, and a residual forecast."""
     from skipdit_cli.cache import CachePolicy
 
-    ours = [
-        CachePolicy(1, full_steps=m, forecast="taylor2", target="residual") for m in (13 * steps // 50, steps // 5)
-    ]
-    return [*(CachePolicy(1, interval=k) for k in (2, 3, 5)), *ours]
+    counts = (13 * steps // 50, steps // 5)
+    late_dense = [CachePolicy(1, full_steps=m, forecast="taylor2", target="residual") for m in counts]
+    return [*(CachePolicy(1, interval=k) for k in (2, 3, 5)), *late_dense]

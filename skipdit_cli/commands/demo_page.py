@@ -1,14 +1,15 @@
-"""What ``skipdit demo`` leaves: pictures or animations of every case, the bench's files, and a page of all."""
+"""The files of ``skipdit demo``: an image or animation of every case, the bench's files, and a page that shows all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-WIDTH = 280  # of a picture on the page
+WIDTH = 280
+"""Width of an image on the page, in pixels."""
 
 
 def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The bench's table, with the share of digits read."""
+    """Return the columns and lines of the bench's table, with the share of digits that are recognised."""
     from skipdit_cli.bench.tables import table
 
     columns, lines = table(rows)
@@ -16,58 +17,83 @@ def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(rows: list[dict]) -> str:
+    """Return the result in two sentences: digits recognised, and the cached row with the highest PSNR."""
     cached = max((row for row in rows if row["case"] == "skip-cache"), key=lambda row: row["psnr"] or 100)
-    shares = {"vanilla": rows[0], "Skip-DiT": next(row for row in rows if row["case"] == "skip"), "cached": cached}
-    said = ", ".join(f"{name} {row['recognised']:.1%}" for name, row in shares.items())
+    cases = {"vanilla": rows[0], "Skip-DiT": next(row for row in rows if row["case"] == "skip"), "cached": cached}
+    shares = ", ".join(f"{name} {row['recognised']:.1%}" for name, row in cases.items())
     return (
-        f"Digits read by a machine trained on real ones: {said}. Closest to uncached: {cached['schedule']} with "
+        f"Digits read by a classifier trained on real ones: {shares}. Closest to uncached: {cached['schedule']} with "
         f"{cached['forecast']} on the {cached['cache_target']}, {cached['psnr']:.1f} dB at "
         f"{cached['speedup_vs_vanilla']:.2f} times vanilla's speed (limit {cached['limit']:.2f} of Skip-DiT's)."
     )
 
 
 def save(folder: Path, report: dict, generated: list, labels: list[int], commands: list[str]) -> None:
-    """The share of digits read into each row; pictures, bench files and the page into the folder."""
-    from skipdit_cli.bench import page
-    from skipdit_cli.bench.digit_accuracy import recognised
-    from skipdit_cli.bench.tables import READING, save_report
+    """Add the share of digits recognised to each row; write the samples, the bench's files and the page.
 
-    rows, figures = report["rows"], []
-    for at, (row, made) in enumerate(zip(rows, generated)):
-        row["recognised"] = recognised(made.images, labels)
-        words = row["schedule"] or f"{row['steps']} steps"
-        name = _save_samples(folder / f"{at:02d}-{row['case']}", made.images, labels, {"demo": row})
-        if row["case"] != "vanilla-cache":
-            figures.append(page.picture(name, f"{row['case']}, {words}: {row['recognised']:.0%} read", width=WIDTH))
+    Args:
+        folder: An existing folder.
+        report: The report of the bench, whose rows are changed.
+        generated: The samples of each row, in the same order.
+        labels: The digit of each sample.
+        commands: What was run before the bench, without "skipdit".
+    """
+    from skipdit_cli.bench import page
+    from skipdit_cli.bench.tables import save_report
+
+    figures = _save_figures(folder, report["rows"], generated, labels)
     save_report(report, folder)
-    moving = generated[0].images.ndim == 5
-    of_each = "every animation" if moving else "one row a digit, every picture"
-    read = " read: digits that a support vector machine trained on real ones reads right"
-    read += "; it reads 90 % of the frames of the real moving digits." if moving else "."
-    parts = [
-        page.paragraph(summary(rows)),
-        page.heading("What was run"),
-        *(page.command(f"skipdit {text}") for text in commands),
+    is_video = generated[0].images.ndim == 5
+    kind = "handwritten digits in motion" if is_video else "handwritten digits"
+    page.save_page(folder / "report.html", f"skipdit demo: {kind}", _page(report, commands, figures, is_video))
+
+
+def _page(report: dict, commands: list[str], figures: list[str], is_video: bool) -> list[str]:
+    """Return the parts of the page, in order."""
+    from skipdit_cli.bench import page
+    from skipdit_cli.bench.tables import READING
+
+    layout = "every animation" if is_video else "one row per digit, every image"
+    read = " read: share of digits that a support vector machine trained on real ones recognises"
+    read += "; it recognises 90 % of the frames of the real moving digits." if is_video else "."
+    return [
+        page.paragraph(summary(report["rows"])),
+        page.heading("Commands"),
+        *(page.command(f"skipdit {command}") for command in commands),
         page.heading("Speed and quality"),
-        page.table(*table(rows)),
+        page.table(*table(report["rows"])),
         page.paragraph(READING + read),
         *(page.paragraph(note) for note in report["notes"]),
         page.picture("bench.png", "Speed against quality."),
-        page.heading(f"The samples: {of_each} from the same noise"),
+        page.heading(f"The samples: {layout} from the same noise"),
         *figures,
     ]
-    kind = "handwritten digits in motion" if moving else "handwritten digits"
-    page.save_page(folder / "report.html", f"skipdit demo: {kind}", parts)
 
 
-def _save_samples(stem: Path, images, labels: list[int], made: dict) -> str:
-    """A PNG, one row a digit, or a gif of all videos side by side; its name."""
+def _save_figures(folder: Path, rows: list[dict], generated: list, labels: list[int]) -> list[str]:
+    """Write the samples of every row; return the figures of the page, without those of the control."""
+    from skipdit_cli.bench import page
+    from skipdit_cli.bench.digit_accuracy import recognition_rate
+
+    figures = []
+    for i, (row, result) in enumerate(zip(rows, generated)):
+        row["recognised"] = recognition_rate(result.images, labels)
+        name = _save_samples(folder / f"{i:02d}-{row['case']}", result.images, labels, {"demo": row})
+        if row["case"] != "vanilla-cache":
+            schedule = row["schedule"] or f"{row['steps']} steps"
+            caption = f"{row['case']}, {schedule}: {row['recognised']:.0%} read"
+            figures.append(page.picture(name, caption, width=WIDTH))
+    return figures
+
+
+def _save_samples(stem: Path, images, labels: list[int], record: dict) -> str:
+    """Write a PNG with one row per digit, or a GIF of all videos side by side; return its name."""
     from skipdit_cli import media
 
     if images.ndim == 4:
         path = stem.with_suffix(".png")
-        media.save_png(media.grid(images, len(labels) // 10, scale=5, smooth=True), path, made)
+        media.save_png(media.grid(images, len(labels) // 10, scale=5, smooth=True), path, record)
     else:
         path = stem.with_suffix(".gif")
-        media.save_video(media.video_grid(images, scale=4, columns=5), path, 8, made)
+        media.save_video(media.video_grid(images, scale=4, columns=5), path, 8, record)
     return path.name

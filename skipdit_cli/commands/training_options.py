@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands.upload import upload
 from skipdit_cli.training.observer import Observer
 from skipdit_cli.training.training_settings import TrainingSettings
 
@@ -40,8 +41,10 @@ def report(command: str, session, outcome) -> None:
     settings, samples = session.settings, session.samples
     if not outcome.main:
         return
+    address = None
     if not outcome.interrupted:
         _say_trained(settings, outcome)
+        address = upload(settings.output, settings.push_to_hub, settings.private)
     console.emit(
         {
             "command": command,
@@ -55,7 +58,7 @@ def report(command: str, session, outcome) -> None:
             "seconds": outcome.seconds,
             "data_seconds": outcome.data_seconds,
             **{key: outcome.last.get(key) for key in ("loss", "mse", "vb", "lr", "grad_norm")},
-            "pushed_to": None if outcome.interrupted else _push(settings),
+            "pushed_to": address,
         }
     )
     if outcome.interrupted:
@@ -73,9 +76,3 @@ def _say_trained(settings: TrainingSettings, outcome) -> None:
     console.say(
         f"Trained {outcome.trained_parameters:,} parameters for {steps}{loss}. The pipeline is in {settings.output}."
     )
-
-
-def _push(settings: TrainingSettings) -> str | None:
-    from skipdit_cli.cards.publish import push
-
-    return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None

@@ -18,14 +18,16 @@ class RespacedDDIMScheduler(diffusers.DDIMScheduler):
     """
 
     def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        """Set the timesteps, and the timestep that follows each."""
         super().set_timesteps(num_inference_steps, device)
         steps = self.timesteps.tolist()
         self.next_timestep = dict(zip(steps, [*steps[1:], None]))
 
     def step(self, model_output, timestep, sample, return_dict: bool = True):
-        following = self.next_timestep[int(timestep)]
+        """Return the sample at the next timestep, and the predicted data, as diffusers' DDIM does."""
+        next_timestep = self.next_timestep[int(timestep)]
         alpha = self.alphas_cumprod[int(timestep)]
-        alpha_next = self.final_alpha_cumprod if following is None else self.alphas_cumprod[following]
+        alpha_next = self.final_alpha_cumprod if next_timestep is None else self.alphas_cumprod[next_timestep]
         a, b = alpha**0.5, (1 - alpha) ** 0.5
         if self.config.prediction_type == "epsilon":
             x0, eps = (sample - b * model_output) / a, model_output
@@ -37,8 +39,10 @@ class RespacedDDIMScheduler(diffusers.DDIMScheduler):
             x0 = self._threshold_sample(x0)
         elif self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        moved = alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * eps
-        return DDIMSchedulerOutput(prev_sample=moved, pred_original_sample=x0) if return_dict else (moved, x0)
+        prev_sample = alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * eps
+        if not return_dict:
+            return prev_sample, x0
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
 
 class EvenFlowScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
@@ -48,6 +52,7 @@ class EvenFlowScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
     """
 
     def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        """Set the timesteps of steps of equal length."""
         super().set_timesteps(device=device, sigmas=even_sigmas(num_inference_steps))
 
 
@@ -97,7 +102,7 @@ def make_scheduler(name: str | None, pipe):
     original = pipe.scheduler
     config = dict(original.config)
     if name is not None and follows_flow(original) and ("beta_schedule" not in config or name not in FLOWS):
-        allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "has a scheduler of its own alone"
+        allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "takes its own scheduler only"
         raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {allowed}.")
     if name is None and is_text_conditional(pipe):
         return type(original).from_config(original.config)

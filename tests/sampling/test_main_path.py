@@ -18,6 +18,7 @@ from skipdit_cli.models import save_pipeline
 PACKAGE = Path(skipdit_cli.__file__).parent
 MAIN_PATH = [
     "commands/sample.py",
+    "sampling/sample_settings.py",
     "models/open.py",
     "sampling/run_settings.py",
     "sampling/generate.py",
@@ -59,7 +60,8 @@ def latent_model(tiny_pipeline, skipdit, folder: Path) -> Path:
 
 
 def test_the_main_path_reads_in_under_2000_lines_of_18_files(tiny_pipeline, skipdit, tmp_path, monkeypatch):
-    """Lines are those of the functions that run, from the command's own on, docstrings included."""
+    """Lines are those of the functions that run, from the command's own on, with their docstrings; and all lines of
+    the files that declare settings."""
     model, codes, files_on_stack = latent_model(tiny_pipeline, skipdit, tmp_path), set(), set()
 
     def profile(frame, event, argument) -> None:
@@ -94,8 +96,11 @@ def test_the_main_path_reads_in_under_2000_lines_of_18_files(tiny_pipeline, skip
         source, start = inspect.getsourcelines(code)
         lines[file_of(code.co_filename)].update(range(start, start + len(source)))
     for file in MAIN_PATH:
-        print(f"{len(lines[file]):5d} of {len((PACKAGE / file).read_text().splitlines()):4d} lines run in {file}")
         assert lines[file], f"{file} is on the main path, and nothing of it runs"
+        whole = len((PACKAGE / file).read_text().splitlines())
+        if file.endswith("settings.py"):
+            lines[file] = set(range(whole))
+        print(f"{len(lines[file]):5d} of {whole:4d} lines are read in {file}")
     total, everything = sum(len(lines[file]) for file in MAIN_PATH), sum(map(len, lines.values()))
     print(f"{total:5d} in {len(MAIN_PATH)} files; all that runs: {everything} in {len(lines)} files")
     assert total < 2000 and len(MAIN_PATH) <= 18

@@ -166,7 +166,7 @@ def test_what_a_transformer_is_told_is_told_from_what_it_makes(text_pipeline, mo
     hook = pipe.text_encoder.register_forward_hook(
         lambda module, given, output: replace_first(output, output[0] * INF)
     )  # finite weights, as in float16
-    with pytest.raises(NotFiniteError, match="told as encoder_hidden_states is NaN or infinite at denoising step 1"):
+    with pytest.raises(NotFiniteError, match="input encoder_hidden_states is NaN or infinite at denoising step 1"):
         generate(pipe, ["a cat"], num_inference_steps=2)
     hook.remove()
 

@@ -92,11 +92,11 @@ def test_a_cache_that_never_reuses_is_said(skipdit, model, tmp_path):
 
 
 def test_the_embedded_digits_can_be_read(skipdit, tmp_path):
-    from skipdit_cli.bench.digit_accuracy import recognised
+    from skipdit_cli.bench.digit_accuracy import recognition_rate
 
     out, npz = tmp_path / "a.png", tmp_path / "a.npz"
     cache = ("--cache-layers", 1, "--full-steps", 13, "--forecast", "taylor2", "--cache-target", "residual")
     ran = skipdit("sample", "--preset", "digits", "--num-images", 100, *cache, "-o", out, "--npz", npz)
     assert ran.code == 0, ran.stderr
     assert "37 of 50 steps reused" in ran.stdout
-    assert recognised(np.load(npz)["arr_0"], [i % 10 for i in range(100)]) > 0.97
+    assert recognition_rate(np.load(npz)["arr_0"], [i % 10 for i in range(100)]) > 0.97

@@ -8,11 +8,12 @@ import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families import FAMILIES, declared_trunk, family_of
+from skipdit_cli.families.registry import config_value
 from skipdit_cli.models import build_transformer, default_scheduler, named_model, open_model, pipeline_around
 from skipdit_cli.models.bounds import in_memory
 from skipdit_cli.models.build import preset_config
+from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, transformer_config
-from skipdit_cli.models.open import find_folder
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.presets import Preset
 from skipdit_cli.skip import add_skip_branches
@@ -22,23 +23,24 @@ from skipdit_cli.training.run.run_folder import INDEX
 
 
 def trainable_config(preset: Preset, with_vae: bool) -> dict:
-    """Return the config of a preset's model, with diffusers' default for ``in_channels``.
+    """Return the config of a preset's model, with the default of its class for ``in_channels``.
 
     Args:
-        with_vae: Whether a VAE is given.
+        with_vae: A VAE is given.
     Raises:
         UsageError: The preset describes no model that can be trained from scratch, or a latent model without a VAE.
     """
-    config = {"in_channels": 4, **(preset_config(preset, in_memory()) if preset.model else {})}
+    config = preset_config(preset, in_memory()) if preset.model else {}
     name, trainable = config.get("_class_name", "no model"), [n for n, each in FAMILIES.items() if each.initialise]
     if name not in trainable:
         raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(trainable)}.")
-    if config["in_channels"] not in (1, 3) and not with_vae:
+    channels = config_value(config, "in_channels")
+    if channels not in (1, 3) and not with_vae:
         raise UsageError(
-            f"Preset {preset.name} is of a latent model ({config['in_channels']} channels), and there is no VAE to "
-            "make them; give --vae FOLDER_OR_HUB_ID."
+            f"Preset {preset.name} is of a latent model ({channels} channels), and there is no VAE to make them; give "
+            "--vae FOLDER_OR_HUB_ID."
         )
-    return config
+    return {**config, "in_channels": channels}
 
 
 def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0, drops_labels: bool = True):

@@ -1,0 +1,71 @@
+"""One row of a bench: the speed of a case, its limit and its quality, against the uncached cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from skipdit_cli.bench.cases import Case
+from skipdit_cli.bench.flops import StepFlops
+from skipdit_cli.bench.quality import Quality, compare
+from skipdit_cli.bench.timing import Measured, median, ratios, spread
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.sampling.generate import Generated
+
+NO_QUALITY = Quality(None, None, None, None)
+
+
+def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) -> dict:
+    """Return one row of ``bench --json``, with None for each key that does not apply.
+
+    Args:
+        measured: The measurements of all cases of the bench.
+        flops: Cost of a step of the case's own model.
+    """
+    result, policy = measured[case], case.policy
+    uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
+    sample, reference = result.first, uncached[case.reference].first
+    speedup = {name: ratios(each.seconds, result.seconds) for name, each in uncached.items()}
+    limit, quality = None, NO_QUALITY
+    if case.name != case.reference:
+        limit = reference.calls * flops.full / _run_flops(case, sample, flops)
+        quality = compare(sample.images, reference.images, sample.latents, reference.latents)
+    return {
+        "case": case.name,
+        "cache_layers": policy and policy.layers,
+        "cache_interval": _interval(policy),
+        "schedule": policy and policy.describe(),
+        "forecast": policy and policy.forecast,
+        "cache_target": policy and policy.target,
+        "steps": sample.steps,
+        "full_steps": sample.report.steps - sample.report.reused_steps if policy else sample.steps,
+        "seconds": median(result.seconds),
+        "seconds_iqr": spread(result.seconds),
+        "seconds_end_to_end": median(result.seconds_end_to_end),
+        "speedup_vs_vanilla": median(speedup["vanilla"]),
+        "speedup_vs_vanilla_iqr": spread(speedup["vanilla"]),
+        "speedup_vs_skip": median(speedup["skip"]) if "skip" in speedup else None,
+        "limit": limit,
+        "measured_over_limit": limit and median(speedup[case.reference]) / limit,
+        "psnr": quality.psnr,
+        "ssim": quality.ssim,
+        "temporal_difference": quality.temporal_difference,
+        "latent_rel_l2": quality.latent_rel_l2,
+        "identical": quality.identical,
+        "peak_memory_mb": result.peak_bytes and result.peak_bytes / 1e6,
+        "cache_mb": policy and sample.cache_bytes / 1e6,
+    }
+
+
+def _interval(policy: CachePolicy | None) -> int | None:
+    if policy is None or policy.full_steps is not None:
+        return None
+    return 2 if policy.interval is None else policy.interval
+
+
+def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
+    """Return the multiply-adds of all calls of a run."""
+    if case.policy is None:
+        return sample.calls * flops.full
+    skipped_blocks = len(flops.units) - 2 * case.policy.layers
+    reused_calls = (sample.report.blocks_total - sample.report.blocks_run) // skipped_blocks
+    return (sample.calls - reused_calls) * flops.full + reused_calls * flops.reused(case.policy.layers)
