@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import get_args, get_type_hints
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 MODEL = "Model"
 SAMPLES = "What to sample"
@@ -27,6 +28,7 @@ def setting(
     maximum: float | None = None,
     recorded: bool = False,
     run: bool = False,
+    **more: object,
 ):
     """Declare a field of a settings dataclass, from which ``commands/flags.py`` makes a flag.
 
@@ -38,9 +40,10 @@ def setting(
         minimum, maximum: The smallest and the largest number allowed.
         recorded: Whether the history of a picture or video records the value, for ``sample --from`` to take it.
         run: Whether ``sampling.generate`` takes the value as a keyword argument of the field's name.
+        more: Further metadata, which the settings class itself reads.
     """
     metadata = {"help": help, "panel": panel, "names": names, "metavar": metavar}
-    metadata |= {"minimum": minimum, "maximum": maximum, "recorded": recorded, "run": run}
+    metadata |= {"minimum": minimum, "maximum": maximum, "recorded": recorded, "run": run, **more}
     return field(default=default, metadata=metadata)
 
 
@@ -65,10 +68,10 @@ def setting_fields(settings_class: type) -> Iterator[tuple[Field, type]]:
 
 
 def plain_type(annotation: type) -> type:
-    """Return the type of a setting's value without ``None`` and without the type of its items."""
-    kind = next((part for part in get_args(annotation) if part is not type(None)), annotation)
-    kind = annotation if getattr(annotation, "__origin__", None) is list else kind
-    return getattr(kind, "__origin__", kind)
+    """Return the type of a setting's value: ``list`` for ``list[str] | None``."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kind = next(part for part in parts if part is not type(None))
+    return get_origin(kind) or kind
 
 
 def values_of(settings) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,18 @@ def test_help_of_every_command_fits_80_columns(skipdit):
         ended = skipdit(name, "--help")
         assert ended.code == 0, name
         assert max(map(len, ended.stdout.splitlines())) <= 80, name
+
+
+@pytest.mark.parametrize("command", ["sample", "info"])
+def test_help_groups_flags_into_panels_and_shows_first_what_everyone_needs(skipdit, command):
+    titles = re.findall(r"^(\S.*):$", skipdit(command, "--help").stdout, re.MULTILINE)
+    shared = [
+        title for title in ("Options", "Model", "What to sample", "Cache", "Pipeline", "Output") if title in titles
+    ]
+    assert [title for title in titles if title != "Arguments"] == shared
+    first = re.search(r"^Options:\n(.*?)\n\n", skipdit(command, "--help").stdout, re.MULTILINE | re.DOTALL)[1]
+    flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", first, re.MULTILINE)
+    assert flags == ["--model", "--preset", *(["--output"] if command == "sample" else []), "--help"]
 
 
 def test_version(skipdit):

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from skipdit_cli.cache.course import steps_ahead
 from skipdit_cli.cache.forward_arguments import timestep_of
+from skipdit_cli.cache.steps import generation_timesteps
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import generate
 
@@ -46,7 +46,7 @@ def first_step(pipe, conditions: Sequence[int | str | None], **arguments) -> Fir
         calls.append({**dict(zip(names, args)), **kwargs})
 
     def stop() -> None:
-        timesteps[:] = steps_ahead(pipe.scheduler, timestep_of(calls[-1]))
+        timesteps[:] = generation_timesteps(pipe.scheduler, timestep_of(calls[-1]))
         raise _FirstStepDone
 
     transformers = transformers_of(pipe).values()

@@ -16,9 +16,10 @@ from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.families import Backbone
 from skipdit_cli.families.example import example_inputs
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.models import build_transformer
 from skipdit_cli.skip import SkipBranches, add_skip_branches
-from skipdit_cli.trunk import Trunk, keep_trunk, trunk_of
+from skipdit_cli.trunk import Trunk, remember_trunk, trunk_of
 
 
 class StepFlops:
@@ -38,7 +39,7 @@ class StepFlops:
     """
 
     def __init__(self, transformer, calls: Sequence[Mapping] | None = None):
-        transformer = getattr(transformer, "_orig_mod", transformer)
+        transformer = unwrap_compiled(transformer)
         trunk = trunk_of(transformer)
         branches, backbone = trunk.branches, None if trunk.declared else trunk.backbone
         merge = None if branches is None else branches.config.merge
@@ -122,7 +123,7 @@ def meta_transformer(model_class, config: dict, merge: str | None = None, backbo
     with init_empty_weights():  # position tables keep their values, which some forwards read
         model = build_transformer({**config, "_class_name": model_class.__name__})
         if backbone is not None:
-            keep_trunk(model, Trunk(model, backbone, declared=False))
+            remember_trunk(model, Trunk(model, backbone, declared=False))
         if merge is not None:
             trunk = trunk_of(model)
             add_skip_branches(model, branches=SkipBranches(trunk.width, len(trunk), merge, trunk.model_class))

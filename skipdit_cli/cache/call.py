@@ -1,4 +1,4 @@
-"""One forward call of a transformer whose cache is on."""
+"""The state of one forward of a transformer whose cache is enabled."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from skipdit_cli.errors import UsageError
 
 @dataclass
 class Call:
-    """One forward call of the transformer.
+    """One forward of the transformer.
+
+    Streams are lists with one tensor each, (batch, tokens, width) or alike, or None.
 
     Args:
-        slot: The memory of its branch of guidance; None where the cache stands aside (training).
-        reusing: The deep part is left out.
-        base: On a reused step what the forecast makes of the slot: a stream each, (batch, tokens, width) or alike.
-        shallow: The shallow output at the last full step, in the layout of the boundary; on a full step, of this one.
-        fresh: The shallow output of this call.
-        captured: On a full step the boundary.
-        crossed: The boundary has been passed.
+        slot: The memory of its branch of guidance; None where the cache is bypassed (training).
+        is_reused: Whether the deep part is left out.
+        predicted: In a reused forward, the boundary that ``slot`` predicts.
+        last_shallow: The shallow output at the last full step, in the layout of the boundary; in a full forward, that
+            of this one.
+        shallow: The shallow output of this forward.
+        boundary: In a full forward, the streams at the boundary.
+        crossed: Whether the boundary has been passed.
     """
 
     slot: Slot | None = None
-    reusing: bool = False
-    base: list = field(default_factory=list)
+    is_reused: bool = False
+    predicted: list = field(default_factory=list)
+    last_shallow: list | None = None
     shallow: list | None = None
-    fresh: list | None = None
-    captured: list | None = None
+    boundary: list | None = None
     crossed: bool = False
 
-    @property
-    def capturing(self) -> bool:
-        return self.slot is not None and not self.reusing
-
     def check_crossed(self, model: str, layers: int) -> None:
-        """Say so where the model itself left out all blocks from the boundary on (skip layer guidance).
+        """Warn if the model itself left out all blocks from the boundary on (skip layer guidance).
+
+        Args:
+            model: The class name of the transformer.
+            layers: N.
 
         Raises:
-            UsageError: On a reused step, which then lacks its deep part.
+            UsageError: This is a reused forward, which then lacks its deep part.
         """
         if self.slot is None or self.crossed:
             return
         left_out = f"{model} left out its last {layers} of the blocks (skip layer guidance?), where the cache is read"
-        if self.reusing:
+        if self.is_reused:
             raise UsageError(f"{left_out}, in a reused step; leave out other blocks, or take more --cache-layers.")
         warnings.warn(
             f"{left_out}: such calls are never reused; leave out other blocks, or take more --cache-layers.",

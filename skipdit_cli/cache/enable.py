@@ -1,4 +1,4 @@
-"""How Skip-Cache is put on a transformer and a scheduler, and taken off again."""
+"""Enabling Skip-Cache on a transformer and its scheduler, and disabling it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from skipdit_cli.trunk import (
     check_class,
     find,
     interpose,
-    keep_trunk,
     known_trunk,
     refuse_other_cache,
     restore,
+    update_wrappers,
 )
 
 ONE_CACHE = "a model takes one cache, and Skip-Cache is one"
 
 
 class CachedForward(Interposed):
-    """A transformer's forward, with the cache told when a call begins and ends.
+    """A transformer's forward, before and after which the cache does its part.
 
-    Not traced by ``torch.compile``: the decision is made in plain Python, and what is compiled inside sees one
+    ``torch.compile`` does not trace it. The cache decides in plain Python, and what is compiled inside depends on one
     attribute, full or reused (two graphs). Compile the transformer before enabling the cache.
     """
 
@@ -43,7 +43,7 @@ class CachedForward(Interposed):
             return self.inner(*args, **kwargs)
         cache, finished = self.cache, False
         refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
-        cache.turn.take(cache.midway)
+        cache.ownership.begin_call(cache.in_generation)
         try:
             if cache.trunk is None:
                 self._find_trunk(args, kwargs)
@@ -54,20 +54,20 @@ class CachedForward(Interposed):
             finally:
                 cache.end(finished)
         finally:
-            cache.turn.give_back()
+            cache.ownership.end_call()
         return result
 
     def _find_trunk(self, args: tuple, kwargs: dict) -> None:
-        """The first real forward of a class that is not declared: its trunk is found in it, and tried out."""
+        """Find the trunk of a class that is not declared in the first forward, and verify it."""
         cache = self.cache
-        alone = self.inner if cache.outer is cache.transformer else cache.transformer.forward
+        forward = self.inner if cache.outer is cache.transformer else cache.transformer.forward
         arguments = {**dict(zip(cache.parameters, args)), **kwargs}
-        cache.set_trunk(Trial(cache.transformer, arguments, alone).accept())
-        keep_trunk(cache.transformer, cache.trunk)
+        cache.set_trunk(Trial(cache.transformer, arguments, forward).accept())
+        update_wrappers(cache.transformer, cache.trunk)
 
 
-class OtherCache(Interposed):
-    """A transformer's ``enable_cache``, which would put a cache of diffusers beside ours."""
+class RefusedCache(Interposed):
+    """A transformer's ``enable_cache`` while Skip-Cache is enabled: it refuses a second cache."""
 
     def __call__(self, config, *args, **kwargs):
         if not self.serving:
@@ -78,13 +78,6 @@ class OtherCache(Interposed):
         )
 
 
-REWEIGHING = (
-    "load_lora_adapter", "add_adapter", "set_adapter", "set_adapters", "enable_adapters", "disable_adapters",
-    "enable_lora", "disable_lora", "fuse_lora", "unfuse_lora", "unload_lora", "delete_adapters",
-)  # fmt: skip
-"""Methods of diffusers' transformers (``PeftAdapterMixin``) after which a block computes something else."""
-
-
 class NamedContext(Interposed):
     """A transformer's ``cache_context(name)``, which pipelines open around each branch of guidance."""
 
@@ -93,25 +86,34 @@ class NamedContext(Interposed):
         self.cache = cache
 
     def __call__(self, name: str, *args, **kwargs):
-        return _Named(self.cache, name, self.inner(name, *args, **kwargs))
+        return _CacheContext(self.cache, name, self.inner(name, *args, **kwargs))
 
 
-class _Named:
+class _CacheContext:
+    """The context manager of diffusers, whose name the cache also knows while it is open."""
+
     def __init__(self, cache: SkipCache, name: str, inner):
         self.cache, self.name, self.inner = cache, name, inner
 
     def __enter__(self):
-        turn = self.cache.turn
-        self.before, turn.context = turn.context, self.name
+        ownership = self.cache.ownership
+        self.outer_name, ownership.context = ownership.context, self.name
         return self.inner.__enter__()
 
     def __exit__(self, *exception):
-        self.cache.turn.context = self.before
+        self.cache.ownership.context = self.outer_name
         return self.inner.__exit__(*exception)
 
 
-class Reweighed(Interposed):
-    """What changes a transformer's weights: the cache forgets after it."""
+WEIGHT_METHODS = (
+    "load_lora_adapter", "add_adapter", "set_adapter", "set_adapters", "enable_adapters", "disable_adapters",
+    "enable_lora", "disable_lora", "fuse_lora", "unfuse_lora", "unload_lora", "delete_adapters",
+)  # fmt: skip
+"""Methods of diffusers' transformers (``PeftAdapterMixin``) that change what a block computes."""
+
+
+class WeightChange(Interposed):
+    """A method that changes a transformer's weights: the cache forgets its memory afterwards."""
 
     def __init__(self, inner, cache: SkipCache):
         super().__init__(inner)
@@ -126,26 +128,28 @@ class Reweighed(Interposed):
 def enable_skip_cache(
     transformer, policy: CachePolicy, scheduler=None, example_inputs: dict | None = None
 ) -> SkipCache:
-    """Cache the deep part of a transformer's forward, with or without skip branches attached.
+    """Cache the deep part of a transformer, with or without skip branches attached.
 
-    Where the class is not declared, its trunk is found in the first forward, which then runs the model four times.
+    The trunk of a class that is not declared is found in the first forward, which then runs the model four times.
 
     Args:
-        transformer: A diffusers transformer (or its ``torch.compile`` wrapper).
+        transformer: A diffusers transformer, or its ``torch.compile`` wrapper.
         policy: What is cached, and when.
-        scheduler: The scheduler of the sampling loop: its ``set_timesteps`` begins a generation, its ``step`` ends
-            a step in which the transformer ran. Copies of it are followed as well, and the one that the calling
-            pipeline was given in its place. Without one every forward call of one branch of guidance (its cache
-            context, else what it is conditioned on) is a step, and ``reset()`` begins a generation.
-        example_inputs: Arguments of one forward, to find the trunk in, and to try it out, before the first real one.
+        scheduler: The scheduler of the sampling loop. Its ``set_timesteps`` begins a generation, and its ``step`` ends
+            a step in which the transformer ran. Copies of it are followed as well, and the scheduler that the calling
+            pipeline was given in its place. Without a scheduler every forward of one branch of guidance (its cache
+            context, else its condition) is one step, and ``reset()`` begins a generation.
+        example_inputs: The arguments of one forward, to find and verify the trunk now and not in the first forward.
+
     Returns:
-        The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the first's.
+        The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the cache of the first.
+
     Raises:
         UsageError: The model has too few blocks for the policy, the policy needs a scheduler, the model has no
-            transformer trunk, or a cache of diffusers is on.
+            transformer trunk, or a cache of diffusers is enabled.
     """
     trunk = known_trunk(transformer)
-    cache = SkipCache(transformer, policy, scheduler, tells=(_begin, _end_step))
+    cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step))
     refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
@@ -156,7 +160,7 @@ def enable_skip_cache(
     disable_skip_cache(transformer)
     if trunk is not None:
         cache.set_trunk(trunk)
-    _put_on(cache)
+    _interpose(cache)
     if scheduler is not None:
         follow(scheduler, cache)
         claim(cache)
@@ -164,26 +168,24 @@ def enable_skip_cache(
 
 
 def disable_skip_cache(transformer) -> None:
-    """Take the cache off; every step is full again. Does nothing where none is on."""
-    cache, trunk = _cache_on(transformer), attached_trunk(transformer)
+    """Disable the cache of a transformer; every step is full again. Without a cache it does nothing."""
+    cache, trunk = _cache_of(transformer), attached_trunk(transformer)
     if trunk is not None:
         trunk.cache = None
-        keep_trunk(transformer, trunk)
+        update_wrappers(transformer, trunk)
     if cache is None:
         return
     restore(cache.outer, "forward", CachedForward)
-    for name in ("cache_context", "enable_cache"):
-        restore(cache.transformer, name)
-    for name in REWEIGHING:
+    for name in ("cache_context", "enable_cache", *WEIGHT_METHODS):
         restore(cache.transformer, name)
     cache.finish()
-    cache.on = False
+    cache.enabled = False
     if cache.scheduler is not None:
         unfollow(cache.scheduler, cache)
 
 
-def _cache_on(transformer) -> SkipCache | None:
-    """The cache that is on a transformer, also where its trunk is still to be found."""
+def _cache_of(transformer) -> SkipCache | None:
+    """The cache that is enabled on a transformer, whose trunk may still have to be found."""
     trunk = attached_trunk(transformer)
     if trunk is not None and trunk.cache is not None:
         return trunk.cache
@@ -191,28 +193,30 @@ def _cache_on(transformer) -> SkipCache | None:
     return None if forward is None else forward.cache
 
 
-def _put_on(cache: SkipCache) -> None:
-    """Stand before the blocks and around the forward. Idempotent."""
+def _interpose(cache: SkipCache) -> None:
+    """Interpose on the transformer's methods and blocks. Idempotent."""
     if cache.trunk is not None:
-        keep_trunk(cache.transformer, cache.trunk)
+        update_wrappers(cache.transformer, cache.trunk)
     interpose(cache.outer, "forward", partial(CachedForward, cache=cache), CachedForward)
     if hasattr(cache.transformer, "cache_context"):
         interpose(cache.transformer, "cache_context", partial(NamedContext, cache=cache))
     if hasattr(cache.transformer, "enable_cache"):
-        interpose(cache.transformer, "enable_cache", OtherCache)
-    for name in REWEIGHING:
+        interpose(cache.transformer, "enable_cache", RefusedCache)
+    for name in WEIGHT_METHODS:
         if hasattr(cache.transformer, name):
-            interpose(cache.transformer, name, partial(Reweighed, cache=cache)).cache = cache
+            interpose(cache.transformer, name, partial(WeightChange, cache=cache)).cache = cache
 
 
-def _begin(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
-    """A generation begins. Offload hooks that a pipeline took off after the last one may have taken ours along."""
-    cache.turn.begin_generation(cache.midway)
-    _put_on(cache)
-    cache.renew(scheduler)
+def _begin_generation(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
+    """Begin a generation, after ``set_timesteps``. Offload hooks that a pipeline removed after the last generation may
+    have taken our interpositions along, which are put back here."""
+    cache.ownership.begin_generation(cache.in_generation)
+    _interpose(cache)
+    cache.begin_generation(scheduler)
 
 
 def _end_step(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
-    """A step ends where a transformer has run in it: Cosmos 1 steps twice, and LTX-2 its sound beside its pictures."""
+    """End a step, after ``step``, if a transformer ran in it: Cosmos 1 calls ``step`` twice, and LTX-2 once more for
+    its sound."""
     if ran:
         cache.advance(scheduler, timestep)

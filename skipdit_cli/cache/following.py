@@ -1,4 +1,4 @@
-"""How caches follow schedulers: the one they were given, its copies, and the one of the pipeline that is running."""
+"""Following schedulers: the one a cache was given, its copies, and the one of the pipeline that is running."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from weakref import WeakSet
 
 import torch
 
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.trunk import Interposed, find, interpose, restore
 
 EVENTS = ("set_timesteps", "step")
-"""Methods of a scheduler that a cache follows: they begin a generation, and end a step."""
+"""The methods of a scheduler that a cache follows: they begin a generation, and end a step."""
 
 
 class Followed(Interposed):
-    """A scheduler's ``set_timesteps`` or ``step``: ``tell`` is called after it for each cache that follows.
+    """A scheduler's ``set_timesteps`` or ``step``, which calls ``callback`` afterwards for each cache that follows it.
 
-    Caches are held weakly: a scheduler keeps no model alive. A copy of a scheduler is followed as well, for a pipeline
-    may step with copies alone (SkyReels-V2, one a frame) or beside it (LTX-2, its sound); it takes no model along.
+    The caches are weak references, so that a scheduler keeps no model alive. A copy of a scheduler is followed as
+    well, for a pipeline may step with copies only (SkyReels-V2, one per frame) or with one beside the original (LTX-2,
+    for its sound); it does not copy the model.
 
     Args:
-        tell: Called with the cache, the scheduler, whether a transformer that follows it has run since its last step,
-            and the timestep of the method's arguments, None without.
+        inner: The method.
+        scheduler: Its scheduler.
+        callback: Is called with the cache, the scheduler, whether a transformer whose cache follows the scheduler has
+            run since its last step, and the timestep among the method's arguments, or None.
     """
 
-    def __init__(self, inner, scheduler, tell):
+    def __init__(self, inner, scheduler, callback):
         super().__init__(inner)
-        self.scheduler, self.tell, self.caches = scheduler, tell, WeakSet()
+        self.scheduler, self.callback, self.caches = scheduler, callback, WeakSet()
         self.parameters = list(inspect.signature(inner).parameters)
 
     def __call__(self, *args, **kwargs):
         result = self.inner(*args, **kwargs)
-        caches = [cache for cache in self.caches if cache.on and not self._is_of_another_model(cache)]
+        caches = [cache for cache in self.caches if cache.enabled and not self._serves_another_model(cache)]
         ran = any(cache.ran for cache in caches)
         timestep = {**dict(zip(self.parameters, args)), **kwargs}.get("timestep")
         for cache in caches:
-            self.tell(cache, self.scheduler, ran, timestep)
+            self.callback(cache, self.scheduler, ran, timestep)
         return result
 
-    def _is_of_another_model(self, cache) -> bool:
-        """Whether this is a copy that went to a pipeline of another transformer than the cache's."""
-        owner = None if cache.scheduler is self.scheduler else _pipeline_at_work(cache)
-        models = [part for part in getattr(owner, "__dict__", {}).values() if isinstance(part, torch.nn.Module)]
-        ours = (cache.outer, cache.transformer)
-        return bool(models) and not any(part in ours or getattr(part, "_orig_mod", None) in ours for part in models)
+    def _serves_another_model(self, cache) -> bool:
+        """Whether the scheduler is a copy that a pipeline of another transformer than the cache's steps with."""
+        pipe = None if cache.scheduler is self.scheduler else _running_pipeline(cache)
+        models = [part for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, torch.nn.Module)]
+        return bool(models) and not any(unwrap_compiled(part) is cache.transformer for part in models)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "caches"}
@@ -55,7 +58,7 @@ class Followed(Interposed):
         self.__dict__.update(state, caches=WeakSet())
 
     def __deepcopy__(self, memo: dict):
-        """A cache that is copied as well follows the copy on its own (``claim``), and this one does not."""
+        """Copy it with the caches that are not copied too; those follow the copy by themselves (``claim``)."""
         copied = memo[id(self)] = object.__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         copied.caches.update(cache for cache in self.caches if id(cache.transformer) not in memo)
@@ -63,9 +66,11 @@ class Followed(Interposed):
 
 
 def follow(scheduler, cache) -> None:
-    """Tell a cache of a scheduler's events, by ``cache.tells``: one function each."""
-    for event, tell in zip(EVENTS, cache.tells):
-        interpose(scheduler, event, partial(Followed, scheduler=scheduler, tell=tell), Followed).caches.add(cache)
+    """Have a scheduler call ``cache.callbacks``, one for each of ``EVENTS``."""
+    for event, callback in zip(EVENTS, cache.callbacks):
+        interpose(scheduler, event, partial(Followed, scheduler=scheduler, callback=callback), Followed).caches.add(
+            cache
+        )
 
 
 def unfollow(scheduler, cache) -> None:
@@ -79,11 +84,11 @@ def unfollow(scheduler, cache) -> None:
 
 
 def claim(cache) -> None:
-    """Follow the scheduler as the cache's own: caches that it is but a copy to then do no longer."""
+    """Follow the cache's own scheduler. Caches that followed it as a copy of theirs stop."""
     for event in EVENTS:
         followed = find(cache.scheduler, event, Followed)
         if followed is not None:
-            followed.caches = WeakSet(own for own in followed.caches if own.scheduler is cache.scheduler)
+            followed.caches = WeakSet(other for other in followed.caches if other.scheduler is cache.scheduler)
             followed.caches.add(cache)
 
 
@@ -95,15 +100,15 @@ def exchange(cache, scheduler) -> None:
 
 
 def scheduler_in_use(cache):
-    """The scheduler of the pipeline that is calling the transformer, if a cache follows none of that pipeline's; else
-    None. A pipeline is whatever has a ``scheduler`` in a method that is running."""
-    owner = _pipeline_at_work(cache)
-    parts = () if owner is None else (owner.scheduler, *getattr(owner, "__dict__", {}).values())
-    return None if owner is None or any(_follows(cache, part) for part in parts) else owner.scheduler
+    """Return the scheduler of the pipeline that is calling the transformer, if the cache follows no scheduler of that
+    pipeline; else None. A pipeline is any object with a ``scheduler`` that is in one of its methods."""
+    pipe = _running_pipeline(cache)
+    parts = () if pipe is None else (pipe.scheduler, *getattr(pipe, "__dict__", {}).values())
+    return None if pipe is None or any(_follows(cache, part) for part in parts) else pipe.scheduler
 
 
-def _pipeline_at_work(cache):
-    """The innermost pipeline in a method that is running; None without."""
+def _running_pipeline(cache):
+    """The innermost pipeline that is in one of its methods, or None."""
     frame = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")

@@ -1,22 +1,26 @@
-"""How the cached feature is carried to a later step: the polynomial through the last full steps."""
+"""Forecasts of the cached feature at a later step: the polynomial through the last full steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 FORECASTS = {"reuse": 1, "linear": 2, "taylor2": 3}
-"""Name to number of full steps looked at. ``reuse`` is Skip-Cache's (and DeepCache's, arXiv 2312.00858) constant;
-``taylor2`` is TaylorSeer's second order (arXiv 2503.06923) as divided differences, exact on uneven steps."""
+"""Name to the number of full steps that it uses. ``reuse`` is the constant of Skip-Cache (and of DeepCache, arXiv
+2312.00858). ``taylor2`` is TaylorSeer's second order (arXiv 2503.06923) as divided differences, exact on uneven
+steps."""
 
 
 def weights(forecast: str, times: Sequence[float], t: float) -> list[float]:
-    """The weight of each remembered full step in the prediction at t (Lagrange's form).
+    """Return the weight of each remembered full step in the prediction at t (Lagrange's form).
 
     Args:
-        times: Positions of the remembered full steps, newest first, all different; early in a run there are fewer
+        forecast: One of ``FORECASTS``.
+        times: Positions of the remembered full steps, newest first, all different. Early in a run there are fewer
             than the forecast could use, and its degree is lower.
+        t: The position to predict at.
+
     Returns:
-        Weights that sum to 1. At the newest position they are 1, 0, 0: moving nowhere changes nothing.
+        Weights that sum to 1. At the newest position they are 1, 0, 0, so that the newest value comes out unchanged.
     """
     points = times[: FORECASTS[forecast]]
     result = []

@@ -1,4 +1,4 @@
-"""What is cached, and when: frozen data, checked when it is made."""
+"""The settings of a cache: which blocks it leaves out, in which steps, and what it forecasts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ TARGETS = ("boundary", "residual")
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """How one generation is cached.
+    """The settings of a cache. They are checked, and do not change.
 
     Args:
-        layers: N. The first N and the last N blocks stay live on a reused step.
-        interval: K. Every K-th step is full (the paper's n = K); 2 if nothing else is said.
-        window: (start, end) timesteps: a step may be reused only where t < start, and no longer once a step with
-            t <= end has passed (the official "t >= 700 is full, t <= 50 ends it" is (700, 50)).
-        full_steps: Instead of an interval: an int, that many full steps placed by the late-dense rule; or a tuple
-            of step indices, exactly those.
-        forecast: How the boundary is predicted on a reused step: ``reuse``, ``linear`` or ``taylor2``.
-        target: What is forecast: the ``boundary``, or its ``residual`` over the fresh shallow output.
+        layers: N. The first N and the last N blocks run in every step.
+        interval: K. Every K-th step is full (the paper's n = K); 2 if no rule for the full steps is given.
+        window: (start, end) timesteps. A step is reused only where t < start, and not after the first step with
+            t <= end (the official "t >= 700 is full, t <= 50 ends it" is (700, 50)).
+        full_steps: In the place of an interval: a number of full steps, placed by the late-dense rule, or a tuple of
+            the indices of the full steps.
+        forecast: How the boundary is predicted in a reused step: ``reuse``, ``linear`` or ``taylor2``.
+        target: What is forecast: the ``boundary``, or its ``residual`` over the shallow output.
 
     Raises:
-        UsageError: A value is out of range, or two rules for the full steps are given at once.
+        UsageError: A value is out of range, or two rules for the full steps are given.
     """
 
     layers: int
@@ -82,10 +82,11 @@ class CachePolicy:
             raise UsageError(f"Got full steps {steps!r} but expected a whole number, or a tuple of step indices.")
 
     def plan(self, timesteps: Sequence[float]) -> tuple[bool, ...]:
-        """Which steps are full, one bool a step; the first always is.
+        """Return one bool per step, True where it is full; the first step always is.
 
         Args:
-            timesteps: The timesteps of the run in order (only a window looks at their values).
+            timesteps: The timesteps of the run, in order. Only a window depends on their values.
+
         Raises:
             UsageError: The policy was made for a run of more steps.
         """
@@ -98,7 +99,7 @@ class CachePolicy:
         return uniform(steps, interval) if self.window is None else windowed(timesteps, interval, *self.window)
 
     def describe(self) -> str:
-        """The schedule in a few words, as tables show it."""
+        """Return the schedule in a few words, as tables show it."""
         if isinstance(self.full_steps, int):
             return f"late-dense {self.full_steps}"
         if self.full_steps is not None:
@@ -108,14 +109,15 @@ class CachePolicy:
 
 
 def check_depth(layers: int, num_blocks: int) -> None:
-    """
+    """Check that a cache depth leaves blocks to cache.
+
     Raises:
         UsageError: Nothing lies between the first and the last ``layers`` blocks.
     """
-    most = (num_blocks - 1) // 2
-    if not 1 <= layers <= most:
-        has = f"the model has {num_blocks} block{'s' if num_blocks > 1 else ''}"
-        valid = f"valid 1..{most}" if most else "and a cache needs 3 or more"
+    limit = (num_blocks - 1) // 2
+    if not 1 <= layers <= limit:
+        has = f"the model has {num_blocks} block{'' if num_blocks == 1 else 's'}"
+        valid = f"valid 1..{limit}" if limit else "and a cache needs 3 or more"
         raise UsageError(f"--cache-layers {layers} leaves nothing to cache: {has}, {valid}.")
 
 

@@ -1,4 +1,4 @@
-"""Which steps are full: one function per rule, each returning one bool a step."""
+"""The rules that say which steps are full: one function each, which returns one bool per step."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from skipdit_cli.errors import UsageError
 
 
 def uniform(steps: int, interval: int) -> tuple[bool, ...]:
-    """Every ``interval``-th step, from the first (Skip-DiT section 3.3; FORA, arXiv 2407.01425)."""
+    """Return the plan in which every ``interval``-th step from the first is full (Skip-DiT, section 3.3; FORA, arXiv
+    2407.01425)."""
     return tuple(step % interval == 0 for step in range(steps))
 
 
 def windowed(timesteps: Sequence[float], interval: int, start: float, end: float) -> tuple[bool, ...]:
-    """``uniform``, but full where t >= start, and for good once a step with t <= end has passed.
+    """Return the plan of ``uniform``, with all steps full where t >= start, and after the first step with t <= end.
 
-    The official rule (``DiT_cache.forward`` in class-to-image/models.py): the count of steps runs on through the
-    forced steps, and the first step at or under ``end`` can still be a reused one.
+    This is the official rule (``DiT_cache.forward`` in class-to-image/models.py): the interval is counted on through
+    the steps outside the window, and the first step with t <= end may still be a reused one.
+
+    Args:
+        timesteps: The timesteps of the run, in order.
+        interval: Every ``interval``-th step is full.
+        start: The window's first timestep, which is the higher one.
+        end: Its last timestep.
     """
-    over = [any(t <= end for t in timesteps[:step]) for step in range(len(timesteps))]
+    is_over = [any(t <= end for t in timesteps[:step]) for step in range(len(timesteps))]
     return tuple(
-        step == 0 or step % interval == 0 or t >= start or done for step, (t, done) in enumerate(zip(timesteps, over))
+        step == 0 or step % interval == 0 or t >= start or over
+        for step, (t, over) in enumerate(zip(timesteps, is_over))
     )
 
 
 def late_dense(steps: int, count: int) -> tuple[bool, ...]:
-    """``count`` full steps at 1-(1-u)^1.5 of the way, u evenly spaced from the first step to the last: dense at the
-    end, where the feature changes fastest and an error has no later step to be mended in.
+    """Return the plan with ``count`` full steps at 1-(1-u)^1.5 of the way, u evenly spaced from the first step to the
+    last. They are dense at the end, where the feature changes fastest and no later step corrects an error.
 
     Raises:
         UsageError: More full steps than steps.
@@ -34,13 +42,13 @@ def late_dense(steps: int, count: int) -> tuple[bool, ...]:
     if count > steps:
         raise UsageError(f"Got --full-steps {count} but the run has {steps} steps; expected 1..{steps}.")
     chosen = [round((steps - 1) * (1 - (1 - place / max(count - 1, 1)) ** 1.5)) for place in range(count)]
-    for place in range(count - 2, -1, -1):  # rounding may put two on one step: the earlier one moves forward
+    for place in range(count - 2, -1, -1):  # rounding may put two on one step: the earlier one moves back
         chosen[place] = min(chosen[place], chosen[place + 1] - 1)
     return explicit(steps, chosen)
 
 
 def explicit(steps: int, full: Sequence[int]) -> tuple[bool, ...]:
-    """Exactly the given step indices (and the first, which nothing could be reused for).
+    """Return the plan in which exactly these steps are full, and the first, before which there is nothing to reuse.
 
     Raises:
         UsageError: An index lies beyond the run.

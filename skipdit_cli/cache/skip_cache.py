@@ -1,51 +1,64 @@
 """Skip-Cache: the state of one generation.
 
-On a full step every block runs and the boundary (the input of block L-N, before its merge) is remembered. On a
+In a full step every block runs, and the cache remembers the boundary (the input of block L-N, before its merge). In a
 reused step only the N outermost blocks at each end run, and the boundary is forecast (Skip-DiT, arXiv 2411.17616,
-section 3.3). It works on a model with skip branches, and as the honest control on a vanilla one.
+section 3.3). A model without skip branches can be cached as well, as the control.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from skipdit_cli.cache.call import Call
-from skipdit_cli.cache.course import CountedCourse, Course, ScheduledCourse, other_time
 from skipdit_cli.cache.following import claim, exchange, scheduler_in_use
 from skipdit_cli.cache.forward_arguments import condition_of, fills_other_cache, signature_of, timestep_of
+from skipdit_cli.cache.ownership import Ownership
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.report import CacheReport, Record
-from skipdit_cli.cache.slot import Slot, each
-from skipdit_cli.cache.turn import Turn
+from skipdit_cli.cache.slot import Slot, find_slot, map_streams
+from skipdit_cli.cache.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.trunk import Trunk
 
-MOST_CALLS_A_STEP = 8
+MAX_CALLS_PER_STEP = 8
 
 
 class SkipCache:
-    """The cache of one transformer. Made by ``enable_skip_cache``; its state belongs to one generation.
+    """The cache of one transformer, made by ``enable_skip_cache``. Its state belongs to one generation.
 
-    ``trace`` holds "full" or "reused", one per forward call since the scheduler's last ``set_timesteps``;
-    ``peak_bytes`` is the most that was remembered at once. ``tells`` hear of what the scheduler does (``follow``).
+    Args:
+        transformer: The model, or its ``torch.compile`` wrapper.
+        policy: What is cached, and when.
+        scheduler: The scheduler that is followed, or None.
+        callbacks: What a followed scheduler calls after ``set_timesteps`` and ``step`` (see ``follow``).
+
+    Attributes:
+        peak_bytes: The most that was remembered at once.
+        enabled: False after ``disable_skip_cache``.
+        slots: The memory of each branch of guidance, by context name or number.
+        ran: Whether the transformer has run since the scheduler's last step.
+
+    Raises:
+        UsageError: The policy needs a scheduler, and there is none.
     """
 
-    def __init__(self, transformer, policy: CachePolicy, scheduler=None, tells: Sequence = ()):
-        self.policy, self.scheduler, self.tells = policy, scheduler, tells
-        self.outer, self.transformer = transformer, getattr(transformer, "_orig_mod", transformer)
+    def __init__(self, transformer, policy: CachePolicy, scheduler=None, callbacks: Sequence[Callable] = ()):
+        self.policy, self.scheduler, self.callbacks = policy, scheduler, callbacks
+        self.outer, self.transformer = transformer, unwrap_compiled(transformer)
         self.layers = policy.layers
         self.trunk: Trunk | None = None
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.turn = Turn()
+        self.ownership = Ownership()
         self.modules = list(self.transformer.modules())
         self.num_blocks = 0
-        self.on = True
+        self.enabled = True
         self.slots: dict[str | int | tuple, Slot] = {}
         self.reset()
 
@@ -66,215 +79,218 @@ class SkipCache:
         trunk.cache = self
 
     def reset(self) -> None:
-        """Begin anew: nothing remembered, step 0, an empty trace, no counts.
+        """Begin a generation with empty memory, an empty trace and no counts.
 
         Raises:
             UsageError: Another thread is in a call of the transformer.
         """
-        self.turn.begin_generation(self.midway)
+        self.ownership.begin_generation(self.in_generation)
         self.record = Record()
         self.peak_bytes = 0
-        self.announced = None
-        self._begin_generation(self.scheduler)
+        self.pending_scheduler = None
+        self._begin_steps(self.scheduler)
 
     @property
-    def midway(self) -> bool:
-        """Whether a generation is under way; without a scheduler nothing tells."""
+    def in_generation(self) -> bool:
+        """Whether a generation is under way; always False without a scheduler."""
         return self.scheduler is not None and bool(self.slots)
 
     @property
     def trace(self) -> list[str]:
+        """The kind of each forward since the scheduler's last ``set_timesteps``: "full" or "reused"."""
         return self.record.trace
 
     @property
     def plan(self) -> tuple[bool, ...] | None:
-        """One bool a step of the generation, True where full; None before its first call, and without a scheduler."""
-        return self.course.plan if self.scheduler is not None else None
+        """One bool per step, True where full; None before the first call of a generation, and without a scheduler."""
+        return self.steps.plan if self.scheduler is not None else None
 
     def report(self) -> CacheReport:
-        """How much was reused: in this generation, and in those before it back to the last report. A pipeline that
-        makes its video in segments (WanAnimate, FramePack) runs through several."""
-        self.record.read = True
+        """Return the counts of this generation, and of earlier ones since the last report. A pipeline that makes its
+        video in segments (WanAnimate, FramePack) runs several generations."""
+        self.record.is_read = True
         return self.record.report(self.num_blocks, self.num_blocks - 2 * self.layers)
 
     def forget(self) -> None:
-        """The weights have changed: the next call of each branch of guidance is full."""
+        """Forget all boundaries, for the weights have changed: the next call of each branch of guidance is full."""
         self.slots.clear()
 
     def release(self) -> None:
-        """Let every remembered tensor go; the counts stay."""
+        """Release every remembered tensor; the counts stay."""
         self.slots = {}
-        self.called: set[str | int | tuple] = set()
-        self.at, self.ran = None, False
+        self.called_slots: set[str | int | tuple] = set()  # in this step
+        self.timestep, self.ran = None, False  # of this step
         self.call = Call()
 
-    def _held_bytes(self) -> int:
-        held = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-    # What the blocks ask (see Trunk.enter)
+    # Called by the blocks (the protocol ``Cache`` of trunk.py)
 
     def leaves_out(self, index: int) -> bool:
-        return self.call.reusing and self.layers <= index < self.boundary
+        """Return whether unit ``index`` does not run in this forward."""
+        return self.call.is_reused and self.layers <= index < self.boundary
 
     def cross(self, index: int, streams: list) -> list:
-        """At the input of a unit: capture on a full step, put in the forecast on a reused one."""
+        """Return the streams at the input of unit ``index``: at the boundary of a reused step, the forecast."""
         call = self.call
         if call.slot is None:
             return streams
-        residual = self.policy.target == "residual"
-        if residual and index == self.layers:
-            call.fresh = list(streams)
+        has_residual = self.policy.target == "residual"
+        if has_residual and index == self.layers:
+            call.shallow = list(streams)
         if index != self.boundary:
             return streams
         call.crossed = True
-        fresh = self.trunk.carry(call.fresh, self.layers, index) if residual else None
-        if call.capturing:
-            if fresh is not None and any(each(lambda x, last: x.shape != last.shape, streams, fresh)):
+        shallow = self.trunk.change_layout(call.shallow, self.layers, index) if has_residual else None
+        if not call.is_reused:
+            if shallow is not None and any(map_streams(lambda x, s: x.shape != s.shape, streams, shallow)):
                 name = self.trunk.model_class
                 raise UsageError(f"Got --cache-target residual, but the streams of {name} change; take 'boundary'.")
-            call.captured, call.shallow = list(streams), fresh
+            call.boundary, call.last_shallow = list(streams), shallow
             return streams
-        if fresh is None:
-            return call.base
-        return each(lambda base, x, last: base + (x - last), call.base, fresh, call.shallow)
+        if shallow is None:
+            return call.predicted
+        return map_streams(lambda base, x, last: base + (x - last), call.predicted, shallow, call.last_shallow)
 
-    # Around one call of the transformer
+    # Called around each forward of the transformer (``CachedForward``)
 
     @torch.compiler.disable
     def begin(self, args: tuple, kwargs: dict) -> None:
-        """Decide the kind of this call, before any block runs."""
+        """Decide whether a forward with these arguments is full or reused, before any block runs."""
         self.call = Call()
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
         timestep = timestep_of(arguments)
         if self.scheduler is not None:
-            self._keep_up(timestep)
+            self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
             return
-        signature = signature_of(arguments)
-        condition = condition_of(arguments, self.parameters[0])
-        key, slot = self._find_slot(condition, timestep)
-        if slot is None or slot.signature != signature:
-            course = self.course if self.scheduler is not None else slot.course if slot else CountedCourse(self.policy)
-            self.slots.pop(key, None)
-            slot = self.slots[key] = Slot(self.policy.forecast, condition, signature, course)
-            if self.scheduler is None and len(self.slots) > MOST_CALLS_A_STEP:  # nothing else tells which are over
-                del self.slots[next(iter(self.slots))]
+        key, slot = self._slot_of(arguments, timestep)
         if self.scheduler is not None:
-            slot.course.lay(timestep)
-        elif slot.course.call(timestep, type(self.transformer).__name__):
+            slot.steps.make_plan(timestep)
+        elif slot.steps.count_call(timestep, type(self.transformer).__name__):
             slot.forget()
-        if not self.called:
-            self.at = timestep
-        if self.scheduler is None and key in self.called:
-            self.course.step += 1
-            self.called.clear()
-        slot.condition = condition
-        self.called.add(key)
-        reusing = bool(slot.times) and not slot.course.full
-        self.call = Call(slot, True, slot.base(slot.course.time), slot.shallow) if reusing else Call(slot)
+        if not self.called_slots:
+            self.timestep = timestep
+        if self.scheduler is None and key in self.called_slots:
+            self.steps.next += 1
+            self.called_slots.clear()
+        self.called_slots.add(key)
+        is_reused = bool(slot.times) and not slot.steps.next_is_full
+        self.call = Call(slot, True, slot.predict(slot.steps.time), slot.shallow) if is_reused else Call(slot)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
-        """Remember what a full step left; after an exception, nothing of this generation."""
+        """Remember the boundary of a full step that has finished; after an exception, forget the generation."""
         if not finished:
-            self._begin_generation(self.course.scheduler)
+            self._begin_steps(self.steps.scheduler)
             return
         call, self.call, self.ran = self.call, Call(), True
         call.check_crossed(type(self.transformer).__name__, self.layers)
-        self.record.add(call.reusing, self.course.step)
-        if call.captured is not None:
-            call.slot.remember(call.slot.course.time, call.captured, call.shallow)
-            self.peak_bytes = max(self.peak_bytes, self._held_bytes())
+        self.record.add(call.is_reused, self.steps.next)
+        if call.boundary is not None:
+            call.slot.remember(call.slot.steps.time, call.boundary, call.last_shallow)
+            self.peak_bytes = max(self.peak_bytes, self._memory_bytes())
         if self.scheduler is None and call.slot is not None:
-            call.slot.course.step += 1
+            call.slot.steps.next += 1
 
-    def renew(self, scheduler) -> None:
-        """A scheduler's ``set_timesteps`` has run: the next call of the transformer begins a generation."""
+    # Called by the scheduler (``Followed``)
+
+    def begin_generation(self, scheduler) -> None:
+        """Expect a new generation from the next forward on, for a scheduler's ``set_timesteps`` has run."""
         self.finish()
-        if self.announced is self.scheduler:  # a pipeline sets its copies' timesteps, too
+        if self.pending_scheduler is self.scheduler:  # a pipeline also sets the timesteps of its copies
             scheduler = self.scheduler
-        self.announced = scheduler
-        self._begin_generation(scheduler)
+        self.pending_scheduler = scheduler
+        self._begin_steps(scheduler)
 
     def advance(self, scheduler=None, timestep=None) -> None:
-        """A scheduler has made its step at a timestep. A branch of guidance that was not called in it is forgotten."""
-        course = self.course
-        timestep = self.at if timestep is None else timestep
-        course.advance(self.scheduler if scheduler is None else scheduler, timestep)
-        if self.ran and course.plan is None:  # it stood aside, of which a plan is needed to tell
-            course.lay(None)
-        if course.step == 1:
+        """Count a step. A branch of guidance that was not called in it is forgotten.
+
+        Args:
+            scheduler: The scheduler that has made the step, or a copy of it; the one followed if not given.
+            timestep: The timestep it was made at; that of the forward if not given.
+        """
+        steps = self.steps
+        timestep = self.timestep if timestep is None else timestep
+        steps.advance(self.scheduler if scheduler is None else scheduler, timestep)
+        if self.ran and steps.plan is None:  # the cache was bypassed, and the end of the steps has to be known
+            steps.make_plan(None)
+        if steps.next == 1:
             for slot in self.slots.values():
-                slot.times = [course.timesteps[0] for _ in slot.times]  # it is known only now which the first was
-        self.slots = {key: slot for key, slot in self.slots.items() if key in self.called}
-        self.called.clear()
+                slot.times = [steps.timesteps[0] for _ in slot.times]  # the first timestep is known only now
+        self.slots = {key: slot for key, slot in self.slots.items() if key in self.called_slots}
+        self.called_slots.clear()
         self.ran = False
-        if course.over:
+        if steps.are_over:
             self.finish()
 
     def finish(self) -> None:
-        """The generation is over, or left."""
-        steps = self.record.inert(self.plan) if self.plan is not None else 0
-        if steps:
+        """End the generation, complete or not, and warn if no step of it was reused against its plan."""
+        count = self.record.steps_without_reuse(self.plan) if self.plan is not None else 0
+        if count:
             warnings.warn(
-                f"Skip-Cache reused none of {steps} steps; its schedule leaves out {self.plan.count(False)}.",
+                f"Skip-Cache reused none of {count} steps; its schedule leaves out {self.plan.count(False)}.",
                 stacklevel=2,
             )
         self.record.begin_generation()
         self.release()
 
-    def _begin_generation(self, scheduler) -> None:
-        self.course = Course(self.policy) if scheduler is None else ScheduledCourse(self.policy, scheduler)
+    def _begin_steps(self, scheduler) -> None:
+        self.steps = Steps(self.policy) if scheduler is None else ScheduledSteps(self.policy, scheduler)
         self.record.begin_generation()
         self.release()
 
-    def _keep_up(self, timestep) -> None:
-        """Before a call: begin the generation that it is the first call of."""
-        if self.announced is None and (self.plan is None or self.course.begun_again(timestep, not self.called)):
-            self._adopt()
-            if self.announced is None and self.plan is not None:
+    def _begin_generation_if_due(self, timestep) -> None:
+        """Begin the generation that the next forward is the first of, if it is."""
+        is_pending = self.pending_scheduler is not None
+        if not is_pending and (self.plan is None or self.steps.begin_again(timestep, not self.called_slots)):
+            is_pending = self._follow_running_pipeline()
+            if not is_pending and self.plan is not None:
                 self.finish()
-                self._begin_generation(self.course.scheduler)
-        if self.announced is not None:
+                self._begin_steps(self.steps.scheduler)
+        if is_pending:
             self.record.begin_trace(self.num_blocks, self.num_blocks - 2 * self.layers)
-            self.announced = None
+            self.pending_scheduler = None
 
-    def _adopt(self) -> bool:
-        """Follow the scheduler of the pipeline that is running, where it is another than the one followed so far."""
+    def _follow_running_pipeline(self) -> bool:
+        """Follow the scheduler of the pipeline that is running, if it is not followed yet; returns whether it was."""
         scheduler = scheduler_in_use(self)
         if scheduler is not None:
             exchange(self, scheduler)
-            self.renew(scheduler)
+            self.begin_generation(scheduler)
         return scheduler is not None
 
+    def _slot_of(self, arguments: dict, timestep) -> tuple[str | int | tuple, Slot]:
+        """The memory of the branch of guidance that a call belongs to, new if there is none that is valid for it."""
+        signature = signature_of(arguments)
+        condition = condition_of(arguments, self.parameters[0])
+        key, slot = self._find_slot(condition, timestep)
+        if slot is None or slot.signature != signature:
+            counted = slot.steps if slot else CountedSteps(self.policy)
+            steps = counted if self.scheduler is None else self.steps
+            self.slots.pop(key, None)
+            slot = self.slots[key] = Slot(self.policy.forecast, condition, signature, steps)
+            if self.scheduler is None and len(self.slots) > MAX_CALLS_PER_STEP:  # nothing says which are out of use
+                del self.slots[next(iter(self.slots))]
+        slot.condition = condition
+        return key, slot
+
     def _find_slot(self, condition: list[torch.Tensor], timestep) -> tuple[str | int | tuple, Slot | None]:
-        """The memory of this branch of guidance: by context name, else by what it is conditioned on. Of several calls
-        of one branch within a step (tiles, say) each has its own."""
-        called = self.called if self.scheduler is not None else set()
-        if self.turn.context is not None:
-            key, again = self.turn.context, 0
-            while key in called:
-                again += 1
-                key = (self.turn.context, again)
-            if key in self.slots:
-                return key, self.slots[key]
-        else:
-            open_slots = {key: slot for key, slot in self.slots.items() if key not in called}
-            for same in (Slot.holds, Slot.matches):  # what is not held has to be compared, which waits for a device
-                for key, slot in open_slots.items():
-                    if same(slot, condition):
-                        return key, slot
-            same = Slot.holds if len(called) < 2 else Slot.matches
-            again = sum(same(self.slots[key], condition) for key in called if key in self.slots)
-            key = 1 + max((key for key in self.slots if isinstance(key, int)), default=-1)
-        if len(called) >= MOST_CALLS_A_STEP or (again and other_time(self.at, timestep)):
-            if not self._adopt():
+        """The memory of a branch of guidance, and its key; of a branch that is new, the key alone. So many calls in
+        one step mean that the steps are those of another scheduler."""
+        called = self.called_slots if self.scheduler is not None else set()
+        key, slot, repeated = find_slot(self.slots, called, self.ownership.context, condition)
+        if slot is not None:
+            return key, slot
+        if len(called) >= MAX_CALLS_PER_STEP or (repeated and differ_in_time(self.timestep, timestep)):
+            if not self._follow_running_pipeline():
                 raise UsageError(
                     f"{type(self.transformer).__name__} was called {len(called) + 1} times within one step of its "
                     f"{type(self.scheduler).__name__}; was the scheduler replaced after enable_skip_cache? "
                     "Enable the cache again with the one in use, or with none where the loop calls no step."
                 )
-            self._keep_up(timestep)
+            self._begin_generation_if_due(timestep)
             return self._find_slot(condition, timestep)
         return key, None
+
+    def _memory_bytes(self) -> int:
+        tensors = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

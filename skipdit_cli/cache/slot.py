@@ -1,72 +1,121 @@
-"""What one branch of guidance remembers: the boundary of its last full steps."""
+"""The memory of one branch of guidance: the boundary at its last full steps."""
 
 from __future__ import annotations
 
 import torch
 
-from skipdit_cli.cache.course import Course
 from skipdit_cli.cache.forecast import FORECASTS, weights
+from skipdit_cli.cache.steps import Steps
 
 
-def each(function, *streams: list) -> list:
-    """``function`` over the streams of several lists; None where there is no stream."""
-    return [None if any(x is None for x in at) else function(*at) for at in zip(*streams)]
+def map_streams(function, *streams: list) -> list:
+    """Apply ``function`` to each stream of several lists; the result is None where a stream is None."""
+    return [None if any(x is None for x in group) else function(*group) for group in zip(*streams)]
 
 
 class Slot:
-    """The memory of one call of each step (all of a merged guidance batch, or one of its branches).
+    """The memory of one call in each step: of a merged guidance batch, or of one branch of guidance.
 
     Args:
-        forecast: Name of the forecast; sets how many full steps are remembered.
-        condition: The tensors the call was made with besides its input and timestep; tells slots apart.
-        signature: Shapes, dtypes, devices and switches (temporal attention, say) the memory holds good for.
-        course: The steps it is called in: the generation's, or its own where no scheduler is followed.
+        forecast: Name of the forecast, which needs so many full steps.
+        condition: The tensors of the call besides its input and timestep; they tell slots apart.
+        signature: The shapes, dtypes, devices and switches (temporal attention, say) that the memory is valid for.
+        steps: The steps of the generation, or the slot's own where no scheduler is followed.
+
+    Attributes:
+        times: Positions of the remembered full steps, newest first.
+        values: What is forecast, at each of them: one tensor per stream, or None.
+        boundary: The boundary at the newest of them.
+        shallow: The shallow output at the newest of them, where the residual over it is forecast.
     """
 
-    def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple, course: Course):
-        self.forecast, self.condition, self.signature, self.course = forecast, condition, signature, course
+    def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple, steps: Steps):
+        self.forecast, self.condition, self.signature, self.steps = forecast, condition, signature, steps
         self.forget()
 
     def forget(self) -> None:
-        """Remember no step."""
+        """Forget all steps."""
         self.times: list[float] = []
         self.values: list[list] = []
         self.boundary: list = []
         self.shallow: list | None = None
 
     def remember(self, t: float, boundary: list, shallow: list | None) -> None:
-        """Keep a full step's boundary, and its shallow output where the residual over it is the target."""
+        """Remember a full step.
+
+        Args:
+            t: Its position on the axis of the forecast.
+            boundary: The streams at the boundary, each (batch, tokens, width) or alike, or None.
+            shallow: The shallow output in the layout of the boundary, where the residual over it is forecast.
+        """
         self.boundary, self.shallow = boundary, shallow
-        keep = FORECASTS[self.forecast] - 1
-        value = boundary if shallow is None or keep == 0 else each(torch.sub, boundary, shallow)
-        if t in self.times:  # second-order schedulers visit a timestep twice: the later visit stands
+        older = FORECASTS[self.forecast] - 1
+        value = boundary if shallow is None or older == 0 else map_streams(torch.sub, boundary, shallow)
+        if t in self.times:  # second-order schedulers visit a timestep twice: the later visit counts
             at = self.times.index(t)
             del self.times[at], self.values[at]
-        self.times, self.values = [t, *self.times[:keep]], [value, *self.values[:keep]]
+        self.times, self.values = [t, *self.times[:older]], [value, *self.values[:older]]
 
-    def base(self, t: float) -> list:
-        """The prediction at t for an unchanged shallow output: the last boundary plus the forecast's change.
+    def predict(self, t: float) -> list:
+        """Return the boundary at t for an unchanged shallow output: the last boundary plus the forecast's change.
 
-        Written as a sum of differences, so that it is the last boundary to the bit where t has not moved.
+        It is a sum of differences, so that it equals the last boundary bit for bit where t has not moved.
         """
-        base = list(self.boundary)
+        boundary = list(self.boundary)
         older = weights(self.forecast, self.times, t)[1:]
         for weight, value in zip(older, self.values[1:]):
-            base = each(lambda b, v, newest, w=weight: b + w * (v - newest), base, value, self.values[0])
-        return base
+            boundary = map_streams(
+                lambda b, v, newest, w=weight: b + w * (v - newest), boundary, value, self.values[0]
+            )
+        return boundary
 
-    def holds(self, condition: list[torch.Tensor]) -> bool:
-        """Whether a call is of this branch by its very tensors."""
+    def has_same(self, condition: list[torch.Tensor]) -> bool:
+        """Return whether a call has the very tensors of this branch as its condition."""
         return len(condition) == len(self.condition) and all(a is b for a, b in zip(condition, self.condition))
 
-    def matches(self, condition: list[torch.Tensor]) -> bool:
-        """Whether a call is of this branch: the same tensors, or equal ones."""
+    def has_equal(self, condition: list[torch.Tensor]) -> bool:
+        """Return whether a call has the tensors of this branch as its condition, or equal ones. It may wait for a
+        device."""
         return len(condition) == len(self.condition) and all(
             a is b or (a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
             for a, b in zip(condition, self.condition)
         )
 
-    def tensors(self):
-        """Every tensor held, each once."""
-        held = [*self.boundary, *(self.shallow or []), *(t for value in self.values for t in value)]
-        return list({id(tensor): tensor for tensor in held if tensor is not None}.values())
+    def tensors(self) -> list[torch.Tensor]:
+        """Return every tensor in memory, each once."""
+        tensors = [*self.boundary, *(self.shallow or []), *(t for value in self.values for t in value)]
+        return list({id(tensor): tensor for tensor in tensors if tensor is not None}.values())
+
+
+def find_slot(
+    slots: dict[str | int | tuple, Slot],
+    called: set[str | int | tuple],
+    context: str | None,
+    condition: list[torch.Tensor],
+) -> tuple[str | int | tuple, Slot | None, int]:
+    """Find the memory of a call, by its cache context, else by its condition. Several calls of one branch of guidance
+    within a step (tiles, say) have one slot each.
+
+    Args:
+        slots: The slots by key.
+        called: The keys of the slots that were called in this step.
+        context: The name of the cache context that the call is made in, or None.
+        condition: The tensors of the call that tell branches apart.
+
+    Returns:
+        The key, its slot or None if it has none yet, and how many calls of the branch were made in this step before.
+    """
+    if context is not None:
+        key, repeated = context, 0
+        while key in called:
+            repeated += 1
+            key = (context, repeated)
+        return key, slots.get(key), repeated
+    uncalled = {key: slot for key, slot in slots.items() if key not in called}
+    for belongs in (Slot.has_same, Slot.has_equal):  # comparing values waits for a device
+        for key, slot in uncalled.items():
+            if belongs(slot, condition):
+                return key, slot, 0
+    belongs = Slot.has_same if len(called) < 2 else Slot.has_equal
+    repeated = sum(belongs(slots[key], condition) for key in called if key in slots)
+    return 1 + max((key for key in slots if isinstance(key, int)), default=-1), None, repeated

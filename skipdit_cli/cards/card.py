@@ -86,8 +86,6 @@ def write_card(
     data = ModelCardData(**_metadata(kind, origin, outline.attached, training is not None))
     card = ModelCard(f"---\n{data}\n---\n\n{_body(kind, outline, origin, facts, training)}")
     (folder / CARD).write_text(without_home(str(card)), encoding="utf-8")
-    if origin.note:
-        console.say(origin.note)
 
 
 def is_own_card(path: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from skipdit_cli.cards.kind import Kind
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.registry import own_classes
 from skipdit_cli.skip import SKIP
 
 IMAGENET = 1000
@@ -29,7 +30,7 @@ def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) ->
         # diffusers heeds no subfolder of a local folder that has weights of its own
         skip = f'{json.dumps(name)}, subfolder="{SKIP}"' if "/" in name else json.dumps(f"{name}/{SKIP}")
         lines = [
-            f"from diffusers import {transformer}",
+            f"from {own_classes().get(transformer, 'diffusers')} import {transformer}",
             "from skipdit_cli import SkipBranches, add_skip_branches",
             "",
             f"transformer = {transformer}.from_pretrained({json.dumps(name)}).eval()",

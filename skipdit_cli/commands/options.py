@@ -9,7 +9,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import MODEL, OUTPUT, PIPELINE
+from skipdit_cli.settings import MODEL, OUTPUT
 
 
 def _apply_json(value: bool) -> bool:
@@ -54,18 +54,6 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug", help="Print the traceback of an error.", callback=_note_debug, is_eager=True, rich_help_panel=OUTPUT
-    ),
-]
-Seed = Annotated[
-    int, typer.Option("--seed", help="Seed of the first sample; sample i uses seed + i.", rich_help_panel=PIPELINE)
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MODEL)]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        help="Weights and arithmetic: float32, bfloat16 or float16 (fp32, bf16, fp16).",
-        rich_help_panel=MODEL,
     ),
 ]
 PushToHub = Annotated[

@@ -170,7 +170,7 @@ def where_sounds_are(target: Path, count: int) -> str:
     if not target.suffix:
         return "each mp4 has its sound."
     if target.suffix.lower() == ".gif":
-        return "the model makes sound, which a gif cannot hold: give -o NAME.mp4 to hear it."
+        return "the model makes sound, which a gif has not: give -o NAME.mp4 to hear it."
     if count > 1:
         return "the sound of several videos in one file is left out: give a folder, for one file per video."
     return "the mp4 has its sound."

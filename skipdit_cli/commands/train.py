@@ -8,7 +8,8 @@ import typer
 
 from skipdit_cli import presets
 from skipdit_cli.commands import options
-from skipdit_cli.commands.training_options import ConsoleObserver, report, with_training_settings
+from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.training_options import ConsoleObserver, report
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.training_settings import TrainingSettings
 
@@ -18,7 +19,7 @@ SkipBranches = Annotated[
 Vae = Annotated[str | None, typer.Option(help="VAE of a latent model: folder or hub id.", rich_help_panel="Model")]
 
 
-@with_training_settings
+@with_settings(TrainingSettings)
 def train(
     ctx: typer.Context,
     preset: options.Preset = None,
@@ -39,12 +40,11 @@ def train(
 
     from skipdit_cli.models import load_vae
     from skipdit_cli.training.data.demand import demand_of
-    from skipdit_cli.training.run import complete, session
-    from skipdit_cli.training.run.initialise import new_pipeline, trainable_config
+    from skipdit_cli.training.run import base_model, complete, session
 
-    config = trainable_config(chosen, vae is not None)
+    config = base_model.trainable_config(chosen, vae is not None)
     begun = session.begin(settings, demand_of(config, f"Preset {preset}"), ConsoleObserver())
     decoder = None if vae is None else load_vae(vae, config["in_channels"])
-    pipe = new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
+    pipe = base_model.new_pipeline(chosen, skip_branches, decoder, settings.seed, settings.label_dropout > 0)
     origin = session.origin_of(settings, ctx.meta["typed"])
-    report("train", settings, begun.samples, complete.train(begun, pipe, origin))
+    report("train", begun, complete.train(begun, pipe, origin))

@@ -1,4 +1,4 @@
-"""What the two training commands share: the flags made from ``TrainingSettings``, what a run shows, and its report."""
+"""The messages, the progress and the report of a training run, for the two commands that train."""
 
 from __future__ import annotations
 
@@ -7,40 +7,44 @@ from contextlib import AbstractContextManager
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.upload import upload
 from skipdit_cli.training.observer import Observer
 from skipdit_cli.training.training_settings import TrainingSettings
-
-with_training_settings = with_settings(TrainingSettings)
 
 
 class ConsoleObserver(Observer):
     """Writes the messages and the progress of a training run to the console."""
 
     def say(self, message: str) -> None:
+        """Print a line of information."""
         console.say(message)
 
     def warn(self, message: str, topic: str | None = None) -> None:
+        """Print a warning, but only the first one of a topic."""
         console.warn(message) if topic is None else console.warn_once(topic, message)
 
     def progress(self, description: str, total: int) -> AbstractContextManager[console.Advance]:
+        """Show a progress bar, or lines where there is no terminal."""
         return console.progress(description, total)
 
 
-def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
-    """Report the end of a training command and upload its pipeline where the settings ask for it.
+def report(command: str, session, outcome) -> None:
+    """Report the end of a training run and upload its pipeline if the settings say so.
 
     Args:
         command: The name of the command.
-        samples: The ``SampleSet`` that the model was trained on.
+        session: The ``Session`` of the run.
         outcome: The ``Outcome`` of the run.
     Raises:
         typer.Exit: The run was interrupted (code 130).
     """
+    settings, samples = session.settings, session.samples
     if not outcome.main:
         return
+    address = None
     if not outcome.interrupted:
         _say_trained(settings, outcome)
+        address = upload(settings.output, settings.push_to_hub, settings.private)
     console.emit(
         {
             "command": command,
@@ -54,7 +58,7 @@ def report(command: str, settings: TrainingSettings, samples, outcome) -> None:
             "seconds": outcome.seconds,
             "data_seconds": outcome.data_seconds,
             **{key: outcome.last.get(key) for key in ("loss", "mse", "vb", "lr", "grad_norm")},
-            "pushed_to": None if outcome.interrupted else _push(settings),
+            "pushed_to": address,
         }
     )
     if outcome.interrupted:
@@ -72,9 +76,3 @@ def _say_trained(settings: TrainingSettings, outcome) -> None:
     console.say(
         f"Trained {outcome.trained_parameters:,} parameters for {steps}{loss}. The pipeline is in {settings.output}."
     )
-
-
-def _push(settings: TrainingSettings) -> str | None:
-    from skipdit_cli.cards.publish import push
-
-    return push(settings.output, settings.push_to_hub, settings.private) if settings.push_to_hub else None

@@ -1,7 +1,7 @@
-"""How many classes an official file's label table is of, and whether its last row stands for "no class".
+"""The classes of an official file: their number, and whether its label embedding has a row for the null class.
 
-``LabelEmbedder`` in the DiT repository's models.py makes that row only where labels are dropped in training; without
-it there is nothing to guide away from. diffusers' classes always have it: it is added as zeros, and never told.
+``LabelEmbedder`` in the DiT repository's models.py makes that row only where labels are dropped in training; a model
+without it cannot be guided. diffusers' classes always have the row, so one of zeros is added, which no label selects.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ TABLE, _ = OFFICIAL.label_table
 
 @dataclass(frozen=True)
 class Classes:
-    """
+    """The classes of an official file.
+
     Args:
-        number: None for a Latte without classes.
-        has_null: A row stands for "no class".
-        why: Why that is known or assumed, or what was put in the place of a table.
+        number: Number of classes; None for an unconditional Latte.
+        has_null: The label embedding has a row for the null class.
+        why: Why that is known or assumed.
     """
 
     number: int | None
@@ -34,27 +35,28 @@ class Classes:
     def __str__(self) -> str:
         if self.number is None:
             return "none"
-        null = "and a row for 'no class'" if self.has_null else "and no row for 'no class', so no guidance"
+        null = "and a row for the null class" if self.has_null else "and no row for the null class, so no guidance"
         return f"{self.number} {null} ({self.why})"
 
     @property
     def config(self) -> dict:
-        """As keys of a config: diffusers leaves those that begin with an underscore alone, and keeps them."""
+        """Keys of the transformer's config; diffusers keeps those with an underscore and ignores them."""
         return {"num_embeds_ada_norm": self.number} | ({} if self.has_null else {"_null_class": False})
 
 
 def read_classes(
     path, state: dict[str, torch.Tensor], arguments: Mapping, given: int | None, needs_table: bool
 ) -> Classes:
-    """Read the classes of a state dict, and make its table one with a last row for "no class".
+    """Return the classes of a state dict, and give its label embedding a row for the null class in place.
 
     Args:
-        state: In the official layout.
-        arguments: What the training script saved of its own, ``args``.
-        given: What ``--num-classes`` says.
-        needs_table: diffusers has no model of this class without one: a file that has none gets one class, of zeros.
+        path: The checkpoint, for errors.
+        state: Its state dict in the official layout.
+        arguments: Arguments that the training script saved (``args``).
+        given: Value of ``--num-classes``.
+        needs_table: diffusers' class always has a label embedding; a file without one gets a class of zeros.
     Raises:
-        UsageError: The table has another number of rows than what is said.
+        UsageError: The label embedding has another number of rows than ``given`` or ``arguments`` say.
     """
     table = state.get(TABLE)
     if table is None:
@@ -65,17 +67,17 @@ def read_classes(
         width, like = state["x_embedder.proj.weight"].shape[0], state["x_embedder.proj.weight"]
         state[TABLE] = like.new_zeros(2, width)
         return Classes(1, False, "the file has no label table: class 0 adds nothing")
-    classes = _told(path, table.shape[0], arguments, given)
+    classes = _classes(path, table.shape[0], arguments, given)
     if not classes.has_null:
         state[TABLE] = torch.cat([table, table.new_zeros(1, table.shape[1])])
     return classes
 
 
-def _told(path, rows: int, arguments: Mapping, given: int | None) -> Classes:
+def _classes(path, rows: int, arguments: Mapping, given: int | None) -> Classes:
     if not rows:
         raise UsageError(f"Checkpoint {path} has a label table without rows; fetch it again.")
-    said, dropped = arguments.get("num_classes"), arguments.get("class_dropout_prob")
-    for number, why in ((given, "as --num-classes says"), (said, "its args say num_classes")):
+    recorded, dropout = arguments.get("num_classes"), arguments.get("class_dropout_prob")
+    for number, why in ((given, "as --num-classes says"), (recorded, "its args say num_classes")):
         if type(number) is not int or number < 1:
             continue
         if rows in (number, number + 1):
@@ -84,10 +86,10 @@ def _told(path, rows: int, arguments: Mapping, given: int | None) -> Classes:
             raise UsageError(f"Got --num-classes {given}, but {path} has a label table of {rows} rows.")
         raise UsageError(
             f"Checkpoint {path} has a label table of {rows} rows, but its args say {number} classes; give "
-            f"--num-classes {rows - 1} if the last row is for 'no class', or --num-classes {rows} if there is none."
+            f"--num-classes {rows - 1} if the last row is for the null class, or --num-classes {rows} if none is."
         )
     if rows == 1:
         return Classes(1, False, "the table has one row")
-    if isinstance(dropped, (int, float)):
-        return Classes(rows - (dropped > 0), dropped > 0, f"its args say class_dropout_prob {dropped:g}")
+    if isinstance(dropout, (int, float)):
+        return Classes(rows - (dropout > 0), dropout > 0, f"its args say class_dropout_prob {dropout:g}")
     return Classes(rows - 1, True, f"assumed, for the file does not say; --num-classes {rows} if every row is a class")

@@ -1,8 +1,8 @@
-"""Which process the weights of an official image file were trained for: DiT's denoising diffusion or SiT's flow.
+"""The process that an official image checkpoint was trained for: DiT's denoising diffusion or SiT's flow matching.
 
-Both repositories name and shape their tensors alike, so that the weights alone cannot tell. SiT (willisma/SiT): noise
-lies at t = 0 and data at t = 1 of the path x_t = t·data + (1-t)·noise, and the model predicts the velocity
-data - noise (``Transport.training_losses`` in transport/transport.py, with its defaults).
+Both repositories give their tensors the same names and shapes, so the weights alone do not tell. In SiT
+(willisma/SiT), noise lies at t = 0 and data at t = 1 of the path x_t = t·data + (1-t)·noise, and the model predicts
+the velocity data - noise (``Transport.training_losses`` in transport/transport.py, with its defaults).
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from skipdit_cli.errors import UsageError
 
 DIT, SIT = "dit", "sit"
 """Values of ``convert --process``: denoising diffusion, and flow matching."""
-KEYS_OF_SIT = ("path_type", "prediction")
-"""Arguments of SiT's train.py that DiT's has not."""
+SIT_ARGUMENTS = {"path_type": "Linear", "prediction": "velocity"}
+"""Arguments of SiT's train.py that DiT's does not have, with the values that diffusers' schedulers can sample."""
 
 
-def process_of(path, arguments, wanted: str | None = None, tells_dit: str = "") -> tuple[str, str]:
-    """The process of an official file, and why it is known, or that it is assumed.
+def process_of(path, arguments, wanted: str | None = None, only_dit: str = "") -> tuple[str, str]:
+    """Return the process of an official file, and why it is known or assumed.
 
     Args:
-        arguments: The ``args`` that the training script saved in the file; None where it holds none.
-        wanted: What ``--process`` says.
-        tells_dit: What else in the file only a DiT (or Latte) has; empty for nothing.
+        path: The file.
+        arguments: The ``args`` that the training script saved in the file; None if there are none.
+        wanted: Value of ``--process``.
+        only_dit: Why the file can hold no SiT; empty if it can.
     Raises:
-        UsageError: ``--process`` contradicts the file, or it was trained on a path or prediction that no scheduler of
-            diffusers samples.
+        UsageError: ``--process`` contradicts the file, or the model was trained with a path or prediction that no
+            scheduler of diffusers samples.
     """
     saved = {} if arguments is None else dict(arguments if isinstance(arguments, dict) else vars(arguments))
-    process, why = _told(saved, tells_dit)
+    process, why = _recorded_process(saved, only_dit)
     if process is not None and wanted not in (None, process):
         raise UsageError(f"Got --process {wanted}, but {path} is of another one: {why}; leave the flag out.")
     if process is None and wanted is not None:
@@ -46,16 +47,16 @@ def process_of(path, arguments, wanted: str | None = None, tells_dit: str = "") 
     return process, why
 
 
-def _told(saved: dict, tells_dit: str) -> tuple[str | None, str]:
-    """What the file itself says; None where it says nothing."""
-    if tells_dit:
-        return DIT, tells_dit
+def _recorded_process(saved: dict, only_dit: str) -> tuple[str | None, str]:
+    """The process that the file itself tells, and how; None if it does not."""
+    if only_dit:
+        return DIT, only_dit
     model = str(saved.get("model", ""))
     for name, process in (("SiT", SIT), ("DiT", DIT)):
         if model.startswith(name):
             return process, f"its args say model {model}"
-    found = [key for key in KEYS_OF_SIT if key in saved]
-    return (SIT, f"its args have {found[0]}") if found else (None, "")
+    names = [name for name in SIT_ARGUMENTS if name in saved]
+    return (SIT, f"its args have {names[0]}") if names else (None, "")
 
 
 def _named_after_sit(path) -> bool:
@@ -63,7 +64,7 @@ def _named_after_sit(path) -> bool:
 
 
 def _check_path(path, saved: dict) -> None:
-    for key, allowed in zip(KEYS_OF_SIT, ("Linear", "velocity")):
+    for key, allowed in SIT_ARGUMENTS.items():
         if saved.get(key, allowed) != allowed:
             raise UsageError(
                 f"Checkpoint {path} is a SiT with {key} {saved[key]}, but what can be converted is {key} {allowed}, "
@@ -72,23 +73,24 @@ def _check_path(path, saved: dict) -> None:
 
 
 def as_flow(path, config: dict, state: dict[str, torch.Tensor]) -> None:
-    """Turn a SiT in diffusers' terms of a DiT into what flow matching schedulers expect, in place.
+    """Make a SiT that was read as a DiT predict what flow matching schedulers expect, in place.
 
-    The output layer keeps the rows of the velocity (SiT drops the others after every forward) with the sign turned:
-    diffusers' velocity is noise - data. Time is turned by ``skip.time_embedding``.
+    The output layer keeps the rows of the velocity alone (SiT drops the others after every forward), with the opposite
+    sign: diffusers' velocity is noise - data. ``skip.time_embedding`` reverses the timesteps.
 
     Args:
+        path: The checkpoint, for errors.
         config, state: As ``read_dit`` returns them.
     Raises:
-        UsageError: The output has neither the channels of the input nor twice as many.
+        UsageError: The output has neither as many channels as the input nor twice as many.
     """
-    channels, made = config["in_channels"], config["out_channels"]
-    if made not in (channels, 2 * channels):
+    channels, out_channels = config["in_channels"], config["out_channels"]
+    if out_channels not in (channels, 2 * channels):
         raise UsageError(
-            f"Checkpoint {path} is no SiT: it makes {made} channels of {channels}, but expected {channels} or "
+            f"Checkpoint {path} is no SiT: it makes {out_channels} channels of {channels}, but expected {channels} or "
             f"{2 * channels}."
         )
     for name in ("proj_out_2.weight", "proj_out_2.bias"):
-        by_pixel = state[name].unflatten(0, (config["patch_size"] ** 2, made))
+        by_pixel = state[name].unflatten(0, (config["patch_size"] ** 2, out_channels))
         state[name] = -by_pixel[:, :channels].flatten(0, 1)
     config["out_channels"] = channels

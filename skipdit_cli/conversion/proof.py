@@ -1,4 +1,4 @@
-"""The proof that a conversion changed nothing but what it should, from what is on disk."""
+"""The proof that a conversion changed nothing but what it should, from the files on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skipdit_cli.conversion.plan import Conversion, small_inputs
 from skipdit_cli.errors import SkipditError, reading
 from skipdit_cli.finite import same_bits
 from skipdit_cli.models.index import parts_of
-from skipdit_cli.models.open import load_branches, load_pipeline
+from skipdit_cli.models.open import load_branches, read_pipeline
 from skipdit_cli.models.weights import weight_files
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 from skipdit_cli.skip.time_embedding import set_time_embedding
@@ -20,11 +20,11 @@ from skipdit_cli.skip.time_embedding import set_time_embedding
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found out after writing; None where it was not tried.
+    """What was proved after writing; None where it was not tried.
 
     Args:
-        weights: The tensors on disk are the source's (and its branches') bit for bit.
-        outputs: A seeded forward with the branches equals the one without them, bit for bit.
+        weights: The tensors on disk equal the source's (and its branches') bit for bit.
+        outputs: The outputs of a seeded forward pass with the branches equal those without, bit for bit.
     """
 
     weights: bool | None = None
@@ -39,22 +39,25 @@ class Proof:
         return "Proved: the weights are the source's. Outputs cannot equal vanilla's with 'replace' branches."
 
 
-def prove(plan: Conversion, folder: Path) -> None:
-    """
+def prove(plan: Conversion, folder: Path) -> Proof:
+    """Prove that the weights on disk are the source's, and that new branches change no output.
+
     Raises:
-        SkipditError: A weight on disk is another than the source's, or the branches change what they must not.
+        SkipditError: A weight differs, or the branches change an output that they must not.
     """
-    changed = _changed_weights(plan, folder)
-    if changed:
-        name = plan.source.name
-        raise SkipditError(f"What was written of {name} differs from it in {changed[0]}; nothing was kept.")
-    difference = _branch_effect(plan, folder)
-    if plan.provable and difference != 0:
-        raise SkipditError(f"Skip branches change the outputs by {difference:.3g}; nothing was kept.")
+    for each in plan.conversions:
+        changed = _changed_weights(each, folder)
+        if changed:
+            name = each.source.name
+            raise SkipditError(f"What was written of {name} differs from it in {changed[0]}; nothing was kept.")
+        difference = _branch_effect(each, folder)
+        if each.provable and difference != 0:
+            raise SkipditError(f"Skip branches change the outputs by {difference:.3g}; nothing was kept.")
+    return Proof(weights=True, outputs=True if plan.provable else None)
 
 
 def _changed_weights(plan: Conversion, folder: Path) -> list[str]:
-    """Names of tensors that differ from the source's. The output is mapped one tensor at a time, to hold little."""
+    """Return the names of the tensors that differ from the source's; one at a time is in memory."""
     changed, expected = [], plan.source.weights()
     for file in weight_files(folder if plan.source.alone else folder / plan.source.part):
         with safe_open(file, "pt") as opened:
@@ -64,17 +67,17 @@ def _changed_weights(plan: Conversion, folder: Path) -> list[str]:
                 if not same_bits(opened.get_tensor(name), expected[name].to(plan.dtype or expected[name].dtype)):
                     changed.append(name)
     written = load_branches(folder, plan.source.part).state_dict()
-    own = {name: tensor.to(written[name].dtype) for name, tensor in plan.branches.state_dict().items()}
-    return changed + [name for name, tensor in own.items() if not same_bits(tensor, written[name])]
+    planned = {name: tensor.to(written[name].dtype) for name, tensor in plan.branches.state_dict().items()}
+    return changed + [name for name, tensor in planned.items() if not same_bits(tensor, written[name])]
 
 
 def _branch_effect(plan: Conversion, folder: Path) -> float:
-    """The largest change that the branches on disk make to a seeded forward.
+    """Return the largest change that the branches on disk make to the output of a seeded forward pass.
 
-    Both forwards run on the same tensors: where a tensor lies in memory can change the last bit of a matrix product.
-    These are the source's where they were kept: proved equal by then, and smaller in memory than diffusers' copies.
+    Both passes run on the same tensors: where a tensor lies in memory can change the last bit of a matrix product.
+    Unless the dtype changes these are the source's, which are proved equal by then, and memory-mapped.
     """
-    transformer = _written(plan, folder)
+    transformer = _written_transformer(plan, folder)
     if plan.dtype is None:
         branches = remove_skip_branches(transformer)
         transformer = plan.source.build()
@@ -86,20 +89,20 @@ def _branch_effect(plan: Conversion, folder: Path) -> float:
     return 0.0 if same_bits(after, before) else (after - before).abs().max().item()
 
 
-def _written(plan: Conversion, folder: Path):
-    """The transformer on disk, with its branches."""
+def _written_transformer(plan: Conversion, folder: Path):
+    """Load the transformer on disk with its branches, as users load it."""
     if plan.source.alone:
         transformer = replace(plan.source, transformer=folder).build()
         add_skip_branches(transformer, branches=load_branches(folder))
         return transformer
     part = plan.source.part
     others = {other: None for other in parts_of(folder) if other not in (part, "scheduler")}
-    return getattr(load_pipeline(folder, **others), part)
+    return getattr(read_pipeline(folder, **others), part)
 
 
 @torch.no_grad()
 def _seeded_forward(transformer) -> torch.Tensor:
-    """One small image or video of seeded noise at t = 500, of label 0 or a text of noise."""
+    """Return the output for one small image or video of seeded noise at t = 500."""
     inputs = small_inputs(transformer)
     with reading(f"The config of this {type(transformer).__name__}", failed="allows no forward"):
         output = transformer(**inputs, return_dict=False)[0]

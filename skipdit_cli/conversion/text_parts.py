@@ -9,8 +9,8 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models.folder import drop_variant
+from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import INDEX
-from skipdit_cli.models.open import find_folder
 from skipdit_cli.models.weights import read_json
 
 PARTS = ("tokenizer", "text_encoder", "vae")

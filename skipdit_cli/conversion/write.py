@@ -1,20 +1,17 @@
-"""From any source to a pipeline folder with ``skip/``, and the proof that nothing else changed."""
+"""Write a converted model: copy what stays, write what changes, add ``skip/``."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from skipdit_cli.cards.card import Origin, write_card
 from skipdit_cli.conversion.plan import Conversion
 from skipdit_cli.conversion.process import SIT
-from skipdit_cli.conversion.proof import Proof, prove
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.families.pipeline_parts import SECOND, TRANSFORMERS
-from skipdit_cli.files import CONVERT, MARKER, check_apart, check_folder, check_outside, replace_folder
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
+from skipdit_cli.files import MARKER
 from skipdit_cli.finite import first_broken
 from skipdit_cli.models.build import default_scheduler, has_own_time, pipeline_around
 from skipdit_cli.models.folder import (
@@ -26,9 +23,9 @@ from skipdit_cli.models.folder import (
     write_config,
 )
 from skipdit_cli.models.index import INDEX, parts_of
-from skipdit_cli.models.variants import files_in
 from skipdit_cli.models.weights import (
     STEM,
+    files_in,
     index_file,
     read_json,
     read_tensors,
@@ -39,93 +36,58 @@ from skipdit_cli.models.weights import (
 from skipdit_cli.skip.time_embedding import RECORD
 
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".pt", ".ckpt", ".index.json")
+"""Endings of weight files and of their indices."""
 
 
-def convert(plan: Conversion, output, origin: Origin, overwrite: bool = False, verify: bool = True) -> Proof:
-    """Write the converted folder with its card, and prove, from what is on disk, that nothing else changed.
+def check_copied_parts(plan: Conversion) -> None:
+    """Check that the parts that are copied as they are (VAE, text encoder) hold finite numbers.
 
-    It is a pipeline's, or that of a transformer alone if that is all there is (``Source.alone``).
-
-    Raises:
-        UsageError: The output cannot be written there, or the source is damaged.
-        NotFiniteError: A part of it holds NaN or infinity.
-        SkipditError: Writing failed, or the proof did; nothing is kept.
-    """
-    source = plan.source
-    check_output(output, overwrite, {"model": source.place})
-    source.build()  # whether weights and config fit, before anything is written
-    if verify:
-        _check_others(plan)
-    with replace_folder(output, CONVERT, overwrite, plan.needed_bytes()) as folder:
-        if source.alone:
-            _copy_part(source.transformer, folder, plan.dtype)
-        elif source.pipeline is None:
-            _write_new_pipeline(plan, folder)
-        else:
-            _copy_pipeline(plan, folder)
-        plans = [plan] if plan.second is None else [plan, plan.second]
-        for each in plans:
-            reference = next(iter(each.source.weights().values())).dtype
-            branches = torch.nn.Module.to(each.branches, dtype=plan.dtype or reference)
-            save_branches(branches, folder, each.source.part)
-        drop_paths(folder)
-        name_as_now(folder)
-        for each in plans:
-            _note_time_embedding(each, folder if source.alone else folder / each.source.part)
-        proof = Proof()
-        if verify:
-            for each in plans:
-                prove(each, folder)
-            proof = Proof(weights=True, outputs=True if plan.provable else None)
-        write_card(folder, origin, {"source": f"{origin.source}, {source.layout}", "conversion": proof})
-    return proof
-
-
-def check_output(output: Path, overwrite: bool, reads: Mapping[str, object]) -> None:
-    """
-    Args:
-        reads: As for ``check_apart``.
-    Raises:
-        UsageError: A folder cannot be written at ``output`` beside what is read; nothing was.
-    """
-    check_apart(output, reads)
-    check_outside(output, reads)
-    check_folder(output, CONVERT, overwrite)
-
-
-def _note_time_embedding(plan: Conversion, transformer: Path) -> None:
-    """In the transformer's own config, too: it may be used without its branches."""
-    file, kind = transformer / "config.json", plan.branches.config.time_embedding
-    config = read_json(file)
-    if not has_own_time(config["_class_name"]) and (kind != "diffusers" or RECORD in config):
-        write_config(file, {**config, RECORD: kind})
-
-
-def _check_others(plan: Conversion) -> None:
-    """The parts that are copied as they are hold numbers (the transformer is looked at when the work is planned).
+    The transformer is checked when the conversion is planned.
 
     Raises:
-        NotFiniteError: One holds NaN or infinity.
+        NotFiniteError: A part holds NaN or infinity.
     """
     folder = plan.source.pipeline
     files = [file for part in parts_of(folder) if part not in TRANSFORMERS for file in files_in(folder / part)]
     files += [] if plan.text is None else plan.text.files()
     for file in files:
-        where = first_broken(read_tensors(file).items()) if file.suffix == ".safetensors" else None
-        if where is not None:
-            raise NotFiniteError(f"{file} holds {where}; nothing was written. Get it again.")
+        weight = first_broken(read_tensors(file).items()) if file.suffix == ".safetensors" else None
+        if weight is not None:
+            raise NotFiniteError(f"{file} holds {weight}; nothing was written. Get it again.")
+
+
+def write_model(plan: Conversion, folder: Path) -> None:
+    """Fill a folder with the converted model: a pipeline, or a transformer alone if the source is one.
+
+    The folder's configs name no path of this machine, and its classes as diffusers names them now.
+    """
+    source = plan.source
+    if source.alone:
+        _copy_part(source.transformer, folder, plan.dtype)
+    elif source.pipeline is None:
+        _write_new_pipeline(plan, folder)
+    else:
+        _copy_pipeline(plan, folder)
+    for each in plan.conversions:
+        dtype = plan.dtype or next(iter(each.source.weights().values())).dtype
+        save_branches(torch.nn.Module.to(each.branches, dtype=dtype), folder, each.source.part)
+    drop_paths(folder)
+    name_as_now(folder)
+    for each in plan.conversions:
+        _record_time_embedding(each, folder if source.alone else folder / each.source.part)
 
 
 def _copy_pipeline(plan: Conversion, folder: Path) -> None:
-    """Copy the source as it is; only ``.bin`` weights, and those of another dtype, are written anew."""
+    """Copy a pipeline; only ``.bin`` weights, and those of another dtype, are written anew."""
     source = plan.source.pipeline
     shutil.copyfile(source / INDEX, folder / INDEX)
     copy_legal(source, folder)
     for part in parts_of(source):
-        _copy_part(source / part, folder / part, plan.dtype if part in ("transformer", SECOND) else None)
+        _copy_part(source / part, folder / part, plan.dtype if part in TRANSFORMERS else None)
 
 
 def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
+    """Copy one part of a pipeline; its weights as one safetensors file where ``dtype`` or their format wants it."""
     if not any(source.glob(f"{STEM}*")):
         shutil.copytree(source, target)  # a scheduler, say
         drop_variant(target)
@@ -144,8 +106,8 @@ def _copy_part(source: Path, target: Path, dtype: torch.dtype | None = None) -> 
 
 
 def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
-    """A pipeline around a lone transformer: its repository's noise schedule, and a decoder if one was given."""
-    transformer, target = plan.model(), folder / "transformer"
+    """Write a pipeline around a transformer: its repository's noise schedule, and a VAE if one was given."""
+    transformer, target = plan.build_empty(), folder / "transformer"
     if plan.source.transformer is not None:
         _copy_part(plan.source.transformer, target, plan.dtype)
     else:
@@ -158,3 +120,11 @@ def _write_new_pipeline(plan: Conversion, folder: Path) -> None:
     pipeline_around(transformer, scheduler, plan.vae).save_config(folder)
     if plan.text is not None:
         plan.text.copy_into(folder)
+
+
+def _record_time_embedding(plan: Conversion, transformer: Path) -> None:
+    """Record the time embedding in the transformer's own config, too: it may be used without its branches."""
+    file, kind = transformer / "config.json", plan.branches.config.time_embedding
+    config = read_json(file)
+    if not has_own_time(config["_class_name"]) and (kind != "diffusers" or RECORD in config):
+        write_config(file, {**config, RECORD: kind})

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.families.registry import family_of
 
 SMALL = 16
@@ -39,7 +40,7 @@ def example_inputs(
     Raises:
         UsageError: The forward has a required argument of which no example is known.
     """
-    transformer = getattr(transformer, "_orig_mod", transformer)
+    transformer = unwrap_compiled(transformer)
     example = Example(transformer, batch, device, dtype, small, generator)
     inputs = {}
     for name, parameter in inspect.signature(type(transformer).forward).parameters.items():
@@ -83,7 +84,7 @@ class Example:
         """Return the function that makes an argument, or None if its name is unknown."""
         if name in self.family_sizes.arguments:
             return partial(self.family_sizes.arguments[name], self)
-        return getattr(self, f"make_{name}", None)
+        return getattr(self, f"_make_{name}", None)
 
     @property
     def tokens(self) -> int:
@@ -148,7 +149,7 @@ class Example:
 
     # Noisy latents
 
-    def make_hidden_states(self) -> torch.Tensor | None:
+    def _make_hidden_states(self) -> torch.Tensor | None:
         channels, (frames, height, width) = self._get("in_channels"), self.size
         if channels is None:
             return None
@@ -160,106 +161,106 @@ class Example:
             return self.noise(self.batch, channels, frames, height, width)
         return self.noise(self.batch, channels, height, width) if "2D" in self.name else None
 
-    def make_x(self) -> list[torch.Tensor]:
+    def _make_x(self) -> list[torch.Tensor]:
         return [self.noise(self.config.in_channels, *self.size) for _ in range(self.batch)]
 
-    def make_audio_hidden_states(self) -> torch.Tensor:
-        return self.noise(self.batch, self.make_audio_num_frames(), self.config.audio_in_channels)
+    def _make_audio_hidden_states(self) -> torch.Tensor:
+        return self.noise(self.batch, self._make_audio_num_frames(), self.config.audio_in_channels)
 
-    def make_audio_num_frames(self) -> int:
+    def _make_audio_num_frames(self) -> int:
         return 4 * self.size[0]
 
     # Timestep
 
-    def make_timestep(self) -> torch.Tensor:
+    def _make_timestep(self) -> torch.Tensor:
         return self._time()
 
-    def make_t(self) -> torch.Tensor:
+    def _make_t(self) -> torch.Tensor:
         return self._time() / 1000
 
-    def make_guidance(self) -> torch.Tensor | None:
+    def _make_guidance(self) -> torch.Tensor | None:
         return self.ones(self.batch) if self._get("guidance_embeds") else None
 
     # Conditions
 
-    def make_class_labels(self) -> torch.Tensor | None:
+    def _make_class_labels(self) -> torch.Tensor | None:
         return None if self._get("num_embeds_ada_norm") is None else self.zeros(self.batch, dtype=torch.long)
 
-    def make_encoder_hidden_states(self) -> torch.Tensor | None:
+    def _make_encoder_hidden_states(self) -> torch.Tensor | None:
         width = self._get(*self.family_sizes.text_width)
         return None if width is None else self.noise(self.batch, self.text_tokens, width)
 
-    def make_audio_encoder_hidden_states(self) -> torch.Tensor:
+    def _make_audio_encoder_hidden_states(self) -> torch.Tensor:
         return self.noise(self.batch, self.text_tokens, self._get("caption_channels", "audio_cross_attention_dim"))
 
-    def make_cap_feats(self) -> list[torch.Tensor]:
+    def _make_cap_feats(self) -> list[torch.Tensor]:
         return [self.noise(self.text_tokens, self.config.cap_feat_dim) for _ in range(self.batch)]
 
-    def make_encoder_attention_mask(self) -> torch.Tensor | None:
+    def _make_encoder_attention_mask(self) -> torch.Tensor | None:
         needed = self.parameters["encoder_attention_mask"].default is inspect.Parameter.empty
         return self.ones(self.batch, self.text_tokens, dtype=torch.bool) if needed else None
 
-    def make_encoder_hidden_states_mask(self) -> torch.Tensor:
+    def _make_encoder_hidden_states_mask(self) -> torch.Tensor:
         return self.ones(self.batch, self.text_tokens, dtype=torch.long)
 
-    def make_pooled_projections(self) -> torch.Tensor | None:
+    def _make_pooled_projections(self) -> torch.Tensor | None:
         width = self._get("pooled_projection_dim")
         return None if width is None else self.noise(self.batch, width)
 
-    def make_encoder_hidden_states_image(self) -> torch.Tensor | None:
+    def _make_encoder_hidden_states_image(self) -> torch.Tensor | None:
         width = self._get("image_dim")
         return None if width is None else self.noise(self.batch, 257, width)
 
-    def make_encoder_hidden_states_t5(self) -> torch.Tensor | None:
+    def _make_encoder_hidden_states_t5(self) -> torch.Tensor | None:
         width = self._get("cross_attention_dim_t5")
         return None if width is None else self.noise(self.batch, self.config.text_len_t5, width)
 
-    def make_text_embedding_mask(self) -> torch.Tensor:
+    def _make_text_embedding_mask(self) -> torch.Tensor:
         return self.ones(self.batch, self.text_tokens)
 
-    def make_text_embedding_mask_t5(self) -> torch.Tensor | None:
+    def _make_text_embedding_mask_t5(self) -> torch.Tensor | None:
         tokens = self._get("text_len_t5")
         return None if tokens is None else self.ones(self.batch, tokens)
 
-    def make_style(self) -> torch.Tensor:
+    def _make_style(self) -> torch.Tensor:
         return self.zeros(self.batch, dtype=torch.long)
 
     # Sizes and positions
 
-    def make_image_meta_size(self) -> torch.Tensor:
+    def _make_image_meta_size(self) -> torch.Tensor:
         return self.ones(self.batch, 6)
 
-    def make_original_size(self) -> torch.Tensor:
+    def _make_original_size(self) -> torch.Tensor:
         return self.ones(self.batch, 2)
 
-    make_target_size = make_original_size
+    _make_target_size = _make_original_size
 
-    def make_crop_coords(self) -> torch.Tensor:
+    def _make_crop_coords(self) -> torch.Tensor:
         return self.zeros(self.batch, 2)
 
-    def make_added_cond_kwargs(self) -> dict:
+    def _make_added_cond_kwargs(self) -> dict:
         sized = getattr(self.transformer, "use_additional_conditions", False)
         kinds = {"resolution": 2, "aspect_ratio": 1}
         return {name: self.ones(self.batch, count) if sized else None for name, count in kinds.items()}
 
-    def make_img_ids(self) -> torch.Tensor:
+    def _make_img_ids(self) -> torch.Tensor:
         return self._ids(self.tokens)
 
-    def make_txt_ids(self) -> torch.Tensor:
+    def _make_txt_ids(self) -> torch.Tensor:
         return self._ids(self.text_tokens)
 
     def _ids(self, tokens: int) -> torch.Tensor:
         axes = len(self.config.axes_dims_rope)
         return self.zeros(*([self.batch] if self.family_sizes.batched_ids else []), tokens, axes)
 
-    def make_img_shapes(self) -> list:
+    def _make_img_shapes(self) -> list:
         return [[self.grid]] * self.batch
 
-    def make_num_frames(self) -> int:
+    def _make_num_frames(self) -> int:
         return self.grid[0]
 
-    def make_height(self) -> int:
+    def _make_height(self) -> int:
         return self.grid[1]
 
-    def make_width(self) -> int:
+    def _make_width(self) -> int:
         return self.grid[2]

@@ -13,6 +13,7 @@ class FluxConditioning(TextConditioning):
     which is the default of the pipeline's call."""
 
     def encode(self, text, device):
+        """Return the T5 embeddings of a caption, and the pooled CLIP ones."""
         embeds, pooled, _ = self.pipe.encode_prompt(text, None, device, max_sequence_length=self.longest())
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
@@ -23,12 +24,14 @@ class FluxConditioning(TextConditioning):
 
     @property
     def note(self) -> str | None:
+        """The guidance scale that a guidance-distilled model is trained at, as a sentence."""
         scale = self.guidance
         return (
             None if scale is None else f"The model was distilled with guidance: it is trained at a scale of {scale}."
         )
 
     def predict(self, model, xt, times, texts, **arguments):
+        """Return the output of the model, which runs on packed latents and position ids."""
         import torch
 
         height, width = xt.shape[-2:]

@@ -12,6 +12,7 @@ class HunyuanConditioning(TextConditioning):
     """Two text encoders, each with a mask. Image sizes and style are those of the pipeline's call."""
 
     def encode(self, text, device):
+        """Return the embeddings of a caption by both text encoders, and their masks."""
         encodings = {}
         for index, (suffix, longest) in enumerate((("", 77), ("_t5", 256))):
             embeds, _, mask, _ = self.pipe.encode_prompt(
@@ -25,6 +26,7 @@ class HunyuanConditioning(TextConditioning):
         return encodings
 
     def predict(self, model, xt, times, texts, **arguments):
+        """Return the output of the model, which gets rotary embeddings, sizes and a style."""
         import torch
         from diffusers.models.embeddings import get_2d_rotary_pos_embed
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid

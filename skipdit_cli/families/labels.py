@@ -29,10 +29,12 @@ def check_labels(class_labels: Sequence[int | str | None], num_classes: int | No
         UsageError: There is no label, or one that is a prompt, lies outside of 0..num_classes-1, or is for an
             unconditional model.
     """
-    of = "nothing" if num_classes is None else "classes"
+    kind = "an unconditional" if num_classes is None else "a class-conditional"
     for label in class_labels:
         if isinstance(label, str):
-            raise UsageError(f"Got --prompt '{label}', but this is a model of {of}, not of texts; leave the flag out.")
+            raise UsageError(
+                f"Got --prompt '{label}', but this is {kind} model, which takes none; leave the flag out."
+            )
     if num_classes is None:
         for label in class_labels:
             if label is not None:

@@ -11,6 +11,7 @@ class LatteConditioning(TextConditioning):
     """The pipeline cuts a prompt to its own tokens, because its transformer masks none."""
 
     def encode(self, text, device):
+        """Return the embeddings of a caption's own tokens."""
         embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, device=device)
         return {"encoder_hidden_states": embeds}
 
@@ -25,6 +26,7 @@ class LatteConditioning(TextConditioning):
         return {"encoder_hidden_states": pad_sequence(texts, batch_first=True), "encoder_attention_mask": bias}
 
     def predict(self, model, xt, times, texts, **arguments):
+        """Return the output of the model, whose text bias has a batch of one for each frame."""
         bias = texts["encoder_attention_mask"].repeat_interleave(xt.shape[2], dim=0)  # diffusers takes one a frame
         return super().predict(model, xt, times, {**texts, "encoder_attention_mask": bias}, **arguments)
 

@@ -1,4 +1,7 @@
-"""Class-conditional and unconditional Latte, which diffusers has not: a model in its style, of its parts."""
+"""Class-conditional and unconditional Latte, in diffusers' style and of its parts; diffusers does not have the model.
+
+The path of this module is written into ``model_index.json``.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,16 @@ from torch import nn
 class LatteClassBlock(nn.Module):
     """An adaLN-zero block whose attention runs over the patches of a frame, or over the frames at a patch.
 
-    Everything but the attention works token by token, so both kinds keep one layout, and a block that the cache
-    leaves out costs nothing, not even a transposition.
+    Both kinds have the same input layout, because everything but the attention works token by token. A block that the
+    cache skips costs no transposition.
 
     Args:
         dim: D, the width.
+        num_attention_heads, attention_head_dim: Number and width of the attention heads.
         mlp_ratio: Hidden width of the MLP over D.
+        dropout: In attention and MLP.
+        attention_bias: Of the query, key and value projections.
+        activation_fn: Of the MLP.
         temporal: Attend over frames.
     """
 
@@ -54,7 +61,8 @@ class LatteClassBlock(nn.Module):
         self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, inner_dim=round(mlp_ratio * dim))
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """
+        """Run the block.
+
         Args:
             hidden_states: (batch, frames, patches, D).
             conditioning: (batch, D).
@@ -76,11 +84,11 @@ class LatteClassBlock(nn.Module):
 
 
 class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
-    """Latte (arXiv 2401.03048, variant 1) on class labels or on nothing: ``Latte`` in models/latte.py of the official
-    code with ``extras`` 2 or 1. Timestep frequencies are the official ones.
+    """Class-conditional or unconditional Latte (arXiv 2401.03048, variant 1).
 
+    It is ``Latte`` in models/latte.py of the official code with ``extras`` 2 or 1, and has its timestep frequencies.
     Images beside the video of a sample (the official ``use_image_num``) are a second call with
-    ``enable_temporal_attentions=False``: only temporal blocks let frames see each other.
+    ``enable_temporal_attentions=False``, because only temporal blocks attend across frames.
 
     Args:
         num_attention_heads, attention_head_dim: Their product is D, a multiple of 4.
@@ -93,8 +101,8 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         sample_size: Height and width of the latents.
         patch_size: Of the spatial patches; frames are not joined.
         activation_fn: Of the MLPs.
-        num_embeds_ada_norm: Number of classes, whose id past the last is "no class"; None for an unconditional model.
-        video_length: The most frames there are positions for.
+        num_embeds_ada_norm: Number of classes, which is also the null label; None for an unconditional model.
+        video_length: Most frames that the model has positions for.
     """
 
     _supports_gradient_checkpointing = True
@@ -167,17 +175,19 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         enable_temporal_attentions: bool = True,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """
+        """Predict the noise, and the variance where it is learned.
+
         Args:
             hidden_states: (batch, channels, frames, height, width) latents.
             timestep: (batch,).
-            class_labels: (batch,) class ids; None for an unconditional model.
-            enable_temporal_attentions: False leaves the temporal blocks and positions out: frames are images.
+            class_labels: (batch,) class labels; None for an unconditional model.
+            enable_temporal_attentions: False leaves out the temporal blocks and positions: frames are images.
             return_dict: Return a ``Transformer2DModelOutput`` instead of a tuple.
         Returns:
             (batch, out_channels, frames, height, width).
         Raises:
-            ValueError: Labels are missing, or given to an unconditional model, or there are too many frames.
+            ValueError: A class-conditional model gets no labels, an unconditional one gets some, or there are too many
+                frames.
         """
         frames, height, width = hidden_states.shape[2:]
         if enable_temporal_attentions and frames > self.config.video_length:
@@ -209,7 +219,7 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         return block(hidden_states, conditioning)
 
     def _condition(self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype) -> torch.Tensor:
-        """(batch, D) of timestep and class."""
+        """Embed timestep and class label: (batch, D)."""
         conditioning = self.timestep_embedder(self.time_proj(timestep).to(dtype))
         if (class_labels is None) != (self.class_embedder is None):
             kind = "an unconditional" if class_labels is not None else "a class-conditional"

@@ -1,4 +1,4 @@
-"""The transformers of a pipeline, and the parameters of its call."""
+"""The transformers of a pipeline, compiled or not, and the parameters of its call."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def transformer_of(pipe):
     return next(iter(transformers_of(pipe).values()))
 
 
+def unwrap_compiled(module):
+    """Return the module that ``torch.compile`` has wrapped, or the module itself if it is not wrapped."""
+    return getattr(module, "_orig_mod", module)
+
+
+def pipeline_type(pipe) -> type:
+    """Return the class of a pipeline, given the pipeline, its class or its outline (``models.outline``)."""
+    return pipe if isinstance(pipe, type) else getattr(pipe, "kind", None) or type(pipe)
+
+
 def call_parameters(pipe) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a pipeline's call."""
-    return inspect.signature(type(pipe).__call__).parameters
+    """Return the parameters of the ``__call__`` of a pipeline, by name."""
+    return inspect.signature(pipeline_type(pipe).__call__).parameters

@@ -11,12 +11,14 @@ class PixArtConditioning(TextConditioning):
     """The larger PixArt-alpha models also take the size of the image."""
 
     def encode(self, text, device):
+        """Return the embeddings of a caption, padded, and their mask."""
         embeds, mask, *_ = self.pipe.encode_prompt(
             text, do_classifier_free_guidance=False, device=device, max_sequence_length=self.longest()
         )
         return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
 
     def predict(self, model, xt, times, texts, **arguments):
+        """Return the output of the model, which gets the size of the image if it has an input for it."""
         import torch
 
         size = {"resolution": None, "aspect_ratio": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -95,6 +96,14 @@ def class_named(name: str) -> type:
 
         return getattr(diffusers, name)
     return getattr(import_module(module), name)
+
+
+def config_value(config: Mapping, key: str):
+    """Return a value of a transformer's config: the default of its class, or None, if the config does not say it."""
+    if key in config:
+        return config[key]
+    parameter = inspect.signature(class_named(config["_class_name"]).__init__).parameters.get(key)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def own_classes() -> dict[str, str]:

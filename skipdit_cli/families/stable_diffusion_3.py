@@ -11,6 +11,7 @@ class StableDiffusion3Conditioning(TextConditioning):
     """The transformer takes the encodings of three text encoders, and a pooled one."""
 
     def encode(self, text, device):
+        """Return the embeddings of a caption by all text encoders, and the pooled ones."""
         embeds, _, pooled, _ = self.pipe.encode_prompt(
             text, None, None, device, do_classifier_free_guidance=False, max_sequence_length=self.longest()
         )

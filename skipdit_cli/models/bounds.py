@@ -15,7 +15,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from skipdit_cli.errors import SkipditError, UsageError, reading
-from skipdit_cli.models.variants import files_in
+from skipdit_cli.models.weights import files_in
 
 PACKED = 16
 """Numbers of a model to one in its file, at most: eight of four bits lie in one, and some are made, not read."""

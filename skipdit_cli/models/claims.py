@@ -17,8 +17,7 @@ from skipdit_cli.errors import UsageError, first_line, reading
 from skipdit_cli.formats import check_values
 from skipdit_cli.models.bounds import UNKNOWN, Room, TooLarge, stored_shapes, try_on_meta
 from skipdit_cli.models.packages import importable
-from skipdit_cli.models.variants import files_in
-from skipdit_cli.models.weights import read_json
+from skipdit_cli.models.weights import files_in, read_json
 from skipdit_cli.quiet import quiet
 
 LIBRARIES = ("diffusers", "transformers")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.models.index import INDEX, transformer_config
-from skipdit_cli.models.variants import files_in, plain_name, variant_of
-from skipdit_cli.models.weights import read_json
+from skipdit_cli.models.weights import files_in, plain_name, read_json, variant_of
 from skipdit_cli.skip import SkipBranches, skip_folder
 
 

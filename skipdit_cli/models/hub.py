@@ -1,18 +1,56 @@
-"""Whether the hub can be asked, and what it means when it says no."""
+"""The Hugging Face hub: the one place that asks it for a model or uploads a folder to it."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
-from skipdit_cli.errors import first_line
+from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.families.pipeline_parts import SECOND
+from skipdit_cli.models.index import INDEX, check_denoiser, check_folder, pipeline_class
+from skipdit_cli.models.weights import read_json, variant_among
+from skipdit_cli.quiet import quiet
+from skipdit_cli.skip import SKIP, skip_folder
 
-SECONDS = 10
-"""To wait for the hub before its cache alone is asked: its own client tries for half a minute, for each file anew."""
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of ``from_pretrained`` that say how the hub is asked."""
+TIMEOUT = 10
+"""Seconds until an unreachable hub is given up; its own client tries for half a minute, for each file anew."""
+
+
+def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **arguments) -> Path:
+    """Return the folder of a pipeline, and download it first if ``path`` is a hub id that is not in the local cache.
+
+    Args:
+        path: A pipeline folder, or a hub id (OWNER/NAME).
+        flag: The flag that named it, for the error message.
+        without: Parts of a pipeline on the hub that are not downloaded.
+        arguments: revision, token, local_files_only, variant, ... as for ``from_pretrained``; others are ignored.
+    Raises:
+        UsageError: It is not a pipeline folder, or neither the hub nor the local cache has it.
+    """
+    folder = Path(path).expanduser()
+    if os.path.isdir(folder):  # pathlib's own raises where the text is too long for a path
+        check_folder(folder)
+        return folder
+    if os.path.isfile(folder):
+        raise UsageError(f"Got {flag} {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+        raise UsageError(f"Got {flag} {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
+    arguments = {key: arguments[key] for key in (*HUB_ARGUMENTS, "variant") if key in arguments}
+    folder = _download(str(path), arguments, without)
+    check_folder(folder)
+    return folder
 
 
 def is_local(arguments: dict) -> bool:
-    """Whether only the hub's local cache is asked: as wanted (``local_files_only``, ``HF_HUB_OFFLINE=1``), or because
-    nothing answers."""
+    """Return whether the hub's local cache alone is read.
+
+    It is where ``local_files_only`` or ``HF_HUB_OFFLINE=1`` says so, and where the hub does not answer.
+    """
     from huggingface_hub import constants
 
     return bool(arguments.get("local_files_only") or constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT))
@@ -20,18 +58,51 @@ def is_local(arguments: dict) -> bool:
 
 @cache
 def answers(endpoint: str) -> bool:
-    """Whether there is anything at an address; asked once a process."""
+    """Return whether a server answers at an address; it is asked once a process."""
     from huggingface_hub import get_session
 
     try:
-        get_session().head(endpoint, timeout=SECONDS)
-    except Exception:  # of whichever HTTP client it uses
+        get_session().head(endpoint, timeout=TIMEOUT)
+    except Exception:  # which one depends on the HTTP client of the installed version
         return False
     return True
 
 
-def why_not(hub_id: str, cause: Exception, arguments: dict) -> str:
-    """One sentence about a model that could not be fetched."""
+def _download(hub_id: str, requested: dict, without: Sequence[str]) -> Path:
+    """Return the snapshot of a pipeline in the local cache, with its ``skip/``, card and licence."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    arguments = {**requested, "local_files_only": is_local(requested)}
+    with quiet(errors_only=True):
+        try:
+            plain = {name: value for name, value in arguments.items() if name != "variant"}
+            index = read_json(hf_hub_download(hub_id, INDEX, **plain))
+            check_denoiser(hub_id, index)
+            left_out = dict.fromkeys(without)  # diffusers does not download a part that is passed, if only as None
+            if not arguments["local_files_only"] and arguments.get("variant") is None:
+                arguments["variant"] = _published_variant(hub_id, plain)
+            folder = pipeline_class(hub_id, index).download(hub_id, **arguments, **left_out)
+            if not arguments["local_files_only"]:  # diffusers downloads what the index lists, and skip/ is not listed
+                patterns = [f"{SKIP}/*", f"{skip_folder(SECOND)}/*", "README.md", "LICEN*", "NOTICE*"]
+                snapshot_download(hub_id, allow_patterns=patterns, **plain)
+        except UsageError:
+            raise
+        except Exception as cause:  # the hub's client, its cache and diffusers each raise their own
+            raise UsageError(_refusal(hub_id, cause, requested)) from cause
+    return Path(folder)
+
+
+def _published_variant(hub_id: str, arguments: dict) -> str | None:
+    """Return the one variant in which the hub has the transformer's weights; None if it has them without one."""
+    from huggingface_hub import HfApi
+
+    arguments = {name: arguments[name] for name in ("revision", "token") if name in arguments}
+    files = map(Path, HfApi().list_repo_files(hub_id, **arguments))
+    return variant_among(file.name for file in files if file.parent.name == "transformer")
+
+
+def _refusal(hub_id: str, cause: Exception, arguments: dict) -> str:
+    """Say in one sentence why a model could not be downloaded, and what to do."""
     from huggingface_hub import constants, errors
 
     if isinstance(cause, errors.GatedRepoError):
@@ -46,6 +117,49 @@ def why_not(hub_id: str, cause: Exception, arguments: dict) -> str:
         return (
             f"Model {hub_id} is no folder here and not to be had from the hub ({first_line(cause)}); check the name."
         )
-    wanted = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
-    way = "go online without HF_HUB_OFFLINE and --local-files-only" if wanted else "try again when the hub answers"
-    return f"Model {hub_id} is no folder here and not in the hub's local cache; check the name, or {way}."
+    offline = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
+    advice = "go online without HF_HUB_OFFLINE and --local-files-only" if offline else "try again when the hub answers"
+    return f"Model {hub_id} is no folder here and not in the hub's local cache; check the name, or {advice}."
+
+
+def check_upload(hub_id: str) -> None:
+    """Check that a folder could be uploaded to a repository, as far as that is known without asking the hub.
+
+    Raises:
+        UsageError: The id is not OWNER/NAME, no token is stored, or the hub is switched off.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(hub_id)
+        valid = hub_id.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UsageError(f"Got --push-to-hub '{hub_id}' but expected OWNER/NAME, such as alice/skip-dit-xl.")
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(f"Got --push-to-hub {hub_id} with HF_HUB_OFFLINE=1, which forbids it; leave one of them out.")
+    if get_token() is None:
+        raise UsageError(f"Got --push-to-hub {hub_id} but no token for the hub; run 'hf auth login' or set HF_TOKEN.")
+
+
+def upload_folder(folder: Path, hub_id: str, patterns: Sequence[str], private: bool = False) -> str:
+    """Upload files of a folder to a repository, which is made if there is none, and return its address.
+
+    Args:
+        patterns: Glob patterns of the files, relative to ``folder``.
+        private: Make the repository a private one.
+    Raises:
+        SkipditError: The repository is public although ``private`` is set; nothing is uploaded then.
+        Exception: Whatever the hub's client raises.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    address = str(api.create_repo(hub_id, private=private or None, exist_ok=True))
+    if private and not api.repo_info(hub_id).private:
+        raise SkipditError(f"Repository {hub_id} is public already, so nothing was uploaded to it; {folder} is kept.")
+    message = "Upload a model made with skipdit"
+    api.upload_folder(repo_id=hub_id, folder_path=folder, allow_patterns=list(patterns), commit_message=message)
+    return address

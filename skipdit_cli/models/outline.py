@@ -1,4 +1,7 @@
-"""A model as its configs describe it: blocks and branches without weights, to count on."""
+"""A model from its configs alone: its transformers on the meta device, without weights.
+
+Commands count blocks, parameters and FLOPs on it, and check flags against it, before they read any weights.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,15 @@ from accelerate import init_empty_weights
 from skipdit_cli.errors import reading
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.models.build import build_transformer, preset_config
-from skipdit_cli.models.index import check_index, is_part, pipeline_class, transformer_config
-from skipdit_cli.models.open import branches_config, find_folder, named_model
+from skipdit_cli.models.hub import find_folder
+from skipdit_cli.models.index import (
+    check_index,
+    has_part,
+    is_part,
+    pipeline_class,
+    transformer_config,
+)
+from skipdit_cli.models.open import branches_config, named_model
 from skipdit_cli.presets import load_preset
 from skipdit_cli.skip import SKIP, SkipBranches, add_skip_branches, skip_folder
 from skipdit_cli.trunk import Trunk, known_trunk
@@ -19,16 +29,16 @@ from skipdit_cli.trunk import Trunk, known_trunk
 
 @dataclass(frozen=True)
 class Outline:
-    """A pipeline without its weights: what can be asked of it is checked on this, before any are read.
+    """A pipeline without its weights.
 
     Args:
-        name: As given.
-        transformer: On the meta device, with branches on it if its class can have them.
-        attached: Whether they are its own.
-        transformer_2: The second of its pipeline, if there is one, in the same way.
-        config: What its ``model_index.json`` holds.
-        kind: The class of the pipeline; None of a lone transformer.
-        folder: Where it lies.
+        name: The model, as the user named it.
+        transformer: The transformer on the meta device, with skip branches on it if its class can have them.
+        attached: Whether the folder holds those branches; if not, they show what ``convert`` would add.
+        transformer_2: The second transformer, in the same way; None if the pipeline has one alone.
+        config: The content of ``model_index.json``.
+        kind: The class of the pipeline; None for a transformer alone.
+        folder: The folder of the pipeline; None for a preset or a transformer alone.
     """
 
     name: str
@@ -41,64 +51,63 @@ class Outline:
 
     @property
     def trunk(self) -> Trunk | None:
-        """None where only a forward would tell."""
+        """The trunk of the transformer; None where only a forward pass would find it."""
         return known_trunk(self.transformer)
 
     @property
     def branches(self) -> SkipBranches | None:
+        """The skip branches of the transformer, if it has any."""
         return None if self.trunk is None else self.trunk.branches
 
     @property
     def labels(self) -> dict[str, int]:
-        """Names of classes, several to one between commas, as diffusers' ``DiTPipeline`` reads them."""
-        named = self.config.get("id2label") or {}
-        return {name.strip(): int(at) for at, names in named.items() for name in names.split(",")}
+        """Class labels by name; a class may have several names, separated by commas, as diffusers' ``DiTPipeline``
+        reads them."""
+        names_of = self.config.get("id2label") or {}
+        return {name.strip(): int(label) for label, names in names_of.items() for name in names.split(",")}
 
 
 def read_outline(model: str | None, preset_name: str | None = None, lone: bool = False, **hub_arguments) -> Outline:
-    """The outline of a pipeline folder, hub id, or the model a preset names; no weights are read.
+    """Read the outline of a pipeline folder, a hub id, or the model that a preset names.
 
-    A model without skip branches gets those of the ``residual`` merge, to see what they would cost.
+    A model without skip branches gets those of the ``residual`` merge, to show what they would cost.
 
     Args:
-        lone: Take the folder of a transformer alone, too, which cannot be sampled.
+        model: The folder or hub id; without it the preset counts.
+        lone: Accept the folder of a transformer alone, too, which cannot be sampled.
+        hub_arguments: revision, token, local_files_only, ...
     Raises:
         UsageError: There is no such model, or its configs are damaged.
     """
     preset = load_preset(preset_name) if model is None and preset_name else None
     if preset is not None and preset.model and preset.weights_path is None:
-        return Outline(preset.name, _transformer(preset.name, preset_config(preset), None), False)
-    named = named_model(model, preset_name)
-    alone = Path(named).expanduser()
-    if lone and is_part(alone):
-        transformer = _part(named, alone / SKIP, transformer_config(alone))
-        return Outline(str(model), transformer, (alone / SKIP).is_dir())
-    folder = find_folder(named, **hub_arguments)
-    index = check_index(named, folder, weights=False)
-    transformer, second = (
-        _part(named, folder / skip_folder(part), transformer_config(folder / part, index))
-        if index.get(part) not in (None, [None, None])
-        else None
+        return Outline(preset.name, _outlined_transformer(preset.name, preset_config(preset), None), False)
+    name = named_model(model, preset_name)
+    path = Path(name).expanduser()
+    if lone and is_part(path):
+        skip = path / SKIP
+        return Outline(str(model), _outlined_transformer(name, transformer_config(path), skip), skip.is_dir())
+    folder = find_folder(name, **hub_arguments)
+    index = check_index(name, folder, weights=False)
+    transformers = {
+        part: _outlined_transformer(name, transformer_config(folder / part, index), folder / skip_folder(part))
         for part in TRANSFORMERS
-    )
-    attached, kind = (folder / SKIP).is_dir(), pipeline_class(named, index)
-    return Outline(str(model or preset_name), transformer, attached, second, index, kind, folder)
+        if has_part(index, part)
+    }
+    facts = {"attached": (folder / SKIP).is_dir(), "kind": pipeline_class(name, index), "folder": folder}
+    return Outline(str(model or preset_name), config=index, **transformers, **facts)
 
 
-def _part(name, skip: Path, config: dict):
-    return _transformer(str(name), config, branches_config(skip) if skip.is_dir() else None)
-
-
-def _transformer(name: str, config: dict, skip: dict | None):
+def _outlined_transformer(name, config: dict, skip: Path | None):
+    """Build a transformer on the meta device, with the branches that ``skip/`` describes, or with new ones."""
+    settings = branches_config(skip) if skip is not None and skip.is_dir() else None
+    branches = None
     with init_empty_weights():
         transformer = build_transformer(config)
-        branches = None if skip is None else _branches(name, skip)
+        if settings is not None:
+            with reading(f"The {SKIP}/config.json of {name}", failed="does not describe skip branches"):
+                branches = SkipBranches.from_config(settings)
         trunk = known_trunk(transformer)
         if branches is not None or (trunk is not None and not trunk.backbone.native_skips and len(trunk) > 1):
             add_skip_branches(transformer, branches=branches)
     return transformer
-
-
-def _branches(name: str, config: dict) -> SkipBranches:
-    with reading(f"The {SKIP}/config.json of {name}", failed="does not describe skip branches"):
-        return SkipBranches.from_config(config)

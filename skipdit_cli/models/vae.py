@@ -10,14 +10,12 @@ from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.finite import first_broken
 from skipdit_cli.models.bounds import stored_shapes
 from skipdit_cli.models.claims import check_model
-from skipdit_cli.models.hub import is_local
-from skipdit_cli.models.variants import variant_of
+from skipdit_cli.models.hub import HUB_ARGUMENTS, is_local
+from skipdit_cli.models.weights import variant_of
 from skipdit_cli.sampling.latents import latent_channels
 
 KINDS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 """Frame by frame, and with a look at the frames around."""
-
-_READS_CONFIG = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def load_vae(name, in_channels: int | None = None, **arguments):
@@ -35,7 +33,7 @@ def load_vae(name, in_channels: int | None = None, **arguments):
     import diffusers
 
     arguments["local_files_only"] = Path(name).expanduser().is_dir() or is_local(arguments)
-    hub = {key: arguments[key] for key in _READS_CONFIG if key in arguments}
+    hub = {key: arguments[key] for key in HUB_ARGUMENTS if key in arguments}
     for path, inner in (places := _places(str(name))):
         try:
             with warnings.catch_warnings():

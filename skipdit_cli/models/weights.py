@@ -1,12 +1,13 @@
-"""Tensors in files: read memory-mapped, so that nothing is held twice, and without running anyone's code."""
+"""Weight files of one part of a pipeline: their names and variants, and tensors read memory-mapped and safely."""
 
 from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import warnings
 import zipfile
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,17 +16,22 @@ from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_json, read_text
-from skipdit_cli.models.variants import files_in, variant_of
 
 STEM = "diffusion_pytorch_model"
 TRANSFORMERS_INDEX = "model.safetensors.index.json"
+"""The index of shards as the library ``transformers`` names it."""
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?(\.(?P<former>[\w-]+))?"
+    r"\.(safetensors|bin)"
+)
+"""The name of a weight file or shard of diffusers or transformers; the variant once stood where ``former`` is."""
 
 
 def read_json(path) -> dict:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        UsageError: It is missing or is not a JSON object.
+        UsageError: The file is missing or holds no JSON object.
     """
     if not Path(path).is_file():
         raise UsageError(f"{path} is missing; fetch the model again.")
@@ -35,56 +41,49 @@ def read_json(path) -> dict:
     return data
 
 
-def read_tensors(path):
-    """What a ``.safetensors`` or torch file holds, memory-mapped, on the CPU.
+def files_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """List the files of a part, without hidden ones such as macOS's ``._config.json``."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
 
-    A torch file is read with ``weights_only``: nothing but tensors, plain containers and ``argparse.Namespace`` (the
-    DiT repository saves its arguments) is ever made from it.
+
+def variant_of(folder: Path) -> str | None:
+    """Return the variant in which the weights of a part lie (``fp16``), where they do not lie there without one.
+
+    diffusers reads a variant only if it is asked for by name, and then in every part that has it.
 
     Raises:
-        UsageError: The file is missing, damaged, or holds anything else.
+        UsageError: As ``variant_among``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"Checkpoint {path} does not exist.")
-    if path.suffix == ".gguf":
-        raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
-    if _is_packed(path):
-        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols; such a file is read or refused all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as cause:
+        return variant_among(file.name for file in folder.iterdir()) if folder.is_dir() else None
+    except UsageError as cause:
+        raise UsageError(f"Folder {folder}: {cause}") from cause
+
+
+def variant_among(names: Iterable[str]) -> str | None:
+    """Return the variant of weight files by their names; None if some have none, or none is a weight file.
+
+    Raises:
+        UsageError: There are several variants, and nothing says which is meant.
+    """
+    matches = filter(None, map(WEIGHTS.fullmatch, names))
+    variants = {match["variant"] or match["former"] for match in matches}
+    if None in variants or not variants:
+        return None
+    if len(variants) > 1:
         raise UsageError(
-            f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
-            "code; save its state dict alone."
-        ) from cause
-    except Exception as cause:  # of zip, pickle and torch, by what is wrong with the file
-        raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
+            f"Got weights in the variants {', '.join(sorted(variants))} and none without; keep one of them."
+        )
+    return variants.pop()
 
 
-def _is_packed(path: Path) -> bool:
-    """Whether a zip holds more than its own size: torch stores what it writes, and a few compressed kilobytes may
-    unfold to all the memory there is."""
-    if not _is_zip(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as opened:
-            return sum(entry.file_size for entry in opened.infolist()) > path.stat().st_size
-    except zipfile.BadZipFile:
-        return False  # torch says so
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def plain_name(name: str, variant: str) -> str:
+    """Return the name of a weight file, or of an index of shards, without its variant."""
+    return re.sub(rf"\.{re.escape(variant)}(?=[.-])", "", name)
 
 
 def weight_files(folder) -> list[Path]:
-    """The files of weights of one diffusers model folder: one, or all shards; of a variant if there are no others.
+    """List the weight files of one diffusers model: one, or all shards; those of a variant if there are no others.
 
     Raises:
         UsageError: There are none, or a shard is missing.
@@ -101,7 +100,7 @@ def weight_files(folder) -> list[Path]:
 
 
 def index_file(folder: Path, suffix: str = "safetensors") -> Path | None:
-    """The file that says which shard holds which tensor; None where there is none."""
+    """Return the file that says which shard holds which tensor; None if the weights are not sharded."""
     variant = variant_of(folder)
     names = [f"{STEM}.{suffix}.index.{variant}.json", f"{STEM}.{suffix}.{variant}.index.json"]
     names = names if variant else [f"{STEM}.{suffix}.index.json"]
@@ -109,8 +108,8 @@ def index_file(folder: Path, suffix: str = "safetensors") -> Path | None:
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:
-    named = read_json(index).get("weight_map")
-    names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+    weight_map = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
         raise UsageError(f"Folder {folder} lacks {(missing or ['its shards'])[0]}, which {index.name} names.")
@@ -118,32 +117,92 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 
 
 def check_weights(folder: Path, floating: bool = False) -> None:
-    """Look at the headers of all safetensors files of a part, of whatever library.
+    """Check that all safetensors files of a part have a readable header, and that no shard is missing.
 
     Args:
-        floating: Matrices of whole numbers are refused, too: no layer could compute with them as they are.
+        folder: The part, of diffusers or transformers.
+        floating: Refuse matrices of integers, too: a layer cannot compute with them as they are.
     Raises:
-        UsageError: A file is damaged, cut short or missing.
+        UsageError: A file is damaged, cut short or missing, or holds such a matrix.
     """
-    files = files_in(folder, "*.safetensors")
-    for file in files:
+    for file in files_in(folder, "*.safetensors"):
         try:
             with safe_open(file, "pt") as opened:
-                slices = ((name, opened.get_slice(name)) for name in opened.keys()) if floating else ()
-                whole = [name for name, tensor in slices if "I" in tensor.get_dtype() or "U" in tensor.get_dtype()
-                         if len(tensor.get_shape()) > 1]  # fmt: skip
+                integers = _integer_matrices(opened) if floating else []
         except Exception as cause:
             raise UsageError(f"Checkpoint {file} cannot be read: {_damage(file)}; fetch it again.") from cause
-        if whole:
+        if integers:
             raise UsageError(
-                f"Checkpoint {file} holds {whole[0]} in whole numbers, as quantised models do, and its config.json "
+                f"Checkpoint {file} holds {integers[0]} in whole numbers, as quantised models do, and its config.json "
                 "does not say by what; give the model without quantisation."
             )
-    if any(map(partial(index_file, folder), ("safetensors", "bin"))):
+    if index_file(folder, "safetensors") or index_file(folder, "bin"):
         weight_files(folder)
     index = folder / TRANSFORMERS_INDEX
     if index.is_file() and not (folder / "model.safetensors").is_file():
         _shards(folder, index)
+
+
+def _integer_matrices(opened) -> list[str]:
+    """Return the names of the tensors of integers with two dimensions or more in an open safetensors file."""
+    headers = {name: opened.get_slice(name) for name in opened.keys()}
+    return [
+        name
+        for name, header in headers.items()
+        if ("I" in header.get_dtype() or "U" in header.get_dtype()) and len(header.get_shape()) > 1
+    ]
+
+
+def read_tensors(path):
+    """Read a ``.safetensors`` or torch file, memory-mapped, on the CPU.
+
+    A torch file is read with ``weights_only``: nothing but tensors, plain containers and ``argparse.Namespace`` (the
+    DiT repository saves its arguments) is ever made from it.
+
+    Returns:
+        A state dict; of a torch file whatever containers it holds.
+    Raises:
+        UsageError: The file is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"Checkpoint {path} does not exist.")
+    if path.suffix == ".gguf":
+        raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
+    if _is_compressed(path):
+        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols; such a file is read or refused all the same
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as cause:
+        raise UsageError(
+            f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
+            "code; save its state dict alone."
+        ) from cause
+    except Exception as cause:  # zip, pickle and torch each raise their own
+        raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
+
+
+def _is_compressed(path: Path) -> bool:
+    """Return whether a zip holds more than its own size.
+
+    torch stores tensors uncompressed, and a few compressed kilobytes may unfold to all the memory there is.
+    """
+    if not _is_zip(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return sum(entry.file_size for entry in opened.infolist()) > path.stat().st_size
+    except zipfile.BadZipFile:
+        return False  # torch says so
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _damage(file: Path) -> str:
@@ -153,16 +212,20 @@ def _damage(file: Path) -> str:
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:
-    """The state dict of one diffusers model folder, memory-mapped."""
+    """Read the state dict of one diffusers model folder, memory-mapped.
+
+    Raises:
+        UsageError: As ``weight_files`` and ``read_tensors``.
+    """
     return {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file).items()}
 
 
 def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source, extra: bool = False) -> None:
-    """Put tensors into a model made on the meta device, without a copy.
+    """Put a state dict into a model on the meta device, without a copy.
 
     Args:
-        source: Where they come from, for the error.
-        extra: Tensors that the model has no place for are left aside, as diffusers does.
+        source: Where the tensors come from, for the error message.
+        extra: Ignore tensors that the model has no place for, as diffusers does.
     Raises:
         UsageError: A tensor is missing, of another shape, or (without ``extra``) left over.
     """
@@ -173,21 +236,23 @@ def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], sourc
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or left or wrong:
         parts = {"missing": missing, "not expected": left, "of another shape": wrong}
-        said = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
-        raise UsageError(f"{source} does not fit a {type(model).__name__} ({said}).")
+        mismatch = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
+        raise UsageError(f"{source} does not fit a {type(model).__name__} ({mismatch}).")
     model.load_state_dict(state, assign=True)
 
 
 def write_tensors(state: dict[str, torch.Tensor], path, dtype: torch.dtype | None = None) -> None:
     """Write a safetensors file straight from (memory-mapped) tensors.
 
+    A tensor under several names is written once for each.
+
     Args:
-        dtype: For floating-point tensors; None keeps theirs. A tensor under several names is written once for each.
+        dtype: The dtype of the floating-point tensors written; None keeps theirs.
     """
-    written, seen = {}, set()
+    written, addresses = {}, set()
     for name, tensor in state.items():
-        kept = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        repeated = (kept.data_ptr(), kept.shape) in seen  # safetensors refuses names that share memory
-        seen.add((kept.data_ptr(), kept.shape))
-        written[name] = kept.clone() if repeated else kept.contiguous()
+        tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        address = (tensor.data_ptr(), tensor.shape)
+        written[name] = tensor.clone() if address in addresses else tensor.contiguous()  # no names may share memory
+        addresses.add(address)
     save_file(written, path, metadata={"format": "pt"})

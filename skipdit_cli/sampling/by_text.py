@@ -142,18 +142,18 @@ def _refusals(pipe, settings: RunSettings) -> Iterator[None]:
     except (ValueError, TypeError) as cause:
         if isinstance(cause, TypeError) and not settings.arguments:  # values of --pipeline-arg may be of any type
             raise
-        raise UsageError(f"{kind} refuses what it was asked for: {first_line(cause)}.") from cause
+        raise UsageError(f"{kind} refuses a setting: {first_line(cause)}.") from cause
     except AttributeError as cause:  # the model lacks a part, such as a text encoder
         absent = [name for name, part in pipe.components.items() if part is None]
         if "'NoneType' object" not in str(cause) or not absent:
             raise
         raise UsageError(
-            f"{kind} ended for want of a part; this model has no {', '.join(absent)}: give the folder of a whole one."
+            f"A {kind} needs a part, and this model has no {', '.join(absent)}; give the folder of the whole pipeline."
         ) from cause
     except NameError as cause:  # diffusers lacks a package to clean prompts with
         if cause.name not in CLEANERS:
             raise
-        raise UsageError(f"A {kind} reads texts with one more package; run pip install {cause.name}.") from cause
+        raise UsageError(f"A {kind} reads prompts with one more package; run pip install {cause.name}.") from cause
 
 
 class _CheckedDecode(Interposed):

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import torch
 
 from skipdit_cli.errors import SkipditError, first_line
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.finite import first_broken, is_finite
-from skipdit_cli.sampling.device import transformers_of
 
 DECODERS = ("vae", "audio_vae", "vocoder")
 _AT_FIRST = "The latents are NaN or infinite before the first denoising step"
@@ -82,7 +82,7 @@ def _repeated_run(pipe, repeat: Callable[[Callable[[], None]], object]) -> str:
                 continue
             if name in (0, "hidden_states"):
                 stop(f"The latents are NaN or infinite after denoising step {len(steps)}" if steps else _AT_FIRST)
-            stop(f"What the transformer is told as {name} is NaN or infinite {at_step}")
+            stop(f"The transformer's input {name} is NaN or infinite {at_step}")
         first = output[0] if isinstance(output, tuple) else output
         if any(not is_finite(tensor) for _, tensor in _tensors([("", first)])):
             stop(f"The transformer's output is NaN or infinite {at_step}")

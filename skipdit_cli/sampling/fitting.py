@@ -12,12 +12,12 @@ import torch
 from diffusers.utils import logging
 
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
-from skipdit_cli.families.pipeline_parts import SECOND
+from skipdit_cli.families.pipeline_parts import SECOND, transformers_of
 from skipdit_cli.quiet import quiet
-from skipdit_cli.sampling.device import move, transformers_of
+from skipdit_cli.sampling.device import move
 from skipdit_cli.sampling.diagnosis import broken_weight
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters, is_text_conditional
-from skipdit_cli.trunk import Interposed, interpose, keep_trunk, known_trunk, restore
+from skipdit_cli.trunk import Interposed, interpose, keep_wrapped, known_trunk, restore
 
 OFFLOADS = ("model", "group")
 
@@ -208,7 +208,7 @@ def compile_transformers(pipes: Sequence, backend=None) -> None:
     """Compile the forward of each transformer of some pipelines, for good; see ``compiled``."""
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for transformer in _distinct_transformers(pipes):
-        _hold(transformer, True)
+        _keep_wrapped(transformer, True)
         interpose(transformer, "forward", partial(CompiledForward, backend=backend), CompiledForward)
 
 
@@ -228,7 +228,7 @@ def compiled(pipes: Sequence, backend=None) -> Iterator[None]:
     finally:
         for transformer in _distinct_transformers(pipes):
             restore(transformer, "forward", CompiledForward)
-            _hold(transformer, False)
+            _keep_wrapped(transformer, False)
         torch._dynamo.config.recompile_limit = limit
 
 
@@ -236,9 +236,6 @@ def _distinct_transformers(pipes: Sequence) -> list[torch.nn.Module]:
     return list(dict.fromkeys(transformer for pipe in pipes for transformer in transformers_of(pipe).values()))
 
 
-def _hold(transformer, held: bool) -> None:
-    """Keep the same interposed objects before the blocks, so that caches that come and go share one compilation."""
-    trunk = known_trunk(transformer)
-    if trunk is not None:
-        trunk.held = held
-        keep_trunk(transformer, trunk)
+def _keep_wrapped(transformer, wrapped: bool) -> None:
+    if known_trunk(transformer) is not None:  # a trunk still to be found has no wrappers
+        keep_wrapped(transformer, wrapped)

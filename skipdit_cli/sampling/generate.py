@@ -13,12 +13,13 @@ import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import NotFiniteError
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media import Sound
 from skipdit_cli.sampling import diagnosis
 from skipdit_cli.sampling.by_class import ByClass, sample_shape
 from skipdit_cli.sampling.by_text import ByText, decodes_apart
-from skipdit_cli.sampling.device import Stopwatch, transformers_of
+from skipdit_cli.sampling.device import Stopwatch
 from skipdit_cli.sampling.latents import check_scaling
 from skipdit_cli.sampling.pipelines.call_arguments import encodes_prompts_singly, is_text_conditional
 from skipdit_cli.sampling.pixels import to_pixels

@@ -39,7 +39,7 @@ def to_pixels(
         NotFiniteError: The latents, or the decoded images, are NaN or infinite.
     """
     if not is_finite(latents):
-        raise NotFiniteError("The latents are NaN or infinite, so they are no pictures.")
+        raise NotFiniteError("The latents are NaN or infinite, so there are no pictures.")
     if pipe.vae is not None:
         latents = unscale(pipe.vae, latents)
         if latents.ndim == 4:

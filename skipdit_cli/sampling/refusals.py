@@ -10,9 +10,9 @@ from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.labels import check_labels, null_label
+from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.families.registry import pipelines_by_class
 from skipdit_cli.sampling.by_class import sample_shape
-from skipdit_cli.sampling.device import transformers_of
 from skipdit_cli.sampling.pipelines.call_arguments import (
     FLAGS,
     FRAMES,
@@ -111,9 +111,9 @@ def _check_type(pipe) -> None:
     kind, parameters = pipeline_type(pipe).__name__, call_parameters(pipe)
     if not is_text_conditional(pipe):
         if kind not in pipelines_by_class():
-            raise UsageError(f"A {kind} is of neither texts nor classes, which alone are sampled here.")
+            raise UsageError(f"A {kind} takes neither prompts nor class labels, so it cannot be sampled here.")
     elif not ({"height", "image", *FRAMES} & set(parameters) or accepts_no_prompt(pipe)):
-        raise UsageError(f"A {kind} makes no pictures or videos, which alone are sampled here.")
+        raise UsageError(f"A {kind} makes no pictures or videos, so it cannot be sampled here.")
 
 
 def _check_text_run(pipe, prompts: Sequence[int | str | None], run: RunSettings) -> None:

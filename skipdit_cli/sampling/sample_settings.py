@@ -28,14 +28,14 @@ class PipelineSettings:
         None, "Text file with one prompt per line, in place of --prompt.", SAMPLES, metavar="FILE"
     )
     negative_prompt: str | None = setting(
-        None, "What guidance leads away from.", SAMPLES, metavar="TEXT", recorded=True, run=True
+        None, "Negative prompt: what guidance steers away from.", SAMPLES, metavar="TEXT", recorded=True, run=True
     )
     image: Path | None = setting(
         None, "Image to start from (image-to-image or image-to-video).", SAMPLES, metavar="FILE", recorded=True
     )
     strength: float | None = setting(
         None,
-        "Share of noise added to --image: above 0, up to 1 (noise alone). [default: the pipeline's]",
+        "Share of --image to replace by noise: above 0, up to 1 (all of it). [default: the pipeline's]",
         SAMPLES,
         recorded=True,
         run=True,
@@ -51,7 +51,7 @@ class PipelineSettings:
     )
     scheduler: str | None = setting(
         None,
-        "Sampler: ddim, ddpm, dpm++, unipc and others. [default: the pipeline's]",
+        "ddim, ddpm, dpm++, dpm++-sde, unipc, deis, euler, euler-a or heun. [default: the pipeline's]",
         PIPELINE,
         recorded=True,
         run=True,
@@ -74,9 +74,14 @@ class PipelineSettings:
     )
     vae_tiling: bool = setting(False, "Decode in tiles, which takes less memory.", PIPELINE, recorded=True)
     dtype: str = setting(
-        "auto", "Weights and arithmetic: float32, bfloat16 or float16 (fp32, bf16, fp16).", MODEL, recorded=True
+        "auto",
+        "float32, bfloat16 or float16 (fp32, bf16, fp16); auto is bfloat16 on CUDA and float32 elsewhere.",
+        MODEL,
+        recorded=True,
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", MODEL, recorded=True)
+    device: str = setting(
+        "auto", "cpu, cuda, cuda:N or mps; auto takes CUDA, else MPS, else the CPU.", MODEL, recorded=True
+    )
     cpu_offload: str | None = setting(
         None,
         "Keep weights in main memory and move one part of the pipeline (model) or one group of blocks (group) "

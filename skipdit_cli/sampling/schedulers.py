@@ -102,7 +102,7 @@ def make_scheduler(name: str | None, pipe):
     original = pipe.scheduler
     config = dict(original.config)
     if name is not None and follows_flow(original) and ("beta_schedule" not in config or name not in FLOWS):
-        allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "has a scheduler of its own alone"
+        allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "takes its own scheduler only"
         raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {allowed}.")
     if name is None and is_text_conditional(pipe):
         return type(original).from_config(original.config)

@@ -1,4 +1,4 @@
-"""Skip branches: what they are, and how they are attached."""
+"""Skip branches: the module, how it is attached to a transformer, and the merge of its sources in one forward."""
 
 from skipdit_cli.skip.attach import SKIP, add_skip_branches, remove_skip_branches, skip_folder
 from skipdit_cli.skip.branches import MERGES, SkipBranches

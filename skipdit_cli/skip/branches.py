@@ -23,14 +23,17 @@ class SkipBranches(ModelMixin, ConfigMixin):
     Args:
         dim: D, the width of the trunk.
         num_layers: L, the number of blocks. An odd L leaves its middle block without a pair.
-        merge: ``residual``: x + W·LN[x, s], W = 0 at first, so that a converted model is unchanged bit for bit.
-            ``replace``: W·LN[x, s], the form of the official checkpoints.
-        backbone: Class name of the transformer these branches belong to.
-        time_embedding: ``official`` where the weights were trained with the DiT repository's timestep frequencies,
-            which diffusers' DiT spaces differently; ``sit`` for those of a SiT; ``diffusers`` otherwise. Applied to
-            the transformer that they are attached to.
-        trunk: Of a class that is not declared, what was found (``Backbone.record``), so that no forward is needed to
-            attach them again.
+        merge: How a branch joins the trunk. ``residual`` is x + W·LN[x, s]; W is 0 at first, so that a converted model
+            is unchanged bit for bit. ``replace`` is W·LN[x, s], the form of the official checkpoints.
+        backbone: Class name of the transformer that the branches belong to.
+        time_embedding: The timestep frequencies that the weights were trained with, which the transformer gets when
+            the branches are attached: ``official`` for those of the DiT repository, which diffusers' DiT spaces
+            differently, ``sit`` for those of SiT, and ``diffusers`` otherwise.
+        trunk: For a class that is not declared, the trunk that was found (``Backbone.record``), so that attaching the
+            branches again needs no forward.
+
+    Raises:
+        UsageError: The merge or the time embedding is none of these.
     """
 
     @register_to_config
@@ -59,16 +62,19 @@ class SkipBranches(ModelMixin, ConfigMixin):
 
     @property
     def num_pairs(self) -> int:
+        """The number of pairs (i, L-1-i)."""
         return len(self.linears)
 
     def forward(self, x: torch.Tensor, source: torch.Tensor, pair: int) -> torch.Tensor:
         """Join ``source``, the output of block ``pair``, to x, the input of its target block.
 
         Args:
-            x, source: (..., D), of one shape.
+            x: (..., D).
+            source: (..., D), of the shape of x.
             pair: i of the pair (i, L-1-i).
+
         Returns:
-            (..., D).
+            The new input of the target block, (..., D).
         """
         branch = self.linears[pair](self.norms[pair](torch.cat([x, source], dim=-1)))
         return x + branch if self.config.merge == "residual" else branch

@@ -1,4 +1,4 @@
-"""How timesteps are told to a DiT: diffusers' class does it otherwise than the code that trained most weights."""
+"""Timestep frequencies of DiT: those of diffusers' class differ from those that most weights were trained with."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from skipdit_cli.errors import UsageError
 
 TIME_EMBEDDINGS = ("official", "diffusers", "sit")
 NUM_TIMESTEPS = 1000
-"""How many timesteps DiT, Latte and, in diffusers' terms, SiT count."""
+"""The number of training timesteps of DiT and Latte, and of SiT as diffusers counts them."""
 RECORD = "_time_embedding"
-"""Key of a transformer's config; diffusers leaves alone what begins with an underscore, and keeps it."""
+"""Key of a transformer's config. diffusers keeps keys that begin with an underscore, and does not read them."""
 
 
 class TimeFromNoise(Timesteps):
-    """Timesteps as diffusers counts them in flow matching, 1000 for noise and 0 for data, told as SiT counts time."""
+    """The timestep frequencies of SiT, whose time runs from 0 for noise to 1 for data.
+
+    It takes timesteps as diffusers counts them in flow matching, 1000 for noise and 0 for data.
+    """
 
     def forward(self, timesteps):
         return super().forward(1 - timesteps / NUM_TIMESTEPS)
 
 
 def set_time_embedding(transformer, kind: str) -> None:
-    """Tell timesteps to a DiT as its weights were trained with; changes this instance only.
+    """Set the timestep frequencies of a DiT, in place; other families are left as they are.
 
     The DiT repository has exp(-ln(10000)·k/128) for k = 0..127 (``TimestepEmbedder`` in its models.py); diffusers
-    divides by 127. SiT has the frequencies of the DiT repository, for a time from 0, noise, to 1, data. No effect on
-    other families.
+    divides by 127. SiT has the frequencies of the DiT repository, for a time from 0, noise, to 1, data.
 
     Args:
+        transformer: The model. Only this instance changes.
         kind: One of ``TIME_EMBEDDINGS``.
+
     Raises:
-        UsageError: Another kind.
+        UsageError: The kind is none of these.
     """
     if kind not in TIME_EMBEDDINGS:
         raise UsageError(f"Got time embedding '{kind}' but expected one of {', '.join(TIME_EMBEDDINGS)}.")
@@ -42,7 +46,7 @@ def set_time_embedding(transformer, kind: str) -> None:
 
 
 def time_embedding_of(transformer) -> str | None:
-    """How timesteps are told to this instance now; None of a class that has one way alone."""
+    """Return the kind of timestep frequencies that a DiT has now; None for other families."""
     projection = next(_projections(transformer), None)
     if projection is None:
         return None
@@ -52,14 +56,15 @@ def time_embedding_of(transformer) -> str | None:
 
 
 def record_time_embedding(transformer, kind: str) -> None:
-    """Set it, and note it in the transformer's config, where weights that are saved without branches keep it."""
+    """Set the timestep frequencies, and record them in the transformer's config, which keeps them where the weights
+    are saved without branches."""
     set_time_embedding(transformer, kind)
     if time_embedding_of(transformer) is not None and (kind != "diffusers" or RECORD in transformer.config):
         transformer.register_to_config(**{RECORD: kind})
 
 
 def _projections(transformer) -> Iterator[Timesteps]:
-    """One a block."""
+    """The timestep projection of each block."""
     for block in getattr(transformer, "transformer_blocks", ()):
         projection = getattr(getattr(getattr(block, "norm1", None), "emb", None), "time_proj", None)
         if projection is not None:

@@ -1,15 +1,15 @@
-"""The settings of a training run: their flags, defaults and help texts, and which values are allowed."""
+"""The settings of a training run: flags, defaults, help texts, and the values allowed."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from skipdit_cli import files
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.settings import setting
+from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, setting
 
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
 """The data sets that need no folder, and what their samples are."""
@@ -17,34 +17,30 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 POSITIONS = ("center", "random")
 """Where a clip lies in its video and a crop in its picture."""
-DATA, VIDEO, FLOW, OPTIMISATION, MEMORY, CHECKPOINTS, OUTPUT = (
-    *("Data", "Video", "Flow matching", "Optimisation", "Precision and memory", "Checkpoints", "Output"),
-)
-"""The panels of ``--help``."""
+DATA, VIDEO, FLOW = "Data", "Video", "Flow matching"
+OPTIMISATION, MEMORY, CHECKPOINTS = "Optimisation", "Precision and memory", "Checkpoints"
+"""The panels of ``--help`` that only training has."""
 
 
-def _setting(
-    default, help: str, panel: str | None = None, *, least: int | None = None, choices=(), free: bool = False
-):
+def _setting(default, help: str, panel: str | None = None, *, least=None, choices=(), free=False, **more):
     """Declare a setting of training.
 
     Args:
         least: The smallest number allowed.
         choices: The names allowed; empty where any text is.
         free: Whether a resumed run may have another value than its checkpoint.
+        more: Further arguments of ``setting``.
     """
-    declared = setting(default, help, panel)
-    declared.metadata = {**declared.metadata, "least": least, "choices": choices, "free": free}
-    return declared
+    return setting(default, help, panel, least=least, choices=choices, free=free, **more)
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """Which timesteps a flow matching loss is taken at and how much each counts, as in diffusers' training scripts.
+    """The distribution of timesteps and their weights in a flow matching loss, as in diffusers' training scripts.
 
     Args:
-        scheme: ``logit_normal`` and ``mode`` say how timesteps are drawn, ``sigma_sqrt`` and ``cosmap`` weigh those
-            drawn evenly; ``none`` does neither.
+        scheme: ``logit_normal`` and ``mode`` are distributions of timesteps; ``sigma_sqrt`` and ``cosmap`` are weights
+            of timesteps drawn uniformly; ``none`` is neither.
     """
 
     scheme: str = "logit_normal"
@@ -73,16 +69,26 @@ class TrainingSettings:
         "center", "Crop of an image: center, or random, drawn anew each time.", DATA, choices=POSITIONS
     )
     height: int | None = _setting(
-        None, "Height of the images for a text-conditional model. [default: the model's own]", DATA, least=1
+        None,
+        "Height of the images for a text-conditional model. [default: the model's own]",
+        DATA,
+        least=1,
+        maximum=16_384,
     )
-    width: int | None = _setting(None, "Width of the images. [default: the model's own]", DATA, least=1)
+    width: int | None = _setting(
+        None, "Width of the images. [default: the model's own]", DATA, least=1, maximum=16_384
+    )
     cache_latents: Path | None = _setting(
         None, "Folder that keeps VAE latents and encoded captions for this run and later ones.", DATA, free=True
     )
-    dataloader_num_workers: int = _setting(0, "Number of processes that load the data.", DATA, least=0, free=True)
+    dataloader_num_workers: int = _setting(
+        0, "Number of processes that load the data.", DATA, least=0, maximum=1_000, free=True
+    )
 
-    num_frames: int | None = _setting(None, "Frames per clip. [default: the model's own]", VIDEO, least=1)
-    frame_stride: int = _setting(1, "Take every N-th frame of a video.", VIDEO, least=1)
+    num_frames: int | None = _setting(
+        None, "Frames per clip. [default: the model's own]", VIDEO, least=1, maximum=100_000
+    )
+    frame_stride: int = _setting(1, "Take every N-th frame of a video.", VIDEO, least=1, maximum=10_000)
     fps_target: float | None = _setting(
         None, "Pick frames by time, at this many frames per second, instead of by --frame-stride.", VIDEO
     )
@@ -93,7 +99,7 @@ class TrainingSettings:
         choices=POSITIONS,
     )
     image_frames: int = _setting(
-        0, "Single frames of other videos to train on beside each clip (Latte).", VIDEO, least=0
+        0, "Single frames of other videos to train on beside each clip (Latte).", VIDEO, least=0, maximum=10_000
     )
 
     weighting_scheme: str | None = _setting(
@@ -103,8 +109,12 @@ class TrainingSettings:
     logit_std: float | None = _setting(None, "Standard deviation of logit_normal. [default: 1]", FLOW)
     mode_scale: float | None = _setting(None, "Scale of mode. [default: 1.29]", FLOW)
 
-    train_batch_size: int = _setting(32, "Samples per process and forward pass.", OPTIMISATION, least=1)
-    gradient_accumulation_steps: int = _setting(1, "Forward passes per optimizer step.", OPTIMISATION, least=1)
+    train_batch_size: int = _setting(
+        32, "Samples per process and forward pass.", OPTIMISATION, least=1, maximum=100_000
+    )
+    gradient_accumulation_steps: int = _setting(
+        1, "Forward passes per optimizer step.", OPTIMISATION, least=1, maximum=100_000
+    )
     max_train_steps: int = _setting(1000, "Number of optimizer steps.", OPTIMISATION, least=1)
     learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", OPTIMISATION)
     lr_scheduler: str = _setting(
@@ -146,7 +156,9 @@ class TrainingSettings:
         "none", "none or tensorboard; metrics.jsonl is always written.", OUTPUT,
         choices=("none", "tensorboard"), free=True,
     )  # fmt: skip
-    push_to_hub: str | None = _setting(None, "Repository to upload the finished pipeline to.", OUTPUT, free=True)
+    push_to_hub: str | None = _setting(
+        None, "Repository to upload the finished pipeline to.", OUTPUT, metavar="OWNER/NAME", free=True
+    )
     private: bool = _setting(False, "Make the repository of --push-to-hub private.", OUTPUT, free=True)
 
     def check(self, models: Mapping[str, object] | None = None, preset: Path | None = None) -> None:
@@ -163,11 +175,11 @@ class TrainingSettings:
             raise UsageError("Got no --data but expected a folder of images or videos, or --data digits.")
         if self.output is None:
             raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
-        for field in fields(self):
-            self._check_least(field.name, field.metadata["least"])
+        for each in fields(self):
+            self._check_least(each.name, each.metadata["least"])
         self._check_ranges()
-        for field in fields(self):
-            self._check_choice(field.name, field.metadata["choices"])
+        for each in fields(self):
+            self._check_choice(each.name, each.metadata["choices"])
         self._check_weighting()
         self._check_cached()
         if self.push_to_hub is not None or self.private:
@@ -236,7 +248,7 @@ class TrainingSettings:
     def weighting(self) -> Weighting | None:
         """The weighting of a flow matching loss, or None where no flag names one."""
         values = (self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
-        typed = {field.name: value for field, value in zip(fields(Weighting), values) if value is not None}
+        typed = {each.name: value for each, value in zip(fields(Weighting), values) if value is not None}
         return Weighting(**typed) if typed else None
 
     @property
@@ -253,9 +265,25 @@ class TrainingSettings:
         return recorded
 
 
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The settings of ``skipdit finetune``: which part of the model is trained, and how."""
+
+    train: str = setting("skip", "Train 'skip': the branches alone, the trunk frozen (stage 1); or 'all': everything.")
+    expert: str | None = setting(None, "Transformer to train, of two (Wan 2.2): high (noise) or low.", MODEL)
+    lora: str | None = setting(None, "LoRA to load under the branches: train with the one you sample with.", MODEL)
+    hub: HubSettings = field(default_factory=HubSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    @property
+    def only_branches(self) -> bool:
+        """Whether the skip branches alone are trained."""
+        return self.train == "skip"
+
+
 def free_to_change() -> set[str]:
     """Return the names of the settings in which a resumed run may differ from its checkpoint."""
-    return {field.name for field in fields(TrainingSettings) if field.metadata["free"]}
+    return {each.name for each in fields(TrainingSettings) if each.metadata["free"]}
 
 
 def flag_of(name: str) -> str:

@@ -1,8 +1,15 @@
-"""Where the blocks of one model lie, found or declared, and how to stand between them."""
+"""The trunk of a model: where its blocks lie, found or declared, and the wrappers between them."""
 
 from skipdit_cli.trunk.discover import check_class
 from skipdit_cli.trunk.interpose import Interposed, find, interpose, restore
-from skipdit_cli.trunk.keep import attached_trunk, keep_trunk, known_trunk, trunk_of
+from skipdit_cli.trunk.keep import (
+    attached_trunk,
+    keep_wrapped,
+    known_trunk,
+    remember_trunk,
+    trunk_of,
+    update_wrappers,
+)
 from skipdit_cli.trunk.other_caches import refuse_other_cache
 from skipdit_cli.trunk.probe import Trial
 from skipdit_cli.trunk.trunk import Trunk
@@ -15,9 +22,11 @@ __all__ = [
     "check_class",
     "find",
     "interpose",
-    "keep_trunk",
+    "keep_wrapped",
     "known_trunk",
     "refuse_other_cache",
+    "remember_trunk",
     "restore",
     "trunk_of",
+    "update_wrappers",
 ]

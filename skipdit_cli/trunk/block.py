@@ -1,98 +1,89 @@
-"""The forward of one block of a trunk, with the trunk asked first."""
+"""The wrapper of one block's forward, in which the cache and the skip branches of a trunk take part."""
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 
+from skipdit_cli.trunk.forward_state import ForwardState
 from skipdit_cli.trunk.interpose import Interposed
-from skipdit_cli.trunk.watch import TOKENS
-
-COMPILED = "_compiled_call_impl"
-"""Where ``torch.nn.Module.compile`` keeps what a module is called by from then on."""
+from skipdit_cli.trunk.trunk import Trunk, parameters_of
 
 
 class InterposedBlock(Interposed):
-    """The forward of one block of a unit, with the trunk asked first.
+    """The forward of one block: the cache decides whether it runs, and the skip branches join their source first.
 
-    Of a block that is compiled by itself (``compile_repeated_blocks``) it stands before what was compiled: which block
-    it is, its source and the cache are then no business of the compiler, which compiles the plain block once.
+    It wraps the compiled call of a block that is compiled by itself (``compile_repeated_blocks``). The compiler then
+    sees neither the block's index nor its source nor the cache, and compiles the plain block once.
+
+    Args:
+        inner: The block's forward.
+        trunk: The trunk that the block belongs to.
+        index: Its unit, 0 to L-1.
+        position: Its place in the unit: 0, or 1 for the temporal block of a Latte.
     """
 
-    def __init__(self, inner, trunk, index: int, position: int):
+    def __init__(self, inner, trunk: Trunk, index: int, position: int):
         super().__init__(inner)
         self.trunk, self.index, self.opens_unit = trunk, index, position == 0
         self.listing = trunk.listings[index][position]
         parameters = list(parameters_of(trunk.units[index][position]))
-        self.positions = [(name, parameters.index(name)) for name in self.listing.names]
+        self.places = [(name, parameters.index(name)) for name in self.listing.names]
 
     def __call__(self, *args, **kwargs):
         if not self.serving:
             return self.inner(*args, **kwargs)
-        trunk, index, args = self.trunk, self.index, list(args)
-        given = [kwargs[name] if name in kwargs else args[at] for name, at in self.positions]
-        at = trunk.joined_at(index) if self.opens_unit else 0
-        streams, source, looking = given, None, None
-        # Gradient checkpointing runs blocks again in backward, in any thread and in reverse, on the same tensors: that
-        # is of no forward under way.
-        recorded = trunk.recorded(index, given[at]) if self.opens_unit else None
-        if recorded is not None:
-            (source,) = recorded
-        else:
-            state = trunk.state_at(index, self.opens_unit)
-            streams = trunk.enter(state, index, given, self.opens_unit)
+        trunk, merge = self.trunk, self.trunk.merge if self.opens_unit else None
+        inputs = [kwargs[name] if name in kwargs else args[place] for name, place in self.places]
+        # Gradient checkpointing runs blocks again in backward, in any thread and in reverse order, on the same
+        # tensors. Such a call belongs to no forward that is under way.
+        streams, first_pass = None if merge is None else merge.recompute(self.index, inputs), None
+        if streams is None:
+            state = trunk.forwards.at(self.index, self.opens_unit, trunk.new_first_pass())
+            streams = self._enter(state, inputs)
             if streams is None:
-                return self._handed_through(given)
-            looking = None if torch.compiler.is_compiling() else state.first_pass
-            if looking is not None:
-                looking.entered(self.listing, given)
-            if self.opens_unit:
-                source = trunk.source_for(state, index, streams[at])
-        if source is not None:
-            streams = list(streams)
-            streams[at] = self._merged(streams[at], source)
-        for (name, place), stream in zip(self.positions, streams):
+                return self._unchanged(inputs)
+            first_pass = None if torch.compiler.is_compiling() else state.first_pass
+            if first_pass is not None:
+                first_pass.check_inputs(self.listing, inputs)
+            if merge is not None:
+                streams = merge.join(state, self.index, streams)
+        args, kwargs = self._with(streams, args, kwargs)
+        inner = self.inner if self.below is None else self.call_inner
+        result = inner(*args, **kwargs)
+        if first_pass is not None:
+            first_pass.check_outputs(self.listing, inputs, result)
+            if self.index == len(trunk) - 1:
+                trunk.first_pass = None
+        return result
+
+    def _enter(self, state: ForwardState, streams: list) -> list | None:
+        """The streams at the block's input: in a unit's first block, sources are kept and the cache takes or gives the
+        boundary. None if the cache leaves the unit out (the deep part of a reused step)."""
+        merge, index = self.trunk.merge, self.index
+        cache = None if torch.is_grad_enabled() else self.trunk.cache
+        if self.opens_unit:
+            # The streams have passed units that the model itself left out (skip layer guidance) unchanged.
+            for passed in range(state.last + 1, index + 1):
+                if merge is not None and (cache is None or passed <= cache.layers or not cache.leaves_out(passed)):
+                    merge.keep(state, passed, index, streams)
+                if cache is not None:
+                    streams = cache.cross(passed, streams)
+            state.last = index
+        return None if cache is not None and cache.leaves_out(index) else streams
+
+    def _with(self, streams: list, args: tuple, kwargs: dict) -> tuple[list, dict]:
+        """The arguments of the block with these streams in their places."""
+        args = list(args)
+        for (name, place), stream in zip(self.places, streams):
             if name in kwargs:
                 kwargs[name] = stream
             else:
                 args[place] = stream
-        inner = self.inner if self.below is None else self.call_inner
-        result = inner(*args, **kwargs)
-        if looking is not None:
-            looking.left(self.listing, given, result)
-            if index == len(trunk) - 1:
-                trunk.first_pass = None
-        return result
+        return args, kwargs
 
-    def _merged(self, x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        trunk, tokens = self.trunk, source.shape[TOKENS]
-        start = trunk.start(self.index, x, tokens)
-        part = x if tokens == x.shape[TOKENS] else x.narrow(TOKENS, start, tokens)
-        return _put_into(x, trunk.branches(part, source, trunk.pair_of(self.index)), start)
-
-    def _handed_through(self, given: list):
+    def _unchanged(self, streams: list):
         """What the block would return if it changed nothing."""
         if self.listing.bare:
-            return given[0]
-        named = dict(zip(self.listing.names, given))
+            return streams[0]
+        named = dict(zip(self.listing.names, streams))
         return tuple(named.get(name) for name in self.listing.streams)
-
-
-def called_by(block) -> str:
-    """The attribute that a call of the block ends up in: ``forward``, or what was compiled of it."""
-    return "forward" if block.__dict__.get(COMPILED) is None else COMPILED
-
-
-def parameters_of(block):
-    """Of the block's forward, looking through ``torch.compile``."""
-    return inspect.signature(getattr(block, "_orig_mod", block).forward).parameters
-
-
-def _put_into(x: torch.Tensor, part: torch.Tensor, start: int) -> torch.Tensor:
-    """x with the tokens from ``start`` on replaced by ``part``."""
-    end = start + part.shape[TOKENS]
-    rest = x.shape[TOKENS] - end
-    before = [x.narrow(TOKENS, 0, start)] if start else []
-    after = [x.narrow(TOKENS, end, rest)] if rest else []
-    return torch.cat([*before, part, *after], dim=TOKENS) if before or after else part

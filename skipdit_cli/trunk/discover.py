@@ -1,4 +1,4 @@
-"""A trunk found by watching one forward: which lists of blocks it is made of, and which streams run through them."""
+"""Finding a trunk in one forward of a model: the lists of blocks it is made of, and the streams through them."""
 
 from __future__ import annotations
 
@@ -17,34 +17,40 @@ CONDITION = {"encoder", "context", "text", "txt", "audio", "und", "cond", "ref"}
 
 
 class _NoTrunk(Exception):
-    """Why something is no trunk."""
+    """The reason why a list of blocks, or a model, is no trunk."""
 
 
 def discover(transformer, forward: Callable[[], object]) -> tuple[Backbone, object]:
-    """Watch one forward, and say where the trunk lies.
+    """Run one forward of a model and find its trunk in it.
 
-    Blocks run in the order of their list, each once. A stream is an output that is an input of the next block, or
-    else one of its shape that is not the same tensor at every block. Lists follow one another where all the streams
-    of the later come from the earlier, as they are or laid end to end.
+    The blocks of a list run in order, each once. A stream is an output of a block that is an input of the next one;
+    failing that, an input of the same shape that is another tensor at every block. One list follows another where all
+    its streams come from the earlier list, as they are or concatenated.
+
+    Args:
+        transformer: The model.
+        forward: Runs the model once.
 
     Returns:
-        What was found, and what ``forward`` returned.
+        Where the trunk lies, and what ``forward`` returned.
+
     Raises:
-        UsageError: No trunk was found, with the reason.
+        UsageError: No trunk is found; the message gives the reason.
     """
     name = type(transformer).__name__
     check_class(transformer)
-    found, order, result = watch(transformer, forward)
+    lists, order, result = watch(transformer, forward)
     try:
-        return _backbone(found, order), result
+        return _backbone(lists, order), result
     except _NoTrunk as cause:
         raise UsageError(f"Got {name}, which has no transformer trunk that can be found: {cause}.") from cause
 
 
 def check_class(transformer) -> None:
-    """
+    """Check that a model has a list of blocks and is no UNet.
+
     Raises:
-        UsageError: By its parts alone it is no transformer of one trunk.
+        UsageError: By its submodules alone it is no transformer with one trunk.
     """
     name = type(transformer).__name__
     children = dict(transformer.named_children())
@@ -54,135 +60,142 @@ def check_class(transformer) -> None:
         raise UsageError(f"Got {name}, which has no transformer trunk: it has no list of blocks.")
 
 
-def _backbone(found: dict[str, WatchedList], order: list[str]) -> Backbone:
-    if not found:
+def _backbone(lists: dict[str, WatchedList], order: list[str]) -> Backbone:
+    """The trunk among the lists that ran; ``order`` names the list of each call."""
+    if not lists:
         raise _NoTrunk("no list of blocks ran in its forward")
-    direct = {name: each for name, each in found.items() if "." not in name}
-    chains, reasons = _chains(direct)
-    if not chains:
-        chains, reasons = _chains(found)
-    if not chains:
+    outermost = {name: each for name, each in lists.items() if "." not in name}
+    listings, reasons = _block_lists(outermost)
+    if not listings:
+        listings, reasons = _block_lists(lists)
+    if not listings:
         raise _NoTrunk("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-    main = max(chains, key=lambda name: (len(found[name].calls), _weight(found[name]), order.index(name)))
-    lists = _turns(main, chains, found, order)
-    interleaved = len(lists) > 1
+    main = max(listings, key=lambda name: (len(lists[name].calls), _num_parameters(lists[name]), order.index(name)))
+    trunk = _alternating(main, listings, lists, order)
+    interleaved = len(trunk) > 1
     if not interleaved:
-        lists = _sequence(main, chains, found, order)
-    joined = _joined(lists, found)
-    width = {found[listing.name].calls[0].inputs[_stream(listing, joined)][-1] for listing in lists}
-    if len(width) > 1:
-        raise _NoTrunk(f"its blocks have several widths, {sorted(width)}")
-    return Backbone(tuple(lists), interleaved, joined, width.pop())
+        trunk = _consecutive(main, listings, lists, order)
+    joined = _main_stream(trunk, lists)
+    widths = {lists[listing.name].calls[0].inputs[_stream(listing, joined)][-1] for listing in trunk}
+    if len(widths) > 1:
+        raise _NoTrunk(f"its blocks have several widths, {sorted(widths)}")
+    return Backbone(tuple(trunk), interleaved, joined, widths.pop())
 
 
-def _chains(found: dict[str, WatchedList]) -> tuple[dict[str, BlockList], dict[str, str]]:
-    """The lists whose blocks hand streams on, and why the others are none."""
-    chains, reasons = {}, {}
-    for name, each in found.items():
+def _block_lists(lists: dict[str, WatchedList]) -> tuple[dict[str, BlockList], dict[str, str]]:
+    """The lists whose blocks hand streams on, and the reason for each other list."""
+    listings, reasons = {}, {}
+    for name, each in lists.items():
         try:
-            chains[name] = _chain(each)
+            listings[name] = _block_list(each)
         except _NoTrunk as cause:
             reasons[name] = str(cause)
-    return chains, reasons
+    return listings, reasons
 
 
-def _weight(found: WatchedList) -> int:
-    return sum(parameter.numel() for parameter in found.blocks.parameters())
+def _num_parameters(watched: WatchedList) -> int:
+    return sum(parameter.numel() for parameter in watched.blocks.parameters())
 
 
-def _chain(found: WatchedList) -> BlockList:
-    """The streams of one list."""
-    if not found.in_turn:
+def _block_list(watched: WatchedList) -> BlockList:
+    """One list with its streams: each output is the argument that most of the calls speak for."""
+    if not watched.in_order:
         raise _NoTrunk("its blocks do not run once each, in order")
-    returned = [len(call.outputs) for call in found.calls]
-    if len(set(returned)) > 1 or len({call.bare for call in found.calls}) > 1:
+    counts = [len(call.outputs) for call in watched.calls]
+    if len(set(counts)) > 1 or len({call.bare for call in watched.calls}) > 1:
         raise _NoTrunk("its blocks return different numbers of tensors")
-    votes = {place: Counter() for place in range(returned[0])}
-    for call in found.calls:
+    streams: list[str | None] = []
+    for votes in _votes(watched):
+        names = [name for name, _ in votes.most_common() if name not in streams]
+        streams.append(names[0] if names else None)
+    wrapped = len(streams) == 1 and not watched.calls[0].bare
+    listing = BlockList(watched.name, tuple(streams), wrapped=wrapped)
+    if not listing.names:
+        raise _NoTrunk("no output of a block is an input of the next")
+    for name in listing.names:
+        widths = {call.inputs[name][-1:] for call in watched.calls if name in call.inputs}
+        if len(watched.calls[0].inputs.get(name, ())) < 2 or len(widths) > 1:
+            raise _NoTrunk(f"the {name} of its blocks changes its width")
+    return listing
+
+
+def _votes(watched: WatchedList) -> list[Counter]:
+    """For each output of a block, how strongly the calls speak for each argument of the next block."""
+    votes = [Counter() for _ in watched.calls[0].outputs]
+    for call in watched.calls:
         for place, name in call.same.items():
             votes[place][name] += 100
         taken = set(call.same.values())
         for place, names in call.alike.items():
             votes[place].update(name for name in names if place not in call.same and name not in taken)
-    if len(found.calls) == 1:  # nothing follows it in its list: by shape alone
-        for place, shape in enumerate(found.calls[0].outputs):
-            votes[place].update(name for name, own in found.calls[0].inputs.items() if own == shape)
+    if len(watched.calls) == 1:  # no block follows it in its list: only shapes can be compared
+        for place, shape in enumerate(watched.calls[0].outputs):
+            votes[place].update(name for name, other in watched.calls[0].inputs.items() if other == shape)
             if len(votes[place]) > 1:
                 raise _NoTrunk("which of its arguments a lone block hands on cannot be told")
-    streams: list[str | None] = []
-    for place in range(returned[0]):
-        best = [name for name, _ in votes[place].most_common() if name not in streams]
-        streams.append(best[0] if best else None)
-    wrapped = len(streams) == 1 and not found.calls[0].bare
-    listing = BlockList(found.name, tuple(streams), wrapped=wrapped)
-    if not listing.names:
-        raise _NoTrunk("no output of a block is an input of the next")
-    for name in listing.names:
-        shapes = {call.inputs[name][-1:] for call in found.calls if name in call.inputs}
-        if len(found.calls[0].inputs.get(name, ())) < 2 or len(shapes) > 1:
-            raise _NoTrunk(f"the {name} of its blocks changes its width")
-    return listing
+    return votes
 
 
-def _turns(main: str, chains: dict[str, BlockList], found: dict, order: list[str]) -> list[BlockList]:
-    """The lists whose blocks alternate with the main one's, in their order."""
-    among = [name for name in order if name in chains]
-    period = list(dict.fromkeys(among))
-    times = len(found[main].calls)
-    if main in period and times > 1 and among == period * times:
-        elements = [_elements(found[name], chains[name]) for name in period]
-        if len(set(elements)) == 1:
-            return [chains[name] for name in period]
-    return [chains[main]]
+def _alternating(main: str, listings: dict[str, BlockList], lists: dict, order: list[str]) -> list[BlockList]:
+    """The lists whose blocks alternate with those of the main list, in their order; the main list alone if none do."""
+    calls = [name for name in order if name in listings]
+    period = list(dict.fromkeys(calls))
+    times = len(lists[main].calls)
+    if main in period and times > 1 and calls == period * times:
+        sizes = {_first_stream_size(lists[name], listings[name]) for name in period}
+        if len(sizes) == 1:
+            return [listings[name] for name in period]
+    return [listings[main]]
 
 
-def _elements(found: WatchedList, listing: BlockList) -> int:
-    """Of the first stream: lists that alternate may each lay it out in their own way."""
-    return math.prod(found.calls[0].inputs[listing.names[0]])
+def _first_stream_size(watched: WatchedList, listing: BlockList) -> int:
+    """The number of elements of the first stream. Lists that alternate may each lay it out in their own way."""
+    return math.prod(watched.calls[0].inputs[listing.names[0]])
 
 
-def _sequence(main: str, chains: dict[str, BlockList], found: dict, order: list[str]) -> list[BlockList]:
-    """The main list with those that run before and after it and hand it their streams."""
-    runs = [name for name, _ in groupby(name for name in order if name in chains)]
+def _consecutive(main: str, listings: dict[str, BlockList], lists: dict, order: list[str]) -> list[BlockList]:
+    """The main list with those that run before and after it and hand their streams on."""
+    runs = [name for name, _ in groupby(name for name in order if name in listings)]
     names = [name for name in runs if runs.count(name) == 1]  # lists that run as a whole
-    lists = [chains[main]]
+    trunk = [listings[main]]
     if main not in names:
-        return lists
+        return trunk
     for name in reversed(names[: names.index(main)]):
-        linked = _linked(chains[name], lists[0], found)
+        linked = _linked(listings[name], trunk[0], lists)
         if linked is None:
             break
-        lists[:1] = [chains[name], linked]
+        trunk[:1] = [listings[name], linked]
     for name in names[names.index(main) + 1 :]:
-        linked = _linked(lists[-1], chains[name], found)
+        linked = _linked(trunk[-1], listings[name], lists)
         if linked is None:
             break
-        lists.append(linked)
-    return lists
+        trunk.append(linked)
+    return trunk
 
 
-def _linked(earlier: BlockList, later: BlockList, found: dict[str, WatchedList]) -> BlockList | None:
-    """The later list, with what its stream joins, if all its streams come from the earlier one; else None."""
-    entry = found[later.name].entry.get(earlier.name, {})
-    made = {name: [earlier.streams[place] for place in entry.get(name, ())] for name in later.names}
-    if len(later.names) == 1 and len(made[later.names[0]]) > 1 and None not in made[later.names[0]]:
-        return replace(later, joins=tuple(made[later.names[0]]))
-    last, first = found[earlier.name].calls[-1], found[later.name].calls[0]
+def _linked(earlier: BlockList, later: BlockList, lists: dict[str, WatchedList]) -> BlockList | None:
+    """The later list, with the streams that are concatenated into its own, if all of them come from the earlier list;
+    else None."""
+    entry = lists[later.name].entry.get(earlier.name, {})
+    origins = {name: [earlier.streams[place] for place in entry.get(name, ())] for name in later.names}
+    if len(later.names) == 1 and len(origins[later.names[0]]) > 1 and None not in origins[later.names[0]]:
+        return replace(later, joins=tuple(origins[later.names[0]]))
+    last, first = lists[earlier.name].calls[-1], lists[later.name].calls[0]
     if set(later.names) != set(earlier.names):
         return None
     for name in later.names:
-        moved = made[name] and made[name] != [name]
+        moved = origins[name] and origins[name] != [name]
         if moved or last.inputs[name] != first.inputs[name]:
             return None
-    return later if any(made.values()) else None
+    return later if any(origins.values()) else None
 
 
-def _joined(lists: list[BlockList], found: dict[str, WatchedList]) -> str:
+def _main_stream(trunk: list[BlockList], lists: dict[str, WatchedList]) -> str:
     """The stream of the image or video: by its name, else the longest."""
-    first = next((listing for listing in lists if not listing.joins), lists[0])
-    plain = [name for name in first.names if not CONDITION & set(name.split("_"))] or list(first.names)
-    shapes = found[first.name].calls[0].inputs
-    return max(plain, key=lambda name: (name == "hidden_states", shapes[name][TOKENS]))
+    first = next((listing for listing in trunk if not listing.joins), trunk[0])
+    names = [name for name in first.names if not CONDITION & set(name.split("_"))] or list(first.names)
+    shapes = lists[first.name].calls[0].inputs
+    return max(names, key=lambda name: (name == "hidden_states", shapes[name][TOKENS]))
 
 
 def _stream(listing: BlockList, joined: str) -> str:

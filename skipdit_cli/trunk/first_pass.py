@@ -1,4 +1,4 @@
-"""The first look at a declared trunk at work, so that a diffusers it was not declared for is noticed."""
+"""The check of a declared trunk in its first forward, which notices a diffusers that it was not declared for."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from skipdit_cli.families.declarations import BlockList
 
 
 class FirstPass:
-    """The first forward of a declared trunk: whether its blocks take and return what is known of them.
+    """Checks that the blocks of one forward take and return the streams that are declared for them.
 
-    Not looked at where ``torch.compile`` traces.
+    A forward that ``torch.compile`` traces is not checked.
+
+    Args:
+        model_class: The class name of the model, for messages.
     """
 
     def __init__(self, model_class: str):
         self.model_class = model_class
-        self.returned: tuple[BlockList | None, list] = (None, [])
+        self.outputs: tuple[BlockList | None, list] = (None, [])
 
-    def entered(self, listing: BlockList, given: list) -> None:
-        """
+    def check_inputs(self, listing: BlockList, inputs: list) -> None:
+        """Check that a block takes each stream in the place where the block before returned it.
+
         Raises:
-            UsageError: A stream is another one of those that the block before returned.
+            UsageError: A stream comes from another place.
         """
-        before, returned = self.returned
+        before, outputs = self.outputs
         if before is listing:
-            for at, stream in enumerate(given):
-                if any(stream is other for place, other in enumerate(returned) if place != at and stream is not None):
+            for at, stream in enumerate(inputs):
+                if any(stream is other for place, other in enumerate(outputs) if place != at and stream is not None):
                     raise self._refusal(listing)
 
-    def left(self, listing: BlockList, given: list, result) -> None:
-        """
+    def check_outputs(self, listing: BlockList, inputs: list, result) -> None:
+        """Check that a block returns its streams, each of the shape it had.
+
         Raises:
-            UsageError: The block returned other than its streams.
+            UsageError: The block returns something else.
         """
-        returned = [result] if listing.bare else result
-        if isinstance(returned, torch.Tensor) or len(returned) != len(listing.streams):
+        outputs = [result] if listing.bare else result
+        if isinstance(outputs, torch.Tensor) or len(outputs) != len(listing.streams):
             raise self._refusal(listing)
-        returned = [x for x, name in zip(returned, listing.streams) if name is not None]
-        for x, stream in zip(returned, given):
+        outputs = [x for x, name in zip(outputs, listing.streams) if name is not None]
+        for x, stream in zip(outputs, inputs):
             if not (x is None or stream is None or (isinstance(x, torch.Tensor) and x.shape == stream.shape)):
                 raise self._refusal(listing)
-        self.returned = listing, returned
+        self.outputs = listing, outputs
 
     def _refusal(self, listing: BlockList) -> UsageError:
         streams = ", ".join(listing.names)

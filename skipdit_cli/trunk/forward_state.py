@@ -1,4 +1,4 @@
-"""What one forward of a trunk keeps while it runs: it belongs to that call, and so to its thread."""
+"""The state of one forward of a trunk. It belongs to that call, and so to its thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ class ForwardState:
     """What the units of one forward leave for those after them.
 
     Args:
-        last: The unit that was entered last; -1 before the first.
-        first_pass: The look at a declared trunk at work, in its first forward.
+        last: Index of the unit that was entered last; -1 before the first.
+        first_pass: The check of a declared trunk in its first forward, or None.
+
+    Attributes:
+        sources: What the skip branches keep in this forward (``skip.merge.Sources``); None until they keep something.
     """
 
     def __init__(self, last: int = -1, first_pass: FirstPass | None = None):
@@ -23,25 +26,28 @@ class ForwardState:
         self.begin(last)
 
     def begin(self, last: int = -1) -> None:
+        """Begin a forward: forget what the one before left."""
         self.last = last
-        self.tokens = 0  # of the stream that branches join, where it is alone
-        self.sources: dict[int, torch.Tensor] = {}
-        self.kept_at: dict[int, int] = {}  # the unit whose input a source is
+        self.sources = None
 
 
 class ForwardStates:
-    """The forwards of one trunk that are under way: one a thread (one within another is put in front of it).
+    """The forwards of one trunk that are under way: one per thread (a nested one takes the place of the outer one
+    until it returns). A copy has none.
 
-    ``torch.compile`` knows no threads while it traces a forward, and leaves nothing of what it traced behind: there it
-    is ``traced`` that everything is noted on.
+    ``torch.compile`` ignores thread-local state while it traces a forward; ``traced`` is the state of that forward.
     """
 
     def __init__(self):
         self.traced = ForwardState()
         self.of_thread = threading.local()
 
+    def __reduce__(self):
+        return ForwardStates, ()
+
     @property
     def current(self) -> ForwardState | None:
+        """The state of the forward that this thread is in, or None."""
         return getattr(self.of_thread, "state", None)
 
     @current.setter
@@ -49,7 +55,12 @@ class ForwardStates:
         self.of_thread.state = state
 
     def at(self, index: int, opens_unit: bool, first_pass: FirstPass | None) -> ForwardState:
-        """The state of the forward that a block of unit ``index`` is of."""
+        """Return the state of the forward that has come to a block of unit ``index``.
+
+        Args:
+            opens_unit: Whether it is the unit's first block.
+            first_pass: The check for that forward, should it begin here.
+        """
         if torch.compiler.is_dynamo_compiling():
             if index == 0 and opens_unit:
                 self.traced.begin()
@@ -61,33 +72,21 @@ class ForwardStates:
 
 
 class TrunkForward(Interposed):
-    """A transformer's forward, with a state of its own for each call, which ends with it however it ends."""
+    """A transformer's forward that gives each call a ``ForwardState``, until it returns or raises."""
 
     def __init__(self, inner, trunk):
         super().__init__(inner)
         self.trunk = trunk
 
     def __call__(self, *args, **kwargs):
-        states = self.trunk.states
+        forwards = self.trunk.forwards
         if not self.serving:
             return self.inner(*args, **kwargs)
         if torch.compiler.is_dynamo_compiling():
-            states.traced.begin()
+            forwards.traced.begin()
             return self.inner(*args, **kwargs)
-        outer, states.current = states.current, ForwardState(first_pass=self.trunk.first_look())
+        outer, forwards.current = forwards.current, ForwardState(first_pass=self.trunk.new_first_pass())
         try:
             return self.inner(*args, **kwargs)
         finally:
-            states.current = outer
-
-
-class InPlace:
-    """A transformer's forward pre-hook, which stays where offload hooks are taken off: what they took along of ours,
-    and what came between since (compiled blocks), is set right before the forward runs."""
-
-    def __init__(self, trunk):
-        self.trunk = trunk
-
-    def __call__(self, transformer, args) -> None:
-        if not torch.compiler.is_compiling():
-            self.trunk.settle(transformer)
+            forwards.current = outer

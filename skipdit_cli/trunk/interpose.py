@@ -1,4 +1,4 @@
-"""Replacing a bound method of one instance, reversibly. Nothing is ever changed on a class."""
+"""Replacing a bound method of one instance, reversibly. No class is ever changed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import threading
 
 import torch
 
-_aside = threading.local()
-"""Of each thread: the interpositions that another of ours, at work over them, has told to hand through."""
+_covered = threading.local()
+"""Per thread: ids of the interpositions that pass calls on unchanged, because an outer one is at work over them."""
 
 
 class Interposed:
-    """A callable in the place of a bound method; deep-copies and pickles with the instance it serves.
+    """A callable in the place of a bound method; it is deep-copied and pickled with its instance.
 
-    ``__wrapped__`` (set by ``functools.update_wrapper``) keeps ``inspect.signature`` true and lets ``find`` look
-    through the wrappers of other libraries, which use it too.
+    ``__wrapped__`` (set by ``functools.update_wrapper``) keeps ``inspect.signature`` true, and lets ``find`` look
+    through the wrappers of other libraries, which set it too.
+
+    Args:
+        inner: The method that was there before.
+
+    Attributes:
+        active: False after ``restore``; a call is then passed on unchanged.
+        below: An interposition of ours that lies under another library's wrapper, under this one; None without.
     """
 
     def __init__(self, inner):
@@ -26,13 +33,13 @@ class Interposed:
 
     @property
     def serving(self) -> bool:
-        """Whether it does its work in this call, and does not just hand through."""
-        if torch.compiler.is_dynamo_compiling():  # knows no thread-local; one thread traces at a time
+        """Whether this interposition does its work in the present call, and does not pass it on unchanged."""
+        if torch.compiler.is_dynamo_compiling():  # it ignores thread-local state; one thread traces at a time
             return self.active
-        return self.active and id(self) not in getattr(_aside, "ids", ())
+        return self.active and id(self) not in getattr(_covered, "ids", ())
 
     def call_inner(self, *args, **kwargs):
-        """The method as it was, without the one of ours that another library's wrapper covers."""
+        """Call the method as it was, without the interposition ``below``."""
         if self.below is None:
             return self.inner(*args, **kwargs)
         if torch.compiler.is_dynamo_compiling():
@@ -40,20 +47,21 @@ class Interposed:
             result = self.inner(*args, **kwargs)
             self.below.active = True
             return result
-        before = getattr(_aside, "ids", frozenset())
-        _aside.ids = before | {id(self.below)}
+        before = getattr(_covered, "ids", frozenset())
+        _covered.ids = before | {id(self.below)}
         try:
             return self.inner(*args, **kwargs)
         finally:
-            _aside.ids = before
+            _covered.ids = before
 
 
 def find(owner, name: str, kind: type = Interposed) -> Interposed | None:
-    """Our outermost live interposition of a kind on ``owner.name``, also when another wrapper lies over it."""
-    return next(_alive(owner, name, kind), None)
+    """Return the outermost active interposition of a kind on ``owner.name``, or None; other libraries' wrappers may
+    lie over it."""
+    return next(_active(owner, name, kind), None)
 
 
-def _alive(owner, name: str, kind: type):
+def _active(owner, name: str, kind: type):
     method = owner.__dict__.get(name)
     while method is not None:
         if isinstance(method, kind) and method.active:
@@ -62,37 +70,43 @@ def _alive(owner, name: str, kind: type):
 
 
 def interpose(owner, name: str, make, kind: type = Interposed) -> Interposed:
-    """Put ``make(owner.name)`` in the method's place, unless one of ours of that kind is there; returns the one in
-    place."""
+    """Replace the method ``owner.name`` by ``make(owner.name)``, unless an interposition of that kind is there.
+
+    Returns:
+        The interposition that is in place, new or not.
+    """
     return find(owner, name, kind) or _put(owner, name, make)
 
 
 def interpose_outside(owner, name: str, make) -> Interposed:
-    """Like ``interpose``, but over the wrappers of other libraries (offload hooks): what is left out by ours, they do
-    not see. One of ours that lies under them stays, to serve alone again when they are taken off, and hands through
-    while the outer one is at work."""
-    ours = find(owner, name)
-    if ours is None or owner.__dict__[name] is not ours:
-        ours, below = _put(owner, name, make), ours
-        ours.below = below
-    return ours
+    """Replace a method like ``interpose``, but over the wrappers of other libraries (offload hooks), which then do not
+    see the calls that ours leaves out.
+
+    An interposition of ours under those wrappers stays. It passes calls on unchanged while the outer one is at work,
+    and serves again when the wrappers are removed together with the outer one.
+    """
+    outermost = find(owner, name)
+    if outermost is None or owner.__dict__[name] is not outermost:
+        outermost, below = _put(owner, name, make), outermost
+        outermost.below = below
+    return outermost
 
 
 def _put(owner, name: str, make) -> Interposed:
-    ours = owner.__dict__[name] = make(getattr(owner, name))
-    return ours
+    interposed = owner.__dict__[name] = make(getattr(owner, name))
+    return interposed
 
 
 def restore(owner, name: str, kind: type = Interposed) -> None:
-    """Undo ``interpose``. Under another library's wrapper (offload hooks) ours stays as a plain pass-through."""
-    for ours in list(_alive(owner, name, kind)):
-        ours.active = False
-        over = find(owner, name)
-        if owner.__dict__[name] is ours:
-            own = getattr(ours.inner, "__func__", None)
-            if own is not None and own is getattr(type(owner), name, None):
+    """Undo ``interpose``. An interposition under another library's wrapper stays there and passes calls on."""
+    for interposed in list(_active(owner, name, kind)):
+        interposed.active = False
+        outer = find(owner, name)
+        if owner.__dict__[name] is interposed:
+            function = getattr(interposed.inner, "__func__", None)
+            if function is not None and function is getattr(type(owner), name, None):
                 del owner.__dict__[name]
             else:
-                owner.__dict__[name] = ours.inner
-        elif over is not None and over.inner is ours:
-            over.inner = over.__wrapped__ = ours.inner
+                owner.__dict__[name] = interposed.inner
+        elif outer is not None and outer.inner is interposed:
+            outer.inner = outer.__wrapped__ = interposed.inner

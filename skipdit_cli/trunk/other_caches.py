@@ -1,4 +1,4 @@
-"""Caches of diffusers (``enable_cache``, ``apply_first_block_cache`` and alike) on a model, by their hooks."""
+"""Detecting the caches of diffusers (``enable_cache``, ``apply_first_block_cache`` and such) on a model."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from skipdit_cli.errors import UsageError
 
 
 def refuse_other_cache(transformer, modules: Iterable[nn.Module], reason: str) -> None:
-    """
+    """Raise an error if a cache of diffusers is enabled on a model.
+
     Args:
         transformer: The model.
-        modules: Where its hooks are looked for: all that remember anything from call to call are of caches.
-        reason: Why there may be none, and what comes after it was turned off.
+        modules: The modules whose hooks are examined: every hook with state from call to call belongs to a cache.
+        reason: The part of the message that says why there may be none.
+
     Raises:
-        UsageError: A cache of diffusers is on; the sentence says which, and how it is turned off.
+        UsageError: A cache is enabled; the message names it, and says how it is disabled.
     """
-    found = other_cache(modules)
-    if found is None:
+    cache = other_cache(modules)
+    if cache is None:
         return
     config = getattr(transformer, "_cache_config", None)
-    name = found if config is None else type(config).__name__.removesuffix("Config")
-    how = "transformer.disable_cache()" if config is not None else "remove_hook() of its hooks, or load the model anew"
+    name = cache if config is None else type(config).__name__.removesuffix("Config")
+    how = "remove_hook() of its hooks, or load the model again" if config is None else "transformer.disable_cache()"
     raise UsageError(f"Got {type(transformer).__name__} with diffusers' {name} on; {reason}: first call {how}.")
 
 
 def other_cache(modules: Iterable[nn.Module]) -> str | None:
-    """The name (``first_block_cache``) of a cache that has a hook on one of these; None without."""
+    """Return the name (``first_block_cache``) of a cache of diffusers that has a hook on one of the modules; None if
+    there is none."""
     for module in modules:
         registry = module.__dict__.get("_diffusers_hook")
         for hook in () if registry is None else registry.hooks.values():

@@ -1,4 +1,4 @@
-"""Trying out a trunk before it is trusted: the same numbers, to the bit, with our hands between the blocks."""
+"""Verifying a trunk: with wrappers between its blocks, the model must return the same numbers bit for bit."""
 
 from __future__ import annotations
 
@@ -9,45 +9,49 @@ from contextlib import contextmanager
 import torch
 
 from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.finite import first_broken, same_bits
 from skipdit_cli.trunk.discover import check_class, discover
-from skipdit_cli.trunk.keep import keep_trunk, known_trunk
+from skipdit_cli.trunk.keep import known_trunk, update_wrappers, wrap_blocks
 from skipdit_cli.trunk.trunk import Trunk
 
 
 class Replay:
-    """What a trunk takes for a cache of N = 1: the boundary of one forward, put in on those after it."""
+    """A cache of N = 1 for a trunk: it takes the boundary of one forward, and puts it in on those after it."""
 
     layers = 1
 
     def __init__(self, boundary: int):
-        self.boundary, self.held, self.reusing = boundary, [], False
+        self.boundary, self.streams, self.reusing = boundary, [], False
 
     def leaves_out(self, index: int) -> bool:
+        """Return whether unit ``index`` does not run in this forward."""
         return self.reusing and self.layers <= index < self.boundary
 
     def cross(self, index: int, streams: list) -> list:
+        """Return the streams at the input of unit ``index``: at the boundary, those of the last full forward."""
         if index != self.boundary:
             return streams
         if not self.reusing:
-            self.held = list(streams)
-        return self.held
+            self.streams = list(streams)
+        return self.streams
 
 
 class Trial:
-    """A model's trunk, declared or found in one forward, and the means to try it out on that forward.
+    """A model's trunk, known or found in one forward, and that forward to verify it with.
 
     Args:
         transformer: The model.
-        arguments: Of one forward.
-        forward: What is called with them instead of the model.
+        arguments: The arguments of the forward, by name.
+        forward: What is called with them in the place of the model.
 
     Raises:
-        UsageError: No trunk was found, or the arguments are not those of a forward.
+        UsageError: No trunk is found, or the arguments are not those of a forward.
+        NotFiniteError: No trunk is found, and a weight is NaN or infinite.
     """
 
     def __init__(self, transformer, arguments: dict, forward: Callable | None = None):
-        self.transformer = transformer = getattr(transformer, "_orig_mod", transformer)
+        self.transformer = transformer = unwrap_compiled(transformer)
         self.arguments, self.forward = arguments, forward or transformer
         trunk = known_trunk(transformer)
         if trunk is None:
@@ -56,58 +60,63 @@ class Trial:
             _check_arguments(transformer, arguments)
         if trunk is not None:
             self.trunk = trunk
-            with _bare(trunk):
+            with _detached(trunk):
                 self.expected = self._run()
         else:
             try:
                 backbone, self.expected = discover(transformer, self._run)
             except UsageError:
-                _check_weights(transformer)  # of what is no number, nothing can be told apart
+                _check_weights(transformer)  # streams of NaN cannot be told apart
                 raise
-            self.trunk = Trunk(transformer, backbone, declared=False, accepted=False)
+            self.trunk = Trunk(transformer, backbone, declared=False, verified=False)
 
     def accept(self, exact: bool = True) -> Trunk:
-        """Run the forward full, then twice reused, with the branches that are attached; keep the trunk if all is well.
+        """Run the forward full, then twice reused, with the branches that are attached; remember the trunk if the
+        outputs agree.
 
         Args:
-            exact: The full forward must equal the model's own (not so with trained branches).
+            exact: Whether the full forward must equal the model's own (it does not with trained branches).
+
+        Returns:
+            The trunk, verified.
+
         Raises:
-            UsageError: A step differs, or fails.
-            NotFiniteError: There is nothing to compare, for the model's own forward makes no number.
+            UsageError: The outputs differ, or a forward fails.
+            NotFiniteError: The model's own output is NaN or infinite throughout, so that nothing can be compared.
         """
         trunk = self.trunk
         if not any(tensor.isfinite().any() for tensor in _tensors(self.expected)):
             _check_weights(self.transformer)
-            raise NotFiniteError(f"Got {trunk.model_class}, whose own forward makes NaN or infinity alone.")
+            raise NotFiniteError(f"Got {trunk.model_class}, whose own forward returns NaN or infinity alone.")
         if len(trunk) < 2:
             raise UsageError(f"Got {trunk.model_class} of {len(trunk)} block, too few for a skip branch or a cache.")
-        attached, trunk.cache = trunk.cache, Replay(len(trunk) - 1)
+        cache, trunk.cache = trunk.cache, Replay(len(trunk) - 1)
         try:
-            trunk.update()
+            wrap_blocks(trunk)
             full = self._run()
             if exact and not _same(full, self.expected):
-                raise UsageError(f"Got {trunk.model_class}, {self._lost}: a full step differs from the model's own.")
+                raise UsageError(f"Got {trunk.model_class}, {self._reason}: a full step differs from the model's own.")
             trunk.cache.reusing = len(trunk) > 2
             if not all(_same(self._run(), full) for _ in range(2)):
-                raise UsageError(f"Got {trunk.model_class}, {self._lost}: a reused step at the same input differs.")
+                raise UsageError(f"Got {trunk.model_class}, {self._reason}: a reused step at the same input differs.")
         except UsageError:
             raise
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as cause:
-            raise UsageError(f"Got {trunk.model_class}, {self._lost}: {first_line(cause)}") from cause
+            raise UsageError(f"Got {trunk.model_class}, {self._reason}: {first_line(cause)}") from cause
         finally:
-            trunk.cache = attached
-            trunk.update()
-        trunk.accepted = True
-        keep_trunk(self.transformer, trunk)
+            trunk.cache = cache
+            wrap_blocks(trunk)
+        trunk.verified = True
+        update_wrappers(self.transformer, trunk)
         return trunk
 
     @property
-    def _lost(self) -> str:
+    def _reason(self) -> str:
         return "whose declared trunk does not fit it" if self.trunk.declared else "whose blocks cannot be left out"
 
     def _run(self):
-        with _quietly(self.transformer):
-            return self.forward(**_fresh(self.arguments))
+        with _evaluating(self.transformer):
+            return self.forward(**_copied(self.arguments))
 
 
 def _check_weights(transformer) -> None:
@@ -128,8 +137,8 @@ def _check_arguments(transformer, arguments) -> None:
 
 
 def _same(result, expected) -> bool:
-    ours, theirs = list(_tensors(result)), list(_tensors(expected))
-    return len(ours) == len(theirs) and all(same_bits(a, b) for a, b in zip(ours, theirs))
+    outputs, others = list(_tensors(result)), list(_tensors(expected))
+    return len(outputs) == len(others) and all(same_bits(a, b) for a, b in zip(outputs, others))
 
 
 def _tensors(result) -> Iterator[torch.Tensor]:
@@ -140,27 +149,27 @@ def _tensors(result) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def _fresh(value):
+def _copied(value):
     """Containers copied, tensors not: HunyuanDiT pops the residuals of a ControlNet off the list it is given."""
     if type(value) is dict:
-        return {key: _fresh(each) for key, each in value.items()}
-    return type(value)(_fresh(each) for each in value) if type(value) in (list, tuple) else value
+        return {key: _copied(each) for key, each in value.items()}
+    return type(value)(_copied(each) for each in value) if type(value) in (list, tuple) else value
 
 
 @contextmanager
-def _bare(trunk: Trunk) -> Iterator[None]:
-    """The model alone, whatever is attached to it."""
-    attached = trunk.branches, trunk.cache
-    trunk.branches = trunk.cache = None
+def _detached(trunk: Trunk) -> Iterator[None]:
+    """The model without what is attached to its trunk."""
+    attached = trunk.merge, trunk.cache
+    trunk.merge = trunk.cache = None
     try:
         yield
     finally:
-        trunk.branches, trunk.cache = attached
+        trunk.merge, trunk.cache = attached
 
 
 @contextmanager
-def _quietly(transformer) -> Iterator[None]:
-    """Without gradients and dropout."""
+def _evaluating(transformer) -> Iterator[None]:
+    """The model in evaluation mode, without gradients."""
     training = [module for module in transformer.modules() if module.training]
     for module in training:
         module.training = False

@@ -423,7 +423,7 @@ def test_kept_tensors_of_which_a_bit_flipped_are_made_anew(tmp_path, capsys):
     import torch
 
     from skipdit_cli.commands.training_options import ConsoleObserver
-    from skipdit_cli.training.data.store import Store
+    from skipdit_cli.training.data.tensor_store import Store
 
     store, key = Store(tmp_path, ConsoleObserver()), {"a": 1}
     made = store.get(key, lambda: {"moments": torch.arange(6.0)})

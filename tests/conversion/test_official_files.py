@@ -172,7 +172,7 @@ def test_classes_are_counted(kind, states, convert, tmp_path):
         state[TABLE] = table[:rows]
     outcome = convert({"ema": state, **said}, *flags)
     assert outcome.code == 0, outcome.stderr
-    assert f"Classes: {number} and {'a' if has_null else 'no'} row for 'no class'" in outcome.stdout
+    assert f"Classes: {number} and {'a' if has_null else 'no'} row for the null class" in outcome.stdout
     config = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
     assert config["num_embeds_ada_norm"] == number and config.get("_null_class", True) == has_null
     kept = weights(tmp_path / "out")["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"]

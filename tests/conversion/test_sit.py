@@ -103,7 +103,7 @@ def test_it_is_sampled_with_a_cache_and_by_its_own_scheduler_alone(sit, skipdit,
 
 def test_the_loss_is_that_of_flow_matching(sit):
     from skipdit_cli.training.objective.flow import FlowLoss
-    from skipdit_cli.training.objective.micro_batch import Objective
+    from skipdit_cli.training.objective.objective import Objective
 
     loss = Objective(load_pipeline(sit), torch.device("cpu"), 0, 0.1).loss
     assert isinstance(loss, FlowLoss) and loss.weighting.scheme == "none"

@@ -452,7 +452,7 @@ def test_a_folder_of_an_older_version_loads(latte_pipeline):
     """Its ``model_index.json`` names the module that the transformer's class was in then."""
     folder = latte_pipeline()
     index = json.loads((folder / "model_index.json").read_text())
-    index["transformer"][0] = "skipdit_cli.backbones.latte"
+    index["transformer"][0] = "skipdit_cli.families.latte_class_model"
     (folder / "model_index.json").write_text(json.dumps(index))
     assert load_pipeline(folder).transformer.config.video_length == 4
 

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 
 from skipdit_cli import console, media
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.data.crops import Pixels
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.order import Choice
+from skipdit_cli.training.data.pixel_dataset import Pixels
 from skipdit_cli.training.data.samples import read_samples
 
 RAMP = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)

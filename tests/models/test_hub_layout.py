@@ -300,7 +300,7 @@ def test_weights_without_a_variant_go_first_and_several_are_ambiguous(tiny_pipel
 def test_a_variant_is_asked_for_where_the_hub_has_nothing_else(monkeypatch, tiny_pipeline):
     import huggingface_hub
 
-    from skipdit_cli.models import open as pipeline
+    from skipdit_cli.models import hub as pipeline
 
     folder, asked = tiny_pipeline(), []
     files = ["model_index.json", f"transformer/{STEM}.fp16.safetensors", "vae/config.json"]

@@ -391,7 +391,7 @@ def test_the_rest_of_a_call(folder, skipdit, tmp_path):
     for flags, says in [
         (("--pipeline-arg", "true_cfg_scael=3"), "Did you mean 'true_cfg_scale'?"),
         (("--pipeline-arg", "guidance_scale=3"), "give --guidance-scale"),
-        (("--pipeline-arg", "max_sequence_length=999"), "refuses what it was asked for"),
+        (("--pipeline-arg", "max_sequence_length=999"), "refuses a setting"),
         (("--pipeline-arg", "max_sequence_length=16"), "max_sequence_length twice"),
         (("--negative-prompt", "dog"), "guidance is off at true_cfg_scale 1.0"),
         (("--num-frames", 3), "makes images"),

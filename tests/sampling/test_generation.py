@@ -4,10 +4,11 @@ import diffusers
 import pytest
 import torch
 
-from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, load_pipeline
+from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, load_pipeline
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.labels import check_labels
 from skipdit_cli.sampling.by_class import denoise
+from skipdit_cli.sampling.fitting import compile_transformers
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import SCHEDULERS, RespacedDDIMScheduler, make_scheduler
 from tests.support.measurements import relative_l2
@@ -202,6 +203,23 @@ def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, m
         "trunk/forward_state.py:__call__",
         "trunk/block.py:__call__",
     ]
+
+
+def test_a_compiled_pipeline_has_a_graph_of_a_full_and_one_of_a_reused_step(tiny_pipeline):
+    pipe, graphs = load_pipeline(tiny_pipeline(num_layers=3)), []
+    add_skip_branches(pipe.transformer)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "policy": CachePolicy(1)}
+    plain = generate(pipe, [1], **settings)
+    compile_transformers([pipe], backend)
+    for _ in range(2):  # the cache is put on and taken off in each
+        made = generate(pipe, [1], **settings)
+        assert relative_l2(made.latents, plain.latents) < 1e-5 and made.report == plain.report
+    assert len(graphs) == 2
 
 
 def test_an_unknown_setting_is_a_type_error(pipe):

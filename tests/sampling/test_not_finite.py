@@ -23,7 +23,7 @@ from skipdit_cli.sampling.fitting import load_lora
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.sampling.schedulers import RespacedDDIMScheduler
-from skipdit_cli.training.data.store import CHECKSUM, checksum
+from skipdit_cli.training.data.tensor_store import CHECKSUM, checksum
 from skipdit_cli.trunk import Trial
 from tests.support.pipeline_parts import tiny_vae
 
@@ -166,7 +166,7 @@ def test_what_a_transformer_is_told_is_told_from_what_it_makes(text_pipeline, mo
     hook = pipe.text_encoder.register_forward_hook(
         lambda module, given, output: replace_first(output, output[0] * INF)
     )  # finite weights, as in float16
-    with pytest.raises(NotFiniteError, match="told as encoder_hidden_states is NaN or infinite at denoising step 1"):
+    with pytest.raises(NotFiniteError, match="input encoder_hidden_states is NaN or infinite at denoising step 1"):
         generate(pipe, ["a cat"], num_inference_steps=2)
     hook.remove()
 
@@ -331,8 +331,8 @@ def latent_training(tiny_dit, tmp_path, skipdit):
 def test_training_names_the_picture_that_the_vae_cannot_encode(
     latent_training, skipdit, tmp_path, monkeypatch, fresh_accelerate
 ):
-    from skipdit_cli.training.data import encoding as latents
-    from skipdit_cli.training.objective import micro_batch as objective
+    from skipdit_cli.training.data import latent_dataset as latents
+    from skipdit_cli.training.objective import objective
 
     own = latents.moments
 

@@ -9,12 +9,12 @@ import torch
 
 from skipdit_cli import families
 from skipdit_cli.models import load_pipeline
-from skipdit_cli.training.data.crops import Batch
 from skipdit_cli.training.data.order import draw, generator
+from skipdit_cli.training.data.pixel_dataset import Batch
 from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of
 from skipdit_cli.training.objective.loss import DiffusionLoss
-from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.training_settings import Weighting
 from tests.support.caption_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 from tests.support.tiny_pipelines import build

@@ -8,10 +8,10 @@ import torch
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models import load_pipeline, save_pipeline
 from skipdit_cli.skip import add_skip_branches
-from skipdit_cli.training.data.crops import Batch
 from skipdit_cli.training.data.order import draw
+from skipdit_cli.training.data.pixel_dataset import Batch
 from skipdit_cli.training.objective.flow import loss_of, span_of
-from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.training_settings import WEIGHTINGS, Weighting
 from tests.support.caption_training import command, differ, losses, prepare, rename
 from tests.support.tiny_training_pipelines import text_pipeline

@@ -10,9 +10,9 @@ from PIL import Image
 
 from skipdit_cli.commands.training_options import ConsoleObserver
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.data.crops import Pixels, crop
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.order import Choice
+from skipdit_cli.training.data.pixel_dataset import Pixels, crop
 from skipdit_cli.training.data.samples import read_samples
 
 IMAGES = Demand(num_classes=10)

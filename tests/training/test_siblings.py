@@ -84,7 +84,7 @@ def test_a_transformer_that_is_told_more_is_refused_before_weights_are_loaded(
         path.unlink()
     ran = skipdit("finetune", "-m", model, "--data", data, "-o", tmp_path / "out")
     said = (
-        f"Got a {kind} whose transformer takes {channels} channels where its VAE makes {makes}: it is told more than"
+        f"Got a {kind} whose transformer takes {channels} channels where its VAE makes {makes}: it has inputs besides"
     )
     assert ran.code == 2 and said in ran.stderr and not (tmp_path / "out").exists(), ran.stderr
 

@@ -15,13 +15,13 @@ from skipdit_cli import media
 from skipdit_cli.errors import SkipditError
 from skipdit_cli.models import load_pipeline
 from skipdit_cli.training.data import moving_digits as digits
-from skipdit_cli.training.data.crops import Batch, Pixels, collate
 from skipdit_cli.training.data.demand import Demand
-from skipdit_cli.training.data.encoding import Latents, moments
+from skipdit_cli.training.data.latent_dataset import Latents, moments
 from skipdit_cli.training.data.order import Choice, draw
+from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
 from skipdit_cli.training.data.samples import SampleSet, read_samples
-from skipdit_cli.training.data.store import Store
-from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.data.tensor_store import Store
+from skipdit_cli.training.objective.objective import Objective
 from tests.support.pipeline_parts import tiny_vae
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

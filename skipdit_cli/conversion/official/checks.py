@@ -1,4 +1,4 @@
-"""What every official layout is asked: needed tensors, the head count no tensor tells, the frozen position tables."""
+"""Checks of official checkpoints: required tensors, the number of attention heads, the frozen position tables."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.finite import first_broken
 
 DRIFT = 1e-3
-"""So far a moving average may have moved a table that never changed."""
-STANDARD_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # S, B, L, XL of DiT and Latte
+"""Largest rounding error of a moving average over a table that never changes."""
+STANDARD_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Attention heads by width, of DiT and Latte in the sizes S, B, L and XL."""
 
 
 def check_plain(path, state: dict[str, torch.Tensor]) -> None:
-    """
+    """Refuse a state dict with tensors that are no plain weights.
+
     Raises:
-        UsageError: A tensor is of a kind that no weights are: sparse, quantised, complex, empty, without data, or one
-            that makes many numbers of few in the file.
+        UsageError: A tensor is sparse, nested, quantised, complex, empty, without data, or expanded from a part.
     """
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex():
@@ -33,13 +34,15 @@ def check_plain(path, state: dict[str, torch.Tensor]) -> None:
 
 
 def check_needed(path, state: dict[str, torch.Tensor], needed: dict[str, int], kind: str) -> None:
-    """
+    """Check the tensors from which a layout's architecture is read.
+
     Args:
-        needed: Name to number of dimensions.
-        kind: What the file should hold, for the error.
+        path: The checkpoint, for errors.
+        needed: Number of dimensions by tensor name.
+        kind: Name of the model in the error.
     Raises:
         UsageError: A tensor is missing, or has another number of dimensions.
-        NotFiniteError: One holds NaN or infinity.
+        NotFiniteError: A tensor holds NaN or infinity.
     """
     for name, rank in needed.items():
         if name not in state or state[name].dim() != rank:
@@ -51,10 +54,10 @@ def check_needed(path, state: dict[str, torch.Tensor], needed: dict[str, int], k
 
 
 def head_count(path, width: int, given: int | None) -> int:
-    """Number of attention heads: as given, or that of the standard size this wide.
+    """Return the number of attention heads: the given one, or that of the standard size with this width.
 
     Raises:
-        UsageError: It cannot be known, or does not divide the width.
+        UsageError: The number is not known, or does not divide the width.
     """
     heads = given if given is not None else STANDARD_HEADS.get(width)
     if heads is None:
@@ -68,15 +71,17 @@ def head_count(path, width: int, given: int | None) -> int:
 
 
 def check_positions(path, table: torch.Tensor, side: int, width: int) -> list[str]:
-    """diffusers computes the frozen spatial table from the size; make sure it is this one.
+    """Check that the frozen spatial position table is the one that diffusers computes from the size.
 
     Args:
+        path: The checkpoint, for errors.
         table: (1, tokens, D).
         side: Patches along an edge.
+        width: D.
     Returns:
-        A sentence if the file's table is not quite that.
+        A sentence for the user if the table differs slightly, otherwise nothing.
     Raises:
-        UsageError: It is another one.
+        UsageError: It is another table.
     """
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
@@ -88,7 +93,7 @@ def check_positions(path, table: torch.Tensor, side: int, width: int) -> list[st
 
 
 def check_frames(path, table: torch.Tensor, width: int) -> list[str]:
-    """The same for the temporal table, (1, frames, D)."""
+    """Check the temporal position table (1, frames, D) in the same way as ``check_positions``."""
     from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 
     if width != table.shape[2]:
@@ -98,8 +103,11 @@ def check_frames(path, table: torch.Tensor, width: int) -> list[str]:
 
 
 def _check_table(path, name: str, table: torch.Tensor, expected: torch.Tensor) -> list[str]:
-    """A table that does not change in training still drifts in a moving average of all parameters, e = d·e + (1-d)·p:
-    its rounding adds up, over thousands of updates to some 1e-4."""
+    """Compare a position table with the expected one.
+
+    A table that does not change in training still drifts in a moving average of all parameters, e = d·e + (1-d)·p:
+    rounding errors add up to some 1e-4 over thousands of updates.
+    """
     off = (table[0].double() - expected.double()).abs().max().item()
     rounding = torch.finfo(table.dtype).eps if table.is_floating_point() else 0.0
     if not off <= (DRIFT if rounding < DRIFT / 2 else 1e-2):

@@ -68,17 +68,17 @@ def read_official(
         UsageError: The file is damaged or would run code, holds another architecture, or something is missing.
     """
     data = read_tensors(path)
-    found, arguments = find_state_dict(path, data), _arguments(data)
-    rest, notes = found.tensors, list(found.notes)
+    weights, arguments = find_state_dict(path, data), _arguments(data)
+    rest, notes = weights.tensors, list(weights.notes)
     check_plain(path, rest)
     family = _family(rest)
     is_t2v = family is LATTE
     if any(name.startswith("transformer_blocks.") for name in rest) and not is_t2v:
         raise UsageError(f"Checkpoint {path} has diffusers' own names; give its folder, whose config.json is needed.")
-    named = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}
+    skip = {name: rest.pop(name) for name in list(rest) if name.startswith(("skip_norms.", "skip_linears."))}
     if is_t2v:
         if num_classes is not None:
-            raise UsageError(f"Got --num-classes {num_classes}, but {path} is of texts; leave it out.")
+            raise UsageError(f"Got --num-classes {num_classes}, but {path} is text-conditional; leave it out.")
         config, state = read_t2v(path, rest, num_attention_heads, sample_size, num_frames)
     else:
         for flag, value in (("--sample-size", sample_size), ("--num-frames", num_frames)):
@@ -89,12 +89,12 @@ def read_official(
     official = family.official
     only_dit = "" if official.flow_title else f"a {family.name} has no other"
     process, why = process_of(path, arguments, process, only_dit)
-    layout = official.title_with_branches if named else official.title
+    layout = official.title_with_branches if skip else official.title
     if process == SIT:
         as_flow(path, config, state)
-        layout = official.flow_title + " with skip branches" * bool(named)
-    branches = _branches(path, named, config, family) if named else None
-    return Official(f"{layout}, {found}", config, state, branches, process, why, tuple(notes))
+        layout = official.flow_title + " with skip branches" * bool(skip)
+    branches = _branches(path, skip, config, family) if skip else None
+    return Official(f"{layout}, {weights}", config, state, branches, process, why, tuple(notes))
 
 
 def _family(state: dict[str, torch.Tensor]) -> Family:
@@ -112,7 +112,7 @@ def _arguments(data) -> dict:
     return dict(saved if isinstance(saved, dict) else getattr(saved, "__dict__", {}))
 
 
-def _branches(path, named: dict[str, torch.Tensor], config: dict, family: Family) -> SkipBranches:
+def _branches(path, skip: dict[str, torch.Tensor], config: dict, family: Family) -> SkipBranches:
     """The skip branches of a file. The official code counts pairs from the middle, ours by source block.
 
     So does its class-conditional Latte at 28 blocks, its one size with branches: index (i - 14) // 2 of block i.
@@ -125,11 +125,11 @@ def _branches(path, named: dict[str, torch.Tensor], config: dict, family: Family
             f"Checkpoint {path} has skip branches on {depth} {unit}, but the official form needs an even number."
         )
     state = {}
-    for name, tensor in named.items():
-        found = re.fullmatch(r"skip_(?:norms\.(\d+)|linears\.(\d+)\.linear)\.(weight|bias)", name)
-        if found is None:
+    for name, tensor in skip.items():
+        match = re.fullmatch(r"skip_(?:norms\.(\d+)|linears\.(\d+)\.linear)\.(weight|bias)", name)
+        if match is None:
             raise UsageError(f"Checkpoint {path} is no Skip-DiT of the official layout: it holds {name}.")
-        norm, linear, part = found.groups()
+        norm, linear, part = match.groups()
         pair = depth // 2 - 1 - int(norm or linear)
         state[f"{'norms' if norm else 'linears'}.{pair}.{part}"] = tensor.clone()  # else the file stays mapped
     with init_empty_weights():

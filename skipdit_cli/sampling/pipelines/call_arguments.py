@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import call_parameters, pipeline_type
 from skipdit_cli.sampling.pipelines.denoiser_pipeline import DenoiserPipeline
 
 FRAMES = ("num_frames", "video_length")
@@ -33,16 +31,6 @@ FLAGS = {
 """Arguments that have a flag of their own."""
 RESERVED = ("self", "output_type", "return_dict", "latents", "callback", "callback_steps", "mask_feature")
 """Arguments that ``by_text`` sets or that a command line cannot express; so are embeddings, masks and callbacks."""
-
-
-def pipeline_type(pipe) -> type:
-    """Return the class of a pipeline, given the pipeline, its class or its outline (``models.outline``)."""
-    return pipe if isinstance(pipe, type) else getattr(pipe, "kind", None) or type(pipe)
-
-
-def call_parameters(pipe) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of the ``__call__`` of a pipeline, by name."""
-    return inspect.signature(pipeline_type(pipe).__call__).parameters
 
 
 def call_default(pipe, name: str | None):

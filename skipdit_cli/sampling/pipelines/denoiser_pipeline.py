@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from skipdit_cli.families.example import example_inputs
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 
 
 class DenoiserPipeline(DiffusionPipeline):
@@ -41,7 +42,8 @@ class DenoiserPipeline(DiffusionPipeline):
         """
         device, generators = self._execution_device, generator if isinstance(generator, list) else [generator]
         noise = torch.Generator().manual_seed(0)
-        inputs = example_inputs(self.transformer, len(prompt), device, self.transformer.dtype, generator=noise)
+        model = unwrap_compiled(self.transformer)
+        inputs = example_inputs(model, len(prompt), device, model.dtype, generator=noise)
         sample, time = next(iter(inputs)), "timestep" if "timestep" in inputs else "t"
         is_list = isinstance(inputs[sample], list)
         latents = torch.stack(

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.training.data.data_folder import FileSet, summary_of
 from skipdit_cli.training.data.demand import Demand
-from skipdit_cli.training.data.tree import FileSet, summary_of
 from skipdit_cli.training.observer import SILENT, Observer
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")

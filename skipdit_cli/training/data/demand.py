@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families import FAMILIES, Training, class_named, family_of
+from skipdit_cli.families import FAMILIES, Training, family_of
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
+from skipdit_cli.families.registry import config_value
 
 EXPERTS = dict(zip(("high", "low"), TRANSFORMERS))
 """The two transformers of a pipeline that has two (Wan 2.2), by value of ``--expert``: one for the timesteps from
@@ -74,18 +74,10 @@ def demand_of(
     if training.clip_frames is not None:
         joined = (vae or {}).get("scale_factor_temporal") or 4
         return Demand(captions=True, video_length=training.clip_frames, joined_frames=joined, expert=expert)
-    classes = None if has_captions else _config_value(config, "num_embeds_ada_norm")
-    length = _config_value(config, "video_length") if training.videos else None
+    classes = None if has_captions else config_value(config, "num_embeds_ada_norm")
+    length = config_value(config, "video_length") if training.videos else None
     has_null = has_captions or null_label({**config, "num_embeds_ada_norm": classes}) is not None
     return Demand(classes, has_null, has_captions, length, class_names=_class_names(pipeline or {}))
-
-
-def _config_value(config: dict, key: str):
-    """A value of a transformer's config, or the default of its class."""
-    if key in config:
-        return config[key]
-    parameter = inspect.signature(class_named(config["_class_name"]).__init__).parameters.get(key)
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _class_names(index: dict) -> dict[str, tuple[int, ...]]:
@@ -114,8 +106,8 @@ def _check_pipeline(index: dict, training: Training, config: dict, vae: dict) ->
     packed = math.prod(training.packing)
     if training.captions and channels is not None and encoded is not None and channels != encoded * packed:
         raise UsageError(
-            f"Got a {kind} whose transformer takes {channels} channels where its VAE makes {encoded * packed}: it is "
-            "told more than noise and a text, and such a model cannot be trained here."
+            f"Got a {kind} whose transformer takes {channels} channels where its VAE makes {encoded * packed}: it has "
+            "inputs besides noise and a caption, and such a model cannot be trained here."
         )
     if kind not in (*training.pipelines, *training.siblings):
         *others, last = *training.pipelines, *training.siblings

@@ -15,9 +15,9 @@ import numpy as np
 from skipdit_cli import media
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.data.class_folders import Classes, check_splits, first_split, read_classes
+from skipdit_cli.training.data.data_folder import Bounds, FileSet, find_images, find_videos, summary_of, walk
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.metadata import NAMES, Condition, read_rows
-from skipdit_cli.training.data.tree import Bounds, FileSet, find_images, find_videos, summary_of, walk
 from skipdit_cli.training.observer import SILENT, Observer
 
 UNREADABLE_SHARE = 0.01
@@ -169,7 +169,7 @@ def readable(
     folder: str,
     observer: Observer = SILENT,
 ) -> list[tuple[Path, Condition, Probed]]:
-    """Return the samples that can be read, each with what ``probe`` showed; the observer is told of the others.
+    """Return the samples that can be read, each with the result of ``probe``, and warn about the others.
 
     Args:
         probe: Opens a file; raises ``UsageError`` if it cannot be used.

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.training.data.data_folder import Bounds
 from skipdit_cli.training.data.demand import Demand
-from skipdit_cli.training.data.tree import Bounds
 from skipdit_cli.training.observer import SILENT, Observer
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -24,7 +24,7 @@ Condition = int | str | None
 def read_rows(path: Path, demand: Demand, bounds: Bounds, observer: Observer = SILENT) -> list[tuple[Path, Condition]]:
     """Return the samples that a file lists, in its order.
 
-    It may list a file several times, of which the observer is told, but with one label only.
+    It may list a file several times (the observer gets a warning), but with one label only.
 
     Raises:
         UsageError: An entry is malformed, or names a file that lies out of bounds or has another label already.

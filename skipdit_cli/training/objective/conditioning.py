@@ -15,7 +15,7 @@ from skipdit_cli.families.labels import null_label
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.finite import is_finite
 from skipdit_cli.training.data.demand import check_encoders
-from skipdit_cli.training.data.store import (
+from skipdit_cli.training.data.tensor_store import (
     Store,
     Tensors,
     fingerprint_of_encoder,

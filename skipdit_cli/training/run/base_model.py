@@ -1,4 +1,4 @@
-"""The model that ``finetune`` starts from: its folder, what it requires of the data, and its pipeline."""
+"""The model that a run begins with: a new one of a preset (``train``) or a converted one (``finetune``)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,64 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.families import declared_trunk
-from skipdit_cli.models import named_model, open_model
+from skipdit_cli.errors import UsageError
+from skipdit_cli.families import FAMILIES, declared_trunk, family_of
+from skipdit_cli.families.registry import config_value
+from skipdit_cli.models import build_transformer, default_scheduler, named_model, open_model, pipeline_around
+from skipdit_cli.models.bounds import in_memory
+from skipdit_cli.models.build import preset_config
+from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, transformer_config
-from skipdit_cli.models.open import find_folder
 from skipdit_cli.models.weights import read_json
+from skipdit_cli.presets import Preset
+from skipdit_cli.skip import add_skip_branches
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.objective.text_conditioning import as_trained
 from skipdit_cli.training.run.run_folder import INDEX
+
+
+def trainable_config(preset: Preset, with_vae: bool) -> dict:
+    """Return the config of a preset's model, with the default of its class for ``in_channels``.
+
+    Args:
+        with_vae: A VAE is given.
+    Raises:
+        UsageError: The preset describes no model that can be trained from scratch, or a latent model without a VAE.
+    """
+    config = preset_config(preset, in_memory()) if preset.model else {}
+    name, trainable = config.get("_class_name", "no model"), [n for n, each in FAMILIES.items() if each.initialise]
+    if name not in trainable:
+        raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(trainable)}.")
+    channels = config_value(config, "in_channels")
+    if channels not in (1, 3) and not with_vae:
+        raise UsageError(
+            f"Preset {preset.name} is of a latent model ({channels} channels), and there is no VAE to make them; give "
+            "--vae FOLDER_OR_HUB_ID."
+        )
+    return {**config, "in_channels": channels}
+
+
+def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0, drops_labels: bool = True):
+    """Return an untrained pipeline of a preset's model, in float32, its weights drawn from ``seed``.
+
+    Args:
+        skip_branches: Whether to attach skip branches.
+        vae: The VAE of a latent model.
+        drops_labels: Whether labels are dropped in training. Otherwise the null label is never trained, and the
+            model's config says that it cannot be guided by it.
+    Raises:
+        UsageError: diffusers refuses the model's config.
+    """
+    config = preset_config(preset, in_memory())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = build_transformer(config)
+        family_of(transformer).initialise(transformer)
+    if not drops_labels:
+        transformer.register_to_config(_null_class=False)
+    if skip_branches:
+        add_skip_branches(transformer)
+    return pipeline_around(transformer, default_scheduler(config["_class_name"]), vae)
 
 
 def model_folder(model: str | None, preset: str | None, **arguments) -> Path:

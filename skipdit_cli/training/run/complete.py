@@ -16,7 +16,7 @@ from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 from skipdit_cli.training.run.card_facts import training_facts
 from skipdit_cli.training.run.loop import Diverged, Outcome, Trainer
-from skipdit_cli.training.run.run_folder import INDEX, RUN_FILES, unlisted_files
+from skipdit_cli.training.run.run_folder import INDEX, RUN_FILES, unlisted_pipeline_files
 from skipdit_cli.training.run.session import Session
 from skipdit_cli.training.run.state import METRICS
 
@@ -40,7 +40,7 @@ def train(session: Session, pipe, origin: Origin, model: Path | None = None, onl
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return trainer.run()
-    unlisted = [] if files.read_marker(settings.output) else unlisted_files(settings.output, model)
+    unlisted = [] if files.read_marker(settings.output) else unlisted_pipeline_files(settings.output, model)
     with files.work_in(settings.output, files.RUN, settings.resume_from_checkpoint is not None, Diverged) as work:
         files.note(settings.output, METRICS, *unlisted)
         _set_aside_later_checkpoints(trainer)

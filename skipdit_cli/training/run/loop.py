@@ -17,9 +17,9 @@ from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import note
 from skipdit_cli.finite import first_broken
-from skipdit_cli.training.data.crops import Batch, next_batch
 from skipdit_cli.training.data.demand import EXPERTS
-from skipdit_cli.training.data.store import fingerprint_of_adapters
+from skipdit_cli.training.data.pixel_dataset import Batch, next_batch
+from skipdit_cli.training.data.tensor_store import fingerprint_of_adapters
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.run.interrupt import interrupt
 from skipdit_cli.training.run.logs import RunLog, grid_arguments, grid_name, save_grid

@@ -36,7 +36,7 @@ def check_run(output: Path) -> None:
             )
 
 
-def unlisted_files(output: Path, model: Path | None) -> list[str]:
+def unlisted_pipeline_files(output: Path, model: Path | None) -> list[str]:
     """Return the files of a finished pipeline in the folder of a run of version 0.1.0, which listed none.
 
     Args:

@@ -9,12 +9,12 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.sampling.latents import spatial_compression
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
-from skipdit_cli.training.data.crops import Pixels, collate
-from skipdit_cli.training.data.encoding import Latents
+from skipdit_cli.training.data.latent_dataset import Latents
 from skipdit_cli.training.data.order import Order
-from skipdit_cli.training.data.store import Store
+from skipdit_cli.training.data.pixel_dataset import Pixels, collate
+from skipdit_cli.training.data.tensor_store import Store
 from skipdit_cli.training.objective.conditioning import CaptionConditioning
-from skipdit_cli.training.objective.micro_batch import Objective
+from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
 from skipdit_cli.training.run.interrupt import ignore_signals
 from skipdit_cli.training.run.session import Session

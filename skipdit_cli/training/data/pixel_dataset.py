@@ -71,12 +71,12 @@ class Pixels(Dataset):
         room = self.samples.lengths[choice.index] - (count - 1) * self.frame_stride
         first = int(choice.start * room)
         frames = [first + i * self.frame_stride for i in range(count)]
-        pictures = [self.cut(picture, choice) for picture in self.samples.read(choice.index, frames)]
-        return torch.stack(pictures, dim=1)
+        images = [self.crop(image, choice) for image in self.samples.read(choice.index, frames)]
+        return torch.stack(images, dim=1)
 
-    def cut(self, picture: Image.Image, choice: Choice) -> torch.Tensor:
+    def crop(self, image: Image.Image, choice: Choice) -> torch.Tensor:
         """Return a crop of one image, float32 (C, H, W) in [-1, 1]."""
-        cropped = crop(picture.convert(self.mode), self.size, choice.crop)
+        cropped = crop(image.convert(self.mode), self.size, choice.crop)
         pixels = torch.from_numpy(np.array(ImageOps.mirror(cropped) if choice.mirrored else cropped))
         return pixels.view(*self.size, -1).permute(2, 0, 1).float() / 127.5 - 1
 

@@ -14,10 +14,10 @@ from skipdit_cli.errors import NotFiniteError, SkipditError
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media.intake import RULES
 from skipdit_cli.sampling.latents import scale as scaled  # noqa: F401  its name of 0.1.0, which others import
-from skipdit_cli.training.data.crops import Pixels
 from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.order import Choice
-from skipdit_cli.training.data.store import Store, Tensors, fingerprint
+from skipdit_cli.training.data.pixel_dataset import Pixels
+from skipdit_cli.training.data.tensor_store import Store, Tensors, fingerprint
 from skipdit_cli.training.observer import SILENT, Observer
 
 FRAMES_AT_ONCE = 16

@@ -32,7 +32,7 @@ class Bounds:
 
     Args:
         root: The data folder.
-        allow_outside: Whether files may also lie elsewhere; the observer is then told.
+        allow_outside: Whether files may also lie elsewhere; the observer then gets a warning.
     """
 
     root: Path
