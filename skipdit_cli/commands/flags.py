@@ -16,7 +16,7 @@ from skipdit_cli.settings import setting_fields
 
 MOST = {
     "sample_size": 16_384,
-    **dict.fromkeys(("image_frames", "frame_stride", "rounds", "warmup", "samples_per_digit"), 10_000),
+    **dict.fromkeys(("image_frames", "frame_stride"), 10_000),
     **dict.fromkeys(("height", "width"), 16_384),
     **dict.fromkeys(("num_frames", "num_attention_heads"), 100_000),
     **dict.fromkeys(("train_batch_size", "gradient_accumulation_steps"), 100_000),
