@@ -160,16 +160,25 @@ def test_help_of_every_command_fits_80_columns(skipdit):
         assert max(map(len, ended.stdout.splitlines())) <= 80, name
 
 
-@pytest.mark.parametrize("command", ["sample", "info"])
+FIRST = {
+    "sample": ["--model", "--preset", "--output"],
+    "bench": ["--model", "--preset", "--output"],
+    "info": ["--model", "--preset"],
+    "train": ["--preset", "--data", "--output"],
+    "finetune": ["--model", "--preset", "--train", "--data", "--output"],
+}
+"""The flags without a panel, by command."""
+PANELS = ["Arguments", "Options", "Model", "What to sample", "Cache", "Pipeline"]
+
+
+@pytest.mark.parametrize("command", FIRST)
 def test_help_groups_flags_into_panels_and_shows_first_what_everyone_needs(skipdit, command):
-    titles = re.findall(r"^(\S.*):$", skipdit(command, "--help").stdout, re.MULTILINE)
-    shared = [
-        title for title in ("Options", "Model", "What to sample", "Cache", "Pipeline", "Output") if title in titles
-    ]
-    assert [title for title in titles if title != "Arguments"] == shared
-    first = re.search(r"^Options:\n(.*?)\n\n", skipdit(command, "--help").stdout, re.MULTILINE | re.DOTALL)[1]
-    flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", first, re.MULTILINE)
-    assert flags == ["--model", "--preset", *(["--output"] if command == "sample" else []), "--help"]
+    text = skipdit(command, "--help").stdout
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    shared = [title for title in PANELS if title in titles]
+    assert titles[: len(shared)] == shared and titles[-1] == "Output"
+    first = re.search(r"^Options:\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)[1]
+    assert re.findall(r"^  (?:-\w, )?(--[\w-]+)", first, re.MULTILINE) == [*FIRST[command], "--help"]
 
 
 def test_version(skipdit):

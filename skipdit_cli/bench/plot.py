@@ -78,16 +78,8 @@ def _draw(axes, name: str, points: list[dict], quality: str, uncached: float, co
         if row["case"] == "vanilla-cache" and hide_control:
             continue
         offset = (0, -13) if row["case"] == "fewer-steps" else (0, 6)
-        axes.annotate(
-            _point_label(row),
-            (speedup, height),
-            offset,
-            "data",
-            "offset points",
-            ha="center",
-            fontsize=8,
-            color=colour,
-        )
+        style = {"ha": "center", "fontsize": 8, "color": colour}
+        axes.annotate(_point_label(row), (speedup, height), offset, "data", "offset points", **style)
 
 
 def _caching(row: dict) -> tuple:

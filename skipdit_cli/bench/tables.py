@@ -124,7 +124,7 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
         schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
         notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
     if random_weights:
-        notes.append("Random weights: the times hold for the trained model, the quality columns do not.")
+        notes.append("Random weights: the times are those of a trained model, the quality columns are not.")
     return notes
 
 

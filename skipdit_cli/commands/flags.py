@@ -15,15 +15,11 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.settings import setting_fields
 
 MOST = {
+    **dict.fromkeys(("num_inference_steps", "rounds", "samples_per_digit"), 10_000),
+    **dict.fromkeys(("num_attention_heads", "num_frames"), 100_000),
     "sample_size": 16_384,
-    **dict.fromkeys(("image_frames", "frame_stride", "rounds", "warmup", "samples_per_digit"), 10_000),
-    **dict.fromkeys(("height", "width"), 16_384),
-    **dict.fromkeys(("num_frames", "num_attention_heads"), 100_000),
-    **dict.fromkeys(("train_batch_size", "gradient_accumulation_steps"), 100_000),
-    "num_inference_steps": 10_000,
-    "dataloader_num_workers": 1_000,
 }
-"""The largest value of flags whose field or option says none, by parameter name."""
+"""The largest value of flags that are no field of a settings class, by parameter name."""
 MOST_OF_ALL = 2**32 - 1
 """The largest value of any other number: the largest seed of NumPy."""
 SHORT = {"output": "-o"}

@@ -1,4 +1,4 @@
-"""Training a DiT, from scratch or continued, with or without skip branches."""
+"""The training of a Diffusion Transformer, from scratch or continued, with or without skip branches."""
 
 from skipdit_cli.training.training_settings import TrainingSettings
 

@@ -1,4 +1,4 @@
-"""measure.flops: the count of a step, against published figures and against what the cache really runs."""
+"""bench.flops: the count of a step, against published figures and against what the cache really runs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""measure.quality: PSNR and SSIM against torchmetrics, and where the two cannot be taken."""
+"""bench.quality: PSNR and SSIM against torchmetrics, and where the two cannot be taken."""
 
 import numpy as np
 import pytest
@@ -37,6 +37,14 @@ def test_ssim_is_that_of_torchmetrics_inside_the_borders(size):
     _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
     inside = full[..., 5 : size - 5, 5 : size - 5]
     assert ssim(a, b) == pytest.approx(float(inside.mean()), abs=1e-6)
+
+
+def test_ssim_of_wide_pictures_is_the_mean_over_them():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 256, (2, 3, 16, 40), generator=generator).double() for _ in range(2))
+    _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    assert ssim(a, b) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-6)
+    assert ssim(a, b) == pytest.approx((ssim(a[:1], b[:1]) + ssim(a[1:], b[1:])) / 2)
 
 
 def test_ssim_of_pictures_smaller_than_the_window():

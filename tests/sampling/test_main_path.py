@@ -30,7 +30,7 @@ MAIN_PATH = [
     "cache/slot.py",
     "trunk/forward_state.py",
     "trunk/block.py",
-    "trunk/trunk.py",
+    "skip/merge.py",
     "skip/branches.py",
     "sampling/latents.py",
     "sampling/pixels.py",
@@ -38,7 +38,7 @@ MAIN_PATH = [
 ]
 """In reading order. Not on it, though their functions run too: the ground floor (errors, console, files, media); what
 turns flags into settings (the rest of ``commands/``); what refuses a model or a setting, or puts branches and caches
-on a model (``models/``, ``families/``, ``sampling/refusals.py``, ``skip/attach.py``, ``trunk/keep.py``, ...); and what
+on a model (``models/``, ``families/``, ``sampling/refusals.py``, ``skip/attach.py``, the rest of ``trunk/``); and what
 tells one generation from the next (the rest of ``cache/``)."""
 GROUND_FLOOR = ("app.py", "console.py", "errors.py", "files/", "finite.py", "formats.py", "media/", "quiet.py")
 FLAGS = "commands/flags.py"

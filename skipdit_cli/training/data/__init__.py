@@ -1,1 +1,1 @@
-"""Training data: which samples a folder holds, what comes with each, and how they are read."""
+"""Training data: the samples of a folder, their labels or captions, and how they are read, encoded and kept."""

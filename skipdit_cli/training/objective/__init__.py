@@ -1,1 +1,1 @@
-"""Training objectives: from a micro-batch to its loss."""
+"""The training objective: from a micro-batch to its loss."""

@@ -1,4 +1,4 @@
-"""How a model gets the label or caption of a sample, and its prediction."""
+"""The conditioning of a model on class labels or captions, and its prediction."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CaptionConditioning:
     A dropped caption becomes the empty text.
 
     Args:
-        family: The family of the pipeline, whose text encoders are moved to ``device``.
+        family: How the pipeline's family encodes captions; its text encoders are moved to ``device``.
         store: Keeps encoded captions; None keeps the last ``REMEMBERED`` in memory.
     Raises:
         UsageError: The pipeline has no text encoder.
