@@ -1,4 +1,4 @@
-"""The two ways a command stops on purpose: bad input, or a run that failed."""
+"""The errors that end a command with one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 300
-"""Characters of what a library says that are shown."""
+MAX_LENGTH = 300  # characters of a library's message that are shown
 
 
 class SkipditError(Exception):
-    """A run that failed. Shown as one sentence; exit code 1."""
+    """A run that failed: shown as one sentence, exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(SkipditError, ValueError):
-    """Bad input: what, got, allowed, next command. Exit code 2, nothing written."""
+    """Bad input: the sentence says what was got, what is allowed and what to do next; exit code 2."""
 
     exit_code = 2
 
 
 class NotFiniteError(SkipditError):
-    """What was made, or what it is made with, holds NaN or infinity.
+    """An output, or the weights or inputs that it was computed from, holds NaN or infinity.
 
     Args:
-        made: What there is all the same, for those who time it.
+        made: The output, which a benchmark can still time.
     """
 
     def __init__(self, message: str, made=None):
@@ -35,52 +34,52 @@ class NotFiniteError(SkipditError):
 
 
 class CheckError(SkipditError):
-    """A check the user asked for was missed. Exit code 3."""
+    """A check that the user requested failed; exit code 3."""
 
     exit_code = 3
 
 
 def first_line(cause: BaseException) -> str:
-    """What a library has to say, cut to one line without a full stop."""
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:LONGEST].rstrip(".")
+    """Return the first line of an exception's message, truncated and without a full stop."""
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
 
 
 @contextmanager
 def reading(what: str, advice: str = "", failed: str = "cannot be read") -> Iterator[None]:
-    """Whatever a library raises while it reads a file is a refusal of that file, in one sentence.
+    """Turn whatever a library raises while it reads a file into a UsageError for that file.
 
-    Libraries raise what they like over bad contents: tokenizers a bare ``Exception``, Pillow a bomb of its own kind,
-    parsers a ``RecursionError``, diffusers an ``UnboundLocalError``, Rust a panic that is no ``Exception`` at all. Our
-    own errors pass, and so does what is not the file's fault: a full disk, an accelerator without memory.
+    Libraries raise many types for bad contents: tokenizers a bare ``Exception``, Pillow a ``DecompressionBombError``,
+    parsers a ``RecursionError``, diffusers an ``UnboundLocalError``, Rust a panic that is no ``Exception``. Errors of
+    skipdit pass unchanged, and so do those that are not the file's fault: a full disk, an accelerator out of memory.
 
     Args:
-        what: The file, as the sentence begins.
-        advice: How the sentence ends.
-        failed: What could not be done with it.
+        what: Subject of the sentence: the file.
+        advice: End of the sentence.
+        failed: Predicate of the sentence.
     Raises:
-        UsageError: "WHAT FAILED: what the library said; ADVICE."
+        UsageError: "WHAT FAILED: message of the library; ADVICE."
     """
     try:
         yield
     except SkipditError:
         raise
     except BaseException as cause:
-        name = type(cause).__name__  # of torch and pyo3, which are not imported for this
+        name = type(cause).__name__  # by name, so that torch and pyo3 are not imported
         if not isinstance(cause, Exception) and name != "PanicException":
             raise
         if name == "OutOfMemoryError" or getattr(cause, "errno", None) == errno.ENOSPC:
             raise
-        said = str(getattr(cause, "strerror", None) or first_line(cause))
+        message = str(getattr(cause, "strerror", None) or first_line(cause))
         if isinstance(
             cause, (LookupError, NameError, AttributeError, ArithmeticError, AssertionError, RecursionError)
         ):
-            said = f"{name}: {said}"  # whose messages say little alone
+            message = f"{name}: {message}"  # the messages of these mean little alone
         ending = f"; {advice}" if advice else ""
-        raise UsageError(f"{what} {failed}: {said}{ending}.") from cause
+        raise UsageError(f"{what} {failed}: {message}{ending}.") from cause
 
 
 def nearest(word: str, choices) -> str:
-    """``" Did you mean 'x'?"`` for the closest choice, or an empty string."""
+    """Return ``" Did you mean 'x'?"`` for the closest choice, or an empty string if none is close."""
     import difflib
 
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

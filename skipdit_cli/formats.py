@@ -1,4 +1,4 @@
-"""JSON and YAML in files that may be a stranger's: parsed, bounded, and refused in one sentence."""
+"""Read and write JSON and YAML; files may be untrusted, so their size and nesting are limited."""
 
 from __future__ import annotations
 
@@ -7,47 +7,46 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError, reading
 
-LARGEST = 1 << 28
-"""Bytes of the largest text that is read; the largest tokenizers have a tenth of that."""
-DEEPEST = 64
-"""Levels of nesting that are read; the configs of diffusers and transformers have up to four."""
+MAX_BYTES = 1 << 28  # of a text file; the largest tokenizers have a tenth of that
+MAX_DEPTH = 64  # levels of nesting; the configs of diffusers and transformers have up to four
 
 
-def read_text(path, largest: int = LARGEST) -> str:
-    """A text file in UTF-8.
+def read_text(path, max_bytes: int = MAX_BYTES) -> str:
+    """Return the text of a UTF-8 file.
 
     Raises:
-        UsageError: It cannot be read, is not UTF-8, or is larger than ``largest`` bytes.
+        UsageError: The file cannot be read, is not UTF-8, or is larger than ``max_bytes``.
     """
     path = Path(path)
     with reading(str(path)):
         size = path.stat().st_size
-        if size > largest:
-            raise UsageError(f"{path} has {size:,} bytes, but no such file has more than {largest:,}.")
+        if size > max_bytes:
+            raise UsageError(f"{path} has {size:,} bytes, but no such file has more than {max_bytes:,}.")
         return path.read_text(encoding="utf-8")
 
 
 def parse_json(text: str, name) -> object:
-    """
+    """Parse JSON.
+
     Args:
-        name: Of the file, for the sentence.
+        name: File name for messages.
     Raises:
-        UsageError: It is no JSON, or nested too deep.
+        UsageError: The text is no JSON, or nested too deeply.
     """
     import json
 
     with reading(str(name), failed="cannot be read as JSON"):
         data = json.loads(text)
     level, depth = [data], 0
-    while level := [each for holder in level for each in _held(holder) if isinstance(each, (dict, list))]:
+    while level := [item for container in level for item in _items(container) if isinstance(item, (dict, list))]:
         depth += 1
-        if depth > DEEPEST:
-            raise UsageError(f"{name} is nested more than {DEEPEST} levels deep, as no file of this kind is.")
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{name} is nested more than {MAX_DEPTH} levels deep, as no file of this kind is.")
     return data
 
 
-def _held(holder: object):
-    return holder.values() if isinstance(holder, dict) else holder if isinstance(holder, list) else ()
+def _items(container: object):
+    return container.values() if isinstance(container, dict) else container if isinstance(container, list) else ()
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -67,14 +66,14 @@ def finite_or_null(value: object) -> object:
 
 
 def parse_yaml(text: str, name, loader=None) -> object:
-    """One document of YAML, as a person writes it: without aliases (of which a few lines can unfold to gigabytes),
-    without a key twice in one mapping (of which YAML keeps the last), and not nested too deep.
+    """Parse a YAML document without aliases (a few lines can expand to gigabytes) and without duplicate keys (of which
+    YAML keeps the last).
 
     Args:
-        name: Of the file, for the sentence.
-        loader: PyYAML's; the safe one if not given.
+        name: File name for messages.
+        loader: Loader class of PyYAML; ``SafeLoader`` if not given.
     Raises:
-        UsageError: It is none.
+        UsageError: The text is no such YAML, or nested too deeply.
     """
     import yaml
 
@@ -86,18 +85,18 @@ def parse_yaml(text: str, name, loader=None) -> object:
 def _check_events(events, name) -> None:
     import yaml
 
-    keys: list[set | None] = []  # of each mapping that is open; None for a list
-    turns: list[bool] = []  # whether its next node is a key
+    keys: list[set | None] = []  # the keys of each open mapping; None for a list
+    key_next: list[bool] = []  # whether the next node of each is a key
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             raise UsageError(f"{name} has the alias *{event.anchor}, which is not read; write the value out.")
         if isinstance(event, yaml.CollectionEndEvent):
-            keys.pop(), turns.pop()
+            keys.pop(), key_next.pop()
             continue
         if not isinstance(event, yaml.NodeEvent):
             continue
         if keys and keys[-1] is not None:
-            is_key, turns[-1] = turns[-1], not turns[-1]
+            is_key, key_next[-1] = key_next[-1], not key_next[-1]
             if is_key and isinstance(event, yaml.ScalarEvent):
                 if event.value in keys[-1]:
                     line = event.start_mark.line + 1
@@ -105,16 +104,16 @@ def _check_events(events, name) -> None:
                 keys[-1].add(event.value)
         if isinstance(event, yaml.CollectionStartEvent):
             keys.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
-            turns.append(True)
-            if len(keys) > DEEPEST:
-                raise UsageError(f"{name} is nested more than {DEEPEST} levels deep, as no file of this kind is.")
+            key_next.append(True)
+            if len(keys) > MAX_DEPTH:
+                raise UsageError(f"{name} is nested more than {MAX_DEPTH} levels deep, as no file of this kind is.")
 
 
 def check_values(value: object, what: str) -> None:
-    """Whether a value is of JSON's kinds all through: null, true or false, finite numbers, texts, lists, mappings.
+    """Check that a value consists of JSON types: null, booleans, finite numbers, strings, lists and mappings.
 
     Raises:
-        UsageError: Something in it is a date, bytes, NaN, ...
+        UsageError: It holds another type (a date, bytes) or NaN or infinity.
     """
     if isinstance(value, dict):
         for key, item in value.items():

@@ -1,4 +1,4 @@
-"""Presets: YAML files that name a model and set flags of commands; commands/values.py says what wins over them."""
+"""Presets: YAML files that name a model and set flags of commands; commands/values.py defines their precedence."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from skipdit_cli.formats import check_values, parse_yaml, read_text
 
 PACKAGE = Path(__file__).parent
 OWN_KEYS = ("about", "source", "weights", "model")
-NOTHING = ("", "null", "~")
-LARGEST = 1 << 18
-"""Bytes of a preset."""
-ONLY_TYPED = {
+NULLS = ("", "null", "~")
+MAX_BYTES = 1 << 18
+FORBIDDEN_FLAGS = {
     **dict.fromkeys(("push-to-hub", "private"), "publishes"),
     **dict.fromkeys(("output", "npz", "cache-latents", "update-card"), "says where to write"),
     "overwrite": "replaces files",
     "prompts-file": "reads a text of yours",
 }
-"""Flags that no preset may set, and what they do: a file that somebody passed on must not do it."""
+"""Flags that no preset may set, and what they do, since a preset may come from someone else."""
 
 
 @dataclass(frozen=True)
 class Preset:
     """One preset file.
 
-    Args:
-        name: The file's stem.
-        about, source: What it is, and where its numbers come from.
-        weights: Name of a model embedded in the package, if the preset brings one.
+    Attributes:
+        name: The stem of the file.
+        about: One-line description.
+        source: Where its numbers come from.
+        weights: Name of a model embedded in the package, or empty.
         model: ``{"class": diffusers class name, "config": its arguments}``, or empty; ``"scheduler"`` may hold the
-            same of a scheduler.
-        flags: Command name to ``{flag without dashes: value as it would be typed}``; a list stays one.
+            same for a scheduler.
+        flags: Command name to ``{flag without dashes: value as typed, or a list of such values}``.
     """
 
     name: str
@@ -46,33 +46,38 @@ class Preset:
 
     @property
     def weights_path(self) -> Path | None:
+        """The folder of the embedded model, if the preset names one."""
         return embedded_folder() / self.weights if self.weights else None
 
 
 def embedded_folder() -> Path:
-    """Where the models are that the package brings."""
+    """Return the folder of the models embedded in the package."""
     return PACKAGE / "embedded"
 
 
 def embedded_names() -> list[str]:
+    """Return the names of the embedded models."""
     return sorted(path.name for path in embedded_folder().iterdir() if path.is_dir())
 
 
 def preset_folder() -> Path:
-    """Where the presets are: in the installed package, or beside it in a checkout."""
+    """Return the folder of the presets: in the installed package, or beside it in a checkout."""
     installed = PACKAGE / "_presets"
     return installed if installed.is_dir() else PACKAGE.parent / "presets"
 
 
 def preset_names() -> list[str]:
+    """Return the names of the presets that the package brings."""
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def preset_path(name_or_path: str) -> Path:
-    """The file of a preset given by name, or by path (anything with a separator or a .yaml suffix).
+    """Return the file of a preset.
 
+    Args:
+        name_or_path: Its name, or a path (anything with a separator or a .yaml suffix).
     Raises:
-        UsageError: There is none; the message names the nearest.
+        UsageError: There is no such preset; the message names the closest.
     """
     is_path = Path(name_or_path).suffix in (".yaml", ".yml") or bool(re.search(r"[/\\]", name_or_path))
     path = Path(name_or_path) if is_path else preset_folder() / f"{name_or_path}.yaml"
@@ -86,16 +91,16 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     """Read one preset.
 
     Args:
-        commands: Flags each command takes; given, a preset with any other command or flag is refused.
+        commands: The flags of each command; if given, a preset with an unknown command or flag is refused.
     Raises:
-        UsageError: No such preset, bad YAML, or an unknown key; the message names the nearest.
+        UsageError: There is no such preset, its YAML is bad, or a key is unknown; the message names the closest.
     """
     import yaml
 
     path = preset_path(name_or_path)
-    text, name = read_text(path, LARGEST), f"Preset {path}"
+    text, name = read_text(path, MAX_BYTES), f"Preset {path}"
     data = parse_yaml(text, name, _loader())
-    # Flags stay text, as typed: YAML would read 1000:20 as 60020, a number to the base 60.
+    # Flags stay strings, as typed: YAML reads 1000:20 as 60020, a number in base 60.
     typed = parse_yaml(text, name, yaml.BaseLoader)
     if not isinstance(data, dict):
         raise UsageError(f"Preset {path} holds a {type(data).__name__} but expected a mapping of keys.")
@@ -107,7 +112,7 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
 
 
 def _loader():
-    """PyYAML's safe loader, with 1e-6 a number (as in YAML 1.2) and not text."""
+    """Return PyYAML's safe loader, changed to read 1e-6 as a number, as YAML 1.2 does."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -122,7 +127,7 @@ def _text(path: Path, key: str, typed: dict) -> str:
     value = typed.get(key, "")
     if not isinstance(value, str):
         raise UsageError(f"Preset {path} has '{key}' with a {type(value).__name__} but expected a text.")
-    return "" if value in NOTHING else value
+    return "" if value in NULLS else value
 
 
 def _model(path: Path, model: object) -> dict:
@@ -131,8 +136,8 @@ def _model(path: Path, model: object) -> dict:
     check_values(model, f"Preset {path}: model")
     parts = [model, *([model["scheduler"]] if isinstance(model, dict) and "scheduler" in model else [])]
     for part in parts:
-        fits = isinstance(part, dict) and set(part) - {"scheduler"} == {"class", "config"}
-        if not fits or not isinstance(part["config"], dict) or not isinstance(part["class"], str):
+        valid = isinstance(part, dict) and set(part) - {"scheduler"} == {"class", "config"}
+        if not valid or not isinstance(part["config"], dict) or not isinstance(part["class"], str):
             raise UsageError(
                 f"Preset {path} has a 'model' (or its scheduler) that is not class: NAME, config: {{...}}."
             )
@@ -147,17 +152,17 @@ def _flags(
         raise UsageError(f"Preset {path} has an unknown key '{command}'.{hint}")
     if values != "" and not isinstance(values, dict):
         raise UsageError(f"Preset {path} has '{command}: {values}' but expected flags and their values.")
-    given = {}
+    flags = {}
     for flag, value in (values or {}).items():
-        if flag in ONLY_TYPED:
+        if flag in FORBIDDEN_FLAGS:
             raise UsageError(
-                f"Preset {path} sets '{command}: {flag}', which {ONLY_TYPED[flag]}; give --{flag} by hand."
+                f"Preset {path} sets '{command}: {flag}', which {FORBIDDEN_FLAGS[flag]}; give --{flag} by hand."
             )
         if commands is not None and flag not in commands[command]:
             hint = nearest(flag, commands[command])
             raise UsageError(f"Preset {path} has an unknown key '{command}: {flag}'.{hint}")
         if isinstance(value, dict) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
             raise UsageError(f"Preset {path} has '{command}: {flag}: {value}' but expected one value or a list.")
-        if value not in NOTHING:
-            given[flag] = value
-    return given
+        if value not in NULLS:
+            flags[flag] = value
+    return flags

@@ -1,4 +1,4 @@
-"""Pieces of a card's text: parts between two marks that are found again, cells of a table, paths without a home."""
+"""Pieces of a card's text: parts between two marks, cells of a table, paths without the user's home folder."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from pathlib import Path
 
 
 def marked(name: str, text: str) -> str:
-    """``text`` between two comments, which markdown does not show."""
+    """Put a text between two comments, which markdown does not show and by which it is found again."""
     return f"<!-- skipdit {name} -->\n{text}\n<!-- /skipdit {name} -->"
 
 
 def is_marked(text: str, name: str) -> bool:
-    return _found(text, name) is not None
+    """Return whether a card has a marked part of this name."""
+    return _match(text, name) is not None
 
 
 def marked_text(text: str, name: str) -> str:
-    """What stands between the two marks; empty if they are not there."""
-    found = _found(text, name)
-    return found[1] if found else ""
+    """Return the text between the two marks of a part; empty if the card has none."""
+    match = _match(text, name)
+    return match[1] if match else ""
 
 
 def replace_marked(text: str, name: str, new: str) -> str:
-    """``text`` with another marked part; the marks must be there."""
-    found = _found(text, name)
-    return text[: found.start()] + marked(name, new) + text[found.end() :]
+    """Replace the text of a marked part, which the card must have."""
+    match = _match(text, name)
+    return text[: match.start()] + marked(name, new) + text[match.end() :]
 
 
-def _found(text: str, name: str) -> re.Match | None:
+def _match(text: str, name: str) -> re.Match | None:
     return re.search(rf"<!-- skipdit {name} -->\n(.*?)\n?<!-- /skipdit {name} -->", text, flags=re.DOTALL)
 
 
 def cell(value: object) -> str:
-    """A value as the cell of a markdown table."""
+    """Write a value as the cell of a markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def without_home(text: str) -> str:
-    """``text`` with ``~`` for this user's home folder: a card is read by others."""
+    """Replace the path of the user's home folder by ``~``: others read a card."""
     home = Path.home()
     if len(home.parts) < 2:
         return text

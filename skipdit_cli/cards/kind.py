@@ -1,25 +1,26 @@
-"""What a folder makes, and of what: told from its configs."""
+"""What a model generates, and from which conditions, as its configs tell."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli.models.index import INDEX, is_part
+from skipdit_cli.models.index import INDEX, has_part, is_part
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.sampling.pipelines.call_arguments import frames_argument, needs_image
 
 
 @dataclass(frozen=True)
 class Kind:
-    """
+    """What a model generates, and from which conditions.
+
     Args:
-        pipeline: Name of the pipeline's class; empty of a transformer alone, which makes nothing by itself.
-        video: It makes videos, not pictures.
-        text: It is given texts.
-        classes: It is given class ids; without either it is given nothing.
-        image: It is given a picture to start from, too.
-        encodes: The parts that read texts are in the folder.
+        pipeline: The name of the pipeline's class; empty for a transformer alone, which generates nothing by itself.
+        video: It generates videos, not images.
+        text: It is text-conditional.
+        classes: It is class-conditional. A model that is neither is unconditional.
+        image: It starts from an image, too.
+        encodes: Its text encoder and tokenizer are in the folder.
     """
 
     pipeline: str
@@ -31,8 +32,10 @@ class Kind:
 
     @property
     def task(self) -> str | None:
-        """The hub's name for it (PIPELINE_DATA in packages/tasks/src/pipelines.ts of huggingface.js), which it has not
-        for videos of a class or of nothing. Images of a class count as ``unconditional-image-generation`` there.
+        """The hub's name of the task; None where it has none, as for class-conditional and unconditional videos.
+
+        Class-conditional images count as ``unconditional-image-generation`` there (PIPELINE_DATA in
+        packages/tasks/src/pipelines.ts of huggingface.js).
         """
         if not self.pipeline:
             return None
@@ -42,7 +45,8 @@ class Kind:
 
 
 def kind_of(folder: Path) -> Kind:
-    """
+    """Read from the configs of a folder what its model generates.
+
     Raises:
         UsageError: A config is missing or damaged.
     """
@@ -53,12 +57,12 @@ def kind_of(folder: Path) -> Kind:
     index, config = read_json(folder / INDEX), read_json(folder / "transformer" / "config.json")
     name = str(index.get("_class_name"))
     pipeline = getattr(diffusers, name, None)
-    reads = {name: value for name, value in index.items() if name.startswith(("text_encoder", "tokenizer"))}
+    encoders = [part for part in index if part.startswith(("text_encoder", "tokenizer"))]
     return Kind(
         pipeline=name,
         video="video_length" in config or (pipeline is not None and frames_argument(pipeline) is not None),
-        text=bool(reads),
+        text=bool(encoders),
         classes=config.get("num_embeds_ada_norm") is not None,
         image=pipeline is not None and needs_image(pipeline),
-        encodes=any(value != [None, None] for value in reads.values()),
+        encodes=any(has_part(index, part) for part in encoders),
     )

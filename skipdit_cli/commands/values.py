@@ -18,7 +18,7 @@ import typer
 from skipdit_cli import console
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.presets import ONLY_TYPED, Preset, load_preset
+from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
 """Parameters whose value is fetched from the hub where it is no path here; ``revision`` belongs to the model."""
@@ -60,7 +60,7 @@ def flags_of_commands(ctx: typer.Context) -> dict[str, set[str]]:
 
 def switches_of(command) -> list:
     """Return the parameters without a value (``--compile``) that a preset may set."""
-    settable = flags_of(command) - set(ONLY_TYPED) if any(p.name == "preset" for p in command.params) else ()
+    settable = flags_of(command) - set(FORBIDDEN_FLAGS) if any(p.name == "preset" for p in command.params) else ()
     return [p for p in command.params if getattr(p, "is_flag", False) and flag_of(p)[2:] in settable]
 
 

@@ -1,7 +1,7 @@
 """The state dict inside what training scripts save: under ``ema`` or ``model``, in a wrapper, behind a prefix.
 
-``torch.compile`` puts ``_orig_mod.`` before names, DDP ``module.``, Lightning the name of an attribute, FSDP more; and
-any of them after another. What is taken is told by the name of a tensor that every official layout has.
+``torch.compile`` puts ``_orig_mod.`` before names, DDP ``module.``, Lightning the name of an attribute, FSDP more, and
+they may be combined. The weights are recognised by a tensor that every official layout has: the patch embedding.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ import torch
 from skipdit_cli.errors import UsageError
 
 ANCHORS = ("x_embedder.proj.weight", "pos_embed.proj.weight")
-"""The patch embedding, by its name in each layout: what stands before it is the prefix of all."""
+"""The name of the patch embedding in each layout; what stands before it is the prefix of all names."""
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What libraries put into names at any place, and no layout has."""
+"""Parts that libraries insert anywhere into names, and that no layout has."""
 AVERAGE = re.compile(r"(^|[._-])ema|ema($|[._-])|shadow|averag", re.IGNORECASE)
 UNNAMED = "shadow_params"
-"""Where diffusers' ``EMAModel`` and torch-ema list their weights, in order and without names."""
+"""The key under which diffusers' ``EMAModel`` and torch-ema list their weights, in order and without names."""
 DEEPEST = 4
+"""The most keys that lead to a state dict."""
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """
+    """The weights of one model in a file.
+
     Args:
-        tensors: By their name in the official layout.
-        place: Keys that lead to them in the file.
-        prefix: What stands before each name there.
-        anchored: They hold what every official layout has.
+        tensors: The tensors, by their name in the official layout.
+        place: The keys that lead to them in the file.
+        prefix: What stands before each name in the file.
+        anchored: Whether the patch embedding, which every official layout has, is among them.
         left: How many tensors beside them have another prefix.
-        notes: What to tell the user about the choice, a sentence each.
+        notes: What to tell the user about the choice, one sentence each.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -45,6 +47,7 @@ class StateDict:
 
     @property
     def averaged(self) -> bool:
+        """Whether the weights are a moving average, by the keys that lead to them."""
         return any(map(AVERAGE.search, (*self.place, self.prefix)))
 
     def __str__(self) -> str:
@@ -53,16 +56,16 @@ class StateDict:
 
 
 def find_state_dict(path, data) -> StateDict:
-    """The weights in a file; of several the moving average.
+    """Return the weights in a file; of several state dicts the moving average.
 
     Args:
-        path: Of the file.
-        data: What it holds.
+        path: The file, for error messages.
+        data: The content of the file.
     Raises:
-        UsageError: It holds none, or only such as have no names.
+        UsageError: The file holds no state dict, or only weights without names.
     """
-    found = list(_state_dicts(path, data))
-    if not found:
+    candidates = list(_state_dicts(path, data))
+    if not candidates:
         if isinstance(data, dict) and any(_is_unnamed(value) for value in (data, *data.values())):
             raise UsageError(
                 f"Checkpoint {path} holds a moving average whose weights have no names ({UNNAMED}); give the file or "
@@ -71,8 +74,8 @@ def find_state_dict(path, data) -> StateDict:
         raise UsageError(
             f"Checkpoint {path} holds no state dict; expected tensors by name, or 'ema' or 'model' of them."
         )
-    chosen = min(found, key=lambda each: (not each.anchored, not each.averaged))
-    others = [each for each in found if each.anchored and each is not chosen]
+    chosen = min(candidates, key=lambda each: (not each.anchored, not each.averaged))
+    others = [each for each in candidates if each.anchored and each is not chosen]
     if chosen.averaged:
         _complete(chosen, next((each for each in others if not each.averaged), None))
     else:
@@ -89,7 +92,7 @@ def find_state_dict(path, data) -> StateDict:
 
 
 def _state_dicts(path, data, place: tuple[str, ...] = ()) -> Iterator[StateDict]:
-    """Every dict of named tensors, those of several prefixes apart."""
+    """Yield every dict of named tensors in nested dicts; names with different prefixes make different ones."""
     if not isinstance(data, dict) or len(place) > DEEPEST:
         return
     raw = {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
@@ -101,8 +104,8 @@ def _state_dicts(path, data, place: tuple[str, ...] = ()) -> Iterator[StateDict]
                 if f".{name}".endswith(f".{anchor}")}  # fmt: skip
     for prefix, shown in prefixes.items():
         longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-        mine = [name for name in named if name.startswith(prefix) and not (longer and name.startswith(longer))]
-        tensors = {name.removeprefix(prefix): raw[named[name]] for name in mine}
+        names = [name for name in named if name.startswith(prefix) and not (longer and name.startswith(longer))]
+        tensors = {name.removeprefix(prefix): raw[named[name]] for name in names}
         within = sum(any(name.startswith(each) for each in prefixes) for name in named)
         yield StateDict(tensors, place, shown, True, len(named) - within)
     if raw and not prefixes:
@@ -121,10 +124,10 @@ def _is_unnamed(value) -> bool:
 
 
 def _complete(average: StateDict, model: StateDict | None) -> None:
-    """Give an average of trained weights alone those that were frozen."""
-    lacking = [] if model is None else [name for name in model.tensors if name not in average.tensors]
-    if not lacking or not average.tensors.keys() <= model.tensors.keys():
+    """Add the frozen weights to a moving average that holds the trained ones alone."""
+    missing = [] if model is None else [name for name in model.tensors if name not in average.tensors]
+    if not missing or not average.tensors.keys() <= model.tensors.keys():
         return
-    average.tensors.update({name: model.tensors[name] for name in lacking})
-    shown = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
+    average.tensors.update({name: model.tensors[name] for name in missing})
+    shown = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
     average.notes.append(f"Taken from {model}, for the average has none: {shown}.")

@@ -1,7 +1,16 @@
-"""The one rule for writing, replacing and refusing: what we wrote is listed, and only what is listed is deleted."""
+"""Write and replace files safely: a manifest lists what skipdit wrote, and only what it lists is ever deleted."""
 
 from skipdit_cli.files.apart import check_apart, check_outside
-from skipdit_cli.files.marker import MARKER, RESUMABLE, forget, names_in, note, read_marker, remove_listed, strangers
+from skipdit_cli.files.marker import (
+    MARKER,
+    RESUMABLE,
+    forget,
+    names_in,
+    note,
+    read_marker,
+    remove_listed,
+    unlisted_files,
+)
 from skipdit_cli.files.one import check_file, check_writable, checksum, replacing
 from skipdit_cli.files.output import fill_folder, install, replace_folder, work_in
 from skipdit_cli.files.target import BENCH, CONVERT, DEMO, RUN, SAMPLE, check_folder, check_resumed, check_room
@@ -31,6 +40,6 @@ __all__ = [
     "remove_listed",
     "replace_folder",
     "replacing",
-    "strangers",
+    "unlisted_files",
     "work_in",
 ]

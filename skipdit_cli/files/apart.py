@@ -1,4 +1,4 @@
-"""What a command reads must not lie where it writes."""
+"""Check that the inputs of a command do not lie where it writes."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from skipdit_cli.errors import UsageError
 
 
 def check_apart(output: Path, reads: Mapping[str, object]) -> None:
-    """Whether an output, be it a file or a folder, can be replaced without a thing that is read.
+    """Check that an output file or folder can be replaced without destroying an input.
 
     Args:
-        reads: Flag, or a word for what it names, to its value: a path; what is none (a hub id, a name) is passed over.
+        reads: Inputs by flag, or by a noun. Values that are no existing path (a hub id, a name) are skipped.
     Raises:
-        UsageError: The output is one of them, or one of them lies in it, also through a link.
+        UsageError: The output is an input, or contains one, possibly through a link.
     """
     for flag, value in _paths(reads):
         for place in _places(value) if os.path.lexists(output) else (value,):
-            if _same(output, place):
-                itself = f"{_named(flag, value) if flag[0] == '-' else f'the {flag}'} itself"
-                raise UsageError(f"Output {output} is {itself}; give another --output.")
-            if any(_same(output, above) for above in place.parents):
+            if _is_same(output, place):
+                subject = f"{_describe(flag, value) if flag[0] == '-' else f'the {flag}'} itself"
+                raise UsageError(f"Output {output} is {subject}; give another --output.")
+            if any(_is_same(output, above) for above in place.parents):
                 raise UsageError(
-                    f"Output {output} is a folder that {_named(flag, value)} lies in; give another --output."
+                    f"Output {output} is a folder that {_describe(flag, value)} lies in; give another --output."
                 )
 
 
 def check_outside(output: Path, reads: Mapping[str, object]) -> None:
-    """Whether an output leaves the folders alone that are read whole: a model's, those of data.
+    """Check that an output does not lie inside a folder that is read as a whole, as those of models and data are.
 
     Args:
         reads: As for ``check_apart``.
     Raises:
-        UsageError: The output lies inside one of them.
+        UsageError: The output lies inside an input.
     """
     for flag, value in _paths(reads):
         above = Path(os.path.realpath(output)).parents
-        if value.is_dir() and any(_same(place, value) for place in above):
-            raise UsageError(f"Output {output} lies inside {_named(flag, value)}; give another --output.")
+        if value.is_dir() and any(_is_same(place, value) for place in above):
+            raise UsageError(f"Output {output} lies inside {_describe(flag, value)}; give another --output.")
 
 
 def _paths(reads: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
     for flag, value in reads.items():
-        if value is not None and os.path.exists(os.path.expanduser(value)):  # pathlib's raises for what is too long
+        # os.path.exists() is False for a path that is too long, where Path.exists() raises.
+        if value is not None and os.path.exists(os.path.expanduser(value)):
             yield flag, Path(value).expanduser()
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Where what is read lies: as it is given, what that leads to, and what links in a folder lead to."""
+    """Yield where an input lies: its path, the target of that path, and the targets of the links in it."""
     yield Path(os.path.abspath(path))
     yield Path(os.path.realpath(path))
     for folder, below, files in os.walk(path):
@@ -58,13 +59,13 @@ def _places(path: Path) -> Iterator[Path]:
                 yield Path(os.path.realpath(os.path.join(folder, name)))
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one place, also where letters count alike in both cases."""
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two paths are the same place, also on a file system that ignores case."""
     try:
-        return os.path.samefile(one, other)
+        return os.path.samefile(path, other)
     except OSError:
-        return os.path.realpath(one) == os.path.realpath(other)
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _named(flag: str, path: Path) -> str:
+def _describe(flag: str, path: Path) -> str:
     return f"the {flag} {path}" if flag.isalpha() else f"{flag} {path}"

@@ -1,8 +1,8 @@
-"""What a folder of ours says of itself: ``.skipdit.json``, with a manifest of what we wrote there.
+"""The marker of an output folder: ``.skipdit.json``, with a manifest of the files that skipdit wrote there.
 
-Names in the manifest are relative, with ``/``; one that ends in ``/`` is a folder with a marker of its own. A name is
-put into it before the file is written. What is deleted is found by walking the folder, so that a marker that
-somebody else wrote reaches nothing outside it.
+Paths in the manifest are relative, with ``/``; one that ends in ``/`` is a folder with its own marker. A path is added
+before its file is written. Files to delete are found by walking the folder, so that a forged marker cannot reach
+outside it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from skipdit_cli.files.one import replacing, sync
 
 MARKER = ".skipdit.json"
 SCHEMA = 1
-ASIDE = re.compile(r"\.skipdit-old-(?P<pid>\d{1,9})(-\d+)?$")
-"""How the name of a folder ends that was set aside."""
+ASIDE = re.compile(r"\.skipdit-old-(?P<pid>\d{1,9})(-\d+)?$")  # the end of the name of a former folder
 BEGUN, RESUMABLE, FINISHED = "begun", "resumable", "finished"
 CARD, OWN_CARD = "README.md", "<!-- skipdit commands -->"
 TEMPORARY = re.compile(r"(?P<name>.+)\.tmp-(?P<pid>\d{1,9})(\.[^.]*)?")
 
 at_work: set[Path] = set()
-"""The folders that this process is writing."""
+"""The folders that this process is writing to."""
 
 
 def read_marker(folder: Path) -> dict | None:
-    """The marker of a folder; None where there is none, or no whole one."""
+    """Return the marker of a folder, or None if it has none or an invalid one."""
     path = folder / MARKER
     try:
         marker = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(marker, dict) and marker.get("schema") == SCHEMA
-    whole = whole and isinstance(marker.get("kind"), str) and isinstance(marker.get("files"), list)
-    whole = whole and marker.get("state") in (BEGUN, RESUMABLE, FINISHED)
-    return marker if whole and all(isinstance(name, str) for name in marker["files"]) else None
+    valid = isinstance(marker, dict) and marker.get("schema") == SCHEMA
+    valid = valid and isinstance(marker.get("kind"), str) and isinstance(marker.get("files"), list)
+    valid = valid and marker.get("state") in (BEGUN, RESUMABLE, FINISHED)
+    return marker if valid and all(isinstance(name, str) for name in marker["files"]) else None
 
 
 def write_marker(
@@ -50,7 +49,10 @@ def write_marker(
     """Write the marker of a folder.
 
     Args:
-        written: Whether this process is writing the folder, which the marker then says.
+        kind: The command that writes the folder.
+        files: The manifest.
+        state: ``begun``, ``resumable`` or ``finished``.
+        written: Whether to record this process as the one writing the folder.
     """
     marker = {"schema": SCHEMA, "kind": kind, "version": __version__, "state": state, "files": sorted({*files})}
     if written:
@@ -61,11 +63,10 @@ def write_marker(
 
 
 def note(folder: Path, *names: str, state: str | None = None) -> None:
-    """Put names into the manifest of a folder; without a marker nothing is done.
+    """Add paths to the manifest of a folder; a folder without a marker is left as it is.
 
     Args:
-        state: What the folder is from now on; ``resumable`` and ``finished`` are kept, ``begun`` gives way to a former
-            one when the run fails.
+        state: The new state, if it changes. If the run fails, a former folder replaces one that is only ``begun``.
     """
     marker = read_marker(folder)
     if marker is None or (state in (None, marker["state"]) and {*names} <= {*marker["files"]}):
@@ -75,14 +76,14 @@ def note(folder: Path, *names: str, state: str | None = None) -> None:
 
 
 def forget(folder: Path, *names: str) -> None:
-    """Take names out of the manifest of a folder."""
+    """Remove paths from the manifest of a folder."""
     marker = read_marker(folder)
     if marker is not None and {*names} & {*marker["files"]}:
         write_marker(folder, marker["kind"], {*marker["files"]} - {*names}, marker["state"], "writer" in marker)
 
 
 def is_written(folder: Path) -> bool:
-    """Whether a process that lives is writing a folder: this one, or another one on this machine."""
+    """Return whether a running process of this machine is writing a folder."""
     writer = _writer(folder)
     if writer.get("pid") == os.getpid():
         return folder in at_work
@@ -90,18 +91,18 @@ def is_written(folder: Path) -> bool:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether a process on this machine that was writing a folder is dead. Of other machines' nobody can tell."""
+    """Return whether the process that was writing a folder is dead; False for one of another machine."""
     return bool(_writer(folder)) and not is_written(folder)
 
 
 def _writer(folder: Path) -> dict:
-    """What the marker of a folder says of the process on this machine that writes it; empty where it says nothing."""
+    """Return the process of this machine that the marker of a folder names as its writer, or an empty dict."""
     writer = (read_marker(folder) or {}).get("writer")
     return writer if isinstance(writer, dict) and writer.get("host") == socket.gethostname() else {}
 
 
 def _started(pid: int) -> float | None:
-    """When a process began, which tells it from a later one of the same number; None where that is not known."""
+    """Return when a process started, which distinguishes it from a later one with the same id; None if unknown."""
     import psutil
 
     try:
@@ -111,11 +112,11 @@ def _started(pid: int) -> float | None:
 
 
 def is_alive(pid: object) -> bool:
-    """Whether there is a process of this number here."""
+    """Return whether this machine runs a process with this id."""
     if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31:
         return False
     if os.name == "nt":
-        return True  # os.kill would end it there
+        return True  # os.kill(pid, 0) would end the process
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -125,20 +126,20 @@ def is_alive(pid: object) -> bool:
     return True
 
 
-def strangers(folder: Path) -> Iterator[Path]:
-    """What in a folder its manifest does not list, at any depth."""
+def unlisted_files(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds, at any depth, that its manifest does not list."""
     return (path for path, ours in _walk(folder) if not ours)
 
 
 def remove_listed(folder: Path) -> bool:
-    """Delete from a folder what its manifest lists, its marker last, and the folder itself if nothing is left in it.
+    """Delete what the manifest of a folder lists, then its marker, then the folder itself if it is empty.
 
     Returns:
-        Whether it is gone.
+        Whether the folder is gone.
     """
     for path, ours in _walk(folder):
         if ours and path.is_dir() and not path.is_symlink():
-            with suppress(OSError):  # somebody else's lie in it
+            with suppress(OSError):  # it holds files of others
                 path.rmdir()
         elif ours:
             path.unlink(missing_ok=True)
@@ -148,14 +149,14 @@ def remove_listed(folder: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The files in a folder, as a manifest lists them."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    """Return the files in a folder as the paths of a manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """All that is in a folder, what is in its folders before them and its marker last; each with whether it is ours.
-    Nothing is said of what lies in a folder of somebody else's."""
+    """Yield all that a folder holds, contents of folders first and the marker last, and whether skipdit wrote each.
+    Folders of others are not entered."""
     marker = read_marker(folder) or {"files": ()}
     listed = {*marker["files"]}
     folders = {str(above) for name in listed for above in PurePosixPath(name).parents}
@@ -191,34 +192,34 @@ def _is_listed(path: Path, name: str, listed: set[str]) -> bool:
 
 
 def is_temporary(folder: Path) -> bool:
-    """Whether a folder is one that we write under a name of its own, to be renamed."""
-    named = TEMPORARY.fullmatch(folder.name)
-    if named is None or folder.is_symlink() or not folder.is_dir():
+    """Return whether a folder is one that skipdit writes under a temporary name."""
+    match = TEMPORARY.fullmatch(folder.name)
+    if match is None or folder.is_symlink() or not folder.is_dir():
         return False
     writer = (read_marker(folder) or {}).get("writer")
-    return not any(folder.iterdir()) or (isinstance(writer, dict) and writer.get("pid") == int(named["pid"]))
+    return not any(folder.iterdir()) or (isinstance(writer, dict) and writer.get("pid") == int(match["pid"]))
 
 
 def sweep(folder: Path, name: str = "*") -> list[Path]:
     """Delete the temporary folders in ``folder`` whose writers are dead.
 
     Args:
-        name: A glob pattern of what they were to become.
+        name: Glob pattern of their final names.
     Returns:
-        Those that were there.
+        The deleted folders.
     """
-    found = []
+    deleted = []
     for path in folder.glob(f"{name}.tmp-*"):
         dead = is_temporary(path) and not is_alive(int(TEMPORARY.fullmatch(path.name)["pid"]))
         if dead and (is_abandoned(path) or not any(path.iterdir())):
             shutil.rmtree(path, ignore_errors=True)
-            found.append(path)
-    return found
+            deleted.append(path)
+    return deleted
 
 
 def sweep_files(folder: Path) -> None:
-    """Delete the files of ours that a dead process was writing in ``folder``, under names that were to be renamed."""
+    """Delete the temporary files that dead processes left in a folder."""
     for path, ours in list(_walk(folder)):
-        named = TEMPORARY.fullmatch(path.name)
-        if ours and named and path.is_file() and not is_alive(int(named["pid"])):
+        match = TEMPORARY.fullmatch(path.name)
+        if ours and match and path.is_file() and not is_alive(int(match["pid"])):
             path.unlink(missing_ok=True)

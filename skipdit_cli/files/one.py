@@ -1,4 +1,4 @@
-"""A single file: whether it may be written; how: under a temporary name, flushed, then renamed; its checksum."""
+"""Single files: check that one may be written, write it under a temporary name and rename it, and its checksum."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from skipdit_cli.errors import UsageError
 
 
 def check_file(path: Path, overwrite: bool = False) -> None:
-    """Whether a file may be written here; nothing is.
+    """Check that a file may be written, without writing it.
 
     Raises:
-        UsageError: It exists and ``overwrite`` is off, it is a folder, or no folder above it can be written to.
+        UsageError: It exists and ``overwrite`` is off, it is a folder, or its parent folder is not writable.
     """
     if path.is_dir():
         raise UsageError(f"Output {path} is a folder, but a file is written; give another one.")
@@ -25,10 +25,10 @@ def check_file(path: Path, overwrite: bool = False) -> None:
 
 
 def check_writable(path: Path) -> Path:
-    """The nearest folder above ``path`` that exists.
+    """Return the nearest existing parent of a path.
 
     Raises:
-        UsageError: It is no folder, or cannot be written to.
+        UsageError: It is no folder, or not writable.
     """
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -37,7 +37,7 @@ def check_writable(path: Path) -> Path:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, read piece by piece."""
+    """Return the SHA-256 checksum of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -47,7 +47,7 @@ def checksum(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path``, of the same suffix, to write to; the file takes its place if the block ends well."""
+    """Yield a temporary path of the same suffix to write to; it replaces ``path`` unless the block raises."""
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}{path.suffix}")
     try:
         yield part
@@ -58,9 +58,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle to flush for a folder
+        return  # Windows cannot flush a folder
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)

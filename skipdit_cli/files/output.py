@@ -1,8 +1,9 @@
-"""A folder that a command writes: whether it may be, and how the one before it is kept until the new one stands."""
+"""Output folders: written elsewhere and renamed, or in place; a former one is kept until the new one is complete."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,9 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli import console
 from skipdit_cli.errors import SkipditError, UsageError, first_line
-from skipdit_cli.files.aside import asides_of, discard, free_name, lay_down, put_back, set_aside
+from skipdit_cli.files.aside import asides_of, discard, free_name, put_back, release, set_aside
 from skipdit_cli.files.marker import (
     BEGUN,
     FINISHED,
@@ -29,10 +29,12 @@ from skipdit_cli.files.marker import (
 from skipdit_cli.files.one import sync
 from skipdit_cli.files.target import check_folder, check_unused
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def replace_folder(target: Path, kind: str, overwrite: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
-    """``check_folder``, then ``fill_folder``."""
+    """Check that a folder may be written at ``target``, then fill it (``check_folder``, ``fill_folder``)."""
     check_folder(target, kind, overwrite, needed_bytes)
     with fill_folder(target, kind) as folder:
         yield folder
@@ -40,30 +42,30 @@ def replace_folder(target: Path, kind: str, overwrite: bool = False, needed_byte
 
 @contextmanager
 def fill_folder(target: Path, kind: str) -> Iterator[Path]:
-    """A new folder to fill, which takes ``target``'s place once the block ends well.
+    """Yield a new folder to fill, which replaces ``target`` unless the block raises.
 
-    The folder is ``<target>.tmp-<pid>``, beside the target. At the end all that is in it is listed, it is flushed to
-    disk and renamed; on any exception it is removed and the target is as it was. Of a former folder only what its
-    manifest lists is deleted.
+    The folder is ``<target>.tmp-<pid>``, beside the target. At the end its files are listed in a manifest and flushed
+    to disk, and it is renamed; on an exception it is deleted and the target stays as it was. Of a former folder only
+    the files in its manifest are deleted.
 
     Raises:
-        UsageError: The folder cannot be made.
-        SkipditError: Writing failed on the way.
+        UsageError: The folder cannot be created.
+        SkipditError: A file could not be written.
     """
-    place = Path(os.path.realpath(target))  # a link stays, and what it leads to is replaced
-    made = [parent for parent in place.parents if not parent.exists()]
+    place = Path(os.path.realpath(target))  # a link stays, and its target is replaced
+    created = [parent for parent in place.parents if not parent.exists()]
     temporary, former = place.with_name(f"{place.name}.tmp-{os.getpid()}"), None
     if temporary not in at_work:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had our number
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a dead process with the same id
     try:
         temporary.mkdir(parents=True)
         write_marker(temporary, kind, state=BEGUN, written=True)
     except OSError as cause:
         shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(made)
+        _remove_empty(created)
         raise _refusal(target, cause) from cause
     at_work.add(temporary)
-    stands = False
+    complete = False
     try:
         yield temporary
         write_marker(temporary, kind, names_in(temporary), BEGUN, written=True)
@@ -73,7 +75,7 @@ def fill_folder(target: Path, kind: str) -> Iterator[Path]:
         temporary.rename(place)
         note(place, state=FINISHED)
         sync(place.parent)
-        stands = True
+        complete = True
     except Exception as cause:
         if not isinstance(cause, OSError) and type(cause).__name__ != "SafetensorError":  # not imported for this
             raise
@@ -82,23 +84,23 @@ def fill_folder(target: Path, kind: str) -> Iterator[Path]:
     finally:
         at_work.discard(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
-        if former is not None and stands:
+        if former is not None and complete:
             discard(former)
         elif former is not None:
             put_back(former, place)
         if not place.exists():
-            _remove_empty(made)
+            _remove_empty(created)
 
 
-def _remove_empty(made: list[Path]) -> None:
-    """Remove the folders above a target that were made for it, the lowest first."""
-    with suppress(OSError):  # not empty: someone else's by now
-        for parent in made:
+def _remove_empty(parents: list[Path]) -> None:
+    """Remove the parent folders that were created for a target, the innermost first, unless others use them."""
+    with suppress(OSError):
+        for parent in parents:
             parent.rmdir()
 
 
 def _refusal(target: Path, cause: OSError) -> SkipditError:
-    """Why nothing can be written at a place: a full disk is no fault of the flag that named it."""
+    """Return the error for a folder that cannot be written; a full disk is no bad input."""
     full = cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     return (SkipditError if full else UsageError)(
         f"Cannot write to {target}: {cause.strerror}; {'free some space or ' * full}give another --output."
@@ -107,7 +109,12 @@ def _refusal(target: Path, cause: OSError) -> SkipditError:
 
 @dataclass
 class Work:
-    """A folder that a command works in. ``finished`` off: it ends early, and can be gone on with."""
+    """A folder that a command writes in place.
+
+    Attributes:
+        folder: Its path.
+        finished: False for a run that stops early and can be resumed.
+    """
 
     folder: Path
     finished: bool = True
@@ -115,22 +122,23 @@ class Work:
 
 @contextmanager
 def work_in(
-    target: Path, kind: str, resume: bool = False, hopeless: type[Exception] | tuple[type[Exception], ...] = ()
+    target: Path, kind: str, resume: bool = False, restore_on: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[Work]:
-    """A folder that is written while the block runs, each name put into its manifest before (``note``, ``install``).
+    """Yield a folder that is written in place; paths are added to its manifest before they are written (``note``,
+    ``install``).
 
-    The former folder is set aside, and deleted, as far as its manifest goes, once this one is finished. Where the
-    block fails it is put back, unless this one is ``resumable`` by then.
+    A former folder is kept under another name, and the files in its manifest are deleted once this one is finished. If
+    the block raises, the former folder is restored, unless this one is ``resumable`` by then.
 
     Args:
-        resume: Go on in the folder as it is.
-        hopeless: Exceptions that put the former folder back in any case; this one is then kept beside it.
+        resume: Continue in the existing folder.
+        restore_on: Exceptions that restore the former folder in any case; this one is then kept beside it.
     Raises:
-        UsageError: The folder cannot be made, or another process writes it.
+        UsageError: The folder cannot be created, or another process writes it.
     """
     place = Path(os.path.realpath(target))
-    check_unused(target)  # once more: weights were loaded since it was checked
-    # Unmarked, the folder was empty when it was checked; since then the run may have put its latents into it.
+    check_unused(target)  # again, as loading weights since the last check takes long
+    # A folder without a marker was empty when checked; it may hold the cached latents of this run by now.
     former = None if resume or read_marker(place) is None else set_aside(place)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -153,21 +161,21 @@ def work_in(
             for aside in asides_of(place):
                 discard(aside)
         else:
-            lay_down(place)
+            release(place)
             if former is not None:
-                console.say(f"The former {target} is kept in {former} until this one is finished.")
+                logger.info("The former %s is kept in %s until this one is finished.", target, former)
     except BaseException as cause:
-        stands = (read_marker(place) or {}).get("state") == RESUMABLE
-        if former is not None and (not stands or isinstance(cause, hopeless)):
-            kept = free_name(place, "failed") if stands else None
+        resumable = (read_marker(place) or {}).get("state") == RESUMABLE
+        if former is not None and (not resumable or isinstance(cause, restore_on)):
+            kept = free_name(place, "failed") if resumable else None
             if kept is not None:
                 place.rename(kept)
-                lay_down(kept)
+                release(kept)
             if put_back(former, place):
-                also = f"; what this run saved is in {kept}" if kept else ""
-                console.warn(f"the run failed, so {target} is again as it was before{also}.")
+                saved = f"; what this run saved is in {kept}" if kept else ""
+                logger.warning("the run failed, so %s is again as it was before%s.", target, saved)
         else:
-            lay_down(place)
+            release(place)
         raise
     finally:
         at_work.discard(place)
@@ -175,12 +183,12 @@ def work_in(
 
 @contextmanager
 def install(folder: Path, last: str = "") -> Iterator[Path]:
-    """A folder to fill, whose files then move into ``folder``, in the place of those of ours below the same names.
+    """Yield a folder to fill, whose files then move into ``folder`` and replace those that skipdit wrote there.
 
     Args:
-        last: The file that says that all are there: it is gone before the first one moves, and moves last.
+        last: The file that marks the others as complete: it is deleted before the first one moves, and moves last.
     Raises:
-        SkipditError: Writing failed, or somebody else's file has one of the names; then nothing moved.
+        SkipditError: Writing failed, or a file would replace one of others; then none has moved.
     """
     part = folder / f".part.tmp-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
@@ -192,9 +200,11 @@ def install(folder: Path, last: str = "") -> Iterator[Path]:
         for name in names:
             sync(part / name)
         listed = (read_marker(folder) or {"files": names})["files"]
-        held = [name for name in names if name not in listed and os.path.lexists(folder / name)]
-        if held:
-            raise SkipditError(f"{folder / held[0]} is not from skipdit, so it was not replaced; move it elsewhere.")
+        foreign = [name for name in names if name not in listed and os.path.lexists(folder / name)]
+        if foreign:
+            raise SkipditError(
+                f"{folder / foreign[0]} is not from skipdit, so it was not replaced; move it elsewhere."
+            )
         note(folder, *names)
         if last:
             (folder / last).unlink(missing_ok=True)
@@ -202,7 +212,7 @@ def install(folder: Path, last: str = "") -> Iterator[Path]:
         stale = [name for name in listed if name.split("/")[0] in tops and name not in names and name[-1] != "/"]
         for name in stale:
             (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):  # others are in it
+            with suppress(OSError):  # not empty
                 (folder / name).parent.rmdir()
         for name in sorted(names, key=lambda name: name == last):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

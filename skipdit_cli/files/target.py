@@ -1,4 +1,4 @@
-"""Whether a folder may be written: what a command may replace, and what makes it refuse."""
+"""Check that an output folder may be written: what a command may replace, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files.aside import is_empty, recover
-from skipdit_cli.files.marker import MARKER, is_written, read_marker, strangers
+from skipdit_cli.files.marker import MARKER, is_written, read_marker, unlisted_files
 from skipdit_cli.files.one import check_writable
 
 CONVERT, RUN, BENCH, SAMPLE, DEMO = "convert", "train", "bench", "sample", "demo"
-"""The kinds of folder, each by the command that writes it; ``finetune`` writes what ``train`` does."""
+"""The kinds of output folder, each named after the command that writes it; ``finetune`` writes that of ``train``."""
 IN_PLACE = (RUN, DEMO)
-"""Those that are written where they stay (``work_in``); others elsewhere, and then renamed (``fill_folder``)."""
+"""The kinds that are written in place (``work_in``); others are written elsewhere and renamed (``fill_folder``)."""
 
 
 def check_folder(target: Path, kind: str, overwrite: bool = False, needed_bytes: int = 0) -> None:
-    """Whether a folder may be written at ``target``; nothing is, but what a killed run left there is put in order.
+    """Check that a folder may be written at ``target``; leftovers of a killed run are cleaned up.
 
     Raises:
-        UsageError: It is not empty and ``overwrite`` is off; or something lies in it that no command of this kind
-            wrote; or it cannot be made, or the disk has too little room.
+        UsageError: It is not empty and ``overwrite`` is off; or it holds files that no command of this kind wrote; or
+            it cannot be created, or the disk has too little space.
     """
     place = _recovered(target)
     if not (kind in IN_PLACE and is_empty(place)) and place in (here := Path.cwd(), *here.parents):
         raise UsageError(f"Output {target} is the folder that the command runs in; run it from another one.")
     if not is_empty(place):
         if not overwrite:
-            going_on = ", or --resume-from-checkpoint latest to go on" if kind == RUN else ""
+            resume_hint = ", or --resume-from-checkpoint latest to go on" if kind == RUN else ""
             raise UsageError(
                 f"Output {target} exists and is not empty; give another --output, or --overwrite to replace it"
-                f"{going_on}."
+                f"{resume_hint}."
             )
         check_own(target, kind)
     check_room(target, needed_bytes)
 
 
 def check_own(target: Path, kind: str) -> None:
-    """
+    """Check that commands of one kind wrote all of a folder.
+
     Raises:
-        UsageError: A folder holds something that no command of this kind wrote, or has no marker that tells.
+        UsageError: The folder has no marker, or holds files that no command of this kind wrote.
     """
     place = Path(os.path.realpath(target))
     marker = read_marker(place)
@@ -56,20 +57,21 @@ def check_own(target: Path, kind: str) -> None:
             f"Output {target} was written by 'skipdit {marker['kind']}', which is not replaced by another command; "
             "give another --output, or remove it by hand."
         )
-    found = next(strangers(place), None)
-    if found is not None:
+    unlisted = next(unlisted_files(place), None)
+    if unlisted is not None:
         raise UsageError(
-            f"Output {target} holds {found.relative_to(place)}, which skipdit did not write, so it is not replaced; "
-            "give another --output, or move that elsewhere."
+            f"Output {target} holds {unlisted.relative_to(place)}, which skipdit did not write, so it is not "
+            "replaced; give another --output, or move that elsewhere."
         )
     if os.path.ismount(place):
         raise UsageError(f"Output {target} is a mount point, whose place nothing can take; give a folder in it.")
 
 
 def check_room(target: Path, needed_bytes: int) -> None:
-    """
+    """Check that ``target`` can be created on a disk with ``needed_bytes`` free.
+
     Raises:
-        UsageError: ``target`` cannot be made, or the disk that it will lie on has less than ``needed_bytes`` free.
+        UsageError: It cannot be created, or the disk has too little space.
     """
     parent = check_writable(Path(os.path.realpath(target)))
     free = shutil.disk_usage(parent).free
@@ -81,10 +83,10 @@ def check_room(target: Path, needed_bytes: int) -> None:
 
 
 def check_resumed(target: Path, kind: str) -> None:
-    """Whether a command that is to go on in ``target`` may write there; as ``check_folder``, nothing is replaced.
+    """Check that a run may be resumed in ``target``.
 
     Raises:
-        UsageError: It is a file, of another kind, written by another process, or cannot be written to.
+        UsageError: It is a file, of another kind, being written by another process, or not writable.
     """
     place = _recovered(target)
     marker = read_marker(place)
@@ -94,19 +96,20 @@ def check_resumed(target: Path, kind: str) -> None:
 
 
 def check_unused(target: Path) -> None:
-    """
+    """Check that no other process is writing a folder.
+
     Raises:
-        UsageError: Another process is writing the folder.
+        UsageError: Another process is writing it.
     """
     if is_written(Path(os.path.realpath(target))):
         raise UsageError(f"Output {target} is being written by another process; give another --output.")
 
 
 def _recovered(target: Path) -> Path:
-    """Where a folder lies that may be written, once what a killed run left there is put in order.
+    """Return the real path of an output folder, after cleaning up what a killed run left there.
 
     Raises:
-        UsageError: A file lies there, or another process is writing it.
+        UsageError: It is a file, or another process is writing it.
     """
     place = Path(os.path.realpath(target))
     recover(place)

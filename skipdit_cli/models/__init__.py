@@ -1,4 +1,4 @@
-"""Models on disk and on the hub: opened, checked, built from a config, and saved."""
+"""Models on disk and on the hub: open, check, build from a config, and save them."""
 
 from skipdit_cli.models.build import build_transformer, default_scheduler, pipeline_around
 from skipdit_cli.models.folder import save_branches, save_pipeline

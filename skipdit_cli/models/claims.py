@@ -1,12 +1,18 @@
-"""What a config claims, checked against its class and the weights beside it before anything is built."""
+"""What the config of a model, scheduler or tokenizer claims, checked before any weights are read.
+
+A config is checked in three steps, each of which raises a ``UsageError`` that names the folder and the value to blame:
+
+1. Its values against the signature of its class (``config_values.py``).
+2. The class is built from it: a model on the meta device, where nothing is allocated, with at most as many tensors as
+   its weight files leave room for (``bounds.py``); a scheduler for real, and it makes one step.
+3. The parameters of the model that was built against the names and shapes in the headers of the weight files:
+   diffusers and transformers would leave a missing one at random.
+"""
 
 from __future__ import annotations
 
 import importlib
-import inspect
-import types
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,37 +20,39 @@ from pathlib import Path
 import torch
 
 from skipdit_cli.errors import UsageError, first_line, reading
-from skipdit_cli.formats import check_values
 from skipdit_cli.models.bounds import UNKNOWN, Room, TooLarge, stored_shapes, try_on_meta
+from skipdit_cli.models.config_values import LARGEST, check_arguments, check_numbers, is_integer
 from skipdit_cli.models.packages import importable
 from skipdit_cli.models.weights import files_in, read_json
 from skipdit_cli.quiet import quiet
 
 LIBRARIES = ("diffusers", "transformers")
-LARGEST = {"model": 2**24, "scheduler": 10**6, "tokenizer": 2**20}
-"""The largest whole number that a config of a kind has a use for: a length, training's timesteps, a vocabulary."""
-NO_SIZE = ("theta", "pixels", "edge")
-"""Words in names of numbers that are no size of anything made: rope's base, the area up to which pictures are kept."""
-ANYTHING = (list, tuple, dict, typing.Any)
-"""Declarations that say nothing of what is inside."""
-FORMER = (".query.weight", ".proj_attn.weight", ".weight_g", ".gamma", "LayerNorm.beta")
-"""Names that the libraries translate as they read: what a file of such has not may be there under another."""
-SENTINEL = 10**20
-"""From here on a tokenizer's longest text is none at all: transformers writes 1e30."""
+FORMER_KEYS = (".query.weight", ".proj_attn.weight", ".weight_g", ".gamma", "LayerNorm.beta")
+"""Endings of names that the libraries translate as they load: what a file lacks may be there under another name."""
+ENDLESS = 10**20
+"""A tokenizer's longest text from here on means that there is no limit: transformers writes 1e30."""
+
+_sound: set[tuple] = set()
+"""What passed ``check_model`` in this process: a conversion checks the same config up to seven times."""
 
 
 def check_part(folder: Path, library: str, name: str) -> None:
-    """The configs of one part of a pipeline, whose weight files are whole, by the class that its index names.
+    """Check the configs of one part of a pipeline against the class that ``model_index.json`` names for it.
 
+    Its weight files must be whole already (``weights.check_weights``). A class of a pipeline's own, or one that lacks
+    a package here, is not checked.
+
+    Args:
+        library, name: Where the class is, and its name: ``diffusers``, ``AutoencoderKL``.
     Raises:
-        UsageError: diffusers or transformers has no such part, or cannot make it of these configs.
+        UsageError: The library has no such part, or it cannot be made from these configs.
     """
     import diffusers
 
     where = f"Folder {folder}"
     with reading(where, failed=f"holds a {name} that cannot be made here"), quiet(errors_only=True):
         kind = getattr(importlib.import_module(library), name, None) if library in LIBRARIES else None
-    if library not in LIBRARIES or hasattr(kind, "_backends"):  # of a pipeline's own, or of a package that is not here
+    if library not in LIBRARIES or hasattr(kind, "_backends"):
         return
     if not hasattr(kind, "from_pretrained"):
         raise UsageError(f"{where} is to hold a {name}, which is no part of a pipeline in {library}.")
@@ -53,7 +61,7 @@ def check_part(folder: Path, library: str, name: str) -> None:
         if "config.json" in configs and hasattr(kind, "_from_config"):
             check_encoder(kind, configs["config.json"], where, folder)
         for file in configs.keys() - {"config.json"}:
-            check_words(configs[file], where, file)
+            check_tokenizer(configs[file], where, file)
     elif issubclass(kind, diffusers.SchedulerMixin):
         check_scheduler(kind, configs.get("scheduler_config.json", {}), where)
     elif "config.json" in configs:
@@ -69,67 +77,76 @@ def check_model(
     build: Callable[[dict], torch.nn.Module] | None = None,
     file: str = "config.json",
 ) -> None:
-    """Whether a config can be of a model of diffusers, by the types of its values, and by making the model on the meta
-    device in the room that its weight files leave.
+    """Check the config of a model of diffusers, in all three steps.
+
+    What passed once in this process is not built again.
 
     Args:
-        config: The arguments of ``kind``; keys with ``_`` in front are diffusers' own.
-        where: What the sentence begins with: the folder, or the preset.
-        shapes: Of the tensors in its weight files.
-        room: Where there are none.
-        build: How one is made of a config; ``kind.from_config`` if not given.
-        file: What holds the config, for the sentence.
+        config: The arguments of ``kind``; keys that begin with ``_`` are diffusers' own.
+        where: How the error message begins: the folder, or the preset.
+        shapes: Names and shapes of the tensors in its weight files; None if they are not here.
+        room: The size that the model may have where ``shapes`` is None.
+        build: Makes a model from a config; ``kind.from_config`` if not given.
+        file: The file of the config, for the error message.
     Raises:
-        UsageError: It cannot; the sentence names the first value that is to blame.
+        UsageError: No model can be made from it, or it does not fit the weight files; the sentence names the first
+            value or tensor to blame.
     """
     check_arguments(kind, config, where, LARGEST["model"], file)
+    key = (kind, build, room, repr(config), shapes and frozenset(shapes.items()))
+    if key in _sound:
+        return
     model = _try(build or kind.from_config, config, where, room if shapes is None else Room.of(shapes), file)
-    if model is not None and shapes is not None and not config.get("quantization_config"):
-        _check_shapes(model, shapes, where)
+    _check_shapes(model, config, shapes, where)
+    _sound.add(key)
 
 
 def check_encoder(kind: type, config: dict, where: str, folder: Path) -> None:
-    """The same of a model of transformers, which would also leave layers that its files lack at random.
+    """Check the config of a model of transformers, such as a text encoder, as ``check_model`` does.
+
+    Its values are not checked against a signature, which transformers' classes do not declare.
 
     Raises:
-        UsageError: As ``check_model``; or the files lack a tensor.
+        UsageError: As ``check_model``.
     """
-    _check_numbers(config, where, LARGEST["model"])
+    check_numbers(config, where, LARGEST["model"])
     shapes = stored_shapes(folder)
 
-    def build(given: dict):
-        return kind._from_config(kind.config_class.from_dict(given))
+    def build(config: dict):
+        return kind._from_config(kind.config_class.from_dict(config))
 
     model = _try(build, config, where, UNKNOWN if shapes is None else Room.of(shapes))
-    if model is not None and shapes is not None and not config.get("quantization_config"):
-        _check_shapes(model, shapes, where)
+    _check_shapes(model, config, shapes, where)
 
 
 def check_scheduler(kind: type, config: dict, where: str) -> None:
-    """
-    Raises:
-        UsageError: A scheduler of this class cannot be made of this config.
-    """
-    check_arguments(kind, config, where, LARGEST["scheduler"], "scheduler_config.json")
+    """Check that a scheduler can be made from its config and makes a step.
 
+    Raises:
+        UsageError: It cannot; the sentence names the first value to blame.
+    """
+    file = "scheduler_config.json"
+    check_arguments(kind, config, where, LARGEST["scheduler"], file)
     with quiet(errors_only=True):
         try:
             kind.from_config(config)
         except Exception as cause:
-            raise _refusal(cause, kind.from_config, config, where, "scheduler_config.json") from cause
+            raise _refusal(cause, kind.from_config, config, where, file) from cause
         try:
-            _step(kind, {})
+            _make_step(kind, {})
         except Exception:
-            return  # of a kind that is called in a way of its own
+            return  # this class is called in a way of its own
         try:
-            _step(kind, config)
+            _make_step(kind, config)
         except Exception as cause:
-            raise _refusal(cause, partial(_step, kind), config, where, "scheduler_config.json") from cause
+            raise _refusal(cause, partial(_make_step, kind), config, where, file) from cause
 
 
-def _step(kind: type, config: dict) -> None:
-    """Set two timesteps and take the first: what only shows then (a list of betas that ends too early, a
-    ``prediction_type`` that is none) shows here."""
+def _make_step(kind: type, config: dict) -> None:
+    """Set two timesteps and make the first step.
+
+    Some faults show only then: a list of betas that ends too early, an unknown ``prediction_type``.
+    """
     scheduler = kind.from_config(config)
     shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     with torch.random.fork_rng(devices=[]):
@@ -139,121 +156,45 @@ def _step(kind: type, config: dict) -> None:
         scheduler.step(torch.cat([noise] * 2, 1) if learned else noise, scheduler.timesteps[0], noise)
 
 
-def check_words(config: dict, where: str, file: str) -> None:
-    """
-    Args:
-        config: Of a tokenizer or processor.
+def check_tokenizer(config: dict, where: str, file: str) -> None:
+    """Check that the config of a tokenizer or processor asks for no more tokens, or longer texts, than have a use.
+
     Raises:
-        UsageError: A value would have it make more words, or longer texts, than any has.
+        UsageError: It does; the sentence names the value.
     """
-    endless = [key for key, value in config.items() if "length" in key and _whole(value) and value >= SENTINEL]
-    _check_numbers({key: config[key] for key in config if key not in endless}, where, LARGEST["tokenizer"], file)
+    endless = [key for key, value in config.items() if "length" in key and is_integer(value) and value >= ENDLESS]
+    numbers = {key: config[key] for key in config if key not in endless}
+    check_numbers(numbers, where, LARGEST["tokenizer"], file)
     extra = config.get("extra_ids", 0)
-    if not _whole(extra) or not 0 <= extra <= 10_000:
+    if not is_integer(extra) or not 0 <= extra <= 10_000:
         raise UsageError(f"{where} has a {file} with extra_ids {extra!r}, but expected 0..10000.")
 
 
-def check_arguments(kind: type, config: dict, where: str, largest: int, file: str = "config.json") -> None:
-    """Whether the values of a config are of the types that the class of diffusers declares.
-
-    Raises:
-        UsageError: One is not, is not finite, or is larger than any that there is a use for.
-    """
-    parameters = inspect.signature(kind.__init__).parameters
-    own = {name for name in config if name in parameters and config[name] == parameters[name].default}  # -inf, say
-    _check_numbers({name: value for name, value in config.items() if name not in own}, where, largest, file)
-    try:
-        declared = typing.get_type_hints(kind.__init__)
-    except (NameError, TypeError):  # of a class that names types it imports for checkers alone
-        declared = {}
-    for name in config.keys() & parameters.keys() - own:
-        default = parameters[name].default
-        allowed = set(_types(declared.get(name, object)))
-        allowed |= set() if default in (None, inspect.Parameter.empty) else {type(default)}
-        wrong = _misfit(config[name], allowed)
-        if wrong is not None:
-            raise UsageError(
-                f"{where} has a {file} with {name} {wrong!r}, but a {kind.__name__} takes {_words(allowed)}."
-            )
-
-
-def _types(declared: object) -> Iterator[type]:
-    """The plain types that a declaration allows, those inside of lists among them; ``object`` for any."""
-    inner = typing.get_args(declared)
-    origin = typing.get_origin(declared)
-    if origin is typing.Literal:
-        yield from map(type, inner)
-    elif inner:
-        if origin not in (typing.Union, types.UnionType):
-            yield origin
-        for each in inner:
-            yield from () if each in (Ellipsis, type(None)) else _types(each)
-    else:
-        yield declared if isinstance(declared, type) and declared not in ANYTHING else object
-
-
-def _misfit(value: object, allowed: set[type]) -> object:
-    """The part of a value that is of no allowed type; None if all are. A list of whole numbers is left to the class:
-    declarations say a number where there may be one for each layer."""
-    if isinstance(value, (list, tuple)):
-        if allowed and allowed <= {float, bool, str}:
-            return value
-        return next((wrong for wrong in (_misfit(item, allowed) for item in value) if wrong is not None), None)
-    if value is None or not allowed or object in allowed:
-        return None
-    if isinstance(value, bool):
-        fits = bool in allowed
-    elif isinstance(value, (int, float)):
-        fits = allowed & {int, float} or (bool in allowed and value in (0, 1))
-    else:
-        fits = any(isinstance(value, each) for each in allowed) or not allowed <= {int, float, bool, str, list, tuple}
-    return None if fits else value
-
-
-def _words(allowed: set[type]) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a mapping"}
-    found = [word for each, word in names.items() if each in allowed and not (each is int and float in allowed)]
-    return " or ".join(found or ["a list"])
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_numbers(config: dict, where: str, largest: int, file: str = "config.json") -> None:
-    check_values(config, f"{where}, {file}")
-    pending: list[tuple[str, object]] = list(config.items())
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, dict):
-            pending += value.items()
-        elif isinstance(value, list):
-            pending += [(name, item) for item in value]
-        elif _whole(value) and abs(value) > (2**53 if any(word in name for word in NO_SIZE) else largest):
-            raise UsageError(f"{where} has a {file} with {name} {value}, but expected -{largest}..{largest}.")
-
-
 def _try(build: Callable, config: dict, where: str, room: Room, file: str = "config.json") -> torch.nn.Module | None:
-    """The model on the meta device; None if it cannot be made there, though it may elsewhere."""
+    """Build a model on the meta device; return None if its class cannot be built there, though it may elsewhere."""
 
-    def on_meta(given: dict):
+    def on_meta(config: dict):
         with quiet(errors_only=True, text=importable("transformers")):  # loading says once what it has to say
-            return try_on_meta(lambda: build(given), room)
+            return try_on_meta(lambda: build(config), room)
 
     try:
         return on_meta(config)
     except UsageError:
         raise
-    except NotImplementedError:  # numpy wants numbers, and there are none on the meta device
+    except NotImplementedError:  # numpy reads values, and the meta device has none
         return None
     except Exception as cause:
         raise _refusal(cause, on_meta, config, where, file) from cause
 
 
 def _refusal(cause: Exception, build: Callable, config: dict, where: str, file: str = "config.json") -> UsageError:
-    """What is to blame is found by leaving one value after the other out, so that the class's default is taken."""
+    """Return the error about a config that cannot be built, with the value to blame.
+
+    That value is found by leaving out one value after the other, the largest first, so that the class's default is
+    used in its place.
+    """
     why = str(cause) if isinstance(cause, TooLarge) else f"{type(cause).__name__}: {first_line(cause)}"
-    for key in sorted(config, key=lambda key: (-config[key] if _whole(config[key]) else 0, key)):  # the largest first
+    for key in sorted(config, key=lambda key: (-config[key] if is_integer(config[key]) else 0, key)):
         if key.startswith("_"):
             continue
         try:
@@ -261,7 +202,7 @@ def _refusal(cause: Exception, build: Callable, config: dict, where: str, file: 
         except Exception:
             continue
         return UsageError(f"{where} has a {file} with {key} {_short(config[key])}, which does not work here ({why}).")
-    sizes = {key: value for key, value in config.items() if _whole(value)}
+    sizes = {key: value for key, value in config.items() if is_integer(value)}
     if isinstance(cause, TooLarge) and sizes:
         key = max(sizes, key=sizes.get)
         return UsageError(f"{where} has a {file} with {key} {sizes[key]}, which does not work here ({why}).")
@@ -273,23 +214,27 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _check_shapes(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raise ``UsageError`` where the weight files lack a parameter, or have it in another shape: diffusers and
-    transformers would draw some of those at random."""
-    names: dict[int, list[str]] = {}
+def _check_shapes(model: torch.nn.Module | None, config: dict, shapes: dict | None, where: str) -> None:
+    """Check that the weight files hold every parameter of a model, in its shape.
+
+    Nothing is checked where there is no model or no file, or where the weights are quantised.
+    """
+    if model is None or shapes is None or config.get("quantization_config"):
+        return
+    names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)  # tied ones lie in a file once
+        names_of.setdefault(id(parameter), []).append(name)  # tied parameters lie in a file once
         if shapes.get(name, parameter.shape) != tuple(parameter.shape):
             raise UsageError(
                 f"{where} does not fit its weight files: by its config.json {name} is of shape "
                 f"{list(parameter.shape)}, in the files {list(shapes[name])}."
             )
-    missing = [group[0] for group in names.values() if not any(map(shapes.__contains__, group))]
-    left = shapes.keys() - {*chain(*names.values())}
-    places = {name[:end] for name in left for end in range(len(name)) if name[end] == "." and "." in name[:end]}
-    missing = [name for name in missing if ".".join(name.split(".")[:-2]) not in places]  # it has a former name
-    former = len(missing) > len(names) // 2 or any(name.endswith(FORMER) for name in shapes)
-    if missing and not former:
+    missing = [names[0] for names in names_of.values() if not any(map(shapes.__contains__, names))]
+    left = shapes.keys() - {*chain(*names_of.values())}
+    modules = {name[:end] for name in left for end in range(len(name)) if name[end] == "." and "." in name[:end]}
+    missing = [name for name in missing if ".".join(name.split(".")[:-2]) not in modules]  # it has a former name
+    translated = len(missing) > len(names_of) // 2 or any(name.endswith(FORMER_KEYS) for name in shapes)
+    if missing and not translated:
         raise UsageError(
             f"{where} is incomplete: its config.json asks for {missing[0]}, which its files do not hold "
             f"({len(missing)} are missing)."

@@ -1,10 +1,10 @@
-"""How many parameters a model has."""
+"""How many parameters a model has, and how many of them its skip branches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from diffusers import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class ParameterCount:
     """Numbers of parameters.
 
     Args:
-        model: Of the model without skip branches, as the DiT paper counts.
-        copies: What diffusers holds beyond that: its DiT repeats the timestep and label embedders in every block.
-        skip: Of the skip branches.
+        model: Those of the model without skip branches, counted as the DiT paper counts.
+        copies: Those that diffusers holds beyond that: its DiT repeats the timestep and label embedders in each block.
+        skip: Those of the skip branches.
     """
 
     model: int
@@ -22,15 +22,11 @@ class ParameterCount:
     skip: int
 
 
-def count_parameters(transformer: nn.Module) -> ParameterCount:
-    """Count on any device, meta included."""
+def count_parameters(transformer: ModelMixin) -> ParameterCount:
+    """Count the parameters of a transformer, on any device, the meta device included."""
     branches = getattr(transformer, "skip_branches", None)
-    skip = _size(branches) if branches is not None else 0
-    blocks = getattr(transformer, "transformer_blocks", ())
-    embedders = [getattr(getattr(block, "norm1", None), "emb", None) for block in list(blocks)[1:]]
-    copies = sum(_size(embedder) for embedder in embedders if embedder is not None)
-    return ParameterCount(_size(transformer) - skip - copies, copies, skip)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    skip = 0 if branches is None else branches.num_parameters()
+    blocks = list(getattr(transformer, "transformer_blocks", ()))
+    embedders = [getattr(getattr(block, "norm1", None), "emb", None) for block in blocks[1:]]
+    copies = sum(parameter.numel() for each in embedders if each is not None for parameter in each.parameters())
+    return ParameterCount(transformer.num_parameters() - skip - copies, copies, skip)

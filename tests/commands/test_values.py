@@ -398,11 +398,11 @@ def test_nothing_reads_a_record_or_a_preset_but_by_the_closed_lists():
 
     from skipdit_cli.app import app
     from skipdit_cli.commands.replay import RECORDED
-    from skipdit_cli.presets import ONLY_TYPED
+    from skipdit_cli.presets import FORBIDDEN_FLAGS
 
     parameters = {parameter.name for parameter in get_command(app).commands["sample"].params}
     assert set(RECORDED) - {"weights"} <= parameters
-    assert not {name.replace("-", "_") for name in ONLY_TYPED} & set(RECORDED)
+    assert not {name.replace("-", "_") for name in FORBIDDEN_FLAGS} & set(RECORDED)
     assert not {"json", "debug", "from_file", "preset", "cpu_offload", "local_files_only"} & set(RECORDED)
 
 

@@ -70,7 +70,7 @@ def test_a_folder_is_replaced_but_for_what_somebody_else_put_into_it(kind, comma
     assert skipdit(*run).code == 0
     marker = files.read_marker(output)
     assert marker["kind"] == kind and marker["state"] == "finished" and "writer" not in marker
-    assert not list(files.strangers(output)) and skipdit(*run).code == 2
+    assert not list(files.unlisted_files(output)) and skipdit(*run).code == 2
 
     deep = next(path for path in sorted(output.rglob("*")) if path.is_file() and path.name != MARKER).parent
     nested = next((path for path in sorted(output.iterdir()) if path.is_dir()), deep)
@@ -192,7 +192,7 @@ def test_nan_and_early_failures_do_not_cost_the_old_run(converted, skipdit, tmp_
     ended = skipdit(*nan, "--checkpointing-steps", 1)
     kept = [path for path in tmp_path.glob("run.failed-*")]
     assert ended.code == 1 and tree(output) == before and len(kept) == 1 and str(kept[0]) in ended.stderr
-    assert state.Checkpoints(kept[0]).steps() and not list(files.strangers(kept[0]))
+    assert state.Checkpoints(kept[0]).steps() and not list(files.unlisted_files(kept[0]))
 
     def stop(*given, **named):
         raise KeyboardInterrupt
@@ -256,14 +256,14 @@ def test_the_manifest_of_a_run_is_right_at_each_moment(converted, skipdit, tmp_p
 
     def looked_at(tensors, path):
         save(tensors, path)
-        seen.append(list(files.strangers(output)))
+        seen.append(list(files.unlisted_files(output)))
 
     monkeypatch.setattr(state, "save_file", looked_at)
     run = ("finetune", "-m", converted, *TRAIN, "-o", output, "--checkpointing-steps", 1, "--validation-steps", 1)
     assert skipdit(*run, "--max-train-steps", 3, "--checkpoints-total-limit", 2).code == 0
     again = skipdit(*run, "--max-train-steps", 4, "--resume-from-checkpoint", output / "checkpoint-2")
     assert again.code == 0, again.stderr
-    assert len(seen) == 2 * (3 + 2) and not any(seen) and not list(files.strangers(output))
+    assert len(seen) == 2 * (3 + 2) and not any(seen) and not list(files.unlisted_files(output))
     assert (output / "set-aside-1" / "checkpoint-3").is_dir()
     (output / "checkpoint-2" / "mine.txt").write_text("mine")
     assert "holds checkpoint-2/mine.txt" in skipdit(*run, "--overwrite").stderr

@@ -28,7 +28,7 @@ def check_run(output: Path) -> None:
     names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     if files.read_marker(output) is None and names and not Checkpoints(output).steps():
         raise UsageError(f"Output {output} holds {names[0]} and no checkpoint, so no run is in it; give another -o.")
-    for path in files.strangers(output) if files.read_marker(output) else ():
+    for path in files.unlisted_files(output) if files.read_marker(output) else ():
         if _is_of_pipeline(path.relative_to(output)):
             raise UsageError(
                 f"Output {output} holds {path.relative_to(output)}, which no run wrote and whose place the finished "
