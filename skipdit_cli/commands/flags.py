@@ -14,14 +14,8 @@ import typer
 from skipdit_cli.errors import UsageError
 from skipdit_cli.settings import setting_fields
 
-MOST = {
-    **dict.fromkeys(("num_inference_steps", "rounds", "samples_per_digit"), 10_000),
-    **dict.fromkeys(("num_attention_heads", "num_frames"), 100_000),
-    "sample_size": 16_384,
-}
-"""The largest value of flags that are no field of a settings class, by parameter name."""
 MOST_OF_ALL = 2**32 - 1
-"""The largest value of any other number: the largest seed of NumPy."""
+"""The largest value of a whole number whose field says none: the largest seed of NumPy."""
 SHORT = {"output": "-o"}
 """One-letter forms, by field name."""
 
@@ -109,7 +103,7 @@ def check_ranges(command, values: Mapping[str, object]) -> None:
         if least is not None and value < least:
             raise UsageError(f"{given} {least} or more.")
         if most is None and isinstance(value, int):
-            most = MOST.get(name, MOST_OF_ALL)
+            most = MOST_OF_ALL
         if most is not None and value > most:
             raise UsageError(f"{given} at most {most}.")
 

@@ -24,10 +24,17 @@ class ConvertSettings:
     output: Path | None = setting(None, "Folder to write the converted model to.", names=("-o", "--output"))
     merge: str | None = setting(None, "residual (default), or replace, the official form.", CONVERSION)
     num_attention_heads: int | None = setting(
-        None, "Attention heads of an official file of another width than DiT-S, B, L or XL.", CONVERSION
+        None,
+        "Attention heads of an official file of another width than DiT-S, B, L or XL.",
+        CONVERSION,
+        maximum=100_000,
     )
-    sample_size: int | None = setting(None, "Latent height of an official text-to-video file.", CONVERSION, minimum=1)
-    num_frames: int | None = setting(None, "Frames of an official text-to-video file.", CONVERSION, minimum=1)
+    sample_size: int | None = setting(
+        None, "Latent height of an official text-to-video file.", CONVERSION, minimum=1, maximum=16_384
+    )
+    num_frames: int | None = setting(
+        None, "Frames of an official text-to-video file.", CONVERSION, minimum=1, maximum=100_000
+    )
     process: str | None = setting(
         None,
         "What an official image file was trained for, if it does not say: dit, or sit (flow matching).",

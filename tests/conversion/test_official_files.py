@@ -225,7 +225,7 @@ def test_its_labels_are_not_dropped_and_what_is_trained_says_the_same(eleven, sk
     run = ["finetune", "-m", tmp_path / "model", "--data", tmp_path / "data", "--train", "all"]
     run += ["--max-train-steps", 1, "--train-batch-size", 2, "--validation-steps", 1]
     refused = skipdit(*run, "-o", tmp_path / "refused", "--label-dropout", 0.2)
-    assert refused.code == 2 and "no 'no class' to train" in refused.stderr and not (tmp_path / "refused").exists()
+    assert refused.code == 2 and "no null class to train" in refused.stderr and not (tmp_path / "refused").exists()
     trained = skipdit(*run, "-o", tmp_path / "trained")
     assert trained.code == 0 and "none is dropped" in trained.stdout, trained.stderr
     assert len(list((tmp_path / "trained" / "samples").glob("*.png"))) == 2 and "grid" not in trained.stderr

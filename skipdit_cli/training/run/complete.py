@@ -83,6 +83,8 @@ def _install_pipeline(trainer: Trainer, outcome: Outcome, origin: Origin, model:
         if (output / CARD).exists() and not is_own_card(output / CARD):
             (part / CARD).unlink()
             session.observer.warn(f"{output / CARD} is not from skipdit, so it was kept and no card was written.")
+    if origin.note:
+        session.observer.say(origin.note)
 
 
 def copy_with_trained(transformer, model: Path, folder: Path, name: str, only_branches: bool) -> None:
