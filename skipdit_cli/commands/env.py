@@ -12,7 +12,7 @@ from skipdit_cli.commands.options import Debug, Json
 
 PACKAGES = (
     "torch diffusers accelerate transformers safetensors huggingface_hub peft typer rich numpy pillow imageio "
-    "imageio-ffmpeg decord scikit-learn matplotlib tensorboard torchmetrics"
+    "imageio-ffmpeg decord scikit-learn matplotlib tensorboard"
 ).split()
 GIB = 2**30
 

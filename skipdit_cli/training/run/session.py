@@ -76,7 +76,7 @@ def without_dropout(settings: TrainingSettings, observer: Observer) -> TrainingS
             f"Got --label-dropout {settings.label_dropout}, but this model has no null class to train; leave it out."
         )
     if settings.label_dropout:
-        observer.say("Labels are not dropped, because this model has no null class.")
+        observer.say("Labels: none is dropped, because this model has no null class.")
     return replace(settings, label_dropout=0.0)
 
 
