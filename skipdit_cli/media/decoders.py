@@ -1,4 +1,4 @@
-"""The two decoders of video files: decord, where it reads a file correctly, and FFmpeg for everything else."""
+"""The two decoders of video files: decord, where it reads a file correctly, and the ffmpeg program otherwise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from skipdit_cli.media.packets import Packets
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_GAP = 16  # frames; decoding this many unneeded ones is faster than another seek
+MAX_GAP = 16  # frames; decoding this many unneeded ones is faster than another run of ffmpeg
+MAX_TERMS = 100  # in one expression of ffmpeg
 
 
 def decode_frames(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray]:
@@ -42,7 +43,7 @@ def _with_decord(path: Path, packets: Packets, numbers: list[int]) -> list[np.nd
         # By default decord tolerates faults: it returns the previous frame for one that cannot be decoded.
         reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1, fault_tol="1e-9")
         pictures = reader.get_batch(numbers).asnumpy()
-    except Exception:  # FFmpeg, which is tried next, decodes the frames or gives the reason
+    except Exception:  # ffmpeg, which is tried next, decodes the frames or gives the reason
         return None
     if len(reader) != packets.frames or pictures.shape[1:3] != packets.size[::-1]:
         return None
@@ -52,13 +53,10 @@ def _with_decord(path: Path, packets: Packets, numbers: list[int]) -> list[np.nd
 def _with_ffmpeg(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
     for group, seek in _groups(packets, numbers):
-        if packets.times is None:
-            decoded = ffmpeg.decode(path, set(group), len(group), by_number=True)
-        else:
-            times = set(packets.times[group].tolist())
-            decoded = ffmpeg.decode(path, times, len(group), seek)
-            if len(decoded) < len(group) and seek is not None:  # the seek landed too late
-                decoded = ffmpeg.decode(path, times, len(group))
+        select = "+".join(_terms(packets, group))
+        decoded = ffmpeg.decode(path, select, len(group), seek)
+        if len(decoded) < len(group) and seek is not None:  # the seek landed too late
+            decoded = ffmpeg.decode(path, select, len(group))
         if len(decoded) < len(group):
             raise ffmpeg.unreadable(path, f"its frame {group[len(decoded)]} cannot be decoded")
         pictures += decoded
@@ -66,18 +64,27 @@ def _with_ffmpeg(path: Path, packets: Packets, numbers: list[int]) -> list[np.nd
 
 
 def _groups(packets: Packets, numbers: list[int]) -> Iterator[tuple[list[int], float | None]]:
-    """Yield groups of frames to decode after one seek, each with the time in seconds to seek to, if any."""
+    """Yield groups of frames that one run of ffmpeg decodes, each with the time in seconds to seek to, if any."""
     group: list[int] = []
     start = 0
     for number in numbers:
         entry = _entry(packets, number)
-        if group and entry > group[-1] + MAX_GAP:
+        if group and (entry > group[-1] + MAX_GAP or len(_terms(packets, group)) == MAX_TERMS):
             yield group, _seek_time(packets, start)
             group = []
         if not group:
             start = entry
         group.append(number)
     yield group, _seek_time(packets, start)
+
+
+def _terms(packets: Packets, group: list[int]) -> list[str]:
+    """Return one term of ffmpeg's ``select`` expression for each range of consecutive frames."""
+    import numpy as np
+
+    ranges = np.split(group, np.flatnonzero(np.diff(group) > 1) + 1)
+    variable, values = ("n", range(packets.frames)) if packets.times is None else ("pts", packets.times)
+    return [f"between({variable},{values[numbers[0]]},{values[numbers[-1]]})" for numbers in ranges]
 
 
 def _entry(packets: Packets, number: int) -> int:
@@ -89,8 +96,8 @@ def _entry(packets: Packets, number: int) -> int:
 
 
 def _seek_time(packets: Packets, start: int) -> float | None:
-    """Return a time halfway to the next frame: FFmpeg rounds, then takes the last key frame before the time."""
+    """Return a time halfway to the next frame: ffmpeg rounds, then takes the last key frame before the time."""
     if start == 0 or packets.times is None:
         return None
     time = float(packets.times[start : start + 2].mean() * packets.tick)
-    return time if time > 0 else None  # FFmpeg takes a negative time for one relative to the end
+    return time if time > 0 else None  # ffmpeg takes a negative time for one relative to the end
