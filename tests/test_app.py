@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -15,8 +16,10 @@ from typer.testing import CliRunner
 
 from skipdit_cli import console
 from skipdit_cli.app import App, Group
-from skipdit_cli.commands.options import Debug, Json, Output, Preset
+from skipdit_cli.commands.options import Debug, Json, Preset
 from skipdit_cli.errors import CheckError, SkipditError, UsageError
+
+Output = Annotated[Path | None, typer.Option("-o", "--output")]
 
 FAILURES = {
     "usage": (UsageError("Got 3, allowed are 1 and 2."), 2, "Error: Got 3, allowed are 1 and 2."),

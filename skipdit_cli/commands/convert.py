@@ -18,8 +18,6 @@ def convert(
     model: options.Model = None,
     settings: ConvertSettings = None,
     preset: options.Preset = None,
-    revision: options.Revision = None,
-    local_files_only: options.LocalFilesOnly = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -38,7 +36,7 @@ def convert(
 
     name = named_model(options.one_model(model_argument, model), preset)
     settings.check_output({"model": name, "--preset": preset and preset_path(preset)})
-    plan = conversion.plan_from_settings(name, settings, revision=revision, local_files_only=local_files_only)
+    plan = conversion.plan_from_settings(name, settings)
     result = convert_report.facts(plan)
     for line in convert_report.lines(plan, result):
         console.say(line)

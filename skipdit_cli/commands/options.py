@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import MODEL, OUTPUT
+from skipdit_cli.settings import OUTPUT
 
 
 def _apply_json(value: bool) -> bool:
@@ -38,8 +37,6 @@ Preset = Annotated[
         is_eager=True,
     ),
 ]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
 Json = Annotated[
     bool,
     typer.Option(
@@ -54,33 +51,6 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug", help="Print the traceback of an error.", callback=_note_debug, is_eager=True, rich_help_panel=OUTPUT
-    ),
-]
-PushToHub = Annotated[
-    str | None,
-    typer.Option(
-        "--push-to-hub",
-        metavar="OWNER/NAME",
-        help="Upload the finished folder to this repository on the hub.",
-        show_default=False,
-        rich_help_panel=OUTPUT,
-    ),
-]
-Private = Annotated[
-    bool, typer.Option("--private", help="Make the repository of --push-to-hub private.", rich_help_panel=OUTPUT)
-]
-LocalFilesOnly = Annotated[
-    bool,
-    typer.Option(
-        "--local-files-only", help="Use the local cache of the hub and never its server.", rich_help_panel=MODEL
-    ),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(
-        "--revision",
-        help="Branch, tag or commit of the model on the hub. [default: its main branch]",
-        rich_help_panel=MODEL,
     ),
 ]
 

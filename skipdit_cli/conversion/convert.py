@@ -22,16 +22,16 @@ from skipdit_cli.models.vae import load_vae
 from skipdit_cli.sampling.device import DTYPES
 
 
-def plan_from_settings(model, settings: ConvertSettings, **hub_arguments) -> Conversion:
+def plan_from_settings(model, settings: ConvertSettings) -> Conversion:
     """Open a model and decide what the settings make of it.
 
     Args:
         model: A pipeline folder or hub id, a transformer folder, or an official file.
-        hub_arguments: revision, token, local_files_only.
     Raises:
         UsageError: The model cannot be converted, or a setting contradicts it.
         NotFiniteError: It holds NaN or infinity, or would in the dtype that is written.
     """
+    hub_arguments = vars(settings.hub)
     source = open_source(model, settings.official_file, **hub_arguments)
     vae, text, text_from = None, None, settings.text_from
     if settings.vae is not None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.files import CONVERT, check_apart, check_folder, check_outside
-from skipdit_cli.settings import setting
+from skipdit_cli.settings import OUTPUT, HubSettings, setting
 
 MERGES = ("residual", "replace")
 PROCESSES = ("dit", "sit")
 TIME_EMBEDDINGS = ("auto", "official", "diffusers")
-CONVERSION, OUTPUT = "Conversion", "Output"
-"""Panels of ``--help``."""
+CONVERSION = "Conversion"
+"""The panel of ``--help`` for what is made of the model."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class ConvertSettings:
         None, "Upload the finished folder to this repository on the hub.", OUTPUT, metavar="OWNER/NAME"
     )
     private: bool = setting(False, "Make the repository of --push-to-hub private.", OUTPUT)
+    hub: HubSettings = HubSettings()
 
     @property
     def official_file(self) -> dict[str, int | str | None]:
