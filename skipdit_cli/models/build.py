@@ -25,9 +25,10 @@ def build_transformer(config: dict):
         UsageError: There is no such class, or it does not take these arguments.
     """
     config = as_named_now({"_class_name": DIT.name, **config})
-    with reading(f"Got a transformer config for {config['_class_name']}", failed="that diffusers cannot build"):
-        with quiet(errors_only=True):  # diffusers warns of unknown keys at each build; loading says it once
-            return _build(config).eval()
+    what = f"Got a transformer config for {config['_class_name']}"
+    # diffusers warns of unknown keys at each build; loading says it once
+    with reading(what, failed="that diffusers cannot build"), quiet(errors_only=True):
+        return _build(config).eval()
 
 
 def _build(config: dict):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.protocols import Transformer
 from skipdit_cli.sampling.pixels import is_video
 from skipdit_cli.sampling.schedulers import predicts_sigma
 
@@ -28,8 +30,8 @@ class ByClass:
         advance: Called after each denoising step.
     """
 
-    transformer: torch.nn.Module
-    scheduler: object
+    transformer: Transformer
+    scheduler: Any
     guidance_scale: float = 1.0
     guided_channels: int = 3
     num_inference_steps: int = 50

@@ -70,7 +70,8 @@ def check_run(pipe, conditions: Sequence[int | str | None], run: RunSettings) ->
         if run.cfg_channels != "all":
             scope = "a text-conditional pipeline does not take"
             raise UsageError(f"Got --cfg-channels {run.cfg_channels}, which {scope}; leave it out.")
-        return _check_text_run(pipe, conditions, run)
+        _check_text_run(pipe, conditions, run)
+        return
     check_labels(conditions, pipe.transformer.config.get("num_embeds_ada_norm"))
     for name, flag in run.call_flags().items():
         if name != "num_frames":
