@@ -39,7 +39,6 @@ Preset = Annotated[
     ),
 ]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
 Json = Annotated[
     bool,
     typer.Option(
@@ -55,19 +54,6 @@ Debug = Annotated[
     typer.Option(
         "--debug", help="Print the traceback of an error.", callback=_note_debug, is_eager=True, rich_help_panel=OUTPUT
     ),
-]
-PushToHub = Annotated[
-    str | None,
-    typer.Option(
-        "--push-to-hub",
-        metavar="OWNER/NAME",
-        help="Upload the finished folder to this repository on the hub.",
-        show_default=False,
-        rich_help_panel=OUTPUT,
-    ),
-]
-Private = Annotated[
-    bool, typer.Option("--private", help="Make the repository of --push-to-hub private.", rich_help_panel=OUTPUT)
 ]
 LocalFilesOnly = Annotated[
     bool,

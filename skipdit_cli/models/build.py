@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.families import FAMILIES, class_name, class_named, family_of
@@ -106,7 +107,7 @@ def default_scheduler(name: str = DIT.name, flow: bool = False):
 
     if flow:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TIMESTEPS)
-    pipeline = family_of(name).pipeline or DIT.pipeline
+    pipeline: Any = family_of(name).pipeline or DIT.pipeline
     return DDIMScheduler(
         num_train_timesteps=NUM_TIMESTEPS,
         beta_start=1e-4,
@@ -130,8 +131,8 @@ def pipeline_around(transformer, scheduler, vae=None):
         raise UsageError(
             f"Got {family.name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
         )
-    by_flow = family.pipeline.flow is not None and follows_flow(scheduler)
-    kind = class_named(family.pipeline.flow if by_flow else family.pipeline.name)
+    name, flow = family.pipeline.name, family.pipeline.flow
+    kind = class_named(name if flow is None or not follows_flow(scheduler) else flow)
     given = {"transformer": transformer, "scheduler": scheduler, "vae": vae}
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     required = [each.name for each in parameters if each.name in given or each.default is each.empty]
