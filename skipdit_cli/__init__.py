@@ -1,6 +1,13 @@
 """skipdit: long skip branches and a feature cache for diffusers' Diffusion Transformers."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skipdit_cli.cache import CachePolicy, SkipCache, disable_skip_cache, enable_skip_cache
+    from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
+    from skipdit_cli.models import load_pipeline
+    from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
 
 __version__ = "0.1.0"
 
@@ -15,10 +22,21 @@ _HOMES = {
     "load_pipeline": "models",
     "LatteClassTransformer3DModel": "families.latte_class_model",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "CachePolicy",
+    "LatteClassTransformer3DModel",
+    "SkipBranches",
+    "SkipCache",
+    "__version__",
+    "add_skip_branches",
+    "disable_skip_cache",
+    "enable_skip_cache",
+    "load_pipeline",
+    "remove_skip_branches",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"skipdit_cli.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'skipdit_cli' has no attribute '{name}'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from skipdit_cli.errors import UsageError, reading
 
@@ -99,7 +100,8 @@ def _check_events(events, name) -> None:
             is_key, key_next[-1] = key_next[-1], not key_next[-1]
             if is_key and isinstance(event, yaml.ScalarEvent):
                 if event.value in keys[-1]:
-                    line = event.start_mark.line + 1
+                    mark: Any = event.start_mark
+                    line = mark.line + 1
                     raise UsageError(f"{name} has the key '{event.value}' twice (line {line}); leave one out.")
                 keys[-1].add(event.value)
         if isinstance(event, yaml.CollectionStartEvent):

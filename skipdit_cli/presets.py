@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.formats import check_values, parse_yaml, read_text
@@ -101,7 +102,7 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     text, name = read_text(path, MAX_BYTES), f"Preset {path}"
     data = parse_yaml(text, name, _loader())
     # Flags stay strings, as typed: YAML reads 1000:20 as 60020, a number in base 60.
-    typed = parse_yaml(text, name, yaml.BaseLoader)
+    typed: Any = parse_yaml(text, name, yaml.BaseLoader)
     if not isinstance(data, dict):
         raise UsageError(f"Preset {path} holds a {type(data).__name__} but expected a mapping of keys.")
     about, source, weights = (_text(path, key, typed) for key in OWN_KEYS[:3])
@@ -130,11 +131,11 @@ def _text(path: Path, key: str, typed: dict) -> str:
     return "" if value in NULLS else value
 
 
-def _model(path: Path, model: object) -> dict:
+def _model(path: Path, model: Any) -> dict:
     if model is None:
         return {}
     check_values(model, f"Preset {path}: model")
-    parts = [model, *([model["scheduler"]] if isinstance(model, dict) and "scheduler" in model else [])]
+    parts: list[Any] = [model, *([model["scheduler"]] if isinstance(model, dict) and "scheduler" in model else [])]
     for part in parts:
         valid = isinstance(part, dict) and set(part) - {"scheduler"} == {"class", "config"}
         if not valid or not isinstance(part["config"], dict) or not isinstance(part["class"], str):
@@ -145,7 +146,7 @@ def _model(path: Path, model: object) -> dict:
 
 
 def _flags(
-    path: Path, command: str, values: object, commands: Mapping[str, set[str]] | None
+    path: Path, command: str, values: Any, commands: Mapping[str, set[str]] | None
 ) -> dict[str, str | list[str]]:
     if commands is not None and command not in commands:
         hint = nearest(command, [*commands, *OWN_KEYS])

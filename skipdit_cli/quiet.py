@@ -14,13 +14,13 @@ NEUTRAL = PrintableFilter()
 def quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
     """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
     lines. What their loggers quote from files (a ``model_type``, say) is shown neutralised from here on."""
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
 
-    libraries = [logging]
+    libraries = [diffusers_logging]
     if text:
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
-        libraries.append(logging)
+        libraries.append(transformers_logging)
     before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
     for library in libraries:
         for handler in library.get_logger(library.__name__.partition(".")[0]).handlers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 MODEL = "Model"
 SAMPLES = "What to sample"
@@ -18,7 +18,7 @@ first."""
 
 
 def setting(
-    default,
+    default: Any,
     help: str,
     panel: str | None = None,
     *,
@@ -29,7 +29,7 @@ def setting(
     recorded: bool = False,
     run: bool = False,
     **more: object,
-):
+) -> Any:
     """Declare a field of a settings dataclass, from which ``commands/flags.py`` makes a flag.
 
     Args:
@@ -42,7 +42,7 @@ def setting(
         run: Whether ``sampling.generate`` takes the value as a keyword argument of the field's name.
         more: Further metadata, which the settings class itself reads.
     """
-    metadata = {"help": help, "panel": panel, "names": names, "metavar": metavar}
+    metadata: dict[str, object] = {"help": help, "panel": panel, "names": names, "metavar": metavar}
     metadata |= {"minimum": minimum, "maximum": maximum, "recorded": recorded, "run": run, **more}
     return field(default=default, metadata=metadata)
 
@@ -74,16 +74,16 @@ def plain_type(annotation: type) -> type:
     return get_origin(kind) or kind
 
 
-def values_of(settings) -> dict[str, object]:
+def values_of(settings: Any) -> dict[str, object]:
     """Return the values of a settings object and of the settings nested in it, by field name."""
-    values = {}
+    values: dict[str, object] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
         values |= values_of(value) if is_dataclass(value) else {each.name: value}
     return values
 
 
-def run_arguments(settings) -> dict[str, object]:
+def run_arguments(settings: Any) -> dict[str, object]:
     """Return the keyword arguments that ``sampling.generate`` takes from a settings object."""
     names = {each.name for each, _ in setting_fields(type(settings)) if each.metadata["run"]}
     return {name: value for name, value in values_of(settings).items() if name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.cache import CachePolicy
@@ -86,7 +87,7 @@ def make_policies(
     """
     if not layers or not (intervals or full_steps):
         raise UsageError("Got nothing to cache; give --cache-layers and --cache-interval or --full-steps.")
-    rules = [*({"interval": k} for k in intervals), *({"full_steps": m} for m in full_steps)]
+    rules: list[dict[str, Any]] = [*({"interval": k} for k in intervals), *({"full_steps": m} for m in full_steps)]
     return [
         CachePolicy(n, forecast=forecast, target=target, **rule)
         for n in layers

@@ -39,7 +39,8 @@ def first_step(pipe, conditions: Sequence[int | str | None], **arguments) -> Fir
     Raises:
         UsageError: As for ``generate``.
     """
-    calls, timesteps = [], []
+    calls: list[dict] = []
+    timesteps: list = []
 
     def record_call(transformer, args: tuple, kwargs: dict) -> None:
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]

@@ -43,9 +43,9 @@ def compare(
     """
     if not (is_finite(latents) and is_finite(latents_reference)) or (images is None) != (reference is None):
         return Quality(None, None, None, False)
-    distance, equal_latents = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
-    distance = distance if math.isfinite(distance) else None
-    if images is None:
+    error, equal_latents = rel_l2(latents, latents_reference), torch.equal(latents, latents_reference)
+    distance = error if math.isfinite(error) else None
+    if images is None or reference is None:
         return Quality(None, None, distance, equal_latents)
     a, b = (torch.from_numpy(x).flatten(0, -4).permute(0, 3, 1, 2).double() for x in (images, reference))
     equal_images = torch.equal(a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from skipdit_cli.bench.cases import Case
 from skipdit_cli.bench.flops import StepFlops
@@ -11,7 +12,7 @@ from skipdit_cli.bench.timing import Measured, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.sampling.generate import Generated
 
-NO_QUALITY = Quality(None, None, None, None)
+NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
 
 
 def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) -> dict:
@@ -24,6 +25,7 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
     result, policy = measured[case], case.policy
     uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
     sample, reference = result.first, uncached[case.reference].first
+    report: Any = sample.report  # of a run with a cache
     speedup = {name: ratios(each.seconds, result.seconds) for name, each in uncached.items()}
     limit, quality = None, NO_QUALITY
     if case.name != case.reference:
@@ -37,7 +39,7 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target,
         "steps": sample.steps,
-        "full_steps": sample.report.steps - sample.report.reused_steps if policy else sample.steps,
+        "full_steps": report.steps - report.reused_steps if policy else sample.steps,
         "seconds": median(result.seconds),
         "seconds_iqr": spread(result.seconds),
         "seconds_end_to_end": median(result.seconds_end_to_end),
@@ -67,5 +69,6 @@ def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
     if case.policy is None:
         return sample.calls * flops.full
     skipped_blocks = len(flops.units) - 2 * case.policy.layers
-    reused_calls = (sample.report.blocks_total - sample.report.blocks_run) // skipped_blocks
+    report: Any = sample.report
+    reused_calls = (report.blocks_total - report.blocks_run) // skipped_blocks
     return (sample.calls - reused_calls) * flops.full + reused_calls * flops.reused(case.policy.layers)

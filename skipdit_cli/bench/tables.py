@@ -105,7 +105,8 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
     notes = []
     if compiled:
         notes.append(f"Compiled, in {bench.warm_up_seconds:.0f} s of runs before those that are timed.")
-    if known_trunk(bench.pipe.transformer).backbone.native_skips:
+    trunk = known_trunk(bench.pipe.transformer)
+    if trunk is not None and trunk.backbone.native_skips:
         notes.append(
             "This class has skips of its own: vanilla is the model with them, vanilla-cache is Skip-Cache on "
             "them; there are no skip rows, for there is nothing to convert."

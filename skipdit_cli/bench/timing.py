@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def interleave(runs: Sequence[Callable[[], Generated]], rounds: int | None, devi
         device: The device of the model.
     """
     start = time.perf_counter()
-    measured: list[Measured | None] = [None for _ in runs]
+    measured: list[Any] = [None for _ in runs]
     for number in range(rounds or MOST_ROUNDS):
         elapsed = time.perf_counter() - start
         if rounds is None and number and elapsed * (number + 1) / number > TIME_LIMIT:

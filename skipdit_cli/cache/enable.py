@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from skipdit_cli.cache.following import claim, follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.protocols import Scheduler, Transformer
 from skipdit_cli.trunk import (
     Interposed,
     Trial,
@@ -126,7 +128,10 @@ class WeightChange(Interposed):
 
 
 def enable_skip_cache(
-    transformer, policy: CachePolicy, scheduler=None, example_inputs: dict | None = None
+    transformer: Transformer,
+    policy: CachePolicy,
+    scheduler: Scheduler | None = None,
+    example_inputs: dict[str, Any] | None = None,
 ) -> SkipCache:
     """Cache the deep part of a transformer, with or without skip branches attached.
 
@@ -167,7 +172,7 @@ def enable_skip_cache(
     return cache
 
 
-def disable_skip_cache(transformer) -> None:
+def disable_skip_cache(transformer: Transformer) -> None:
     """Disable the cache of a transformer; every step is full again. Without a cache it does nothing."""
     cache, trunk = _cache_of(transformer), attached_trunk(transformer)
     if trunk is not None:
@@ -187,8 +192,9 @@ def disable_skip_cache(transformer) -> None:
 def _cache_of(transformer) -> SkipCache | None:
     """The cache that is enabled on a transformer, whose trunk may still have to be found."""
     trunk = attached_trunk(transformer)
-    if trunk is not None and trunk.cache is not None:
-        return trunk.cache
+    attached: Any = None if trunk is None else trunk.cache
+    if attached is not None:
+        return attached
     forward = find(transformer, "forward", CachedForward)
     return None if forward is None else forward.cache
 

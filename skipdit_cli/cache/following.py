@@ -6,6 +6,7 @@ import copy
 import inspect
 import sys
 from functools import partial
+from types import FrameType
 from weakref import WeakSet
 
 import torch
@@ -33,7 +34,8 @@ class Followed(Interposed):
 
     def __init__(self, inner, scheduler, callback):
         super().__init__(inner)
-        self.scheduler, self.callback, self.caches = scheduler, callback, WeakSet()
+        self.scheduler, self.callback = scheduler, callback
+        self.caches: WeakSet = WeakSet()
         self.parameters = list(inspect.signature(inner).parameters)
 
     def __call__(self, *args, **kwargs):
@@ -109,7 +111,7 @@ def scheduler_in_use(cache):
 
 def _running_pipeline(cache):
     """The innermost pipeline that is in one of its methods, or None."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         scheduler = None if owner is cache or isinstance(owner, Followed) else getattr(owner, "scheduler", None)

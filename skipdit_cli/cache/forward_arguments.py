@@ -8,8 +8,10 @@ import torch
 
 TIMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
 """Names of the timestep."""
-MORE_TIMES = ("r_timestep", "timestep_r", "target_timestep", "sigma", "sound_timesteps", "action_timesteps")
-MORE_TIMES += ("audio_timestep", "audio_sigma")
+MORE_TIMES = (
+    "r_timestep", "timestep_r", "target_timestep", "sigma", "sound_timesteps", "action_timesteps", "audio_timestep",
+    "audio_sigma",
+)  # fmt: skip
 MORE_INPUTS = ("audio_hidden_states", "vision_tokens", "sound_tokens", "action_tokens", "decoder_input_tokens")
 CHANGING = (*TIMES, *MORE_TIMES, *MORE_INPUTS)
 """Arguments that change from step to step, besides the first, the latents themselves."""

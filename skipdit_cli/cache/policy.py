@@ -60,7 +60,7 @@ class CachePolicy:
             return
         if self.interval is not None or self.window is not None:
             raise UsageError("Got --full-steps together with --cache-interval or --cache-window; give one of the two.")
-        if _whole(self.full_steps):
+        if isinstance(self.full_steps, int):
             if self.full_steps < 1:
                 raise UsageError(f"Got --full-steps {self.full_steps} but expected 1 or more.")
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from skipdit_cli.cache.slot import Slot, find_slot, map_streams
 from skipdit_cli.cache.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
+from skipdit_cli.families.protocols import Scheduler, Transformer
 from skipdit_cli.trunk import Trunk
 
 MAX_CALLS_PER_STEP = 8
@@ -47,11 +49,17 @@ class SkipCache:
         UsageError: The policy needs a scheduler, and there is none.
     """
 
-    def __init__(self, transformer, policy: CachePolicy, scheduler=None, callbacks: Sequence[Callable] = ()):
+    def __init__(
+        self,
+        transformer: Transformer,
+        policy: CachePolicy,
+        scheduler: Scheduler | None = None,
+        callbacks: Sequence[Callable] = (),
+    ):
         self.policy, self.scheduler, self.callbacks = policy, scheduler, callbacks
         self.outer, self.transformer = transformer, unwrap_compiled(transformer)
         self.layers = policy.layers
-        self.trunk: Trunk | None = None
+        self.trunk: Trunk = None  # type: ignore[assignment]  # None until it is found, which no block runs before
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
@@ -139,7 +147,8 @@ class SkipCache:
         if index != self.boundary:
             return streams
         call.crossed = True
-        shallow = self.trunk.change_layout(call.shallow, self.layers, index) if has_residual else None
+        kept: Any = call.shallow  # with a residual target, since unit N
+        shallow = self.trunk.change_layout(kept, self.layers, index) if has_residual else None
         if not call.is_reused:
             if shallow is not None and any(map_streams(lambda x, s: x.shape != s.shape, streams, shallow)):
                 name = self.trunk.model_class
@@ -148,7 +157,8 @@ class SkipCache:
             return streams
         if shallow is None:
             return call.predicted
-        return map_streams(lambda base, x, last: base + (x - last), call.predicted, shallow, call.last_shallow)
+        last_shallow: Any = call.last_shallow
+        return map_streams(lambda base, x, last: base + (x - last), call.predicted, shallow, last_shallow)
 
     # Called around each forward of the transformer (``CachedForward``)
 
@@ -163,7 +173,7 @@ class SkipCache:
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
             return
         key, slot = self._slot_of(arguments, timestep)
-        if self.scheduler is not None:
+        if isinstance(slot.steps, ScheduledSteps):
             slot.steps.make_plan(timestep)
         elif slot.steps.count_call(timestep, type(self.transformer).__name__):
             slot.forget()
@@ -185,7 +195,7 @@ class SkipCache:
         call, self.call, self.ran = self.call, Call(), True
         call.check_crossed(type(self.transformer).__name__, self.layers)
         self.record.add(call.is_reused, self.steps.next)
-        if call.boundary is not None:
+        if call.slot is not None and call.boundary is not None:
             call.slot.remember(call.slot.steps.time, call.boundary, call.last_shallow)
             self.peak_bytes = max(self.peak_bytes, self._memory_bytes())
         if self.scheduler is None and call.slot is not None:
@@ -224,17 +234,18 @@ class SkipCache:
 
     def finish(self) -> None:
         """End the generation, complete or not, and warn if no step of it was reused against its plan."""
-        count = self.record.steps_without_reuse(self.plan) if self.plan is not None else 0
-        if count:
+        plan = self.plan
+        count = 0 if plan is None else self.record.steps_without_reuse(plan)
+        if plan is not None and count:
             warnings.warn(
-                f"Skip-Cache reused none of {count} steps; its schedule leaves out {self.plan.count(False)}.",
+                f"Skip-Cache reused none of {count} steps; its schedule leaves out {plan.count(False)}.",
                 stacklevel=2,
             )
         self.record.begin_generation()
         self.release()
 
     def _begin_steps(self, scheduler) -> None:
-        self.steps = Steps(self.policy) if scheduler is None else ScheduledSteps(self.policy, scheduler)
+        self.steps: Any = Steps(self.policy) if scheduler is None else ScheduledSteps(self.policy, scheduler)
         self.record.begin_generation()
         self.release()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from skipdit_cli.cache.forecast import FORECASTS, weights
-from skipdit_cli.cache.steps import Steps
+from skipdit_cli.cache.steps import CountedSteps, ScheduledSteps
 
 
 def map_streams(function, *streams: list) -> list:
@@ -29,7 +29,9 @@ class Slot:
         shallow: The shallow output at the newest of them, where the residual over it is forecast.
     """
 
-    def __init__(self, forecast: str, condition: list[torch.Tensor], signature: tuple, steps: Steps):
+    def __init__(
+        self, forecast: str, condition: list[torch.Tensor], signature: tuple, steps: ScheduledSteps | CountedSteps
+    ):
         self.forecast, self.condition, self.signature, self.steps = forecast, condition, signature, steps
         self.forget()
 
@@ -106,7 +108,8 @@ def find_slot(
         The key, its slot or None if it has none yet, and how many calls of the branch were made in this step before.
     """
     if context is not None:
-        key, repeated = context, 0
+        repeated = 0
+        key: str | int | tuple = context
         while key in called:
             repeated += 1
             key = (context, repeated)

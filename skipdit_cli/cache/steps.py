@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from skipdit_cli.cache.policy import CachePolicy
@@ -156,7 +158,7 @@ def timesteps_of(scheduler) -> list[float]:
     if scheduler.timesteps is None or not len(scheduler.timesteps):
         raise UsageError(f"Got {type(scheduler).__name__} without timesteps; call its set_timesteps before the model.")
     timesteps = scheduler.timesteps.tolist()
-    falling = all(later < t for t, later in zip(timesteps, timesteps[1:]))
+    falling = all(later < t for t, later in pairwise(timesteps))
     arrives = falling and timesteps[-1] == 0 and len(timesteps) - 1 == getattr(scheduler, "num_inference_steps", None)
     return timesteps[:-1] if arrives else timesteps
 
@@ -199,7 +201,7 @@ def index_of_view(scheduler, timestep) -> int | None:
         return None
     if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
         return None
-    index = timestep.storage_offset() - timesteps.storage_offset()
+    index = int(timestep.storage_offset() - timesteps.storage_offset())
     return index if 0 <= index < len(timesteps) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 
 def marked(name: str, text: str) -> str:
@@ -24,7 +25,7 @@ def marked_text(text: str, name: str) -> str:
 
 def replace_marked(text: str, name: str, new: str) -> str:
     """Replace the text of a marked part, which the card must have."""
-    match = _match(text, name)
+    match: Any = _match(text, name)
     return text[: match.start()] + marked(name, new) + text[match.end() :]
 
 

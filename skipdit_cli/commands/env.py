@@ -6,20 +6,21 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 from skipdit_cli import __version__, console
 from skipdit_cli.commands.options import Debug, Json
 
 PACKAGES = (
-    "torch diffusers accelerate transformers safetensors huggingface_hub peft typer rich numpy pillow imageio "
-    "imageio-ffmpeg decord scikit-learn matplotlib tensorboard"
-).split()
+    "torch", "diffusers", "accelerate", "transformers", "safetensors", "huggingface_hub", "peft", "typer", "rich",
+    "numpy", "pillow", "imageio", "imageio-ffmpeg", "decord", "scikit-learn", "matplotlib", "tensorboard",
+)  # fmt: skip
 GIB = 2**30
 
 
 def env(json: Json = False, debug: Debug = False) -> None:
     """Show versions, devices, memory and disk, for a bug report."""
-    facts = {
+    facts: dict[str, Any] = {
         "skipdit": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -20,7 +20,7 @@ SHORT = {"output": "-o"}
 """One-letter forms, by field name."""
 
 
-def with_settings(settings_class: type) -> Callable[[Callable], Callable]:
+def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
     """Give a command one flag for each field of a settings class in place of its argument ``settings``.
 
     A field whose type is itself a settings class gives the flags of that class. No two fields may share a name.
@@ -35,9 +35,10 @@ def with_settings(settings_class: type) -> Callable[[Callable], Callable]:
         )
 
         @functools.wraps(command)
-        def run(**values):
+        def run_with_flags(**values):
             return command(settings=_settings_from(settings_class, values), **values)
 
+        run: Any = run_with_flags
         run.__signature__ = inspect.Signature([*before, *flags, *after])
         run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
         run.ranges = {
@@ -70,7 +71,7 @@ def _parameter(field: Field, kind: type) -> inspect.Parameter:
     )
 
 
-def _settings_from(settings_class: type, values: dict[str, object]):
+def _settings_from(settings_class: Any, values: dict[str, object]):
     """Build an instance of a settings class from ``values``, removing what it takes."""
     types = get_type_hints(settings_class)
     return settings_class(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from typer.core import TyperCommand
 
 from skipdit_cli.settings import OUTPUT, PANELS
@@ -16,7 +18,8 @@ class PanelCommand(TyperCommand):
     def format_options(self, ctx, formatter):
         """Write one section per panel."""
         sections: dict[str, list] = {panel: [] for panel in FIRST}
-        for parameter in self.get_params(ctx):
+        parameters: list[Any] = self.get_params(ctx)
+        for parameter in parameters:
             record = parameter.get_help_record(ctx)
             if record is None:
                 continue

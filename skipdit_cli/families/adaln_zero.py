@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def initialise(transformer) -> None:
     """Draw the weights of a DiT or a class-conditional Latte in place, from torch's global generator.
@@ -20,8 +22,9 @@ def initialise(transformer) -> None:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, PatchEmbed):
-                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
-                nn.init.zeros_(module.proj.bias)
+                projection: Any = module.proj
+                nn.init.xavier_uniform_(projection.weight.flatten(1))
+                nn.init.zeros_(projection.bias)
         for module in transformer.modules():
             if isinstance(module, TimestepEmbedding):
                 nn.init.normal_(module.linear_1.weight, std=0.02)

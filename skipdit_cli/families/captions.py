@@ -24,12 +24,14 @@ class TextConditioning:
         pipe: The text-conditional pipeline.
     """
 
-    note: str | None = None
-    """A sentence for the user about the model, before it is trained."""
-
     def __init__(self, pipe):
         self.pipe, self.transformer = pipe, transformer_of(pipe)
         self.config = self.transformer.config
+
+    @property
+    def note(self) -> str | None:
+        """A sentence for the user about the model, before it is trained; None for nothing."""
+        return None
 
     def encode(self, text: str, device: torch.device) -> Tensors:
         """Return a caption's encoding by argument name of the transformer, each tensor (1, ...)."""

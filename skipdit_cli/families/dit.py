@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from skipdit_cli.families.adaln_zero import initialise
 from skipdit_cli.families.declarations import one_list
 from skipdit_cli.families.family import Family, OfficialFiles, PipelineAround, Training
@@ -10,7 +12,7 @@ MLP_RATIO = 4.0
 """Hidden width of the MLPs over D in diffusers' class, which has no other."""
 
 
-def build(kind: type, config: dict):
+def build(kind: type[Any], config: dict):
     """Return a DiT whose MLPs have the hidden width that the config's ``mlp_ratio`` says.
 
     diffusers' class fixes it to 4·D. A model with another ratio carries ``mlp_ratio`` in its config and gets

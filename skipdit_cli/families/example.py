@@ -140,7 +140,8 @@ class Example:
         if self.small and not self._get("use_learned_positional_embeddings"):
             height, width = min(height, SMALL * patch[1]), min(width, SMALL * patch[2])
             frames = frames if "video_length" in self.config else min(frames, 2 * patch[0])
-        return tuple(-(-side // step) * step for side, step in zip((frames, height, width), patch))
+        frames, height, width = (-(-side // step) * step for side, step in zip((frames, height, width), patch))
+        return frames, height, width
 
     def _time(self) -> torch.Tensor:
         is_integer = "num_embeds_ada_norm" in self.config

@@ -13,7 +13,7 @@ class HunyuanConditioning(TextConditioning):
 
     def encode(self, text, device):
         """Return the embeddings of a caption by both text encoders, and their masks."""
-        encodings = {}
+        encodings: dict = {}
         for index, (suffix, longest) in enumerate((("", 77), ("_t5", 256))):
             embeds, _, mask, _ = self.pipe.encode_prompt(
                 text,

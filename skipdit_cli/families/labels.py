@@ -43,5 +43,5 @@ def check_labels(class_labels: Sequence[int | str | None], num_classes: int | No
     if not class_labels:
         raise UsageError(f"Got no --class-labels but expected one or more of 0..{num_classes - 1}.")
     for label in class_labels:
-        if not 0 <= label < num_classes:
+        if not 0 <= label < num_classes:  # type: ignore[operator]  # no prompt is left, and None is for no classes
             raise UsageError(f"Got --class-labels {label} but the model has classes 0..{num_classes - 1}.")

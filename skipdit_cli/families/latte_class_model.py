@@ -5,10 +5,11 @@ The path of this module is written into ``model_index.json``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin  # diffusers finds how to load the class through this module's ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.cache_utils import CacheMixin
@@ -20,6 +21,7 @@ from diffusers.models.embeddings import (
     get_1d_sincos_pos_embed_from_grid,
 )
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin  # by this name diffusers finds how to load the class
 from diffusers.models.normalization import AdaLayerNormZero
 from torch import nn
 
@@ -83,7 +85,7 @@ class LatteClassBlock(nn.Module):
         return attended.transpose(1, 2) if self.temporal else attended
 
 
-class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
+class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):  # type: ignore[misc]  # as in diffusers
     """Class-conditional or unconditional Latte (arXiv 2401.03048, variant 1).
 
     It is ``Latte`` in models/latte.py of the official code with ``extras`` 2 or 1, and has its timestep frequencies.
@@ -105,10 +107,11 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         video_length: Most frames that the model has positions for.
     """
 
+    config: Any
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["pos_embed", "norm"]
-    _no_split_modules = ["LatteClassBlock"]
-    _repeated_blocks = ["LatteClassBlock"]
+    _skip_layerwise_casting_patterns: Any = ["pos_embed", "norm"]
+    _no_split_modules: Any = ["LatteClassBlock"]
+    _repeated_blocks: Any = ["LatteClassBlock"]
 
     @register_to_config
     def __init__(
@@ -215,7 +218,8 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
 
     def _run(self, block: nn.Module, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, hidden_states, conditioning)
+            checkpoint: Any = self._gradient_checkpointing_func
+            return checkpoint(block, hidden_states, conditioning)
         return block(hidden_states, conditioning)
 
     def _condition(self, timestep: torch.Tensor, class_labels: torch.Tensor | None, dtype) -> torch.Tensor:
@@ -225,7 +229,9 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
             kind = "an unconditional" if class_labels is not None else "a class-conditional"
             given = "class_labels" if class_labels is not None else "no class_labels"
             raise ValueError(f"Got {given} for {kind} model.")
-        return conditioning if class_labels is None else conditioning + self.class_embedder(class_labels)
+        if class_labels is None or self.class_embedder is None:
+            return conditioning
+        return conditioning + self.class_embedder(class_labels)
 
     def _unpatchify(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(batch, frames, patches, p·p·C) to (batch, C, frames, height, width)."""

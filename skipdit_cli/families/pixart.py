@@ -21,7 +21,7 @@ class PixArtConditioning(TextConditioning):
         """Return the output of the model, which gets the size of the image if it has an input for it."""
         import torch
 
-        size = {"resolution": None, "aspect_ratio": None}
+        size: dict[str, torch.Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.transformer.use_additional_conditions:
             height, width = self.pixels(xt)
             sizes = torch.tensor([[height, width, height / width]], device=xt.device).repeat(len(xt), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from skipdit_cli.families.declarations import Backbone
 from skipdit_cli.families.family import Family
@@ -84,7 +85,7 @@ def class_name(name: str, config: Mapping) -> str:
     return former_names().get(name, {}).get(str(config.get("norm_type")), name)
 
 
-def class_named(name: str) -> type:
+def class_named(name: str) -> type[Any]:
     """Return a class by name: that of a registered family, otherwise that of diffusers.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from skipdit_cli.errors import UsageError
 
@@ -42,7 +43,7 @@ def check_outside(output: Path, reads: Mapping[str, object]) -> None:
             raise UsageError(f"Output {output} lies inside {_describe(flag, value)}; give another --output.")
 
 
-def _paths(reads: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
+def _paths(reads: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     for flag, value in reads.items():
         # os.path.exists() is False for a path that is too long, where Path.exists() raises.
         if value is not None and os.path.exists(os.path.expanduser(value)):

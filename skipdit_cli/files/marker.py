@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from skipdit_cli import __version__
 from skipdit_cli.files.one import replacing, sync
@@ -34,7 +35,7 @@ def read_marker(folder: Path) -> dict | None:
     """Return the marker of a folder, or None if it has none or an invalid one."""
     path = folder / MARKER
     try:
-        marker = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
+        marker: Any = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     valid = isinstance(marker, dict) and marker.get("schema") == SCHEMA
@@ -171,7 +172,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
             if ASIDE.sub("", name) + "/" in listed and read_marker(path):
                 yield from _walk(path)
             elif is_temporary(path):
-                yield from ((inside, True) for inside in reversed(sorted(path.rglob("*"))))
+                yield from ((inside, True) for inside in sorted(path.rglob("*"), reverse=True))
             elif name in folders:
                 yield from visit(path, name + "/")
             else:
@@ -210,7 +211,8 @@ def sweep(folder: Path, name: str = "*") -> list[Path]:
     """
     deleted = []
     for path in folder.glob(f"{name}.tmp-*"):
-        dead = is_temporary(path) and not is_alive(int(TEMPORARY.fullmatch(path.name)["pid"]))
+        match = TEMPORARY.fullmatch(path.name)
+        dead = match is not None and is_temporary(path) and not is_alive(int(match["pid"]))
         if dead and (is_abandoned(path) or not any(path.iterdir())):
             shutil.rmtree(path, ignore_errors=True)
             deleted.append(path)

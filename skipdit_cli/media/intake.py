@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skipdit_cli.errors import UsageError, reading
 
@@ -74,7 +74,7 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if image.getexif().get(0x0112) in (5, 6, 7, 8) else image.size
 
 
-def flatten(image: Image.Image, path: Path, allow_transparent: bool = True) -> Image.Image:
+def flatten(image: Any, path: Path, allow_transparent: bool = True) -> Image.Image:
     """Convert the current frame of an open image to mode L or RGB, as ``read_picture`` does.
 
     Args:

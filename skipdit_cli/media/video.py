@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.files import replacing
@@ -61,7 +61,12 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, sound: Sound | None) 
     import imageio_ffmpeg
 
     # imageio's default macro block size of 16 resizes the frames.
-    settings = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1, "quality": QUALITY}
+    settings: dict[str, Any] = {
+        "codec": "libx264",
+        "pixelformat": "yuv420p",
+        "macro_block_size": 1,
+        "quality": QUALITY,
+    }
     settings["ffmpeg_log_level"] = "error"  # it warns about the channel layout of sound
     with TemporaryDirectory() as folder:
         if sound is not None:

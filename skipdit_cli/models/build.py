@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.families import FAMILIES, class_name, class_named, family_of
@@ -25,9 +26,10 @@ def build_transformer(config: dict):
         UsageError: There is no such class, or it does not take these arguments.
     """
     config = as_named_now({"_class_name": DIT.name, **config})
-    with reading(f"Got a transformer config for {config['_class_name']}", failed="that diffusers cannot build"):
-        with quiet(errors_only=True):  # diffusers warns of unknown keys at each build; loading says it once
-            return _build(config).eval()
+    what = f"Got a transformer config for {config['_class_name']}"
+    # diffusers warns of unknown keys at each build; loading says it once
+    with reading(what, failed="that diffusers cannot build"), quiet(errors_only=True):
+        return _build(config).eval()
 
 
 def _build(config: dict):
@@ -105,7 +107,7 @@ def default_scheduler(name: str = DIT.name, flow: bool = False):
 
     if flow:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TIMESTEPS)
-    pipeline = family_of(name).pipeline or DIT.pipeline
+    pipeline: Any = family_of(name).pipeline or DIT.pipeline
     return DDIMScheduler(
         num_train_timesteps=NUM_TIMESTEPS,
         beta_start=1e-4,
@@ -129,8 +131,8 @@ def pipeline_around(transformer, scheduler, vae=None):
         raise UsageError(
             f"Got {family.name} alone, but its pipeline has more parts; give the folder or hub id of a whole one."
         )
-    by_flow = family.pipeline.flow is not None and follows_flow(scheduler)
-    kind = class_named(family.pipeline.flow if by_flow else family.pipeline.name)
+    name, flow = family.pipeline.name, family.pipeline.flow
+    kind = class_named(name if flow is None or not follows_flow(scheduler) else flow)
     given = {"transformer": transformer, "scheduler": scheduler, "vae": vae}
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     required = [each.name for each in parameters if each.name in given or each.default is each.empty]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ def check_part(folder: Path, library: str, name: str) -> None:
 
     where = f"Folder {folder}"
     with reading(where, failed=f"holds a {name} that cannot be made here"), quiet(errors_only=True):
-        kind = getattr(importlib.import_module(library), name, None) if library in LIBRARIES else None
+        kind: Any = getattr(importlib.import_module(library), name, None) if library in LIBRARIES else None
     if library not in LIBRARIES or hasattr(kind, "_backends"):
         return
     if not hasattr(kind, "from_pretrained"):
@@ -69,7 +70,7 @@ def check_part(folder: Path, library: str, name: str) -> None:
 
 
 def check_model(
-    kind: type,
+    kind: type[Any],
     config: dict,
     where: str,
     shapes: dict[str, tuple[int, ...]] | None = None,
@@ -101,7 +102,7 @@ def check_model(
     _sound.add(key)
 
 
-def check_encoder(kind: type, config: dict, where: str, folder: Path) -> None:
+def check_encoder(kind: type[Any], config: dict, where: str, folder: Path) -> None:
     """Check the config of a model of transformers, such as a text encoder, as ``check_model`` does.
 
     Its values are not checked against a signature, which transformers' classes do not declare.
@@ -119,7 +120,7 @@ def check_encoder(kind: type, config: dict, where: str, folder: Path) -> None:
     _check_shapes(model, config, shapes, where)
 
 
-def check_scheduler(kind: type, config: dict, where: str) -> None:
+def check_scheduler(kind: type[Any], config: dict, where: str) -> None:
     """Check that a scheduler can be made from its config and makes a step.
 
     Raises:
@@ -142,7 +143,7 @@ def check_scheduler(kind: type, config: dict, where: str) -> None:
             raise _refusal(cause, partial(_make_step, kind), config, where, file) from cause
 
 
-def _make_step(kind: type, config: dict) -> None:
+def _make_step(kind: type[Any], config: dict) -> None:
     """Set two timesteps and make the first step.
 
     Some faults show only then: a list of betas that ends too early, an unknown ``prediction_type``.
@@ -204,7 +205,7 @@ def _refusal(cause: Exception, build: Callable, config: dict, where: str, file: 
         return UsageError(f"{where} has a {file} with {key} {_short(config[key])}, which does not work here ({why}).")
     sizes = {key: value for key, value in config.items() if is_integer(value)}
     if isinstance(cause, TooLarge) and sizes:
-        key = max(sizes, key=sizes.get)
+        key = max(sizes, key=lambda name: sizes[name])
         return UsageError(f"{where} has a {file} with {key} {sizes[key]}, which does not work here ({why}).")
     return UsageError(f"{where} has a {file} that does not work here ({why}).")
 

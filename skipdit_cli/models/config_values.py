@@ -37,7 +37,7 @@ def check_numbers(config: dict, where: str, largest: int, file: str = "config.js
         UsageError: A number is NaN, infinite or too large; the sentence names it.
     """
     check_values(config, f"{where}, {file}")
-    pending: list[tuple[str, object]] = list(config.items())
+    pending: list[tuple[str, typing.Any]] = list(config.items())
     while pending:
         name, value = pending.pop()
         if isinstance(value, dict):
@@ -48,7 +48,7 @@ def check_numbers(config: dict, where: str, largest: int, file: str = "config.js
             raise UsageError(f"{where} has a {file} with {name} {value}, but expected -{largest}..{largest}.")
 
 
-def check_arguments(kind: type, config: dict, where: str, largest: int, file: str = "config.json") -> None:
+def check_arguments(kind: type[typing.Any], config: dict, where: str, largest: int, file: str = "config.json") -> None:
     """Check that the values of a config are of the types that a class of diffusers declares for its arguments.
 
     Args:
@@ -76,10 +76,10 @@ def check_arguments(kind: type, config: dict, where: str, largest: int, file: st
             )
 
 
-def _types(declared: object) -> Iterator[type]:
+def _types(declared: typing.Any) -> Iterator[type]:
     """Yield the plain types that a declaration allows, those of items among them; ``object`` for any."""
     arguments = typing.get_args(declared)
-    origin = typing.get_origin(declared)
+    origin: typing.Any = typing.get_origin(declared)
     if origin is typing.Literal:
         yield from map(type, arguments)
     elif arguments:
@@ -105,7 +105,7 @@ def _mistyped(value: object, allowed: set[type]) -> object:
     if isinstance(value, bool):
         fits = bool in allowed
     elif isinstance(value, (int, float)):
-        fits = allowed & {int, float} or (bool in allowed and value in (0, 1))
+        fits = bool(allowed & {int, float}) or (bool in allowed and value in (0, 1))
     else:
         fits = any(isinstance(value, each) for each in allowed) or not allowed <= {int, float, bool, str, list, tuple}
     return None if fits else value

@@ -74,7 +74,9 @@ def name_as_now(folder: Path) -> None:
 def drop_variant(part: Path) -> None:
     """Remove the variant from the names of a part's weight files, so that diffusers finds them unasked."""
     variant = variant_of(part)
-    for file in files_in(part) if variant is not None else ():
+    if variant is None:
+        return
+    for file in files_in(part):
         if file.name.endswith(".json") and "weight_map" in (index := read_json(file)):
             weight_map = {tensor: plain_name(name, variant) for tensor, name in index["weight_map"].items()}
             write_config(file, {**index, "weight_map": weight_map})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from skipdit_cli.errors import NotFiniteError, UsageError, reading
 from skipdit_cli.families import family_of
 from skipdit_cli.families.example import example_inputs
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
+from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.models.bounds import in_memory, stored_shapes
 from skipdit_cli.models.build import (
     build_transformer,
@@ -42,7 +44,7 @@ from skipdit_cli.skip.time_embedding import RECORD, record_time_embedding
 from skipdit_cli.trunk import known_trunk
 
 
-def named_model(model: str | None, preset_name: str | None = None):
+def named_model(model: str | None, preset_name: str | None = None) -> str | Path:
     """Return the path or hub id that ``--model`` gives or, without it, the embedded model that ``--preset`` names.
 
     Raises:
@@ -58,7 +60,7 @@ def named_model(model: str | None, preset_name: str | None = None):
     return preset.weights_path
 
 
-def open_model(model: str | None, preset_name: str | None = None, **arguments):
+def open_model(model: str | None, preset_name: str | None = None, **arguments) -> Pipeline:
     """Load the pipeline that ``--model`` or, without it, ``--preset`` names.
 
     Args:
@@ -69,7 +71,7 @@ def open_model(model: str | None, preset_name: str | None = None, **arguments):
     return load_pipeline(named_model(model, preset_name), **arguments)
 
 
-def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
+def load_pipeline(path: str | Path, *, branches: bool = True, **from_pretrained_arguments: Any) -> Pipeline:
     """Load a diffusers pipeline, attach the skip branches of its ``skip/`` if it has one, and set eval mode.
 
     ``vae`` is None for a pixel-space model, whose ``model_index.json`` says ``"vae": [null, null]`` (plain
@@ -91,7 +93,7 @@ def load_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
     return pipe
 
 
-def read_pipeline(path, *, branches: bool = True, **from_pretrained_arguments):
+def read_pipeline(path: str | Path, *, branches: bool = True, **from_pretrained_arguments: Any) -> Pipeline:
     """Load a pipeline as ``load_pipeline`` does, but let weights that are NaN or infinite pass.
 
     Raises:
@@ -147,7 +149,8 @@ def _variant(path, folder: Path, index: dict, replaced: dict) -> str | None:
         UsageError: Two parts have different variants.
     """
     parts = [part for part in index if isinstance(index[part], list) and part not in replaced]
-    variants = sorted({variant_of(folder / part) for part in parts} - {None})
+    found = {variant_of(folder / part) for part in parts}
+    variants = sorted(variant for variant in found if variant is not None)
     if len(variants) > 1:
         raise UsageError(f"Model {path} has its parts in the variants {', '.join(variants)}; rename the files of one.")
     return variants[0] if variants else None
@@ -209,7 +212,9 @@ def branches_config(where: Path) -> dict:
     return config
 
 
-def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: str | None = None):
+def random_pipeline(
+    preset: Preset, dtype: torch.dtype = torch.float32, seed: int = 0, merge: str | None = None
+) -> Pipeline:
     """Build the model of a preset at full size with seeded random weights and no VAE, to time it without a download.
 
     Args:
@@ -229,20 +234,21 @@ def random_pipeline(preset: Preset, dtype=torch.float32, seed: int = 0, merge: s
         trunk = known_trunk(transformer)
         if merge is not None and not (trunk is not None and trunk.backbone.native_skips):
             inputs = example_inputs(transformer, dtype=dtype, small=True) if trunk is None else None
-            for linear in add_skip_branches(transformer, merge, inputs).linears:
+            linears: Any = add_skip_branches(transformer, merge, inputs).linears
+            for linear in linears:
                 torch.nn.init.normal_(linear.weight, std=0.02)
     pipeline = DenoiserPipeline if family_of(transformer).pipeline is None else pipeline_around
     return pipeline(transformer, _preset_scheduler(preset) or default_scheduler(config["_class_name"]))
 
 
-def _preset_scheduler(preset: Preset):
+def _preset_scheduler(preset: Preset) -> Any:
     """Return the scheduler that a preset describes; None if it describes none."""
     import diffusers
 
     if "scheduler" not in preset.model:
         return None
     name, config = preset.model["scheduler"]["class"], preset.model["scheduler"]["config"]
-    kind = getattr(diffusers, name, None)
+    kind: Any = getattr(diffusers, name, None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
         raise UsageError(f"Preset {preset.name} has a scheduler of class {name}, which diffusers has not.")
     check_scheduler(kind, config, f"Preset {preset.name}")

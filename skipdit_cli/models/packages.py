@@ -57,12 +57,12 @@ def check_packages(path, folder: Path, index: dict) -> None:
                 f"run pip install {' '.join(missing)}."
             )
         slow = part.startswith("tokenizer") and not (folder / part / "tokenizer.json").is_file()
-        if slow and any((folder / part).glob("*.model")):
-            if not all(map(importable, ("sentencepiece", "google.protobuf"))):
-                raise UsageError(
-                    f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
-                    "pip install 'skipdit-cli[text]'."
-                )
+        is_sentencepiece = slow and any((folder / part).glob("*.model"))
+        if is_sentencepiece and not all(map(importable, ("sentencepiece", "google.protobuf"))):
+            raise UsageError(
+                f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
+                "pip install 'skipdit-cli[text]'."
+            )
 
 
 def _missing_for(class_name: str) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.protocols import Transformer
 from skipdit_cli.sampling.pixels import is_video
 from skipdit_cli.sampling.schedulers import predicts_sigma
 
@@ -28,8 +30,8 @@ class ByClass:
         advance: Called after each denoising step.
     """
 
-    transformer: torch.nn.Module
-    scheduler: object
+    transformer: Transformer
+    scheduler: Any
     guidance_scale: float = 1.0
     guided_channels: int = 3
     num_inference_steps: int = 50
@@ -54,11 +56,14 @@ class ByClass:
             The denoised latents (B, C, [F,] h, w), float32; and no images and no sounds (see ``ByText.run``).
         """
         transformer, scheduler = self.transformer, self.scheduler
-        latents = (self.initial_latents(generators) if latents is None else latents).float()
-        labels = None if labels is None or labels[0] is None else torch.as_tensor(labels, device=latents.device)
-        guided, channels = self.guidance_scale > 1 and labels is not None, latents.shape[1]
+        latents = (self.initial_latents(generators or ()) if latents is None else latents).float()
+        class_labels: Any = None
+        if labels is not None and labels[0] is not None:
+            class_labels = torch.as_tensor(labels, device=latents.device)
+        guided, channels = self.guidance_scale > 1 and class_labels is not None, latents.shape[1]
         if guided:
-            labels = torch.cat([labels, torch.full_like(labels, null_label(transformer.config))])
+            null_labels: Any = torch.full_like(class_labels, null_label(transformer.config))
+            class_labels = torch.cat([class_labels, null_labels])
         takes_sigma = scheduler.config.get("variance_type") in ("learned", "learned_range")
         takes_sigma = takes_sigma and predicts_sigma(transformer)
         noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -66,7 +71,7 @@ class ByClass:
             x = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
             x = (torch.cat([x, x]) if guided else x).to(transformer.dtype)
             output = transformer(
-                hidden_states=x, timestep=t_device.expand(len(x)), class_labels=labels, return_dict=False
+                hidden_states=x, timestep=t_device.expand(len(x)), class_labels=class_labels, return_dict=False
             )[0].float()
             output = self._guide(output) if guided else output
             output = output if takes_sigma else output[:, :channels]

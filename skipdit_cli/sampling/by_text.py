@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +53,8 @@ class ByText:
         advance: Called after each denoising step.
     """
 
-    pipe: object
-    scheduler: object
+    pipe: Any
+    scheduler: Any
     settings: RunSettings
     decode: bool = True
     advance: Callable[[], None] | None = None
@@ -218,7 +219,8 @@ class _StepReports:
     """
 
     def __init__(self, advance: Callable[[], None] | None):
-        self.advance, self.latents = advance, None
+        self.advance = advance
+        self.latents: Any = None
 
     @contextmanager
     def of(self, pipe, scheduler) -> Iterator[dict]:

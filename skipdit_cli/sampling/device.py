@@ -104,7 +104,8 @@ class Stopwatch:
 
     def __init__(self, pipe):
         self.transformers, self.vae = list(transformers_of(pipe).values()), getattr(pipe, "vae", None)
-        self.began, self.seconds, self.running, self.calls = None, 0.0, False, 0
+        self.began: float | None = None
+        self.seconds, self.running, self.calls = 0.0, False, 0
 
     def __enter__(self) -> Stopwatch:
         self.hooks = [transformer.register_forward_pre_hook(self._begin) for transformer in self.transformers]
@@ -118,7 +119,7 @@ class Stopwatch:
             self.began, self.running = now(self.transformers[0].device), True
 
     def _end(self) -> None:
-        if self.running:
+        if self.running and self.began is not None:
             self.seconds, self.running = now(self.transformers[0].device) - self.began, False
 
     def __exit__(self, *exception) -> None:

@@ -33,7 +33,7 @@ def explain(pipe, broken: str, repeat: Callable[[Callable[[], None]], object] | 
         repeat: Repeats the run, for ``latents``; its argument is called after each denoising step.
     """
     where, finding = broken_weight(pipe, decoders=broken != "latents"), ""
-    if where is None and broken == "latents":
+    if where is None and broken == "latents" and repeat is not None:
         finding = _repeated_run(pipe, repeat)
         where = broken_weight(pipe, decoders=True) if finding == _AT_FIRST else None  # the VAE encodes --image
     if where is not None:
@@ -69,7 +69,8 @@ def _advice(dtype: torch.dtype) -> str:
 
 def _repeated_run(pipe, repeat: Callable[[Callable[[], None]], object]) -> str:
     """Repeat a run with hooks on its transformers, and return what is not finite first."""
-    steps, findings = [], []
+    steps: list = []
+    findings: list[str] = []
 
     def stop(finding: str) -> None:
         findings.append(finding)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -65,7 +66,7 @@ def image_pipeline_class(pipeline_class: type) -> type:
     with quiet(errors_only=True, text=True):
         from diffusers.pipelines import auto_pipeline as auto  # imports most pipelines, which takes seconds
 
-    tasks = auto.SUPPORTED_TASKS_MAPPINGS
+    tasks: Any = auto.SUPPORTED_TASKS_MAPPINGS
     names = [name for task in tasks for name, each in task.items() if each is pipeline_class]
     return next(filter(None, map(auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get, names)), pipeline_class)
 
@@ -180,8 +181,8 @@ def load_lora(pipe, path: str, local_files_only: bool = False, part: str = "tran
         logging.set_verbosity(level)
     if _adapters(pipe) == before:  # diffusers only logs that nothing was loaded
         raise UsageError(f"Got --lora {path}, which holds nothing for the transformer of a {type(pipe).__name__}.")
-    if where := broken_weight(pipe):
-        raise NotFiniteError(f"Got --lora {path}, with which the {where}; get it again.")
+    if weight := broken_weight(pipe):
+        raise NotFiniteError(f"Got --lora {path}, with which the {weight}; get it again.")
 
 
 def _adapters(pipe) -> list[str]:

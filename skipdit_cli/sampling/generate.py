@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media import Sound
 from skipdit_cli.sampling import diagnosis
@@ -56,13 +58,13 @@ class Generated:
 
 
 def generate(
-    pipe,
+    pipe: Pipeline,
     conditions: Sequence[int | str | None],
     *,
     policy: CachePolicy | None = None,
     decode: bool = True,
     advance: Callable[[], None] | None = None,
-    **settings,
+    **settings: Any,
 ) -> Generated:
     """Sample one image or video per condition.
 
@@ -88,8 +90,9 @@ def generate(
     scheduler = make_scheduler(run.scheduler, pipe)
     check_steps(run.num_inference_steps, scheduler)
     pipe_decodes = decode and is_text_conditional(pipe) and not decodes_apart(pipe)
-    if decode and not pipe_decodes and getattr(pipe, "vae", None) is not None:
-        check_scaling(pipe.vae)
+    vae = getattr(pipe, "vae", None)
+    if decode and not pipe_decodes and vae is not None:
+        check_scaling(vae)
     steps = _StepCounter(advance)
     sampler = _make_sampler(pipe, scheduler, run, pipe_decodes, steps)
 
@@ -123,11 +126,10 @@ def _make_sampler(pipe, scheduler, run: RunSettings, pipe_decodes: bool, advance
     """Return the sampler of a pipeline: an object with ``run(conditions, generators)``."""
     if is_text_conditional(pipe):
         return ByText(pipe, scheduler, run, pipe_decodes, advance)
+    guidance: Any = run.guidance_scale  # ``generate`` has filled it in
     guided_channels = 3 if run.cfg_channels == "3" else pipe.transformer.config.in_channels
     shape = sample_shape(pipe, run.num_frames)
-    return ByClass(
-        pipe.transformer, scheduler, run.guidance_scale, guided_channels, run.num_inference_steps, shape, advance
-    )
+    return ByClass(pipe.transformer, scheduler, guidance, guided_channels, run.num_inference_steps, shape, advance)
 
 
 def _generators(seed: int, batch: slice) -> list[torch.Generator]:
@@ -136,7 +138,7 @@ def _generators(seed: int, batch: slice) -> list[torch.Generator]:
 
 
 def batches(
-    pipe, conditions: Sequence[int | str | None], batch_size: int | None = None, alone: bool = False
+    pipe: Pipeline, conditions: Sequence[int | str | None], batch_size: int | None = None, alone: bool = False
 ) -> list[slice]:
     """Return the batches of a run, as slices of its conditions.
 

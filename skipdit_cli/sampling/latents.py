@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -138,7 +139,8 @@ def spatial_compression(vae) -> int:
 def _mean_and_factor(vae, latents: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
     """Return mean and factor of ``(z - mean) * factor``: numbers, or tensors that broadcast with the latents."""
     convention = convention_of(vae)
-    mean, factor = 0.0, _factor(vae) if convention.factor else 1.0
+    mean: Any = 0.0
+    factor = _factor(vae) if convention.factor else 1.0
     if convention.shift:
         mean = vae.config.get("shift_factor") or 0.0
     if convention.statistics is None or (statistics := _statistics(vae, convention)) is None:

@@ -83,15 +83,15 @@ def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tup
         height, width: The settings of the run, if any.
     """
     if "video_length" not in pipe.transformer.config and "height" in call_parameters(pipe):
-        sizes = {"height": height, "width": width}
-        sides = [call_default(pipe, name) if size is None else size for name, size in sizes.items()]
-        return tuple(sides) if None not in sides else None
+        height = call_default(pipe, "height") if height is None else height
+        width = call_default(pipe, "width") if width is None else width
+        return None if height is None or width is None else (height, width)
     enlarged = 1 if pipe.vae is None else spatial_compression(pipe.vae)
     reduced = getattr(pipe, "vae_scale_factor", 1) if pipe.vae is None else 1  # settings count pixels behind a VAE
     if "sample_size" not in pipe.transformer.config:
         return None
     side = enlarged * pipe.transformer.config.sample_size
-    return tuple(side if size is None else size // reduced for size in (height, width))
+    return side if height is None else height // reduced, side if width is None else width // reduced
 
 
 def check_memory(pipe, count: int, height=None, width=None, num_frames=None, drawn: int = 1) -> None:

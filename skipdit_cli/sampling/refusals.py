@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import check_depth
@@ -49,9 +50,9 @@ def check_unloaded(
     if run.guidance_scale is None:
         run = replace(run, guidance_scale=default_guidance(outline))
     check_run(outline, conditions, run)
-    for transformer in transformers_of(outline).values() if policy is not None else ():
-        trunk = known_trunk(transformer)
-        if trunk is not None:
+    for transformer in transformers_of(outline).values():
+        trunk = known_trunk(transformer) if policy is not None else None
+        if policy is not None and trunk is not None:
             check_depth(policy.layers, len(trunk))
 
 
@@ -70,14 +71,16 @@ def check_run(pipe, conditions: Sequence[int | str | None], run: RunSettings) ->
         if run.cfg_channels != "all":
             scope = "a text-conditional pipeline does not take"
             raise UsageError(f"Got --cfg-channels {run.cfg_channels}, which {scope}; leave it out.")
-        return _check_text_run(pipe, conditions, run)
+        _check_text_run(pipe, conditions, run)
+        return
     check_labels(conditions, pipe.transformer.config.get("num_embeds_ada_norm"))
     for name, flag in run.call_flags().items():
         if name != "num_frames":
             raise UsageError(f"Got {flag}, which only a text-conditional pipeline takes; leave the flag out.")
-    if run.guidance_scale < 1:
-        raise UsageError(f"Got --guidance-scale {run.guidance_scale:g} but expected 1 (off) or more.")
-    check_null_class(pipe.transformer.config, run.guidance_scale, "--guidance-scale")
+    scale: Any = run.guidance_scale
+    if scale < 1:
+        raise UsageError(f"Got --guidance-scale {scale:g} but expected 1 (off) or more.")
+    check_null_class(pipe.transformer.config, scale, "--guidance-scale")
     sample_shape(pipe, run.num_frames)
 
 
@@ -174,7 +177,8 @@ def _check_guided(pipe, run: RunSettings) -> None:
 
     The ``guidance_scale`` of Flux is an input of the model; a negative prompt works through its ``true_cfg_scale``.
     """
-    scale, source = run.guidance_scale, f"--guidance-scale {run.guidance_scale or 0:g}"
+    scale: object = run.guidance_scale
+    source = f"--guidance-scale {run.guidance_scale or 0:g}"
     if guidance_argument(pipe) != "true_cfg_scale" and call_parameters(pipe).get("true_cfg_scale") is not None:
         scale = run.arguments.get("true_cfg_scale", call_default(pipe, "true_cfg_scale"))
         source = f"true_cfg_scale {scale} (see --pipeline-arg)"

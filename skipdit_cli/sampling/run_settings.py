@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from skipdit_cli.families.labels import null_label
+from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.sampling.pipelines.call_arguments import FLAGS, call_default, guidance_argument, is_text_conditional
 
 SHARED = ("num_inference_steps", "guidance_scale", "cfg_channels", "scheduler", "seed", "batch_size", "fps")
@@ -57,7 +58,7 @@ class RunSettings:
         return {**flags, **{name: f"--pipeline-arg {name}" for name in self.arguments}}
 
 
-def default_guidance(pipe) -> float | None:
+def default_guidance(pipe: Pipeline) -> float | None:
     """Return the guidance scale of a pipeline where none is set.
 
     It is 4 for class-conditional models, as in diffusers' ``DiTPipeline``, and 1 (off) for models without a null

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
-import torch
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from skipdit_cli.errors import UsageError, nearest, reading
+from skipdit_cli.families.protocols import Pipeline, Transformer
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 
 
-class RespacedDDIMScheduler(diffusers.DDIMScheduler):
+class RespacedDDIMScheduler(DDIMScheduler):
     """Step by DDIM (arXiv 2010.02502, eq. 12, eta 0) from each timestep to the next in the list of timesteps.
 
     The class of diffusers steps back by ``num_train_timesteps // num_inference_steps`` whatever the list holds, which
     is right for leading spacing only. This is the respaced DDIM of the DiT repository (diffusion/respace.py).
     """
+
+    config: Any
 
     def set_timesteps(self, num_inference_steps: int, device=None) -> None:
         """Set the timesteps, and the timestep that follows each."""
@@ -23,7 +28,7 @@ class RespacedDDIMScheduler(diffusers.DDIMScheduler):
         steps = self.timesteps.tolist()
         self.next_timestep = dict(zip(steps, [*steps[1:], None]))
 
-    def step(self, model_output, timestep, sample, return_dict: bool = True):
+    def step(self, model_output, timestep, sample, return_dict: bool = True):  # type: ignore[override]  # eta is 0
         """Return the sample at the next timestep, and the predicted data, as diffusers' DDIM does."""
         next_timestep = self.next_timestep[int(timestep)]
         alpha = self.alphas_cumprod[int(timestep)]
@@ -45,13 +50,14 @@ class RespacedDDIMScheduler(diffusers.DDIMScheduler):
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
 
-class EvenFlowScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
+class EvenFlowScheduler(FlowMatchEulerDiscreteScheduler):
     """Take Euler steps of equal length from noise to data, as SiT's ``ode`` does (transport/integrators.py).
 
     The class of diffusers puts its last step at 1 / ``num_train_timesteps`` unless a pipeline passes the sigmas.
     """
 
-    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+    # Our loop gives a number of steps, and never the timesteps or sigmas of the class of diffusers.
+    def set_timesteps(self, num_inference_steps: int, device=None) -> None:  # type: ignore[override]
         """Set the timesteps of steps of equal length."""
         super().set_timesteps(device=device, sigmas=even_sigmas(num_inference_steps))
 
@@ -61,7 +67,7 @@ def even_sigmas(num_inference_steps: int) -> list[float]:
     return [1 - step / num_inference_steps for step in range(num_inference_steps)]
 
 
-SCHEDULERS: dict[str, tuple[type, dict]] = {
+SCHEDULERS: dict[str, tuple[type[Any], dict]] = {
     "ddim": (RespacedDDIMScheduler, {}),
     "ddpm": (diffusers.DDPMScheduler, {}),
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
@@ -89,7 +95,7 @@ def check_name(name: str | None) -> None:
         )
 
 
-def make_scheduler(name: str | None, pipe):
+def make_scheduler(name: str | None, pipe: Pipeline) -> Any:
     """Return a new scheduler for one run.
 
     Args:
@@ -99,15 +105,15 @@ def make_scheduler(name: str | None, pipe):
         UsageError: The name is unknown, or its scheduler cannot sample what the model was trained for.
     """
     check_name(name)
-    original = pipe.scheduler
+    original: Any = pipe.scheduler
     config = dict(original.config)
     if name is not None and follows_flow(original) and ("beta_schedule" not in config or name not in FLOWS):
         allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "takes its own scheduler only"
         raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {allowed}.")
     if name is None and is_text_conditional(pipe):
         return type(original).from_config(original.config)
-    if type(original) is diffusers.FlowMatchEulerDiscreteScheduler:
-        return EvenFlowScheduler.from_config(original.config)
+    if type(original) is FlowMatchEulerDiscreteScheduler:
+        return EvenFlowScheduler.from_config(config)
     if name is None and type(original) is diffusers.DDIMScheduler:
         name = "ddim"
     kind, changes = SCHEDULERS[name] if name else (type(original), {})
@@ -125,6 +131,6 @@ def follows_flow(scheduler) -> bool:
     return "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
 
 
-def predicts_sigma(transformer: torch.nn.Module) -> bool:
+def predicts_sigma(transformer: Transformer) -> bool:
     """Return whether the transformer predicts a variance beside the noise, in twice the channels of its input."""
     return transformer.config.out_channels == 2 * transformer.config.in_channels

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families import Backbone
 from skipdit_cli.families.pipeline_parts import FIRST, TRANSFORMERS, unwrap_compiled
+from skipdit_cli.families.protocols import Transformer
 from skipdit_cli.skip.branches import SkipBranches
 from skipdit_cli.skip.merge import SkipMerge
 from skipdit_cli.skip.time_embedding import RECORD, set_time_embedding, time_embedding_of
@@ -35,9 +37,9 @@ def skip_folder(part: str) -> str:
 
 
 def add_skip_branches(
-    transformer,
+    transformer: Transformer,
     merge: str = "residual",
-    example_inputs: dict | None = None,
+    example_inputs: dict[str, Any] | None = None,
     *,
     branches: SkipBranches | None = None,
 ) -> SkipBranches:
@@ -91,7 +93,7 @@ def add_skip_branches(
     return branches
 
 
-def remove_skip_branches(transformer) -> SkipBranches | None:
+def remove_skip_branches(transformer: Transformer) -> SkipBranches | None:
     """Remove the skip branches of a transformer, which is then as before ``add_skip_branches``.
 
     Returns:

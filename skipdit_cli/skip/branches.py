@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
 from torch import nn
 
@@ -14,7 +16,7 @@ from skipdit_cli.skip.time_embedding import TIME_EMBEDDINGS
 MERGES = ("residual", "replace")
 
 
-class SkipBranches(ModelMixin, ConfigMixin):
+class SkipBranches(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as in diffusers: both have a config_name
     """Long skip branches from block i to block L-1-i (Skip-DiT, arXiv 2411.17616, section 3; ``DiT_skip`` in
     class-to-image/models.py of the official code).
 
@@ -36,6 +38,8 @@ class SkipBranches(ModelMixin, ConfigMixin):
         UsageError: The merge or the time embedding is none of these.
     """
 
+    config: Any
+
     @register_to_config
     def __init__(
         self,
@@ -56,9 +60,8 @@ class SkipBranches(ModelMixin, ConfigMixin):
         self.norms = nn.ModuleList(FP32LayerNorm(2 * dim, eps=1e-6) for _ in range(num_layers // 2))
         self.linears = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_layers // 2))
         if merge == "residual":
-            for linear in self.linears:
-                nn.init.zeros_(linear.weight)
-                nn.init.zeros_(linear.bias)
+            for parameter in self.linears.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def num_pairs(self) -> int:

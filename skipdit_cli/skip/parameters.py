@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffusers import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,8 @@ class InterposedBlock(Interposed):
                 first_pass.check_inputs(self.listing, inputs)
             if merge is not None:
                 streams = merge.join(state, self.index, streams)
-        args, kwargs = self._with(streams, args, kwargs)
         inner = self.inner if self.below is None else self.call_inner
-        result = inner(*args, **kwargs)
+        result = inner(*self._with(streams, args, kwargs), **kwargs)
         if first_pass is not None:
             first_pass.check_outputs(self.listing, inputs, result)
             if self.index == len(trunk) - 1:
@@ -71,15 +70,15 @@ class InterposedBlock(Interposed):
             state.last = index
         return None if cache is not None and cache.leaves_out(index) else streams
 
-    def _with(self, streams: list, args: tuple, kwargs: dict) -> tuple[list, dict]:
-        """The arguments of the block with these streams in their places."""
-        args = list(args)
+    def _with(self, streams: list, args: tuple, kwargs: dict) -> list:
+        """The positional arguments of the block with these streams in their places; ``kwargs`` is changed in place."""
+        positional = list(args)
         for (name, place), stream in zip(self.places, streams):
             if name in kwargs:
                 kwargs[name] = stream
             else:
-                args[place] = stream
-        return args, kwargs
+                positional[place] = stream
+        return positional
 
     def _unchanged(self, streams: list):
         """What the block would return if it changed nothing."""

@@ -121,7 +121,7 @@ def _block_list(watched: WatchedList) -> BlockList:
 
 def _votes(watched: WatchedList) -> list[Counter]:
     """For each output of a block, how strongly the calls speak for each argument of the next block."""
-    votes = [Counter() for _ in watched.calls[0].outputs]
+    votes: list[Counter[str]] = [Counter() for _ in watched.calls[0].outputs]
     for call in watched.calls:
         for place, name in call.same.items():
             votes[place][name] += 100
@@ -178,8 +178,9 @@ def _linked(earlier: BlockList, later: BlockList, lists: dict[str, WatchedList])
     else None."""
     entry = lists[later.name].entry.get(earlier.name, {})
     origins = {name: [earlier.streams[place] for place in entry.get(name, ())] for name in later.names}
-    if len(later.names) == 1 and len(origins[later.names[0]]) > 1 and None not in origins[later.names[0]]:
-        return replace(later, joins=tuple(origins[later.names[0]]))
+    joins = tuple(name for name in origins[later.names[0]] if name is not None)
+    if len(later.names) == 1 and len(joins) > 1 and None not in origins[later.names[0]]:
+        return replace(later, joins=joins)
     last, first = lists[earlier.name].calls[-1], lists[later.name].calls[0]
     if set(later.names) != set(earlier.names):
         return None

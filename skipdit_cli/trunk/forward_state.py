@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class ForwardState:
     def begin(self, last: int = -1) -> None:
         """Begin a forward: forget what the one before left."""
         self.last = last
-        self.sources = None
+        self.sources: Any = None
 
 
 class ForwardStates:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, overload
 
 import torch
 
 _covered = threading.local()
 """Per thread: ids of the interpositions that pass calls on unchanged, because an outer one is at work over them."""
+
+
+Kind = TypeVar("Kind", bound="Interposed")
 
 
 class Interposed:
@@ -25,9 +30,12 @@ class Interposed:
         below: An interposition of ours that lies under another library's wrapper, under this one; None without.
     """
 
-    def __init__(self, inner):
+    __call__: Callable[..., Any]
+    __wrapped__: Callable[..., Any]
+
+    def __init__(self, inner: Callable[..., Any]):
         functools.update_wrapper(self, inner)
-        self.inner = inner
+        self.inner: Any = inner
         self.active = True
         self.below: Interposed | None = None
 
@@ -47,7 +55,7 @@ class Interposed:
             result = self.inner(*args, **kwargs)
             self.below.active = True
             return result
-        before = getattr(_covered, "ids", frozenset())
+        before: frozenset[int] = getattr(_covered, "ids", frozenset())
         _covered.ids = before | {id(self.below)}
         try:
             return self.inner(*args, **kwargs)
@@ -55,13 +63,17 @@ class Interposed:
             _covered.ids = before
 
 
-def find(owner, name: str, kind: type = Interposed) -> Interposed | None:
+@overload
+def find(owner, name: str) -> Interposed | None: ...
+@overload
+def find(owner, name: str, kind: type[Kind]) -> Kind | None: ...
+def find(owner, name: str, kind: type = Interposed) -> Any:
     """Return the outermost active interposition of a kind on ``owner.name``, or None; other libraries' wrappers may
     lie over it."""
     return next(_active(owner, name, kind), None)
 
 
-def _active(owner, name: str, kind: type):
+def _active(owner, name: str, kind: type[Any]) -> Iterator[Any]:
     method = owner.__dict__.get(name)
     while method is not None:
         if isinstance(method, kind) and method.active:
@@ -69,7 +81,7 @@ def _active(owner, name: str, kind: type):
         method = getattr(method, "__wrapped__", None)
 
 
-def interpose(owner, name: str, make, kind: type = Interposed) -> Interposed:
+def interpose(owner, name: str, make: Callable[[Any], Kind], kind: type[Any] = Interposed) -> Kind:
     """Replace the method ``owner.name`` by ``make(owner.name)``, unless an interposition of that kind is there.
 
     Returns:
@@ -78,7 +90,7 @@ def interpose(owner, name: str, make, kind: type = Interposed) -> Interposed:
     return find(owner, name, kind) or _put(owner, name, make)
 
 
-def interpose_outside(owner, name: str, make) -> Interposed:
+def interpose_outside(owner, name: str, make: Callable[[Any], Interposed]) -> Interposed:
     """Replace a method like ``interpose``, but over the wrappers of other libraries (offload hooks), which then do not
     see the calls that ours leaves out.
 
@@ -92,7 +104,7 @@ def interpose_outside(owner, name: str, make) -> Interposed:
     return outermost
 
 
-def _put(owner, name: str, make) -> Interposed:
+def _put(owner, name: str, make: Callable[[Any], Kind]) -> Kind:
     interposed = owner.__dict__[name] = make(getattr(owner, name))
     return interposed
 

@@ -22,7 +22,8 @@ class Replay:
     layers = 1
 
     def __init__(self, boundary: int):
-        self.boundary, self.streams, self.reusing = boundary, [], False
+        self.boundary, self.reusing = boundary, False
+        self.streams: list = []
 
     def leaves_out(self, index: int) -> bool:
         """Return whether unit ``index`` does not run in this forward."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -17,9 +17,17 @@ from skipdit_cli.trunk.watch import TOKENS
 
 
 class Merge(Protocol):
-    """The skip branches of a trunk, as its blocks call them (``skip.merge.SkipMerge``)."""
+    """The skip branches of a trunk, as its blocks call them (``skip.merge.SkipMerge``).
 
-    branches: torch.nn.Module
+    Attributes:
+        former_time_embedding: The kind of time embedding that the model had before; None for a family with only one.
+    """
+
+    former_time_embedding: str | None
+
+    @property
+    def branches(self) -> torch.nn.Module:
+        """The ``SkipBranches``."""
 
     def keep(self, state: ForwardState, passed: int, index: int, streams: list) -> None:
         """Keep the input of unit ``index`` as the output of unit ``passed - 1``, if that is a source."""
@@ -89,7 +97,7 @@ class Trunk:
         return len(self.units)
 
     @property
-    def branches(self):
+    def branches(self) -> Any:
         """The ``SkipBranches`` that are attached, or None."""
         return None if self.merge is None else self.merge.branches
 

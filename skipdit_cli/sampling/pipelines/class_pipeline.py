@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ class VideoPipelineOutput(BaseOutput):
 
 class ClassPipelineCall:
     """The ``__call__`` of a pipeline with ``transformer``, ``vae`` (or None) and ``scheduler``."""
+
+    transformer: Any
+    scheduler: Any
 
     @torch.no_grad()
     def __call__(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from skipdit_cli.families.example import example_inputs
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
@@ -17,7 +18,9 @@ class DenoiserPipeline(DiffusionPipeline):
     The size is that of the transformer's config, or of its family's pipeline. The latents are no images.
     """
 
-    model_cpu_offload_seq = "transformer"
+    scheduler: Any
+    transformer: Any
+    model_cpu_offload_seq: Any = "transformer"
     _optional_components = ["vae"]
 
     def __init__(self, transformer, scheduler, vae=None):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel

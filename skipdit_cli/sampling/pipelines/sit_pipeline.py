@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from skipdit_cli.sampling.pipelines.class_pipeline import ClassPipelineCall
 from skipdit_cli.sampling.schedulers import even_sigmas

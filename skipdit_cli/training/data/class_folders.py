@@ -152,7 +152,7 @@ def _check_twins(root: Path, folders: list[Path], observer: Observer) -> None:
         name = folder.name
         if not name.isprintable():
             raise UsageError(
-                f"Got --data {root} with the class folder {ascii(name)}, whose name is no plain text; rename it."
+                f"Got --data {root} with the class folder {name!a}, whose name is no plain text; rename it."
             )
         meaning = int(name) if name.isdecimal() else unicodedata.normalize("NFKC", name).casefold().strip()
         former = names.setdefault(meaning, name)
