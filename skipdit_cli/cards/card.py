@@ -70,12 +70,12 @@ def find_origin(
     on_hub = source is not None and not Path(source).expanduser().exists()
     shown = str(source) if on_hub else Path(source).expanduser().resolve().name if source else ""
     text = _read(folder)
-    taken, note = _front_matter(folder, text)
+    front_matter, note = _front_matter(folder, text)
     if on_hub:
-        taken["base_model"] = shown
+        front_matter["base_model"] = shown
     commands = tuple(line for line in marked_text(text, COMMANDS).splitlines() if line.startswith("skipdit "))
-    taken |= _front_matter(former, _read(former))[0]
-    return Origin(hub_id or output.resolve().name, command, shown, on_hub, taken, commands, note)
+    front_matter |= _front_matter(former, _read(former))[0]
+    return Origin(hub_id or output.resolve().name, command, shown, on_hub, front_matter, commands, note)
 
 
 def write_card(
@@ -150,9 +150,9 @@ def _front_matter(folder: Path | None, text: str) -> tuple[dict, str]:
     except (YAMLError, ValueError, OSError) as cause:
         why = first_line(cause)
         return {}, f"Card: the front matter of {folder / CARD} cannot be read ({why}), so nothing was taken from it."
-    taken = {key: metadata[key] for key in INHERITED if metadata.get(key)}
-    note = f"Card: took {', '.join(taken) or 'nothing'} from {folder / CARD}, and not its text."
-    return taken, "" if is_marked(text, COMMANDS) else note
+    inherited = {key: metadata[key] for key in INHERITED if metadata.get(key)}
+    note = f"Card: took {', '.join(inherited) or 'nothing'} from {folder / CARD}, and not its text."
+    return inherited, "" if is_marked(text, COMMANDS) else note
 
 
 def _metadata(kind: Kind, origin: Origin, attached: bool, trained: bool) -> dict:

@@ -72,14 +72,14 @@ def check_folder(folder: Path) -> None:
     raise UsageError(f"Folder {folder} holds no model ({INDEX} is missing); give a pipeline folder or a hub id.")
 
 
-def check_index(name, folder: Path, given: Iterable[str] = (), weights: bool = True, plain: bool = False) -> dict:
+def check_index(name, folder: Path, replaced: Iterable[str] = (), weights: bool = True, plain: bool = False) -> dict:
     """Read the ``model_index.json`` of a pipeline folder, and check that all it lists is there and can be read here.
 
     Configs are checked against their classes, and against the headers of the weight files beside them.
 
     Args:
         name: The model, as the user named it.
-        given: Parts that are not loaded from the folder.
+        replaced: Parts that the caller brings, which are not loaded from the folder.
         weights: Check the headers of the weight files, too.
         plain: Refuse a quantised transformer: skip branches are made for, and trained on, plain weights.
     Returns:
@@ -104,7 +104,7 @@ def check_index(name, folder: Path, given: Iterable[str] = (), weights: bool = T
     _check_labels(name, index.get("id2label"))
     for part, value in index.items():
         listed = isinstance(value, list) or part in TRANSFORMERS or part in required
-        if listed and has_part(index, part) and part not in given:
+        if listed and has_part(index, part) and part not in replaced:
             _check_part(name, folder / part, value, weights, plain)
     return index
 
@@ -177,25 +177,29 @@ def pipeline_class(name, index: dict):
     """
     import diffusers
 
-    kind = index.get("_class_name")
-    if isinstance(kind, str) and kind in own_classes():
-        return class_named(kind)
-    if isinstance(kind, list) and kind:
+    class_name = index.get("_class_name")
+    if isinstance(class_name, str) and class_name in own_classes():
+        return class_named(class_name)
+    if isinstance(class_name, list) and class_name:
         raise UsageError(
-            f"Model {name} is a {kind[-1]} with code of its own, which is not run; give a pipeline of diffusers."
+            f"Model {name} is a {class_name[-1]} with code of its own, which is not run; give a pipeline of diffusers."
         )
-    if not isinstance(kind, str):
+    if not isinstance(class_name, str):
         raise UsageError(f"Model {name} has a {INDEX} without _class_name; fetch it again.")
     with quiet(errors_only=True, text=needs_transformers(index)):  # importing warns of packages no model here needs
-        if _is_unknown(kind):
-            raise UsageError(f"Model {name} is a {_newer(kind)}")
-        found = getattr(diffusers, kind)
-    if hasattr(found, "_backends"):  # diffusers' placeholder for a class that it cannot import
-        packages = ", ".join(found._backends)
-        raise UsageError(f"Model {name} is a {kind}, for which diffusers wants {packages}; install what is missing.")
-    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
-        raise UsageError(f"Model {name} has a {INDEX} with _class_name {kind}, which is no pipeline of diffusers.")
-    return found
+        if _is_unknown(class_name):
+            raise UsageError(f"Model {name} is a {_newer(class_name)}")
+        kind = getattr(diffusers, class_name)
+    if hasattr(kind, "_backends"):  # diffusers' placeholder for a class that it cannot import
+        packages = ", ".join(kind._backends)
+        raise UsageError(
+            f"Model {name} is a {class_name}, for which diffusers wants {packages}; install what is missing."
+        )
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise UsageError(
+            f"Model {name} has a {INDEX} with _class_name {class_name}, which is no pipeline of diffusers."
+        )
+    return kind
 
 
 def needs_transformers(index: dict) -> bool:

@@ -101,7 +101,7 @@ def read_pipeline(path: str | Path, *, branches: bool = True, **from_pretrained_
     """
     folder = find_folder(path, **from_pretrained_arguments)
     arguments = {key: value for key, value in from_pretrained_arguments.items() if key not in HUB_ARGUMENTS}
-    index = check_index(path, folder, given=arguments)
+    index = check_index(path, folder, replaced=arguments)
     check_packages(path, folder, index)
     configs = {part: transformer_config(folder / part, index) for part in TRANSFORMERS if has_part(index, part)}
     arguments = _loading_arguments(path, folder, index, configs["transformer"], arguments)
