@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 from skipdit_cli.cache.slot import Slot
 from skipdit_cli.errors import UsageError
@@ -29,8 +30,8 @@ class Call:
     slot: Slot | None = None
     is_reused: bool = False
     predicted: list = field(default_factory=list)
-    last_shallow: list | None = None
-    shallow: list | None = None
+    last_shallow: Any = None  # a list, or None
+    shallow: Any = None  # a list from unit N on
     boundary: list | None = None
     crossed: bool = False
 

@@ -63,10 +63,8 @@ class SkipCache:
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership = Ownership()
-        self.modules = list(self.transformer.modules())
-        self.num_blocks = 0
-        self.enabled = True
+        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
+        self.num_blocks, self.enabled = 0, True
         self.slots: dict[str | int | tuple, Slot] = {}
         self.reset()
 
@@ -147,8 +145,7 @@ class SkipCache:
         if index != self.boundary:
             return streams
         call.crossed = True
-        kept: Any = call.shallow  # with a residual target, since unit N
-        shallow = self.trunk.change_layout(kept, self.layers, index) if has_residual else None
+        shallow = self.trunk.change_layout(call.shallow, self.layers, index) if has_residual else None
         if not call.is_reused:
             if shallow is not None and any(map_streams(lambda x, s: x.shape != s.shape, streams, shallow)):
                 name = self.trunk.model_class
@@ -157,8 +154,7 @@ class SkipCache:
             return streams
         if shallow is None:
             return call.predicted
-        last_shallow: Any = call.last_shallow
-        return map_streams(lambda base, x, last: base + (x - last), call.predicted, shallow, last_shallow)
+        return map_streams(lambda base, x, last: base + (x - last), call.predicted, shallow, call.last_shallow)
 
     # Called around each forward of the transformer (``CachedForward``)
 
@@ -197,7 +193,7 @@ class SkipCache:
         self.record.add(call.is_reused, self.steps.next)
         if call.slot is not None and call.boundary is not None:
             call.slot.remember(call.slot.steps.time, call.boundary, call.last_shallow)
-            self.peak_bytes = max(self.peak_bytes, self._memory_bytes())
+            self.peak_bytes = max(self.peak_bytes, self._held_bytes())
         if self.scheduler is None and call.slot is not None:
             call.slot.steps.next += 1
 
@@ -237,10 +233,8 @@ class SkipCache:
         plan = self.plan
         count = 0 if plan is None else self.record.steps_without_reuse(plan)
         if plan is not None and count:
-            warnings.warn(
-                f"Skip-Cache reused none of {count} steps; its schedule leaves out {plan.count(False)}.",
-                stacklevel=2,
-            )
+            message = f"Skip-Cache reused none of {count} steps; its schedule leaves out {plan.count(False)}."
+            warnings.warn(message, stacklevel=2)
         self.record.begin_generation()
         self.release()
 
@@ -271,8 +265,7 @@ class SkipCache:
 
     def _slot_of(self, arguments: dict, timestep) -> tuple[str | int | tuple, Slot]:
         """The memory of the branch of guidance that a call belongs to, new if there is none that is valid for it."""
-        signature = signature_of(arguments)
-        condition = condition_of(arguments, self.parameters[0])
+        signature, condition = signature_of(arguments), condition_of(arguments, self.parameters[0])
         key, slot = self._find_slot(condition, timestep)
         if slot is None or slot.signature != signature:
             counted = slot.steps if slot else CountedSteps(self.policy)
@@ -302,6 +295,6 @@ class SkipCache:
             return self._find_slot(condition, timestep)
         return key, None
 
-    def _memory_bytes(self) -> int:
+    def _held_bytes(self) -> int:
         tensors = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
