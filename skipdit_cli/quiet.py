@@ -1,4 +1,4 @@
-"""What the libraries say while they load a model, and which of it is kept from the user."""
+"""Silence the libraries while a model loads: which of their messages reach the user."""
 
 from __future__ import annotations
 
