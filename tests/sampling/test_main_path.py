@@ -106,3 +106,9 @@ def test_the_main_path_reads_in_under_2000_lines_of_18_files(tiny_pipeline, skip
     assert total < 2000 and len(MAIN_PATH) <= 18
     above = {file for file in files_on_stack if file and not file.startswith((*GROUND_FLOOR, FLAGS))}
     assert above <= {*MAIN_PATH}, "a tensor passes a frame of a file that is not on the main path"
+
+
+def test_the_map_shows_the_main_path():
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## The path of a tensor") : text.index("Off that path")]
+    assert not [file for file in MAIN_PATH if f"`{file}`" not in section]
