@@ -225,6 +225,9 @@ def record(checkout: Path, wanted: list[str], tell: Callable[[str], None]) -> di
 
 def main() -> None:
     """Write ``record.json`` for the classes named on the command line, or for all."""
+    tests = Path(sys.argv[1] if len(sys.argv) > 1 else "") / "tests" / "models" / "transformers"
+    if not tests.is_dir():
+        sys.exit(f"Got no checkout of the diffusers repository ({tests} is missing); give its folder.")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     results = record(Path(sys.argv[1]), sys.argv[2:], lambda line: print(line, flush=True))
