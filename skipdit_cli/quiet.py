@@ -7,13 +7,19 @@ from contextlib import contextmanager
 
 from skipdit_cli.console import PrintableFilter
 
-NEUTRAL = PrintableFilter()
+PRINTABLE = PrintableFilter()
 
 
 @contextmanager
 def quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
-    """diffusers' progress bars off, and transformers' with ``text``: several short ones per model would break our own
-    lines. What their loggers quote from files (a ``model_type``, say) is shown neutralised from here on."""
+    """Turn off the libraries' progress bars, whose short bars would break our own lines.
+
+    Control characters in what the libraries log, which may quote a file, are removed from here on.
+
+    Args:
+        errors_only: Hide warnings as well.
+        text: Do the same for transformers, which is imported for it.
+    """
     from diffusers.utils import logging as diffusers_logging
 
     libraries = [diffusers_logging]
@@ -24,7 +30,7 @@ def quiet(errors_only: bool = False, text: bool = False) -> Iterator[None]:
     before = [(library, library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
     for library in libraries:
         for handler in library.get_logger(library.__name__.partition(".")[0]).handlers:
-            handler.addFilter(NEUTRAL)
+            handler.addFilter(PRINTABLE)
         library.disable_progress_bar()
         if errors_only:
             library.set_verbosity_error()
