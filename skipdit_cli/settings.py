@@ -47,6 +47,16 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def steps_setting(help: str = "Number of denoising steps.", minimum: int = 1, **more: Any) -> Any:
+    """Declare ``num_inference_steps``, which ``--steps`` sets as well.
+
+    Args:
+        more: As for ``setting``.
+    """
+    names = ("--num-inference-steps", "--steps")
+    return setting(50, help, PIPELINE, names=names, minimum=minimum, maximum=10_000, **more)
+
+
 @dataclass(frozen=True)
 class HubSettings:
     """How a model that is not on this machine is fetched: keyword arguments of the functions that open one."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.sample_settings import PipelineSettings, check_strength
-from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting
+from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting, steps_setting
 
 MEASUREMENT = "Measurement"
 
@@ -63,15 +63,7 @@ class BenchSettings:
         CACHE,
         metavar="LIST",
     )
-    num_inference_steps: int = setting(
-        50,
-        "Number of denoising steps.",
-        PIPELINE,
-        names=("--num-inference-steps", "--steps"),
-        minimum=1,
-        maximum=10_000,
-        run=True,
-    )
+    num_inference_steps: int = steps_setting(run=True)
     guidance_scale: float | None = setting(
         None,
         "Scale of classifier-free guidance; 1 turns it off. [default: as for sample; 1 with --random-weights]",

@@ -14,7 +14,7 @@ from skipdit_cli import console, files
 from skipdit_cli.commands import demo_page, options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.settings import OUTPUT, PIPELINE, SAMPLES, setting
+from skipdit_cli.settings import OUTPUT, SAMPLES, setting, steps_setting
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,7 @@ class DemoSettings:
     samples_per_digit: int | None = setting(
         None, "Samples per digit. [default: 7, or 1 with --video]", SAMPLES, minimum=1, maximum=10_000
     )
-    num_inference_steps: int = setting(
-        50,
-        "Number of denoising steps, 13 or more.",
-        PIPELINE,
-        names=("--num-inference-steps", "--steps"),
-        minimum=13,
-        maximum=10_000,
-    )
+    num_inference_steps: int = steps_setting("Number of denoising steps, 13 or more.", minimum=13)
     train_steps: int | None = setting(
         None, "Optimizer steps of each training stage. [default: 100, or 60 with --video]", "Training", minimum=1
     )

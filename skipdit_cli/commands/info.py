@@ -9,7 +9,7 @@ from skipdit_cli import console
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import OUTPUT, PIPELINE, HubSettings, setting
+from skipdit_cli.settings import OUTPUT, HubSettings, setting, steps_setting
 
 INTERVALS = (2, 3, 4, 5)
 UNKNOWN = "found in a forward of the model, which 'skipdit convert' makes and info does not"
@@ -28,14 +28,7 @@ class InfoSettings:
     """The settings of ``skipdit info``."""
 
     hub: HubSettings = HubSettings()
-    num_inference_steps: int = setting(
-        50,
-        "Number of denoising steps that the ideal speedups are for.",
-        PIPELINE,
-        names=("--num-inference-steps", "--steps"),
-        minimum=1,
-        maximum=10_000,
-    )
+    num_inference_steps: int = steps_setting("Number of denoising steps that the ideal speedups are for.")
     families: bool = setting(
         False, "Show every transformer class of diffusers and how its blocks are found, in place of a model.", OUTPUT
     )

@@ -21,7 +21,7 @@ CONVERSION = "Conversion"
 class ConvertSettings:
     """The flags of ``skipdit convert`` that say what is made of a model, and where it is written."""
 
-    output: Path | None = setting(None, "Folder to write the converted model to.", names=("-o", "--output"))
+    output: Path | None = setting(None, "Folder to write the converted model to.")
     merge: str | None = setting(None, "residual (default), or replace, the official form.", CONVERSION)
     num_attention_heads: int | None = setting(
         None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting
+from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting, steps_setting
 
 CFG_CHANNELS = ("all", "3")
 LARGEST_SEED = 2**32 - 1
@@ -139,7 +139,6 @@ class SampleSettings:
     output: Path | None = setting(
         None,
         "File (.png, .mp4, .gif), or folder for one file per sample. [default: a new folder in outputs/]",
-        names=("-o", "--output"),
     )
     class_labels: str | None = setting(
         None,
@@ -148,16 +147,7 @@ class SampleSettings:
         metavar="LABELS",
         recorded=True,
     )
-    num_inference_steps: int = setting(
-        50,
-        "Number of denoising steps.",
-        PIPELINE,
-        names=("--num-inference-steps", "--steps"),
-        minimum=1,
-        maximum=10_000,
-        recorded=True,
-        run=True,
-    )
+    num_inference_steps: int = steps_setting(recorded=True, run=True)
     guidance_scale: float | None = setting(
         None,
         "Scale of classifier-free guidance; 1 turns it off. [default: 4 for class labels, the pipeline's for prompts]",
