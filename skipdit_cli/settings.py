@@ -67,6 +67,11 @@ class HubSettings:
     local_files_only: bool = setting(False, "Use the local cache of the hub and never its server.", MODEL)
 
 
+def flag_name(name: str) -> str:
+    """Return the flag of a field: ``--max-train-steps`` of ``max_train_steps``."""
+    return "--" + name.replace("_", "-")
+
+
 def setting_fields(settings_class: type) -> Iterator[tuple[Field, type]]:
     """Iterate over the fields of a settings class and their types; fields of nested settings stand in their place."""
     types = get_type_hints(settings_class)

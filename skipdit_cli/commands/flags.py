@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import setting_fields
+from skipdit_cli.settings import flag_name, setting_fields
 
 MOST_OF_ALL = 2**32 - 1
 """The largest value of a whole number whose field says none: the largest seed of NumPy."""
@@ -53,7 +53,7 @@ def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
 def _parameter(field: Field, kind: type) -> inspect.Parameter:
     """Make the parameter of a command that a field stands for, which Typer turns into a flag."""
     default, metadata = field.default, field.metadata
-    spelled = f"--{field.name.replace('_', '-')}"
+    spelled = flag_name(field.name)
     names = metadata["names"]
     if not names and field.name in SHORT:
         names = (SHORT[field.name], spelled)
@@ -97,7 +97,7 @@ def check_ranges(command, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        given = f"Got --{name.replace('_', '-')} {_short(value)} but expected"
+        given = f"Got {flag_name(name)} {_short(value)} but expected"
         least, most = ranges.get(name, (None, None))
         if not math.isfinite(value):
             raise UsageError(f"{given} a number.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_yaml
 from skipdit_cli.sampling.sample_settings import CacheSettings
+from skipdit_cli.settings import flag_name
 
 LONGEST_ARGUMENT = 100_000
 """Letters in the value of one ``--pipeline-arg``."""
@@ -94,7 +95,7 @@ def cache_policy(settings: CacheSettings):
         )
     stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
     if stray:
-        raise UsageError(f"Got --{stray.replace('_', '-')} without --cache-layers N, which turns the cache on.")
+        raise UsageError(f"Got {flag_name(stray)} without --cache-layers N, which turns the cache on.")
     return None
 
 

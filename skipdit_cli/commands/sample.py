@@ -14,7 +14,7 @@ from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
 from skipdit_cli.sampling.sample_settings import SampleSettings
-from skipdit_cli.settings import SAMPLES, run_arguments
+from skipdit_cli.settings import SAMPLES, flag_name, run_arguments
 
 From = Annotated[
     Path | None,
@@ -213,4 +213,4 @@ def _warn_about_size(shape: tuple[int, ...], record: dict) -> None:
     """Warn where a pipeline rounded the size that was given; some do it without a word."""
     for name, actual in zip(("width", "height", "num_frames"), reversed(shape[1:-1])):
         if record.get(name, actual) != actual:
-            console.warn(f"--{name.replace('_', '-')} {record[name]} was asked for, and the pipeline made {actual}.")
+            console.warn(f"{flag_name(name)} {record[name]} was asked for, and the pipeline made {actual}.")

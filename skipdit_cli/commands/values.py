@@ -19,6 +19,7 @@ from skipdit_cli import console
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
+from skipdit_cli.settings import flag_name
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
 """Parameters whose value is fetched from the hub where it is no path here; ``revision`` belongs to the model."""
@@ -229,7 +230,7 @@ def _check_nothing_is_fetched(
     """
     for name in FETCHED:
         if name in values and origins[name].foreign and not is_here(values[name]):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_name(name)
             other = "-m MODEL" if name == "model" else f"{flag} with another"
             raise UsageError(
                 f"{_capitalised(origins[name].source)} says {flag} {values[name]}, which is not on this machine, and "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.files import CONVERT, check_apart, check_folder, check_outside
-from skipdit_cli.settings import OUTPUT, HubSettings, setting
+from skipdit_cli.settings import OUTPUT, HubSettings, flag_name, setting
 
 MERGES = ("residual", "replace")
 PROCESSES = ("dit", "sit")
@@ -92,7 +92,7 @@ class ConvertSettings:
         value = getattr(self, name)
         if value not in allowed:
             choices = [choice for choice in allowed if choice is not None]
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_name(name)
             raise UsageError(f"Got {flag} {value}, allowed are {', '.join(choices)}.{nearest(value, choices)}")
 
     def check_output(self, reads: Mapping[str, object]) -> None:

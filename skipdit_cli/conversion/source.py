@@ -19,6 +19,7 @@ from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, has_part, is_part, transformer_config
 from skipdit_cli.models.packages import check_plain
 from skipdit_cli.models.weights import assign_weights, read_weights, variant_of
+from skipdit_cli.settings import flag_name
 from skipdit_cli.skip import SKIP, SkipBranches
 from skipdit_cli.skip.time_embedding import RECORD
 
@@ -113,8 +114,7 @@ def open_source(name, official_file: Mapping[str, int | str | None], **hub_argum
         return _official_source(name, path, official_file)
     for argument, value in official_file.items():
         if value is not None:
-            flag = f"--{argument.replace('_', '-')}"
-            raise UsageError(f"Got {flag} with a folder or hub id, whose configs say it; leave it out.")
+            raise UsageError(f"Got {flag_name(argument)} with a folder or hub id, whose configs say it; leave it out.")
     if is_part(path):
         return _transformer_source(name, path)
     return _pipeline_source(name, find_folder(name, **hub_arguments), path.is_dir())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from skipdit_cli import files
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, setting
+from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, flag_name, setting
 
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
 """The data sets that need no folder, and what their samples are."""
@@ -195,13 +195,13 @@ class TrainingSettings:
     def _check_least(self, name: str, least: int | None) -> None:
         value = getattr(self, name)
         if least is not None and value is not None and not value >= least:
-            raise UsageError(f"Got {flag_of(name)} {value} but expected at least {least}.")
+            raise UsageError(f"Got {flag_name(name)} {value} but expected at least {least}.")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if choices and value is not None and value not in choices:
             expected = f"but expected one of {', '.join(choices)}.{nearest(value, choices)}"
-            raise UsageError(f"Got {flag_of(name)} {value} {expected}")
+            raise UsageError(f"Got {flag_name(name)} {value} {expected}")
 
     def _check_ranges(self) -> None:
         if self.fps_target is not None and not 0 < self.fps_target <= 1000:
@@ -215,7 +215,7 @@ class TrainingSettings:
             raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"Got {flag_of(name)} {getattr(self, name)} but expected 0 <= value < 1.")
+                raise UsageError(f"Got {flag_name(name)} {getattr(self, name)} but expected 0 <= value < 1.")
 
     def _check_weighting(self) -> None:
         if self.logit_std is not None and not self.logit_std > 0:
@@ -223,13 +223,13 @@ class TrainingSettings:
         scheme = self.weighting_scheme or Weighting.scheme
         for name, owner in {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}.items():
             if getattr(self, name) is not None and scheme != owner:
-                raise UsageError(f"Got {flag_of(name)} {getattr(self, name)} without --weighting-scheme {owner}.")
+                raise UsageError(f"Got {flag_name(name)} {getattr(self, name)} without --weighting-scheme {owner}.")
 
     def _check_cached(self) -> None:
         for name in ("clip", "crop"):
             if self.cache_latents is not None and getattr(self, name) == "random":
                 conflict = "--cache-latents, which keeps one latent a sample"
-                raise UsageError(f"Got {flag_of(name)} random with {conflict}; expected center.")
+                raise UsageError(f"Got {flag_name(name)} random with {conflict}; expected center.")
 
     def _check_output(self, models: Mapping[str, object], preset: Path | None) -> None:
         if self.resume_from_checkpoint is not None:
@@ -284,8 +284,3 @@ class FinetuneSettings:
 def free_to_change() -> set[str]:
     """Return the names of the settings in which a resumed run may differ from its checkpoint."""
     return {each.name for each in fields(TrainingSettings) if each.metadata["free"]}
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a setting: ``--max-train-steps`` of ``max_train_steps``."""
-    return "--" + name.replace("_", "-")

@@ -9,13 +9,14 @@ from accelerate import Accelerator
 
 from skipdit_cli.cards.card import Origin, find_origin
 from skipdit_cli.errors import UsageError
+from skipdit_cli.settings import flag_name
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.samples import SampleSet, read_samples
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.run.prepare import make_accelerator
 from skipdit_cli.training.run.run_folder import check_run
 from skipdit_cli.training.run.state import Checkpoints
-from skipdit_cli.training.training_settings import TrainingSettings, flag_of
+from skipdit_cli.training.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _refuse_video_flags(settings: TrainingSettings) -> None:
     for name in ("num_frames", "frame_stride", "image_frames"):
         value = getattr(settings, name)
         if value not in (None, 0, 1):
-            raise UsageError(f"Got {flag_of(name)} {value}, but this model makes images; leave the flag out.")
+            raise UsageError(f"Got {flag_name(name)} {value}, but this model makes images; leave the flag out.")
     if settings.fps_target is not None:
         raise UsageError(f"Got --fps-target {settings.fps_target:g}, but this model makes images; leave the flag out.")
 
