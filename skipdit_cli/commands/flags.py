@@ -97,7 +97,7 @@ def check_ranges(command, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        given = f"Got {flag_name(name)} {_short(value)} but expected"
+        given = f"Got {flag_name(name)} {short_number(value)} but expected"
         least, most = ranges.get(name, (None, None))
         if not math.isfinite(value):
             raise UsageError(f"{given} a number.")
@@ -109,6 +109,6 @@ def check_ranges(command, values: Mapping[str, object]) -> None:
             raise UsageError(f"{given} at most {most}.")
 
 
-def _short(number: float) -> str:
+def short_number(number: float) -> str:
     """Write a number; Python refuses to write integers of more than 4,300 digits."""
     return str(number) if isinstance(number, float) or number.bit_length() < 200 else "of over 60 digits"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from skipdit_cli.commands.flags import short_number
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_yaml
 from skipdit_cli.sampling.sample_settings import CacheSettings
@@ -165,8 +166,7 @@ def _check_argument(name: str, value: object) -> None:
         if isinstance(item, (list, tuple, dict)):
             pending += item.values() if isinstance(item, dict) else item
         elif isinstance(item, int) and abs(item) > most:
-            number = item if item.bit_length() < 200 else "of over 60 digits"  # Python writes none of over 4,300
-            raise UsageError(f"Got --pipeline-arg {name}={number} but expected at most {most}.")
+            raise UsageError(f"Got --pipeline-arg {name}={short_number(item)} but expected at most {most}.")
         elif isinstance(item, float) and not math.isfinite(item):
             raise UsageError(f"Got --pipeline-arg {name}={item} but expected finite numbers.")
         elif not isinstance(item, (str, bool, int, float, type(None))):

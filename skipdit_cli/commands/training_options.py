@@ -70,7 +70,7 @@ def report(command: str, session, outcome) -> None:
 
 
 def _say_trained(settings: TrainingSettings, outcome) -> None:
-    steps = f"{outcome.step:,} step" + "s" * (outcome.step != 1)
+    steps = console.count(outcome.step, "step")
     loss = f", loss {outcome.last['loss']:.4f}" if outcome.last else ""
     console.say(f"Steps took {outcome.seconds:.1f} s, {outcome.data_seconds:.1f} s of it waiting for data.")
     console.say(

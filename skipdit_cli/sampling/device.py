@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.trunk import Interposed, interpose, restore
@@ -66,7 +67,7 @@ def _device(name: str) -> torch.device:
         hint = nearest(name, ["auto", "cpu", "cuda", "mps"])
         raise UsageError(f"Got --device {name}, allowed are auto, cpu, cuda, cuda:N and mps.{hint}")
     if kind == "cuda" and int(number or 0) >= cuda:
-        present = f"{cuda} CUDA device{'s' if cuda > 1 else ''}" if cuda else "no CUDA device"
+        present = count(cuda, "CUDA device") if cuda else "no CUDA device"
         raise UsageError(f"Got --device {name}, but torch finds {present} here; use --device auto.")
     if kind == "mps" and not mps:
         raise UsageError("Got --device mps, but torch finds no mps device here; use --device auto.")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
+from skipdit_cli.console import count as counted
 from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media import to_uint8
@@ -111,7 +112,7 @@ def check_memory(pipe, count: int, height=None, width=None, num_frames=None, dra
     frames = num_frames or config.get("video_length") or call_default(pipe, frames_argument(pipe)) or 1
     needed, free = count * (3 * tall * wide * frames * (1 + drawn) + SAMPLE_BYTES), free_memory()
     if needed > free:
-        samples = f"{count:,} sample{'s' * (count > 1)} of at least {wide}x{tall} pixels"
+        samples = f"{counted(count, 'sample')} of at least {wide}x{tall} pixels"
         samples += f" and {frames:,} frames" if frames > 1 else ""
         raise UsageError(
             f"Got {samples} to make, which take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "

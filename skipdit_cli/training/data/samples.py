@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from skipdit_cli import media
+from skipdit_cli.console import count
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.training.data import moving_digits as digits
 from skipdit_cli.training.data.class_folders import Classes
@@ -61,10 +62,10 @@ class SampleSet:
 
     def __str__(self) -> str:
         conditions = {condition for condition in self.conditions if condition is not None}
-        parts = [_count(len(self), self.kind[:-1], self.kind)]
+        parts = [count(len(self), self.kind[:-1], self.kind)]
         if conditions:
             nouns = ("caption", "captions") if isinstance(next(iter(conditions)), str) else ("class", "classes")
-            parts.append(_count(len(conditions), *nouns))
+            parts.append(count(len(conditions), *nouns))
         return ", ".join([*parts, f"{self.skipped:,} skipped", *filter(None, [self.left_out])])
 
     @property
@@ -87,10 +88,6 @@ class SampleSet:
         for label in (min(self.conditions), max(self.conditions)):
             if not 0 <= label < num_classes:
                 raise UsageError(f"The data has label {label} but the model has classes 0..{num_classes - 1}.")
-
-
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def read_samples(
@@ -153,7 +150,7 @@ def _warn_rates(rates: list[float], fps_target: float | None, observer: Observer
             )
     elif rates and max(rates) > RATE_TOLERANCE * min(rates):
         common = Counter(f"{rate:.3g}" for rate in rates).most_common()
-        shown = ", ".join(f"{count:,} of {rate}" for rate, count in common[:4]) + ", ..." * (len(common) > 4)
+        shown = ", ".join(f"{videos:,} of {rate}" for rate, videos in common[:4]) + ", ..." * (len(common) > 4)
         observer.warn(
             f"the videos differ in frames a second ({shown}), so clips of as many frames differ in duration; "
             f"--fps-target {min(rates):.3g} would pick frames by time."
