@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipdit_cli import console, files
 from skipdit_cli.bench.bench_settings import BenchSettings
-from skipdit_cli.commands import options, parsing
+from skipdit_cli.commands import options, parsing, pipeline_setup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
@@ -33,10 +33,7 @@ def bench(
     policies = _make_policies(settings)
     conditions = _parse_conditions(settings)
     _check_output(settings, model, preset)
-    inputs = {
-        "arguments": parsing.parse_pipeline_arguments(settings.pipeline.pipeline_arg),
-        "image": parsing.read_image(settings.pipeline.image),
-    }
+    inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import save_report
@@ -44,7 +41,7 @@ def bench(
     from skipdit_cli.sampling.fitting import compiled
 
     card = check_card(model) if settings.update_card else None
-    device, dtype = _choose_device(settings)
+    device, dtype = pipeline_setup.choose_device(settings.pipeline, settings.compile)
     if not settings.random_weights:
         _check_unloaded(settings, policies, conditions, inputs, model, preset)
     pipe, vanilla = _open_pipelines(settings, model, preset, device, dtype)
@@ -105,28 +102,14 @@ def _check_output(settings: BenchSettings, model: str | None, preset: str | None
     files.check_folder(output, files.BENCH, settings.overwrite)
 
 
-def _choose_device(settings: BenchSettings):
-    """Return the device and the dtype to run with, after checking what needs no model."""
-    from skipdit_cli.sampling import fitting
-    from skipdit_cli.sampling.device import select_device
-
-    device, dtype = select_device(settings.pipeline.device, settings.pipeline.dtype)
-    fitting.check_offload(settings.pipeline.cpu_offload, device, settings.compile)
-    fitting.check_lora(settings.pipeline.lora)
-    return device, dtype
-
-
 def _check_unloaded(
     settings: BenchSettings, policies: list, conditions: dict, inputs: dict, model: str | None, preset: str | None
 ) -> None:
     """Refuse what the model cannot run, as far as its outline tells, before its weights are loaded."""
     from skipdit_cli.models import named_model
-    from skipdit_cli.models.outline import read_outline
-    from skipdit_cli.sampling import fitting, refusals
+    from skipdit_cli.sampling import refusals
 
-    outline = read_outline(named_model(model, preset), **vars(settings.pipeline.hub))
-    if settings.pipeline.image is not None:
-        outline = replace(outline, kind=fitting.image_pipeline_class(outline.kind))
+    outline = pipeline_setup.outline_of(named_model(model, preset), settings.pipeline)
     samples = _choose_conditions(settings, conditions, outline)
     for policy in policies:
         refusals.check_unloaded(outline, samples, policy, **run_arguments(settings), **inputs)
@@ -162,7 +145,6 @@ def _count_classes(pipe) -> int | None:
 def _open_pipelines(settings: BenchSettings, model: str | None, preset: str | None, device, dtype) -> tuple:
     """Return the pipeline to bench and that of the rows without skip branches, which may be the same one."""
     from skipdit_cli.models import open_model
-    from skipdit_cli.sampling import fitting
 
     shared = settings.pipeline
     loading = {"dtype": dtype, **vars(shared.hub)}
@@ -170,11 +152,7 @@ def _open_pipelines(settings: BenchSettings, model: str | None, preset: str | No
     pipes = [pipe or open_model(model, preset, **loading)]
     if settings.vanilla is not None:
         pipes.append(open_model(settings.vanilla, None, branches=False, **loading))
-    if shared.image is not None:
-        pipes = [fitting.image_pipeline(pipe) for pipe in pipes]
-    for pipe in pipes:
-        offline = shared.hub.local_files_only
-        fitting.fit(pipe, device, shared.lora, shared.cpu_offload, shared.vae_tiling, local_files_only=offline)
+    pipes = [pipeline_setup.prepare(pipe, shared, device) for pipe in pipes]
     return pipes[0], pipes[-1]
 
 

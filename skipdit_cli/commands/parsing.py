@@ -8,7 +8,7 @@ from pathlib import Path
 from skipdit_cli.commands.flags import short_number
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_yaml
-from skipdit_cli.sampling.sample_settings import CacheSettings
+from skipdit_cli.sampling.sample_settings import CacheSettings, PipelineSettings
 from skipdit_cli.settings import flag_name
 
 LONGEST_ARGUMENT = 100_000
@@ -174,6 +174,15 @@ def _check_argument(name: str, value: object) -> None:
             raise UsageError(f"Got --pipeline-arg {name} with a {kind} in it; expected numbers, texts and lists.")
         if count > MOST_VALUES or len(pending) > MOST_VALUES:
             raise UsageError(f"Got --pipeline-arg {name} with more than {MOST_VALUES} values in it; leave it out.")
+
+
+def read_inputs(settings: PipelineSettings) -> dict[str, object]:
+    """Return the image and the further arguments of a pipeline's call, as ``sampling.generate`` takes them.
+
+    Raises:
+        UsageError: An argument or the image cannot be read.
+    """
+    return {"arguments": parse_pipeline_arguments(settings.pipeline_arg), "image": read_image(settings.image)}
 
 
 def read_image(file: Path | None):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands import options, parsing, replay, sample_files
+from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
@@ -51,19 +51,18 @@ def sample(
     settings.check()
     policy = parsing.cache_policy(settings.cache)
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
-    inputs = {
-        "arguments": parsing.parse_pipeline_arguments(settings.pipeline.pipeline_arg),
-        "image": parsing.read_image(settings.pipeline.image),
-    }
+    inputs = parsing.read_inputs(settings.pipeline)
     target = _choose_target(settings, model, preset, from_file)
 
     from skipdit_cli.models import named_model
+    from skipdit_cli.sampling import schedulers
     from skipdit_cli.sampling.generate import generate
     from skipdit_cli.sampling.refusals import check_unloaded
 
-    device, dtype = _choose_device(settings)
+    schedulers.check_name(settings.pipeline.scheduler)
+    device, dtype = pipeline_setup.choose_device(settings.pipeline, settings.compile)
     name = named_model(model, preset)
-    outline = _read_outline(name, settings)
+    outline = pipeline_setup.outline_of(name, settings.pipeline)
     conditions = _choose_conditions(settings, prompts, outline)
     sample_files.check_kind(target, outline)
     settings = _fill_in_defaults(settings, outline, dtype)
@@ -86,38 +85,15 @@ def _choose_target(settings: SampleSettings, model: str | None, preset: str | No
     return sample_files.choose_target(settings.output, settings.npz, settings.overwrite, reads)
 
 
-def _choose_device(settings: SampleSettings):
-    """Return the device and the dtype to run with, after checking what needs no model."""
-    from skipdit_cli.sampling import fitting, schedulers
-    from skipdit_cli.sampling.device import select_device
-
-    schedulers.check_name(settings.pipeline.scheduler)
-    device, dtype = select_device(settings.pipeline.device, settings.pipeline.dtype)
-    fitting.check_offload(settings.pipeline.cpu_offload, device, settings.compile)
-    fitting.check_lora(settings.pipeline.lora)
-    return device, dtype
-
-
-def _read_outline(name: str | Path, settings: SampleSettings):
-    """Return the outline of the model; with ``--image``, that of the pipeline on its parts that starts from one."""
-    from skipdit_cli.models.outline import read_outline
-    from skipdit_cli.sampling.fitting import image_pipeline_class
-
-    outline = read_outline(name, **vars(settings.pipeline.hub))
-    return outline if settings.pipeline.image is None else replace(outline, kind=image_pipeline_class(outline.kind))
-
-
 def _open_pipeline(outline, settings: SampleSettings, device, dtype):
-    """Load the pipeline and prepare it: its VAE, a LoRA, tiling, offloading, compilation, its device."""
+    """Load the pipeline, with another VAE if one was given, and prepare it."""
     from skipdit_cli.models import load_pipeline, load_vae
-    from skipdit_cli.sampling import fitting
 
-    shared, offline = settings.pipeline, settings.pipeline.hub.local_files_only
-    parts = {} if settings.vae is None else {"vae": load_vae(settings.vae, dtype=dtype, local_files_only=offline)}
+    offline, parts = settings.pipeline.hub.local_files_only, {}
+    if settings.vae is not None:
+        parts["vae"] = load_vae(settings.vae, dtype=dtype, local_files_only=offline)
     pipe = load_pipeline(outline.folder, dtype=dtype, **parts)
-    pipe = pipe if shared.image is None else fitting.image_pipeline(pipe)
-    fitting.fit(pipe, device, shared.lora, shared.cpu_offload, shared.vae_tiling, settings.compile, offline)
-    return pipe
+    return pipeline_setup.prepare(pipe, settings.pipeline, device, settings.compile)
 
 
 def _choose_conditions(settings: SampleSettings, prompts: list[str] | None, outline) -> list[int | str | None]:

@@ -44,7 +44,7 @@ from skipdit_cli.skip.time_embedding import RECORD, record_time_embedding
 from skipdit_cli.trunk import known_trunk
 
 
-def named_model(model: str | None, preset_name: str | None = None) -> str | Path:
+def named_model(model: str | Path | None, preset_name: str | None = None) -> str | Path:
     """Return the path or hub id that ``--model`` gives or, without it, the embedded model that ``--preset`` names.
 
     Raises:
@@ -60,7 +60,7 @@ def named_model(model: str | None, preset_name: str | None = None) -> str | Path
     return preset.weights_path
 
 
-def open_model(model: str | None, preset_name: str | None = None, **arguments) -> Pipeline:
+def open_model(model: str | Path | None, preset_name: str | None = None, **arguments) -> Pipeline:
     """Load the pipeline that ``--model`` or, without it, ``--preset`` names.
 
     Args:

@@ -67,7 +67,9 @@ class Outline:
         return {name.strip(): int(label) for label, names in names_of.items() for name in names.split(",")}
 
 
-def read_outline(model: str | None, preset_name: str | None = None, lone: bool = False, **hub_arguments) -> Outline:
+def read_outline(
+    model: str | Path | None, preset_name: str | None = None, lone: bool = False, **hub_arguments
+) -> Outline:
     """Read the outline of a pipeline folder, a hub id, or the model that a preset names.
 
     A model without skip branches gets those of the ``residual`` merge, to show what they would cost.
