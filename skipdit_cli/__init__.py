@@ -3,13 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from skipdit_cli.version import __version__
+
 if TYPE_CHECKING:
     from skipdit_cli.cache import CachePolicy, SkipCache, disable_skip_cache, enable_skip_cache
     from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
     from skipdit_cli.models import load_pipeline
+    from skipdit_cli.sampling.generate import generate
     from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "SkipBranches": "skip",
@@ -20,6 +21,7 @@ _HOMES = {
     "enable_skip_cache": "cache",
     "disable_skip_cache": "cache",
     "load_pipeline": "models",
+    "generate": "sampling.generate",
     "LatteClassTransformer3DModel": "families.latte_class_model",
 }
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "add_skip_branches",
     "disable_skip_cache",
     "enable_skip_cache",
+    "generate",
     "load_pipeline",
     "remove_skip_branches",
 ]

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from skipdit_cli import __version__, console
+from skipdit_cli import console
 from skipdit_cli.commands.bench import bench
 from skipdit_cli.commands.convert import convert
 from skipdit_cli.commands.demo import demo
@@ -28,6 +28,7 @@ from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
 from skipdit_cli.errors import SkipditError
+from skipdit_cli.version import __version__
 
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""

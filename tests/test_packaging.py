@@ -17,9 +17,9 @@ PACKAGE = Path(skipdit_cli.__file__).parent
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FLOORS = [
-    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "media"},
+    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "version", "media"},
     {"families", "trunk", "skip", "cache"},
-    {"models", "conversion", "sampling", "cards", "training", "bench"},
+    {"models", "conversion", "sampling", "cards", "training", "bench", "pipelines"},
     {"commands", "app", "__main__"},
 ]
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}

@@ -10,12 +10,12 @@ from pathlib import Path
 import diffusers
 import torch
 
-from skipdit_cli import __version__
 from skipdit_cli.bench.plot import save_plot
 from skipdit_cli.console import SCHEMA, to_json
 from skipdit_cli.sampling.device import computes_wide
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.trunk import known_trunk
+from skipdit_cli.version import __version__
 
 COLUMNS = {
     "case": lambda r: r["case"],

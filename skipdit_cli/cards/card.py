@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipdit_cli import __version__
 from skipdit_cli.cards.card_parts import cell, is_marked, marked, marked_text, replace_marked, without_home
 from skipdit_cli.cards.kind import Kind, kind_of
 from skipdit_cli.cards.snippet import loading_snippet, plain_snippet
@@ -21,6 +20,7 @@ from skipdit_cli.models.index import has_part
 from skipdit_cli.models.outline import Outline, read_outline
 from skipdit_cli.skip.parameters import count_parameters
 from skipdit_cli.skip.time_embedding import RECORD
+from skipdit_cli.version import __version__
 
 CARD = "README.md"
 BENCH, COMMANDS = "bench", "commands"

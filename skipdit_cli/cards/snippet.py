@@ -37,8 +37,7 @@ def loading_snippet(name: str, kind: Kind, num_blocks: int, transformer: str) ->
     lines = [
         *["import imageio.v3 as imageio"] * kind.video,
         *["from PIL import Image"] * (kind.image or not kind.video),
-        f"from skipdit_cli import {'CachePolicy, ' if cached else ''}load_pipeline",
-        "from skipdit_cli.sampling.generate import generate",
+        f"from skipdit_cli import {'CachePolicy, ' if cached else ''}generate, load_pipeline",
         "",
         load,
         f"made = generate(pipe, [{condition}], num_inference_steps=50{arguments})",

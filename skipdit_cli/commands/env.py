@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from skipdit_cli import __version__, console
+from skipdit_cli import console
 from skipdit_cli.commands.options import Debug, Json
+from skipdit_cli.version import __version__
 
 PACKAGES = (
     "torch", "diffusers", "accelerate", "transformers", "safetensors", "huggingface_hub", "peft", "typer", "rich",

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from skipdit_cli import __version__, files, media
+from skipdit_cli import files, media
 from skipdit_cli.commands.replay import record_conditions
 from skipdit_cli.errors import UsageError
+from skipdit_cli.version import __version__
 
 IMAGES, VIDEOS = (".png",), (".mp4", ".gif")
 VISIBLE = 256

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from skipdit_cli import __version__
 from skipdit_cli.files.one import replacing, sync
+from skipdit_cli.version import __version__
 
 MARKER = ".skipdit.json"
 SCHEMA = 1

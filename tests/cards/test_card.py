@@ -161,6 +161,13 @@ def test_a_hub_model_is_the_base_model(tiny_dit, tmp_path, skipdit, monkeypatch)
     assert "[someone/dit](https://huggingface.co/someone/dit)" in text and "licence | cc-by-nc-4.0" in text
 
 
+def test_the_python_of_an_older_card_still_imports():
+    from skipdit_cli import generate
+    from skipdit_cli.pipelines.generation import generate as former
+
+    assert former is generate
+
+
 def test_of_a_readme_the_terms_are_taken_over_and_not_the_text(converted, tmp_path, skipdit, fresh_accelerate):
     source = converted()
     (source / "README.md").write_text(USERS)

@@ -1,0 +1,1 @@
+"""The former place of ``skipdit_cli.generate``, which model cards of earlier folders import it from."""
