@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tests.support.pipeline_parts import tiny_tokenizer, tiny_vae
 from tests.support.tiny_pipelines import write_pipeline
-from tests.support.tiny_transformers import tiny_text_transformer
+from tests.support.tiny_transformers import perturbed, tiny_text_transformer
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,7 @@ def tiny_dit():
             "num_embeds_ada_norm": 10,
             "norm_eps": 1e-6,
         }
-        model = DiTTransformer2DModel(num_layers=num_layers, **{**defaults, **config}).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return model
+        return perturbed(DiTTransformer2DModel(num_layers=num_layers, **{**defaults, **config}).eval())
 
     return make
 
@@ -103,11 +99,7 @@ def tiny_latte():
             "num_embeds_ada_norm": 10,
             "video_length": 4,
         }
-        model = LatteClassTransformer3DModel(num_layers=num_layers, **{**defaults, **config}).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return model
+        return perturbed(LatteClassTransformer3DModel(num_layers=num_layers, **{**defaults, **config}).eval())
 
     return make
 

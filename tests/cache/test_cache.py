@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skipdit_cli import CachePolicy, add_skip_branches, disable_skip_cache, enable_skip_cache, remove_skip_branches
+from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, remove_skip_branches
 from skipdit_cli.cache import FORECASTS, TARGETS
 from skipdit_cli.cache.forecast import weights
 from skipdit_cli.errors import UsageError
@@ -23,16 +23,7 @@ from tests.support.tiny_dit_runs import (
     run,
     sample,
     traces,
-    train_a_little,
 )
-
-
-@pytest.fixture
-def model(tiny_dit):
-    """A trained-looking Skip-DiT of six blocks."""
-    made = tiny_dit()
-    train_a_little(add_skip_branches(made))
-    return made
 
 
 def blocks_that_run(model):

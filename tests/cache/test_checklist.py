@@ -37,14 +37,6 @@ from tests.support.tiny_transformers import run as run_family
 
 
 @pytest.fixture
-def model(tiny_dit):
-    """A trained-looking Skip-DiT of six blocks."""
-    made = tiny_dit()
-    train_a_little(add_skip_branches(made))
-    return made
-
-
-@pytest.fixture
 def scheduler():
     return diffusers.DDIMScheduler()
 

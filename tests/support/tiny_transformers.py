@@ -69,16 +69,20 @@ CONFIGS = {
 }  # fmt: skip
 
 
+@torch.no_grad()
+def perturbed(model, scale: float = 0.05):
+    """Add noise to every weight of a model, so that none stays at zero, and return the model."""
+    for parameter in model.parameters():
+        parameter.add_(scale * torch.randn_like(parameter))
+    return model
+
+
 def tiny(name: str, seed: int = 0, **config):
     """Return a seeded model of a diffusers class in ``CONFIGS``, in eval mode, with no weight at zero."""
     import diffusers
 
     torch.manual_seed(seed)
-    model = getattr(diffusers, name)(**{**CONFIGS[name], **config}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return perturbed(getattr(diffusers, name)(**{**CONFIGS[name], **config}).eval())
 
 
 def arguments(model, seed: int = 0) -> dict:
@@ -121,8 +125,4 @@ def tiny_text_transformer(seed: int = 0, num_layers: int = 4, **config):
         "attention_bias": True,
         "video_length": 4,
     }
-    model = LatteTransformer3DModel(num_layers=num_layers, **{**defaults, **config}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return perturbed(LatteTransformer3DModel(num_layers=num_layers, **{**defaults, **config}).eval(), 0.1)
