@@ -11,7 +11,8 @@ import diffusers
 import torch
 
 from skipdit_cli.bench.plot import save_plot
-from skipdit_cli.console import SCHEMA, to_json
+from skipdit_cli.console import SCHEMA
+from skipdit_cli.formats import to_json
 from skipdit_cli.sampling.device import computes_wide
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.trunk import known_trunk

@@ -172,7 +172,8 @@ def _random_pipeline(settings: BenchSettings, model: str | None, preset: str | N
 
 def _fill_in_defaults(settings: BenchSettings, pipe, conditions: list) -> BenchSettings:
     """Return the settings with the guidance scale and the size of the largest batch that are in force."""
-    from skipdit_cli.sampling.generate import batches, default_guidance
+    from skipdit_cli.sampling.generate import batches
+    from skipdit_cli.sampling.run_settings import default_guidance
 
     scale, default = settings.guidance_scale, default_guidance(pipe)
     if scale is None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skipdit_cli import console, media
+from skipdit_cli import media
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import names_in, note, replacing
+from skipdit_cli.formats import to_json
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.samples import SampleSet
@@ -42,7 +43,7 @@ class Metrics:
 
     def write(self, row: dict) -> None:
         """Append a line."""
-        self.file.write(console.to_json(row) + "\n")
+        self.file.write(to_json(row) + "\n")
         self.file.flush()
 
     def close(self) -> None:

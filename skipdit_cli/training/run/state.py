@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from skipdit_cli import console, files
+from skipdit_cli import files
 from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.files import checksum
+from skipdit_cli.formats import to_json
 from skipdit_cli.training.observer import SILENT, Observer
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
@@ -153,8 +154,8 @@ class Checkpoints:
                 torch.save(state.rest, part / REST)
                 sums = {name: checksum(part / name) for name in (AVERAGE, REST, WEIGHTS) if (part / name).is_file()}
                 record = {"step": state.step, "settings": state.settings, "files": sums}
-                record = json.loads(console.to_json(record))
-                (part / RECORD).write_text(console.to_json({**record, "sha256": _digest(record)}, indent=2))
+                record = json.loads(to_json(record))
+                (part / RECORD).write_text(to_json({**record, "sha256": _digest(record)}, indent=2))
         except (SkipditError, RuntimeError) as cause:  # RuntimeError: torch.save on a full disk
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
@@ -236,7 +237,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
         if then.get("use_ema") and not average:
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
-    now = json.loads(console.to_json(settings))
+    now = json.loads(to_json(settings))
     changed = [
         _change(key, then.get(key), now.get(key))
         for key in {**then, **now}
