@@ -152,6 +152,19 @@ def test_a_reading_process_that_dies_ends_the_run(skipdit, tiny_preset, tmp_path
     assert ran.code == 1 and "A process that reads the data died" in ran.stderr
 
 
+def test_a_death_that_torch_tells_of_outside_of_the_loader_is_said_as_well(
+    skipdit, tiny_preset, tmp_path, monkeypatch
+):
+    """A signal handler raises it, wherever the main process is when the reading process ends."""
+
+    def interrupted(trainer):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr("skipdit_cli.training.run.loop.Trainer.validate", interrupted)
+    ran = skipdit("train", "--preset", tiny_preset(), "--data", "moving-digits", "-o", tmp_path / "run")
+    assert ran.code == 1 and "A process that reads the data died" in ran.stderr
+
+
 def frames_of(folder: Path, count: int = 3, length: int = 6) -> SampleSet:
     """Videos of noise in memory; their digests are what ``folder`` says."""
     from PIL import Image

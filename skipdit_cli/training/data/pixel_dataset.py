@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from skipdit_cli.errors import SkipditError, first_line
 from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.order import Choice
 from skipdit_cli.training.data.samples import SampleSet
@@ -103,24 +101,3 @@ def crop(image: Image.Image, size: tuple[int, int], position: tuple[float, float
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, centering=position)
-
-
-def next_batch(batches: Iterator[Batch]) -> Batch:
-    """Return the next micro-batch of a data loader.
-
-    Raises:
-        SkipditError: A file can no longer be read, or a process that reads files died.
-    """
-    try:
-        return next(batches)
-    except SkipditError as cause:
-        if not str(cause).startswith("Caught"):
-            raise
-        # A process of the loader sends its whole traceback as the message, whose last line is the error.
-        raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
-    except RuntimeError as cause:
-        if "DataLoader worker" not in str(cause):
-            raise
-        raise SkipditError(
-            f"A process that reads the data died ({first_line(cause)}); try a smaller --dataloader-num-workers."
-        ) from cause

@@ -18,7 +18,7 @@ from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import note
 from skipdit_cli.finite import first_broken
 from skipdit_cli.training.data.demand import EXPERTS
-from skipdit_cli.training.data.pixel_dataset import Batch, next_batch
+from skipdit_cli.training.data.pixel_dataset import Batch
 from skipdit_cli.training.data.tensor_store import fingerprint_of_adapters
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.run.interrupt import interrupt
@@ -34,7 +34,7 @@ from skipdit_cli.training.run.state import (
     random_state,
     set_random_state,
 )
-from skipdit_cli.training.run.training_data import make_loader, order_of, set_up_data
+from skipdit_cli.training.run.training_data import make_loader, order_of, set_up_data, translated_loader_errors
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(self.transformer, optimizer)
         self.average = MovingAverage(self.trained, settings.ema_decay if settings.use_ema else None)
 
+    @translated_loader_errors()
     def run(self) -> Outcome:
         """Train from the current step to the last one, or until a signal stops the run.
 
@@ -179,7 +180,7 @@ class Trainer:
         self.objective.finite.clear()
         for micro in range(count):
             start = time.perf_counter()
-            batch = next_batch(batches)
+            batch = next(batches)
             waited += time.perf_counter() - start
             with self.accelerator.no_sync(self.model) if micro < count - 1 else nullcontext():
                 losses = self.forward(batch, self.step * count + micro)

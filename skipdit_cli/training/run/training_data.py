@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.sampling.latents import spatial_compression
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
@@ -141,3 +144,25 @@ def make_loader(session: Session, dataset: Dataset, order: Order) -> DataLoader:
         generator=torch.Generator(),  # without one, the loader draws a number from torch's global generator
         pin_memory=session.accelerator.device.type == "cuda",
     )
+
+
+@contextmanager
+def translated_loader_errors() -> Iterator[None]:
+    """Translate the errors of a data loader's processes; torch raises that one has died wherever the run is by then.
+
+    Raises:
+        SkipditError: A file can no longer be read, or a process that reads files died.
+    """
+    try:
+        yield
+    except SkipditError as cause:
+        if not str(cause).startswith("Caught"):
+            raise
+        # A process of the loader sends its whole traceback as the message, whose last line is the error.
+        raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
+    except RuntimeError as cause:
+        if "DataLoader worker" not in str(cause):
+            raise
+        raise SkipditError(
+            f"A process that reads the data died ({first_line(cause)}); try a smaller --dataloader-num-workers."
+        ) from cause
