@@ -70,11 +70,11 @@ def _make_policies(settings: BenchSettings) -> list:
     if intervals is None and full_steps is None:
         intervals = "2,3,5"
     return make_policies(
-        parsing.parse_integers(settings.cache_layers, "--cache-layers"),
+        parsing.parse_layers(settings.cache_layers),
         parsing.parse_integers(intervals or "", "--cache-interval"),
         parsing.parse_integers(full_steps or "", "--full-steps"),
         _parse_words(settings.forecast),
-        _parse_words(settings.cache_target),
+        [None] if settings.cache_target is None else _parse_words(settings.cache_target),
     )
 
 

@@ -86,18 +86,45 @@ def cache_policy(settings: CacheSettings):
     from skipdit_cli.cache import CachePolicy
 
     if settings.cache_layers is not None:
+        (layers,) = parse_layers(settings.cache_layers, single=True)
         return CachePolicy(
-            settings.cache_layers,
+            layers,
             settings.cache_interval,
             parse_window(settings.cache_window),
             parse_full_steps(settings.full_steps),
             settings.forecast,
             settings.cache_target,
+            settings.forecast_damping,
         )
     stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
     if stray:
         raise UsageError(f"Got {flag_name(stray)} without --cache-layers N, which turns the cache on.")
     return None
+
+
+def parse_layers(text: str, single: bool = False) -> list[int | tuple[int, int]]:
+    """Parse ``"1,2:0"`` to ``[1, (2, 0)]``: each is N, or FRONT:BACK.
+
+    Args:
+        single: Whether one depth is expected, and not a list.
+
+    Raises:
+        UsageError: An item is neither.
+    """
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    layers: list[int | tuple[int, int]] = []
+    for item in items:
+        try:
+            numbers = tuple(int(part) for part in item.split(":"))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 2):
+            expected = "integers separated by commas, such as 1,2, or FRONT:BACK" if not single else "N, or FRONT:BACK"
+            raise UsageError(f"Got --cache-layers '{text}' but expected {expected}, such as 1:0.")
+        layers.append(numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1]))
+    if single and len(layers) != 1:
+        raise UsageError(f"Got --cache-layers '{text}' but expected one N, or FRONT:BACK, such as 1:0.")
+    return layers
 
 
 def parse_window(text: str | None) -> tuple[float, float] | None:

@@ -53,7 +53,7 @@ def check_unloaded(
     for transformer in transformers_of(outline).values():
         trunk = known_trunk(transformer) if policy is not None else None
         if policy is not None and trunk is not None:
-            check_depth(policy.layers, len(trunk))
+            check_depth(policy.layers, len(trunk), trunk.needs_sources)
 
 
 def check_run(pipe, conditions: Sequence[int | str | None], run: RunSettings) -> None:

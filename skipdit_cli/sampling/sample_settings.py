@@ -97,11 +97,12 @@ class PipelineSettings:
 class CacheSettings:
     """The settings of Skip-Cache for one run, as they are typed; ``commands/parsing.py`` makes a policy of them."""
 
-    cache_layers: int | None = setting(
+    cache_layers: str | None = setting(
         None,
-        "N: blocks at each end of the trunk that run on a reused step. Turns the cache on.",
+        "N: blocks at each end of the trunk that run on a reused step; F:B: the first F and the last B. "
+        "Turns the cache on.",
         CACHE,
-        metavar="N",
+        metavar="N|F:B",
         recorded=True,
     )
     cache_interval: int | None = setting(
@@ -122,11 +123,21 @@ class CacheSettings:
         recorded=True,
     )
     forecast: str = setting(
-        "reuse", "How a reused step predicts the cached tensor: reuse, linear or taylor2.", CACHE, recorded=True
+        "taylor2",
+        "How a reused step predicts the cached tensor: reuse (the paper's way), linear or taylor2.",
+        CACHE,
+        recorded=True,
     )
-    cache_target: str = setting(
-        "boundary",
-        "What is predicted: the boundary tensor, or its residual over the output of the first N blocks.",
+    cache_target: str | None = setting(
+        None,
+        "What is predicted: the boundary tensor, or its residual over the output of the first blocks. "
+        "[default: boundary for reuse, else residual]",
+        CACHE,
+        recorded=True,
+    )
+    forecast_damping: float = setting(
+        1.0,
+        "Factor per order of the forecast's differences: 1 is the plain polynomial, 0 is reuse.",
         CACHE,
         recorded=True,
     )

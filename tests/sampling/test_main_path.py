@@ -27,7 +27,7 @@ MAIN_PATH = [
     "cache/enable.py",
     "cache/skip_cache.py",
     "cache/policy.py",
-    "cache/slot.py",
+    "cache/generation/slot.py",
     "trunk/forward_state.py",
     "trunk/block.py",
     "skip/merge.py",
