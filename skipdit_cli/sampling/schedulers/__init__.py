@@ -1,0 +1,31 @@
+"""The schedulers of a run: by name, with their spacing, their arguments and explicit timesteps."""
+
+from skipdit_cli.sampling.schedulers.candidates import candidates, check_deterministic, is_deterministic
+from skipdit_cli.sampling.schedulers.make_scheduler import (
+    SCHEDULERS,
+    check_name,
+    follows_flow,
+    make_scheduler,
+    predicts_sigma,
+    spacings_of,
+)
+from skipdit_cli.sampling.schedulers.official_schedulers import EvenFlowScheduler, RespacedDDIMScheduler, even_sigmas
+from skipdit_cli.sampling.schedulers.sampler import SPACINGS, Sampler, as_sampler
+
+__all__ = [
+    "SCHEDULERS",
+    "SPACINGS",
+    "EvenFlowScheduler",
+    "RespacedDDIMScheduler",
+    "Sampler",
+    "as_sampler",
+    "candidates",
+    "check_deterministic",
+    "check_name",
+    "even_sigmas",
+    "follows_flow",
+    "is_deterministic",
+    "make_scheduler",
+    "predicts_sigma",
+    "spacings_of",
+]
