@@ -231,3 +231,8 @@ def test_bench_takes_a_sampler(skipdit, tiny_pipeline):
     assert report["scheduler"] == "DPMSolverMultistepScheduler" and report["timesteps"] == flags[3]
     assert report["num_inference_steps"] == 5 and report["scheduler_arg"] == ["solver_order=3"]
     assert {row["steps"] for row in report["rows"]} > {5}  # those of fewer steps space their own
+
+
+def test_candidates_have_the_noise_schedule_of_the_model(pipe):
+    pipe.scheduler = diffusers.CogVideoXDDIMScheduler(snr_shift_scale=1.0)
+    assert [sampler.name for sampler in candidates(pipe)] == [None, None, None]

@@ -1,6 +1,12 @@
 """The schedulers of a run: by name, with their spacing, their arguments and explicit timesteps."""
 
-from skipdit_cli.sampling.schedulers.candidates import candidates, check_deterministic, is_deterministic
+from skipdit_cli.sampling.schedulers.candidates import (
+    candidates,
+    check_deterministic,
+    is_deterministic,
+    keeps_noise_schedule,
+)
+from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps
 from skipdit_cli.sampling.schedulers.make_scheduler import (
     SCHEDULERS,
     check_name,
@@ -25,6 +31,8 @@ __all__ = [
     "even_sigmas",
     "follows_flow",
     "is_deterministic",
+    "keeps_noise_schedule",
+    "log_snr_timesteps",
     "make_scheduler",
     "predicts_sigma",
     "spacings_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import diffusers
+import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Pipeline
@@ -68,6 +69,17 @@ def check_deterministic(scheduler, arguments: Mapping[str, object] | None = None
     )
 
 
+def keeps_noise_schedule(scheduler, pipe: Pipeline) -> bool:
+    """Return whether a scheduler has the signal level of the pipeline's own at each timestep.
+
+    One made from the config of a class with a schedule of its own (``snr_shift_scale`` of CogVideoX) may not.
+    """
+    levels, expected = (getattr(each, "alphas_cumprod", None) for each in (scheduler, pipe.scheduler))
+    if levels is None or expected is None:
+        return True
+    return torch.allclose(levels.double().cpu(), expected.double().cpu(), atol=1e-5)
+
+
 def candidates(pipe: Pipeline) -> list[Sampler]:
     """Return the deterministic samplers that a pipeline can take, each with every spacing that it has.
 
@@ -82,7 +94,7 @@ def candidates(pipe: Pipeline) -> list[Sampler]:
             continue
         config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
         key = type(scheduler), repr(sorted(config.items()))
-        if is_deterministic(scheduler) and key not in known:
+        if is_deterministic(scheduler) and keeps_noise_schedule(scheduler, pipe) and key not in known:
             known.add(key)
             samplers.append(sampler)
     return samplers

@@ -67,6 +67,17 @@ def noise_levels(alphas_cumprod: torch.Tensor, timesteps: Sequence[float]) -> np
     return table[below].astype(np.float64) ** (1 - share) * table[above].astype(np.float64) ** share
 
 
+def log_snr_timesteps(alphas_cumprod: torch.Tensor, count: int) -> list[float]:
+    """Return timesteps, with fractions, evenly spaced in the log of the signal-to-noise ratio, from the last to 0.
+
+    They are those of lu spacing (arXiv 2206.00927, section 3.3), which diffusers rounds.
+    """
+    log_levels = np.log(noise_levels(alphas_cumprod, range(len(alphas_cumprod))))
+    spaced = np.linspace(log_levels[-1], log_levels[0], count)
+    timesteps = np.interp(spaced, log_levels, np.arange(len(log_levels)))
+    return [float(t) for t in timesteps]
+
+
 class _Explicit(Interposed):
     """A scheduler's ``set_timesteps`` that sets explicit timesteps."""
 

@@ -36,7 +36,6 @@ class RespacedDDIMScheduler(DDIMScheduler):
         if self.explicit is not None:
             whole = all(t == int(t) for t in self.explicit)
             self.timesteps = torch.tensor(self.explicit, dtype=torch.int64 if whole else torch.float32, device=device)
-            self.num_inference_steps = len(self.explicit)  # type: ignore[assignment]
         steps = self.timesteps.tolist()
         alphas = [*map(self._alpha_at, steps), self.final_alpha_cumprod]
         self.alphas_of = dict(zip(steps, itertools.pairwise(alphas)))
