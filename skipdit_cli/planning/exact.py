@@ -21,6 +21,7 @@ from skipdit_cli.sampling.schedulers import (
     keeps_noise_schedule,
     log_snr_timesteps,
     make_scheduler,
+    shifted_timesteps,
 )
 
 FIRST_STEPS = 25
@@ -59,9 +60,10 @@ def solve_exactly(
     """Sample with twice the steps, again and again, until two runs in a row agree.
 
     A noise-predicting model is sampled by DPM-Solver++ of order 3 (arXiv 2211.01095) at fractional timesteps spaced
-    evenly in the log of the signal-to-noise ratio; a flow, and a noise schedule that only the pipeline's own scheduler
-    has, by that. No run has more steps than the noise
-    schedule has timesteps, so the two last may agree less well than requested: see ``agreement_db`` of the result.
+    evenly in the log of the signal-to-noise ratio; a flow whose scheduler is a multistep solver (Wan) by UniPC of order
+    3 at shifted fractional timesteps; any other flow, and a noise schedule that no other scheduler has, by the
+    pipeline's own scheduler. No run has more steps than the noise schedule has timesteps, so the two last may agree
+    less well than requested: see ``agreement_db`` of the result.
 
     Args:
         pipe, conditions: As for ``generate``.
@@ -111,13 +113,19 @@ def _step_counts(pipe) -> Iterator[int]:
 
 def _exact_sampler(pipe, steps: int, settings: dict[str, Any]) -> Sampler:
     """Return the sampler that solves the model's ODE most accurately in so many steps."""
-    if follows_flow(pipe.scheduler) or not keeps_noise_schedule(make_scheduler("dpm++", pipe), pipe):
-        return Sampler()
     order: dict[str, object] = {"solver_order": 3}
-    if settings.get("strength") is not None:  # which keeps a share of the scheduler's own timesteps
+    config, strength = pipe.scheduler.config, settings.get("strength")
+    if follows_flow(pipe.scheduler):
+        if "beta_schedule" not in config or strength is not None:
+            return Sampler()
+        timesteps = shifted_timesteps(config.num_train_timesteps, steps, config.get("flow_shift", 1.0))
+        return Sampler("unipc", arguments=order, timesteps=timesteps)
+    solver = make_scheduler("dpm++", pipe)
+    if not keeps_noise_schedule(solver, pipe):
+        return Sampler()
+    if strength is not None:  # which keeps a share of the scheduler's own timesteps
         return Sampler("dpm++", "lu", order)
-    alphas_cumprod = make_scheduler("dpm++", pipe).alphas_cumprod
-    return Sampler("dpm++", arguments=order, timesteps=log_snr_timesteps(alphas_cumprod, steps))
+    return Sampler("dpm++", arguments=order, timesteps=log_snr_timesteps(solver.alphas_cumprod, steps))
 
 
 def _check_repeatable(pipe, conditions: Sequence[int | str | None], settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import pytest
 import torch
 
@@ -33,14 +34,18 @@ def gaussian(tiny_pipeline):
     return pipe
 
 
+def noise_of(pipe, count):
+    """The noise that samples of seeds 0, 1, ... start from."""
+    config = pipe.transformer.config
+    shape = config.in_channels, config.sample_size, config.sample_size
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(count)])
+
+
 def closed_form(pipe, count):
     """The solution from seeds 0, 1, ...: (x - alpha MEAN) / its deviation is constant along the ODE."""
     alphas = make_scheduler("dpm++", pipe).alphas_cumprod
     alpha, sigma = alphas[-1].sqrt(), (1 - alphas[-1]).sqrt()
-    config = pipe.transformer.config
-    shape = config.in_channels, config.sample_size, config.sample_size
-    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(count)])
-    return MEAN + DEVIATION * (noise - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2).sqrt()
+    return MEAN + DEVIATION * (noise_of(pipe, count) - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2).sqrt()
 
 
 @pytest.mark.parametrize("accuracy", [50, 70])
@@ -62,6 +67,33 @@ def test_the_embedded_model_converges():
     assert exact.agreement_db >= 55 and exact.steps <= 400
     ddim = generate(pipe, [3, 5], num_inference_steps=50, guidance_scale=1.5)
     assert 30 < accuracy_db(pipe, ddim, exact) < 55
+
+
+@pytest.mark.parametrize(
+    "scheduler, agreement",
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(), 50),
+        (
+            diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+            65,
+        ),
+    ],
+)
+def test_a_linear_flow_is_solved_to_the_accuracy_that_is_requested(scheduler, agreement, tiny_pipeline):
+    pipe = load_pipeline(tiny_pipeline())
+    pipe.scheduler = scheduler
+
+    def predict_velocity(hidden_states, timestep, class_labels, return_dict):
+        sigma = timestep[0] / 1000
+        deviation = (1 - sigma) * DEVIATION**2 * (hidden_states - (1 - sigma) * MEAN)
+        variance = (1 - sigma) ** 2 * DEVIATION**2 + sigma**2
+        noise = sigma * (hidden_states - (1 - sigma) * MEAN) / variance
+        return (noise - (MEAN + deviation / variance),)
+
+    pipe.transformer.forward = predict_velocity
+    exact = solve_exactly(pipe, [1, 2], accuracy_db=agreement, guidance_scale=1.0)
+    error = (exact.latents - MEAN - DEVIATION * noise_of(pipe, 2)).square().mean()
+    assert exact.agreement_db >= agreement and 10 * math.log10(4 / error) >= agreement - 1
 
 
 def test_it_ends_at_the_timesteps_of_the_model(gaussian):

@@ -160,6 +160,8 @@ def test_candidates_of_a_flow(flow_pipe):
     for sampler in found:
         made = generate(flow_pipe, [1], num_inference_steps=3, scheduler=sampler, decode=False)
         assert torch.isfinite(made.latents).all()
+    with pytest.raises(UsageError, match="two the same timestep"):
+        generate(flow_pipe, [1], num_inference_steps=1000, decode=False)
 
 
 def test_the_flags_of_a_sampler_describe_it(skipdit, tiny_pipeline, tmp_path):

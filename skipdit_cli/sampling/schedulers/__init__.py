@@ -6,7 +6,7 @@ from skipdit_cli.sampling.schedulers.candidates import (
     is_deterministic,
     keeps_noise_schedule,
 )
-from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps
+from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps, shifted_timesteps
 from skipdit_cli.sampling.schedulers.make_scheduler import (
     SCHEDULERS,
     check_name,
@@ -35,5 +35,6 @@ __all__ = [
     "log_snr_timesteps",
     "make_scheduler",
     "predicts_sigma",
+    "shifted_timesteps",
     "spacings_of",
 ]

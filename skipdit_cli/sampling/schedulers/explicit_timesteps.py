@@ -78,6 +78,12 @@ def log_snr_timesteps(alphas_cumprod: torch.Tensor, count: int) -> list[float]:
     return [float(t) for t in timesteps]
 
 
+def shifted_timesteps(num_train_timesteps: int, count: int, shift: float = 1.0) -> list[float]:
+    """Return timesteps of a flow, with fractions, from noise on: even ones, shifted (arXiv 2403.03206, eq. 23)."""
+    even = np.arange(count, 0, -1) / count
+    return [float(t) for t in num_train_timesteps * shift * even / (1 + (shift - 1) * even)]
+
+
 class _Explicit(Interposed):
     """A scheduler's ``set_timesteps`` that sets explicit timesteps."""
 
