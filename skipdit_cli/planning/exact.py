@@ -60,8 +60,8 @@ def solve_exactly(
     """Sample with twice the steps, again and again, until two runs in a row agree.
 
     A noise-predicting model is sampled by DPM-Solver++ of order 3 (arXiv 2211.01095) at fractional timesteps spaced
-    evenly in the log of the signal-to-noise ratio; a flow whose scheduler is a multistep solver (Wan) by UniPC of order
-    3 at shifted fractional timesteps; any other flow, and a noise schedule that no other scheduler has, by the
+    evenly in the log of the signal-to-noise ratio; a flow of a multistep solver (Wan) by UniPC of order 3 at
+    shifted fractional timesteps; any other flow, and a noise schedule that no other scheduler has, by the
     pipeline's own scheduler. No run has more steps than the noise schedule has timesteps, so the two last may agree
     less well than requested: see ``agreement_db`` of the result.
 

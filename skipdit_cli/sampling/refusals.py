@@ -125,7 +125,9 @@ def check_steps(run: RunSettings, scheduler) -> None:
     levels = getattr(scheduler, "sigmas", None)
     same_level = levels is not None and bool((levels[:-1].diff() == 0).any())
     same_start = len(scheduler.timesteps) > 1 and bool(scheduler.timesteps[0] == scheduler.timesteps[1])
-    if scheduler.order == 1 and (same_level or same_start):  # a run whose first two are equal starts at the second
+    if getattr(scheduler, "order", 1) == 1 and (
+        same_level or same_start
+    ):  # a run whose first two are equal starts at the second
         raise UsageError(
             f"Got --num-inference-steps {steps}, of which a {kind} gives two the same timestep; give fewer, or "
             f"another --scheduler-spacing."
