@@ -123,11 +123,10 @@ def check_steps(run: RunSettings, scheduler) -> None:
     with reading(f"Got --num-inference-steps {steps}, for which a {kind}", failed="finds no timesteps"):
         scheduler.set_timesteps(steps)
     levels = getattr(scheduler, "sigmas", None)
-    same_level = levels is not None and bool((levels[:-1].diff() == 0).any())
-    same_start = len(scheduler.timesteps) > 1 and bool(scheduler.timesteps[0] == scheduler.timesteps[1])
-    if getattr(scheduler, "order", 1) == 1 and (
-        same_level or same_start
-    ):  # a run whose first two are equal starts at the second
+    repeats = levels is not None and bool((levels[:-1].diff() == 0).any())
+    # A scheduler of diffusers takes the first of two equal timesteps for the second, and so starts too late.
+    repeats |= len(scheduler.timesteps) > 1 and bool(scheduler.timesteps[0] == scheduler.timesteps[1])
+    if repeats and getattr(scheduler, "order", 1) == 1:  # Heun evaluates the model twice at a timestep
         raise UsageError(
             f"Got --num-inference-steps {steps}, of which a {kind} gives two the same timestep; give fewer, or "
             f"another --scheduler-spacing."
