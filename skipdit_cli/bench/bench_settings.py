@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.sampling.sample_settings import PipelineSettings, check_strength
+from skipdit_cli.sampling.sample_settings import PipelineSettings, check_count, check_strength
 from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting, steps_setting
 
 MEASUREMENT = "Measurement"
@@ -113,3 +113,4 @@ class BenchSettings:
         if self.random_weights and (shared.prompt or shared.prompts_file or shared.negative_prompt):
             raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
         check_strength(shared.strength, shared.image, self.num_inference_steps)
+        check_count(shared, self.num_inference_steps)

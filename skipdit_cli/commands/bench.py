@@ -189,6 +189,7 @@ def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> 
     return {
         **run_arguments(settings),
         "arguments": arguments,
+        **_sampler_record(shared),
         "image": shared.image and str(shared.image),
         "prompt" if isinstance(conditions[0], str) else "class_labels": conditions,
         "lora": shared.lora,
@@ -196,6 +197,12 @@ def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> 
         "vae_tiling": shared.vae_tiling,
         **{name: getattr(settings, name) for name in recorded},
     }
+
+
+def _sampler_record(shared) -> dict:
+    """Return the flags of the sampler that are set beside the name of its scheduler."""
+    values = {name: getattr(shared, name) for name in ("scheduler_spacing", "scheduler_arg", "timesteps")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _print_report(report: dict, output: Path | None, card: Path | None) -> None:

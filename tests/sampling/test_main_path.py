@@ -23,7 +23,7 @@ MAIN_PATH = [
     "sampling/run_settings.py",
     "sampling/generate.py",
     "sampling/by_class.py",
-    "sampling/schedulers.py",
+    "sampling/schedulers/make_scheduler.py",
     "cache/enable.py",
     "cache/skip_cache.py",
     "cache/policy.py",
