@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipdit_cli.bench.plot import BLACK, COLOURS, GREY, LABELS, NAMES, STYLES
+from skipdit_cli.bench.plot import BLACK, COLOURS, GREY, LABELS, STYLES, line_name
 
 EXACT = "psnr_exact"
-MARKERS = ("^", "v", "<", ">", "P", "X", "*", "h", "p")
-"""The markers of peers, none of which our own cases have."""
+"""The key of a row's PSNR to the exact solution of the sampling ODE."""
+PEER_MARKERS = ("^", "v", "<", ">", "P", "X", "*", "h", "p")
+PEER_COLOURS = (*COLOURS[1:], "#a0a417", "#4a4e9e")
+"""The marks of peers, none of which our own cases have."""
 
 
 def save_pareto(rows: Sequence[dict], macs: dict[str, float], path: Path, title: str = "") -> None:
@@ -35,43 +37,56 @@ def save_pareto(rows: Sequence[dict], macs: dict[str, float], path: Path, title:
     figure = Figure(figsize=(9, 5.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    sign = -1 if quality == "latent_rel_l2" else 1
     lines: dict[str, list[tuple]] = {}
-    for point in sorted(points, key=lambda point: bool(point[2]["peer"])):
-        lines.setdefault(_name(point[2]), []).append(point)
+    for x, y, row in sorted(points, key=lambda point: bool(point[2]["peer"])):
+        lines.setdefault(_name(row), []).append((x, y, row))
     peers = [name for name, line in lines.items() if line[0][2]["peer"]]
     for name, line in lines.items():
-        x, y = zip(*sorted((point[0], point[1]) for point in line))
         if name in peers:
             number = peers.index(name)
-            style: dict[str, Any] = {
-                "marker": MARKERS[number % len(MARKERS)],
-                "color": COLOURS[(number + 1) % len(COLOURS)],
-            }
-            axes.plot(x, y, ":", **style, label=name, markersize=6, linewidth=1, alpha=0.85)
+            marker, colour = PEER_MARKERS[number % len(PEER_MARKERS)], PEER_COLOURS[number % len(PEER_COLOURS)]
+            _draw(axes, line, sign, ":", marker=marker, color=colour, label=name, linewidth=1)
         else:
             marker, _ = STYLES.get(line[0][2]["case"], ("o", "-"))
             colour = BLACK if line[0][2]["case"] == "fewer-steps" else COLOURS[0]
-            axes.plot(x, y, "-", marker=marker, color=colour, label=name, markersize=6.5, linewidth=1.8, zorder=4)
-    lower_is_better = quality == "latent_rel_l2"
-    front = pareto_front([(x, -y if lower_is_better else y) for x, y, _ in points])
+            _draw(axes, line, sign, "-", marker=marker, color=colour, label=name, linewidth=1.8, zorder=4)
+    front = [(speedup, sign * value) for speedup, value in pareto_front([(x, sign * y) for x, y, _ in points])]
     if front:
-        x, y = zip(*((x, -y if lower_is_better else y) for x, y in front))
-        axes.step(x, y, where="pre", color=GREY, linewidth=5, alpha=0.35, zorder=1, label="Pareto front")
-    if lower_is_better:
+        axes.step(*zip(*front), where="pre", color=GREY, linewidth=5, alpha=0.35, zorder=1, label="Pareto front")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    if sign < 0:
         axes.set_yscale("log")
         axes.invert_yaxis()
-    axes.set_xscale("log")
-    ticks = [t for t in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if not points or t <= 1.1 * max(p[0] for p in points)]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    _label_speedups(axes, max((x for x, _, _ in points), default=1.0))
     axes.set_ylabel({EXACT: "PSNR to the exact solution (dB)", **LABELS}[quality])
-    axes.set_xlabel("FLOPs of the uncached vanilla run over the FLOPs of the run")
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#ececec", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if points:
-        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path)
+
+
+def _label_speedups(axes, highest: float) -> None:
+    """Make the axis of speedups logarithmic, with round numbers up to the highest."""
+    ticks = [tick for tick in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if tick <= 1.1 * highest]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("FLOPs of the uncached vanilla run over the FLOPs of the run")
+
+
+def _draw(axes, line: list[tuple], sign: int, style: str, **marks: Any) -> None:
+    """Draw the points of one method, and join those that no other of them beats in both.
+
+    Args:
+        sign: 1 if more of the quality is better, else -1.
+    """
+    best = [(x, sign * y) for x, y in pareto_front([(x, sign * y) for x, y, _ in line])]
+    axes.plot(*zip(*best), style, markersize=6.5, **marks)
+    rest = [(x, y) for x, y, _ in line if (x, y) not in best]
+    if rest:
+        marks = {**marks, "label": None, "linewidth": 0}
+        axes.plot(*zip(*rest), style, markersize=5, alpha=0.5, **marks)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -91,11 +106,5 @@ def _speedup(row: dict, macs: dict[str, float]) -> float:
 
 def _name(row: dict) -> str:
     """Return the name of a row's line: one for each peer, and for each kind, depth and forecast of ours."""
-    if row["peer"]:
-        return row["peer"]
-    kind = NAMES.get(row["case"], f"{row['case']}, uncached")
-    if row["cache_layers"] is None:
-        return kind
-    rule = row["schedule"].split()[0].replace("every", "uniform")
-    target = " residual" if row["cache_target"] == "residual" else ""
-    return f"{kind}, {row['cache_layers']} live, {rule}, {row['forecast']}{target}"
+    uncached = row["limit"] is None
+    return row["peer"] or (f"{row['case']}, uncached" if uncached else line_name(row))
