@@ -209,8 +209,8 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     for line in (READING, *report["notes"]):
         console.say(line)
     if output is not None:
-        plots = "bench.png and pareto.png" if report["peers"] else "and bench.png"
-        console.say(f"Wrote {output}/bench.json, bench.md{',' if report['peers'] else ''} {plots}.")
+        *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
+        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
     if card is not None:
         put_bench(card, results(report))
         console.say(f"Wrote the table into {card}.")

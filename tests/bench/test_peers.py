@@ -112,10 +112,11 @@ def test_peers_that_do_nothing_or_raise_say_so(pipe, monkeypatch):
     monkeypatch.setitem(known_peers.PEERS, "absent", Peer("no-such-cache", "no_such_cache", idle, [{"a": 1}]))
     before = generate(pipe, [1, 2], **QUICK).latents
     never = PeerSetting("first-block", (("threshold", 0.0),))
-    rows = peer_rows(bench(pipe, [never, *parse_peers("idle,broken,absent")]))
-    reused, hooked, raised, absent = [row["why"] for row in rows]
+    silent = parse_peers("taylorseer")[0]
+    rows = peer_rows(bench(pipe, [never, silent, *parse_peers("idle,broken,absent")]))
+    reused, silent, hooked, raised, absent = [row["why"] for row in rows]
     assert reused == "It reused nothing: all 8 calls of the model ran in full."
-    assert hooked == "It hooks nothing on DiTTransformer2DModel."
+    assert silent == hooked == "It hooks nothing on DiTTransformer2DModel."
     assert raised == "ValueError: no such block"
     assert absent == "no-such-cache is not installed; run pip install 'skipdit-cli[peers]'."
     assert torch.equal(generate(pipe, [1, 2], **QUICK).latents, before)

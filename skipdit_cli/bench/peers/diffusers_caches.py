@@ -34,11 +34,14 @@ def first_block(pipe, run: RunFacts, knobs: Mapping[str, Any]) -> Iterator[Calla
 def taylorseer(pipe, run: RunFacts, knobs: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
     """Enable TaylorSeer on the attention and feed-forward modules of each block, as in the paper (arXiv 2503.06923).
 
-    They are named, because the default patterns of diffusers match no module of many classes, DiT among them.
+    They are named, because the default patterns of diffusers match no module of many classes, DiT among them; the
+    knob "modules" leaves them out.
     """
     from diffusers.hooks._common import _ATTENTION_CLASSES, _FEEDFORWARD_CLASSES
 
     def identifiers(transformer) -> dict[str, Any]:
+        if knobs.get("modules") == "default":
+            return {}
         kinds = (*_ATTENTION_CLASSES, *_FEEDFORWARD_CLASSES)
         names = [name for name, module in transformer.named_modules() if isinstance(module, kinds)]
         return {"cache_identifiers": [re.escape(name) for name in names if re.match(BLOCKS, name)]}

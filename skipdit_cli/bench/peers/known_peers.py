@@ -35,7 +35,10 @@ PEERS: dict[str, Peer] = {
         "diffusers",
         "diffusers",
         diffusers_caches.taylorseer,
-        _sweep("interval", "order", values=[(2, 2), (3, 2), (4, 2), (5, 2), (8, 1)]),
+        [
+            *_sweep("interval", "order", "modules", values=[(5, 1, "default")]),
+            *_sweep("interval", "order", values=[(2, 2), (3, 2), (4, 2), (5, 2), (8, 1)]),
+        ],
     ),
     "taylorseer-lite": Peer(
         "diffusers",
