@@ -95,9 +95,10 @@ def spread_steps(steps: int, count: int, end: float = 1.0, power: float = 1.0) -
     places = [round(last * (at / max(count - 1, 1)) ** power) for at in range(count)]
     for at in range(1, count):  # rounding may put two on one step
         places[at] = max(places[at], places[at - 1] + 1)
+    places[-1] = min(places[-1], last)
     for at in range(count - 2, -1, -1):
-        places[at] = min(places[at], places[at + 1] - 1) if places[at + 1] > last else places[at]
-    return tuple(min(place, steps - 1) for place in places)
+        places[at] = min(places[at], places[at + 1] - 1)
+    return tuple(places)
 
 
 def moved(places: Sequence[int], steps: int, distances: Sequence[int]) -> list[tuple[int, ...]]:

@@ -46,7 +46,7 @@ class Journal:
                 f"Got {self.path}, of an interrupted calibration with other settings; give the same ones to go on, or "
                 "delete it."
             )
-        return dict(results)
+        return {str(key): list(each) for key, each in kept["results"].items()}
 
     def after(self, advance: Callable[[], None]) -> Callable[[], None]:
         """Return what to call after each candidate: it advances the progress, and writes from time to time."""

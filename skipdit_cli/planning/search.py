@@ -167,7 +167,7 @@ class Search:
         return replace(candidate, sampler=sampler)
 
     def _move_timesteps(self, candidate: Candidate, start: Candidate | None = None) -> Candidate:
-        """Return the best candidate that moving one timestep after the other leads to, or ``start`` if it is better."""
+        """Return the best candidate that moving one timestep after the other leads to; ``start`` if that is better."""
         for share in SHARES[::2] * (self.effort.passes // 2):
             before = candidate
             for at in range(candidate.steps - 1, -1, -1):
