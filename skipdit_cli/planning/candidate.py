@@ -172,7 +172,11 @@ def _policy(flags: Mapping[str, Any], steps: int, name: str) -> CachePolicy | No
         if flag not in flags:
             raise UsageError(f"{name} has '{stray[0]}' without '{flag}'; a cache needs both.")
     full = _numbers(flags["full-steps"].removesuffix(","), int, "full-steps", name)
-    if full[0] != 0 or any(after <= before for before, after in itertools.pairwise(full)):
+    if (
+        "," not in flags["full-steps"]
+        or full[0] != 0
+        or any(after <= before for before, after in itertools.pairwise(full))
+    ):
         raise UsageError(f"{name} has 'full-steps: {flags['full-steps']}' but expected ascending steps from 0.")
     if full[-1] >= steps:
         raise UsageError(f"{name} has the full step {full[-1]}, but its {steps} steps end with {steps - 1}.")
