@@ -32,6 +32,7 @@ From = Annotated[
 def sample(
     model: options.Model = None,
     preset: options.Preset = None,
+    plan: options.Plan = None,
     settings: SampleSettings = None,
     from_file: From = None,
     json: options.Json = False,
@@ -52,7 +53,7 @@ def sample(
     policy = parsing.cache_policy(settings.cache)
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
-    target = _choose_target(settings, model, preset, from_file)
+    target = _choose_target(settings, model, preset, plan, from_file)
 
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers
@@ -63,12 +64,18 @@ def sample(
     device, dtype = pipeline_setup.choose_device(settings.pipeline, settings.compile)
     name = named_model(model, preset)
     outline = pipeline_setup.outline_of(name, settings.pipeline)
+    chosen_plan = pipeline_setup.plan_in_force(plan, preset, policy)
+    if chosen_plan is not None:
+        chosen_plan.check_run(outline, inputs["scheduler"], settings.num_inference_steps)
+        policy = chosen_plan.policy
     conditions = _choose_conditions(settings, prompts, outline)
     sample_files.check_kind(target, outline)
     settings = _fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
     check_unloaded(outline, conditions, policy, **arguments)
     pipe = _open_pipeline(outline, settings, device, dtype)
+    if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
+        console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_files.check_size(target, pipe, len(conditions), *size)
     with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
@@ -78,8 +85,10 @@ def sample(
     _report(pipe, result, target, written, record)
 
 
-def _choose_target(settings: SampleSettings, model: str | None, preset: str | None, from_file: Path | None) -> Path:
-    reads = {"model": model, "--preset": preset and preset_path(preset), "--from": from_file}
+def _choose_target(
+    settings: SampleSettings, model: str | None, preset: str | None, plan: str | None, from_file: Path | None
+) -> Path:
+    reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
     reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
     reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
     return sample_files.choose_target(settings.output, settings.npz, settings.overwrite, reads)
