@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.sampling.sample_settings import PipelineSettings, check_strength
+from skipdit_cli.sampling.sample_settings import PipelineSettings, check_count, check_strength
 from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting, steps_setting
 
 MEASUREMENT = "Measurement"
@@ -40,7 +40,10 @@ class BenchSettings:
     )
     compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
     cache_layers: str = setting(
-        "1", "List of N: blocks at each end of the trunk that run on a reused step.", CACHE, metavar="LIST"
+        "1",
+        "List of N or F:B: the first and the last blocks that run on a reused step.",
+        CACHE,
+        metavar="LIST",
     )
     cache_interval: str | None = setting(
         None,
@@ -52,14 +55,15 @@ class BenchSettings:
         None, "List of M: M full steps, denser towards the end. [default: none]", CACHE, metavar="LIST"
     )
     forecast: str = setting(
-        "reuse",
+        "taylor2",
         "List of ways to predict the cached tensor on a reused step: reuse, linear, taylor2.",
         CACHE,
         metavar="LIST",
     )
-    cache_target: str = setting(
-        "boundary",
-        "List of what is predicted: the boundary tensor, or its residual over the output of the first N blocks.",
+    cache_target: str | None = setting(
+        None,
+        "List of what is predicted: the boundary tensor, or its residual over the output of the first blocks. "
+        "[default: boundary for reuse, else residual]",
         CACHE,
         metavar="LIST",
     )
@@ -109,3 +113,4 @@ class BenchSettings:
         if self.random_weights and (shared.prompt or shared.prompts_file or shared.negative_prompt):
             raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
         check_strength(shared.strength, shared.image, self.num_inference_steps)
+        check_count(shared, self.num_inference_steps)

@@ -70,16 +70,16 @@ def make_cases(
 
 
 def make_policies(
-    layers: Sequence[int],
+    layers: Sequence[int | tuple[int, int]],
     intervals: Sequence[int],
     full_steps: Sequence[int],
     forecasts: Sequence[str],
-    targets: Sequence[str],
+    targets: Sequence[str | None],
 ) -> list[CachePolicy]:
     """Return a policy for every combination of N, of K or M, of forecast and of target.
 
     Args:
-        layers, intervals, full_steps: Values of N, K and M.
+        layers, intervals, full_steps: Values of N or (front, back), of K and of M.
         forecasts, targets: Names, as of ``CachePolicy``.
 
     Raises:

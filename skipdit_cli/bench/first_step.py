@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skipdit_cli.cache.forward_arguments import timestep_of
-from skipdit_cli.cache.steps import generation_timesteps
+from skipdit_cli.cache.generation.steps import generation_timesteps
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import generate
 

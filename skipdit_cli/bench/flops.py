@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipdit_cli.cache.policy import check_depth
+from skipdit_cli.cache.policy import both_ends, check_depth
 from skipdit_cli.cache.schedule import uniform
 from skipdit_cli.families import Backbone
 from skipdit_cli.families.example import example_inputs
@@ -36,6 +36,7 @@ class StepFlops:
         full: Cost of a full step: every block, and every skip branch if there are any.
         vanilla: Cost of a full step without skip branches.
         units: Share of each unit of the trunk in ``full``, with the branch that joins it.
+        branches: Share of the branch of each pair in ``full``; empty without branches.
     """
 
     def __init__(self, transformer, calls: Sequence[Mapping] | None = None):
@@ -67,30 +68,44 @@ class StepFlops:
         self.full: int = counter.get_total_flops() // (2 * batch)
         self.vanilla: int = self.full if branches is None else self.full - macs(model.skip_branches)
         self.units: list[int] = [sum(macs(block) for block in unit) for unit in trunk_of(model).units]
+        self.branches: list[int] = [] if branches is None else [macs(each) for each in model.skip_branches.linears]
 
-    def reused(self, layers: int) -> int:
-        """Return the cost of a reused step: a full step without the units between the first and the last N.
+    def reused(self, layers: int | tuple[int, int]) -> int:
+        """Return the cost of a reused step: a full step without the units that are left out, and without the branches
+        that lack their source. With the layers (0, 0) nothing runs.
 
         Args:
-            layers: N.
+            layers: N, or (front, back).
 
         Raises:
             UsageError: No unit lies between them.
         """
         check_depth(layers, len(self.units))
-        return self.full - sum(self.units[layers : len(self.units) - layers])
+        front, back = both_ends(layers)
+        if not front + back:
+            return 0
+        left_out = sum(self.units[front : len(self.units) - back])
+        return self.full - left_out - sum(self.branches[front : min(back, len(self.branches))])
 
-    def limit(self, trace: Sequence[str | bool], layers: int) -> float:
-        """Return the FLOPs of full steps alone over the FLOPs of a run: the largest speedup of its schedule.
+    def cost(self, trace: Sequence[str | bool], layers: int | tuple[int, int]) -> float:
+        """Return the cost of a run in full forwards: 1 for a full step, and its share for a reused one.
 
         Args:
             trace: One entry per step: "full" or "reused" (``SkipCache.trace``), or True for a full step (a plan).
-            layers: N.
+            layers: N, or (front, back).
+        """
+        return len(trace) / self.limit(trace, layers)
+
+    def limit(self, trace: Sequence[str | bool], layers: int | tuple[int, int]) -> float:
+        """Return the FLOPs of full steps alone over the FLOPs of a run: the largest speedup of its schedule.
+
+        Args:
+            trace, layers: As for ``cost``.
         """
         full = sum(step in ("full", True) for step in trace)
         return self.full * len(trace) / (self.full * full + self.reused(layers) * (len(trace) - full))
 
-    def ideal_speedup(self, layers: int, interval: int, steps: int = 50) -> float:
+    def ideal_speedup(self, layers: int | tuple[int, int], interval: int, steps: int = 50) -> float:
         """Return the ``limit`` of a run in which every ``interval``-th step is full."""
         return self.limit(uniform(steps, interval), layers)
 

@@ -91,7 +91,9 @@ def _caching(row: dict) -> tuple:
 def _line_name(row: dict) -> str:
     layers, rule, forecast, target = _caching(row)
     name = NAMES[row["case"]]
-    return f"{name}, N={layers}, {rule}, {forecast}{' residual' * (target == 'residual')}" if layers else name
+    if layers is None:
+        return name
+    return f"{name}, N={layers}, {rule}, {forecast}{' residual' * (target == 'residual')}"
 
 
 def _point_label(row: dict) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from skipdit_cli.finite import is_finite
+from skipdit_cli.planning.accuracy import psnr
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,6 @@ def compare(
     equal_images = torch.equal(a, b)
     motion = temporal_difference(images, reference) if images.ndim == 5 else None
     return Quality(None if equal_images else psnr(a, b), ssim(a, b), distance, equal_latents and equal_images, motion)
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:
-    """Return the peak signal-to-noise ratio in dB of images (N, C, H, W), mean over those that differ.
-
-    It is infinite if none differs, and NaN if an image holds NaN or infinity.
-    """
-    errors = (a - b).square().flatten(1).mean(1)
-    if not is_finite(errors):
-        return float("nan")
-    errors = errors[errors > 0]
-    return float((10 * torch.log10(data_range**2 / errors)).mean()) if len(errors) else float("inf")
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:

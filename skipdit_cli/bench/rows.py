@@ -10,6 +10,7 @@ from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.bench.quality import Quality, compare
 from skipdit_cli.bench.timing import Measured, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.cache.policy import both_ends, write_layers
 from skipdit_cli.sampling.generate import Generated
 
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
@@ -33,11 +34,11 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
         quality = compare(sample.images, reference.images, sample.latents, reference.latents)
     return {
         "case": case.name,
-        "cache_layers": policy and policy.layers,
+        "cache_layers": policy and _layers(policy),
         "cache_interval": _interval(policy),
         "schedule": policy and policy.describe(),
         "forecast": policy and policy.forecast,
-        "cache_target": policy and policy.target,
+        "cache_target": policy and policy.target_or_default,
         "steps": sample.steps,
         "full_steps": report.steps - report.reused_steps if policy else sample.steps,
         "seconds": median(result.seconds),
@@ -58,6 +59,12 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
     }
 
 
+def _layers(policy: CachePolicy) -> int | str:
+    """Return N, or "FRONT:BACK" where the two ends differ."""
+    front, back = both_ends(policy.layers)
+    return front if front == back else write_layers((front, back))
+
+
 def _interval(policy: CachePolicy | None) -> int | None:
     if policy is None or policy.full_steps is not None:
         return None
@@ -68,7 +75,7 @@ def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
     """Return the multiply-adds of all calls of a run."""
     if case.policy is None:
         return sample.calls * flops.full
-    skipped_blocks = len(flops.units) - 2 * case.policy.layers
+    skipped_blocks = len(flops.units) - sum(both_ends(case.policy.layers))
     report: Any = sample.report
     reused_calls = (report.blocks_total - report.blocks_run) // skipped_blocks
     return (sample.calls - reused_calls) * flops.full + reused_calls * flops.reused(case.policy.layers)

@@ -21,7 +21,7 @@ from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import Generated, batches, generate
 from skipdit_cli.sampling.pixels import is_pixel_space
-from skipdit_cli.sampling.schedulers import make_scheduler
+from skipdit_cli.sampling.schedulers import Sampler, as_sampler, make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 from skipdit_cli.trunk import Trial, check_class, known_trunk
 
@@ -60,15 +60,20 @@ class Bench:
         *,
         vanilla=None,
         num_inference_steps: int = 50,
-        scheduler: str | None = None,
+        scheduler: Sampler | str | None = None,
         batch_size: int | None = None,
         **arguments,
     ):
         self.pipe, self.vanilla, self.conditions = pipe, vanilla or pipe, conditions
         self.has_branches = any(trunk.branches is not None for trunk in map(known_trunk, _models(pipe)) if trunk)
         self.has_pictures = getattr(pipe, "vae", None) is not None or is_pixel_space(pipe)
-        self.scheduler = scheduler
-        self.arguments = {**arguments, "scheduler": scheduler, "batch_size": batch_size, "decode": self.has_pictures}
+        self.scheduler = as_sampler(scheduler)
+        self.arguments = {
+            **arguments,
+            "scheduler": self.scheduler,
+            "batch_size": batch_size,
+            "decode": self.has_pictures,
+        }
         self.fewest_steps = math.ceil(1 / (arguments.get("strength") or 1))
         self.batches = len(batches(pipe, conditions, batch_size, alone=arguments.get("image") is not None))
         self.generated: list[Generated] = []
@@ -151,6 +156,9 @@ class Bench:
 
     def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
         arguments = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.arguments}
+        timesteps = self.scheduler.timesteps
+        if timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
+            arguments["scheduler"] = self.scheduler.spaced()
         try:
             if case.has_branches:
                 return generate(self.pipe, self.conditions, **arguments)

@@ -20,7 +20,7 @@ from skipdit_cli.version import __version__
 
 COLUMNS = {
     "case": lambda r: r["case"],
-    "N": lambda r: _number(r["cache_layers"], "d"),
+    "N": lambda r: "-" if r["cache_layers"] is None else str(r["cache_layers"]),
     "schedule": lambda r: r["schedule"] or "-",
     "forecast": lambda r: _forecast(r),
     "full": lambda r: f"{r['full_steps']}/{r['steps']}",

@@ -2,8 +2,8 @@
 
 from skipdit_cli.cache.enable import disable_skip_cache, enable_skip_cache
 from skipdit_cli.cache.forecast import FORECASTS
+from skipdit_cli.cache.generation.report import CacheReport
 from skipdit_cli.cache.policy import TARGETS, CachePolicy
-from skipdit_cli.cache.report import CacheReport
 from skipdit_cli.cache.skip_cache import SkipCache
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.cache.following import claim, follow, unfollow
+from skipdit_cli.cache.generation.following import claim, follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
 from skipdit_cli.errors import UsageError
@@ -51,7 +51,7 @@ class CachedForward(Interposed):
                 self._find_trunk(args, kwargs)
             cache.begin(args, kwargs)
             try:
-                result = self.inner(*args, **kwargs)
+                result = cache.run(self.inner, args, kwargs)
                 finished = True
             finally:
                 cache.end(finished)
@@ -161,7 +161,7 @@ def enable_skip_cache(
     if trunk is None:
         check_class(cache.transformer)
     else:
-        check_depth(policy.layers, len(trunk))
+        check_depth(policy.layers, len(trunk), trunk.needs_sources)
     disable_skip_cache(transformer)
     if trunk is not None:
         cache.set_trunk(trunk)

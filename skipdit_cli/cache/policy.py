@@ -18,36 +18,47 @@ class CachePolicy:
     """The settings of a cache. They are checked, and do not change.
 
     Args:
-        layers: N. The first N and the last N blocks run in every step.
+        layers: N, or (front, back). The first ``front`` and the last ``back`` blocks run in every step; N is (N, N).
+            With (0, 0) a reused step runs nothing at all: the output of the transformer itself is forecast.
         interval: K. Every K-th step is full (the paper's n = K); 2 if no rule for the full steps is given.
         window: (start, end) timesteps. A step is reused only where t < start, and not after the first step with
             t <= end (the official "t >= 700 is full, t <= 50 ends it" is (700, 50)).
         full_steps: In the place of an interval: a number of full steps, placed by the late-dense rule, or a tuple of
             the indices of the full steps.
-        forecast: How the boundary is predicted in a reused step: ``reuse``, ``linear`` or ``taylor2``.
-        target: What is forecast: the ``boundary``, or its ``residual`` over the shallow output.
+        forecast: How a reused step predicts the boundary: ``taylor2``, ``linear``, or the paper's ``reuse``.
+        target: What is forecast: the ``boundary``, or its ``residual`` over the shallow output. By default the
+            boundary for ``reuse`` and for the layers (0, 0), and the residual otherwise, where the streams of the
+            model allow it.
+        damping: D. A forecast takes its k-th divided difference D^k times; 1 is the plain polynomial, 0 ``reuse``.
 
     Raises:
         UsageError: A value is out of range, or two rules for the full steps are given.
     """
 
-    layers: int
+    layers: int | tuple[int, int]
     interval: int | None = None
     window: tuple[float, float] | None = None
     full_steps: int | tuple[int, ...] | None = None
-    forecast: str = "reuse"
-    target: str = "boundary"
+    forecast: str = "taylor2"
+    target: str | None = None
+    damping: float = 1.0
 
     def __post_init__(self):
+        object.__setattr__(self, "layers", both_ends(self.layers))
         self._check_types()
-        if self.layers < 1:
-            raise UsageError(f"Got --cache-layers {self.layers} but expected 1 or more blocks at each end.")
         if self.interval is not None and self.interval < 1:
             raise UsageError(f"Got --cache-interval {self.interval} but expected 1 (no reuse) or more.")
         if self.forecast not in FORECASTS:
             raise UsageError(f"Got --forecast '{self.forecast}' but expected one of {', '.join(FORECASTS)}.")
-        if self.target not in TARGETS:
+        if self.target not in (*TARGETS, None):
             raise UsageError(f"Got --cache-target '{self.target}' but expected one of {', '.join(TARGETS)}.")
+        if self.target == "residual" and self.layers == (0, 0):
+            raise UsageError(
+                "Got --cache-target residual with --cache-layers 0, which forecasts the output of the model; "
+                "leave the target out."
+            )
+        if not 0 <= self.damping <= 1:
+            raise UsageError(f"Got --forecast-damping {self.damping:g} but expected a number from 0 to 1.")
         if self.window is not None:
             object.__setattr__(self, "window", tuple(self.window))
             start, end = self.window
@@ -69,9 +80,10 @@ class CachePolicy:
                 raise UsageError(f"Got full steps {self.full_steps} but expected step indices from 0.")
 
     def _check_types(self) -> None:
-        for flag, value in (("--cache-layers", self.layers), ("--cache-interval", self.interval or 1)):
-            if not _whole(value):
-                raise UsageError(f"Got {flag} {value!r} but expected a whole number.")
+        if not _whole(self.interval or 1):
+            raise UsageError(f"Got --cache-interval {self.interval!r} but expected a whole number.")
+        if not isinstance(self.damping, Real) or isinstance(self.damping, bool):
+            raise UsageError(f"Got --forecast-damping {self.damping!r} but expected a number from 0 to 1.")
         window, steps = self.window, self.full_steps
         if window is not None:
             pair = isinstance(window, Sequence) and len(window) == 2 and all(isinstance(t, Real) for t in window)
@@ -80,6 +92,18 @@ class CachePolicy:
         several = isinstance(steps, Sequence) and all(map(_whole, steps))
         if not (steps is None or _whole(steps) or several):
             raise UsageError(f"Got full steps {steps!r} but expected a whole number, or a tuple of step indices.")
+
+    @property
+    def forecasts_output(self) -> bool:
+        """Whether a reused step runs nothing, and the output of the transformer is forecast."""
+        return self.layers == (0, 0)
+
+    @property
+    def target_or_default(self) -> str:
+        """The target, by default the one that a model whose streams allow it gets."""
+        if self.target is not None:
+            return self.target
+        return "boundary" if self.forecast == "reuse" or self.forecasts_output else "residual"
 
     def plan(self, timesteps: Sequence[float]) -> tuple[bool, ...]:
         """Return one bool per step, True where it is full; the first step always is.
@@ -108,17 +132,51 @@ class CachePolicy:
         return interval if self.window is None else f"{interval} in {self.window[0]:g}:{self.window[1]:g}"
 
 
-def check_depth(layers: int, num_blocks: int) -> None:
-    """Check that a cache depth leaves blocks to cache.
+def both_ends(layers) -> tuple[int, int]:
+    """Return the live blocks at the front and at the back, of N or of the two numbers.
 
     Raises:
-        UsageError: Nothing lies between the first and the last ``layers`` blocks.
+        UsageError: It is neither, or a number is negative.
     """
-    limit = (num_blocks - 1) // 2
-    if not 1 <= layers <= limit:
-        has = f"the model has {num_blocks} block{'' if num_blocks == 1 else 's'}"
-        valid = f"valid 1..{limit}" if limit else "and a cache needs 3 or more"
-        raise UsageError(f"--cache-layers {layers} leaves nothing to cache: {has}, {valid}.")
+    ends = (layers, layers) if _whole(layers) else layers
+    if not (isinstance(ends, Sequence) and len(ends) == 2 and all(map(_whole, ends))):
+        raise UsageError(f"Got --cache-layers {layers!r} but expected a whole number, or two: FRONT:BACK.")
+    if min(ends) < 0:
+        raise UsageError(f"Got --cache-layers {write_layers(ends)} but expected 0 or more blocks at each end.")
+    return ends[0], ends[1]
+
+
+def write_layers(layers: Sequence[int]) -> str:
+    """Return a cache depth as ``--cache-layers`` takes it: ``2`` for (2, 2), ``1:0`` for (1, 0)."""
+    front, back = layers
+    return str(front) if front == back else f"{front}:{back}"
+
+
+def check_depth(layers: int | tuple[int, int], num_blocks: int, needs_sources: bool = False) -> None:
+    """Check that a cache depth leaves blocks to cache, and that the live blocks have what they need.
+
+    Args:
+        layers: N, or (front, back).
+        num_blocks: L.
+        needs_sources: Whether a target block cannot run without its source: the merge is ``replace``, or the model
+            has long skips of its own.
+
+    Raises:
+        UsageError: No block is left to cache, or a live target block has a source that is not live.
+    """
+    front, back = both_ends(layers)
+    has = f"the model has {num_blocks} block{'' if num_blocks == 1 else 's'}"
+    if front + back >= num_blocks:
+        limit = (num_blocks - 1) // 2
+        valid = f"valid 1..{limit}" if limit else "and a cache of both ends needs 3 or more"
+        if front != back:
+            valid = f"valid are FRONT + BACK of at most {num_blocks - 1}"
+        raise UsageError(f"--cache-layers {write_layers((front, back))} leaves nothing to cache: {has}, {valid}.")
+    if needs_sources and front < back:
+        raise UsageError(
+            f"Got --cache-layers {front}:{back}, but the last blocks of this model read the output of the first "
+            f"{back}; give FRONT of at least BACK."
+        )
 
 
 def _whole(value) -> bool:

@@ -1,8 +1,8 @@
 """Skip-Cache: the state of one generation.
 
 In a full step every block runs, and the cache remembers the boundary (the input of block L-N, before its merge). In a
-reused step only the N outermost blocks at each end run, and the boundary is forecast (Skip-DiT, arXiv 2411.17616,
-section 3.3). A model without skip branches can be cached as well, as the control.
+reused step only the outermost blocks run, and the boundary is forecast (Skip-DiT, arXiv 2411.17616, section 3.3, with
+N blocks at each end). A model without skip branches can be cached as well, as the control.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.cache.call import Call
-from skipdit_cli.cache.following import claim, exchange, scheduler_in_use
 from skipdit_cli.cache.forward_arguments import condition_of, fills_other_cache, signature_of, timestep_of
-from skipdit_cli.cache.ownership import Ownership
-from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.report import CacheReport, Record
-from skipdit_cli.cache.slot import Slot, find_slot, map_streams
-from skipdit_cli.cache.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
+from skipdit_cli.cache.generation.call import Call
+from skipdit_cli.cache.generation.following import claim, exchange, scheduler_in_use
+from skipdit_cli.cache.generation.ownership import Ownership
+from skipdit_cli.cache.generation.report import CacheReport, Record
+from skipdit_cli.cache.generation.slot import Slot, find_slot
+from skipdit_cli.cache.generation.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
+from skipdit_cli.cache.live_ends import LiveEnds
+from skipdit_cli.cache.policy import CachePolicy
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.families.protocols import Scheduler, Transformer
@@ -58,7 +59,7 @@ class SkipCache:
     ):
         self.policy, self.scheduler, self.callbacks = policy, scheduler, callbacks
         self.outer, self.transformer = transformer, unwrap_compiled(transformer)
-        self.layers = policy.layers
+        self.ends = LiveEnds(policy)
         self.trunk: Trunk = None  # type: ignore[assignment]  # None until it is found, which no block runs before
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError("A late-dense schedule needs the number of steps: pass the pipeline's scheduler.")
@@ -80,8 +81,8 @@ class SkipCache:
         Raises:
             UsageError: It has too few blocks for the policy.
         """
-        check_depth(self.layers, len(trunk))
-        self.trunk, self.num_blocks, self.boundary = trunk, len(trunk), len(trunk) - self.layers
+        self.ends.set_trunk(trunk)
+        self.trunk, self.num_blocks = trunk, len(trunk)
         trunk.cache = self
 
     def reset(self) -> None:
@@ -115,7 +116,7 @@ class SkipCache:
         """Return the counts of this generation, and of earlier ones since the last report. A pipeline that makes its
         video in segments (WanAnimate, FramePack) runs several generations."""
         self.record.is_read = True
-        return self.record.report(self.num_blocks, self.num_blocks - 2 * self.layers)
+        return self.record.report(self.num_blocks, self.ends.left_out)
 
     def forget(self) -> None:
         """Forget all boundaries, for the weights have changed: the next call of each branch of guidance is full."""
@@ -132,29 +133,12 @@ class SkipCache:
 
     def leaves_out(self, index: int) -> bool:
         """Return whether unit ``index`` does not run in this forward."""
-        return self.call.is_reused and self.layers <= index < self.boundary
+        return self.call.is_reused and self.ends.front <= index < self.ends.boundary
 
     def cross(self, index: int, streams: list) -> list:
-        """Return the streams at the input of unit ``index``: at the boundary of a reused step, the forecast."""
-        call = self.call
-        if call.slot is None:
-            return streams
-        has_residual = self.policy.target == "residual"
-        if has_residual and index == self.layers:
-            call.shallow = list(streams)
-        if index != self.boundary:
-            return streams
-        call.crossed = True
-        shallow = self.trunk.change_layout(call.shallow, self.layers, index) if has_residual else None
-        if not call.is_reused:
-            if shallow is not None and any(map_streams(lambda x, s: x.shape != s.shape, streams, shallow)):
-                name = self.trunk.model_class
-                raise UsageError(f"Got --cache-target residual, but the streams of {name} change; take 'boundary'.")
-            call.boundary, call.last_shallow = list(streams), shallow
-            return streams
-        if shallow is None:
-            return call.predicted
-        return map_streams(lambda base, x, last: base + (x - last), call.predicted, shallow, call.last_shallow)
+        """Return the streams at the input of unit ``index``: at the boundary of a reused step, the forecast. Unit L is
+        what comes after the last one."""
+        return streams if self.call.slot is None else self.ends.cross(self.call, index, streams)
 
     # Called around each forward of the transformer (``CachedForward``)
 
@@ -164,6 +148,8 @@ class SkipCache:
         self.call = Call()
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
         timestep = timestep_of(arguments)
+        if self.ends.front < self.ends.back:  # branches that were added after the cache may need both ends
+            self.ends.set_trunk(self.trunk)
         if self.scheduler is not None:
             self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
@@ -182,6 +168,16 @@ class SkipCache:
         is_reused = bool(slot.times) and not slot.steps.next_is_full
         self.call = Call(slot, True, slot.predict(slot.steps.time), slot.shallow) if is_reused else Call(slot)
 
+    def run(self, forward: Callable, args: tuple, kwargs: dict):
+        """Return the output of a forward, which with the layers (0, 0) is forecast in a reused step, and runs nothing.
+
+        Args:
+            forward: Runs the transformer.
+        """
+        if not self.policy.forecasts_output or self.call.slot is None:
+            return forward(*args, **kwargs)
+        return self.call.output(lambda: forward(*args, **kwargs))
+
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
         """Remember the boundary of a full step that has finished; after an exception, forget the generation."""
@@ -189,7 +185,7 @@ class SkipCache:
             self._begin_steps(self.steps.scheduler)
             return
         call, self.call, self.ran = self.call, Call(), True
-        call.check_crossed(type(self.transformer).__name__, self.layers)
+        call.check_crossed(type(self.transformer).__name__, self.ends.back)
         self.record.add(call.is_reused, self.steps.next)
         if call.slot is not None and call.boundary is not None:
             call.slot.remember(call.slot.steps.time, call.boundary, call.last_shallow)
@@ -252,7 +248,7 @@ class SkipCache:
                 self.finish()
                 self._begin_steps(self.steps.scheduler)
         if is_pending:
-            self.record.begin_trace(self.num_blocks, self.num_blocks - 2 * self.layers)
+            self.record.begin_trace(self.num_blocks, self.ends.left_out)
             self.pending_scheduler = None
 
     def _follow_running_pipeline(self) -> bool:
@@ -271,7 +267,7 @@ class SkipCache:
             counted = slot.steps if slot else CountedSteps(self.policy)
             steps = counted if self.scheduler is None else self.steps
             self.slots.pop(key, None)
-            slot = self.slots[key] = Slot(self.policy.forecast, condition, signature, steps)
+            slot = self.slots[key] = Slot(self.policy, condition, signature, steps)
             if self.scheduler is None and len(self.slots) > MAX_CALLS_PER_STEP:  # nothing says which are out of use
                 del self.slots[next(iter(self.slots))]
         slot.condition = condition

@@ -70,11 +70,11 @@ def _make_policies(settings: BenchSettings) -> list:
     if intervals is None and full_steps is None:
         intervals = "2,3,5"
     return make_policies(
-        parsing.parse_integers(settings.cache_layers, "--cache-layers"),
+        parsing.parse_layers(settings.cache_layers),
         parsing.parse_integers(intervals or "", "--cache-interval"),
         parsing.parse_integers(full_steps or "", "--full-steps"),
         _parse_words(settings.forecast),
-        _parse_words(settings.cache_target),
+        [None] if settings.cache_target is None else _parse_words(settings.cache_target),
     )
 
 
@@ -189,6 +189,7 @@ def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> 
     return {
         **run_arguments(settings),
         "arguments": arguments,
+        **_sampler_record(shared),
         "image": shared.image and str(shared.image),
         "prompt" if isinstance(conditions[0], str) else "class_labels": conditions,
         "lora": shared.lora,
@@ -196,6 +197,12 @@ def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> 
         "vae_tiling": shared.vae_tiling,
         **{name: getattr(settings, name) for name in recorded},
     }
+
+
+def _sampler_record(shared) -> dict:
+    """Return the flags of the sampler that are set beside the name of its scheduler."""
+    values = {name: getattr(shared, name) for name in ("scheduler_spacing", "scheduler_arg", "timesteps")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _print_report(report: dict, output: Path | None, card: Path | None) -> None:

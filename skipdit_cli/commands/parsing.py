@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from skipdit_cli.commands.flags import short_number
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_yaml
-from skipdit_cli.sampling.sample_settings import CacheSettings, PipelineSettings
+from skipdit_cli.sampling.sample_settings import CacheSettings, PipelineSettings, split_timesteps
 from skipdit_cli.settings import flag_name
 
 LONGEST_ARGUMENT = 100_000
@@ -86,18 +87,45 @@ def cache_policy(settings: CacheSettings):
     from skipdit_cli.cache import CachePolicy
 
     if settings.cache_layers is not None:
+        (layers,) = parse_layers(settings.cache_layers, single=True)
         return CachePolicy(
-            settings.cache_layers,
+            layers,
             settings.cache_interval,
             parse_window(settings.cache_window),
             parse_full_steps(settings.full_steps),
             settings.forecast,
             settings.cache_target,
+            settings.forecast_damping,
         )
     stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
     if stray:
         raise UsageError(f"Got {flag_name(stray)} without --cache-layers N, which turns the cache on.")
     return None
+
+
+def parse_layers(text: str, single: bool = False) -> list[int | tuple[int, int]]:
+    """Parse ``"1,2:0"`` to ``[1, (2, 0)]``: each is N, or FRONT:BACK.
+
+    Args:
+        single: Whether one depth is expected, and not a list.
+
+    Raises:
+        UsageError: An item is neither.
+    """
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    layers: list[int | tuple[int, int]] = []
+    for item in items:
+        try:
+            numbers = tuple(int(part) for part in item.split(":"))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 2):
+            expected = "integers separated by commas, such as 1,2, or FRONT:BACK" if not single else "N, or FRONT:BACK"
+            raise UsageError(f"Got --cache-layers '{text}' but expected {expected}, such as 1:0.")
+        layers.append(numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1]))
+    if single and len(layers) != 1:
+        raise UsageError(f"Got --cache-layers '{text}' but expected one N, or FRONT:BACK, such as 1:0.")
+    return layers
 
 
 def parse_window(text: str | None) -> tuple[float, float] | None:
@@ -130,33 +158,46 @@ def parse_full_steps(text: str | None) -> int | tuple[int, ...] | None:
 
 
 def parse_pipeline_arguments(texts: list[str] | None) -> dict[str, object]:
-    """Parse ``["eta=0.5", "sigmas=[1, 0.5]"]`` to argument names and values.
+    """Parse ``["eta=0.5", "sigmas=[1, 0.5]"]`` to names and values of arguments of a pipeline's call.
 
     Raises:
-        UsageError: One is not KEY=VALUE, is not YAML, is given twice, has a flag of its own, or is too large.
+        UsageError: See ``parse_arguments``; or an argument has a flag of its own.
     """
     from skipdit_cli.sampling.pipelines.call_arguments import check_key
 
+    return parse_arguments(texts, "--pipeline-arg", "eta=0.5", check_key)
+
+
+def parse_arguments(
+    texts: list[str] | None, flag: str, example: str, check_name: Callable[[str], None] = lambda name: None
+) -> dict[str, object]:
+    """Parse KEY=VALUE to names and values of arguments.
+
+    Args:
+        example: One such text, for messages.
+        check_name: Raises ``UsageError`` for a name that the flag cannot set.
+
+    Raises:
+        UsageError: One is not KEY=VALUE, is not YAML, is given twice, cannot be set, or is too large.
+    """
     arguments = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier():
-            raise UsageError(f"Got --pipeline-arg '{text}' but expected KEY=VALUE, such as eta=0.5.")
-        check_key(name)
+            raise UsageError(f"Got {flag} '{text}' but expected KEY=VALUE, such as {example}.")
+        check_name(name)
         if name in arguments:
-            raise UsageError(f"Got --pipeline-arg {name} twice; give it once.")
+            raise UsageError(f"Got {flag} {name} twice; give it once.")
         if len(value) > LONGEST_ARGUMENT:
-            raise UsageError(
-                f"Got --pipeline-arg {name} of {len(value)} letters but expected at most {LONGEST_ARGUMENT}."
-            )
-        arguments[name] = parse_yaml(value, f"Got --pipeline-arg '{text[:200]}', whose value")
-        _check_argument(name, arguments[name])
+            raise UsageError(f"Got {flag} {name} of {len(value)} letters but expected at most {LONGEST_ARGUMENT}.")
+        arguments[name] = parse_yaml(value, f"Got {flag} '{text[:200]}', whose value")
+        _check_argument(f"{flag} {name}", name, arguments[name])
     return arguments
 
 
-def _check_argument(name: str, value: object) -> None:
-    """Refuse a value of ``--pipeline-arg`` that is not plain data, or larger than a run can use."""
+def _check_argument(what: str, name: str, value: object) -> None:
+    """Refuse the value of an argument that is not plain data, or larger than a run can use."""
     counts = any(word in name for word in ("length", "num_", "frames", "size"))
     most = LARGEST_COUNT if counts else LARGEST_NUMBER
     pending, count = [value], 0
@@ -166,23 +207,59 @@ def _check_argument(name: str, value: object) -> None:
         if isinstance(item, (list, tuple, dict)):
             pending += item.values() if isinstance(item, dict) else item
         elif isinstance(item, int) and abs(item) > most:
-            raise UsageError(f"Got --pipeline-arg {name}={short_number(item)} but expected at most {most}.")
+            raise UsageError(f"Got {what}={short_number(item)} but expected at most {most}.")
         elif isinstance(item, float) and not math.isfinite(item):
-            raise UsageError(f"Got --pipeline-arg {name}={item} but expected finite numbers.")
+            raise UsageError(f"Got {what}={item} but expected finite numbers.")
         elif not isinstance(item, (str, bool, int, float, type(None))):
             kind = type(item).__name__
-            raise UsageError(f"Got --pipeline-arg {name} with a {kind} in it; expected numbers, texts and lists.")
+            raise UsageError(f"Got {what} with a {kind} in it; expected numbers, texts and lists.")
         if count > MOST_VALUES or len(pending) > MOST_VALUES:
-            raise UsageError(f"Got --pipeline-arg {name} with more than {MOST_VALUES} values in it; leave it out.")
+            raise UsageError(f"Got {what} with more than {MOST_VALUES} values in it; leave it out.")
 
 
 def read_inputs(settings: PipelineSettings) -> dict[str, object]:
-    """Return the image and the further arguments of a pipeline's call, as ``sampling.generate`` takes them.
+    """Return the sampler, the image and the further arguments of a pipeline's call, as ``sampling.generate`` takes
+    them.
 
     Raises:
-        UsageError: An argument or the image cannot be read.
+        UsageError: An argument, the image or the sampler cannot be read.
     """
-    return {"arguments": parse_pipeline_arguments(settings.pipeline_arg), "image": read_image(settings.image)}
+    return {
+        "arguments": parse_pipeline_arguments(settings.pipeline_arg),
+        "image": read_image(settings.image),
+        "scheduler": read_sampler(settings),
+    }
+
+
+def read_sampler(settings: PipelineSettings):
+    """Return the ``Sampler`` that the scheduler flags describe.
+
+    Raises:
+        UsageError: A value is malformed, or two of them exclude each other.
+    """
+    from skipdit_cli.sampling.schedulers.sampler import Sampler
+
+    arguments = parse_arguments(settings.scheduler_arg, "--scheduler-arg", "solver_order=3")
+    return Sampler(settings.scheduler, settings.scheduler_spacing, arguments, parse_timesteps(settings.timesteps))
+
+
+def parse_timesteps(text: str | None) -> list[float] | None:
+    """Parse ``"999,850.5"`` to ``[999.0, 850.5]``.
+
+    Raises:
+        UsageError: An item is not a number, or there are too many.
+    """
+    if text is None:
+        return None
+    parts = split_timesteps(text)
+    if len(parts) > MOST_VALUES:
+        raise UsageError(f"Got {len(parts)} --timesteps but expected at most {MOST_VALUES}.")
+    try:
+        return [float(part) for part in parts]
+    except ValueError as cause:
+        raise UsageError(
+            f"Got --timesteps '{text[:200]}' but expected numbers separated by commas, such as 999,850,600,300."
+        ) from cause
 
 
 def read_image(file: Path | None):

@@ -99,6 +99,8 @@ def _check_type(path: Path, name: str, value: object) -> object:
     kind = RECORDED[name]
     if value is None:
         return None
+    if name == "cache_layers" and type(value) is int:  # as versions before 0.3 wrote it
+        return str(value)
     if kind is list:
         value = [value] if isinstance(value, str) else value
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)

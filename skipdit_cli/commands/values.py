@@ -19,6 +19,7 @@ from skipdit_cli import console
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
+from skipdit_cli.sampling.sample_settings import split_timesteps
 from skipdit_cli.settings import flag_name
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
@@ -28,6 +29,7 @@ EXCLUSIVE = (
     {"class_labels", "prompt"},
     {"class_labels", "prompts_file"},
     {"prompt", "prompts_file"},
+    {"timesteps", "num_inference_steps"},
 )
 """Parameters that exclude each other: one that is set removes the other of a lower layer."""
 EXCLUSIVE_OF = {"sample": ({"cache_interval", "full_steps"}, {"cache_window", "full_steps"})}
@@ -186,6 +188,10 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
         _warn_of_overruled(ctx, command, record, layers, typed)
         layers.append(record)
     values, origins = merge_layers(command, layers, typed)
+    timesteps = typed.get("timesteps") or values.get("timesteps")
+    if isinstance(timesteps, str) and split_timesteps(timesteps) and "num_inference_steps" not in {**values, **typed}:
+        values["num_inference_steps"] = len(split_timesteps(timesteps))
+        origins["num_inference_steps"] = origins.get("timesteps", Layer("--timesteps", {}))
     for parameter in command.params:
         if parameter.name in values and not parameter.is_eager:
             _process(ctx, parameter, values[parameter.name], origins[parameter.name])

@@ -27,7 +27,7 @@ from skipdit_cli.sampling.pipelines.call_arguments import encodes_prompts_singly
 from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.sampling.refusals import check_run, check_steps
 from skipdit_cli.sampling.run_settings import RunSettings, default_guidance
-from skipdit_cli.sampling.schedulers import make_scheduler
+from skipdit_cli.sampling.schedulers import as_sampler, make_scheduler
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,12 @@ def generate(
         NotFiniteError: The samples are NaN or infinite; the error holds them, without images.
     """
     began = time.perf_counter()
-    run = RunSettings(**settings)
+    explicit = as_sampler(settings.get("scheduler")).timesteps
+    run = RunSettings(**({} if explicit is None else {"num_inference_steps": len(explicit)}) | settings)
     run = run if run.guidance_scale is not None else replace(run, guidance_scale=default_guidance(pipe))
     check_run(pipe, conditions, run)
     scheduler = make_scheduler(run.scheduler, pipe)
-    check_steps(run.num_inference_steps, scheduler)
+    check_steps(run, scheduler)
     pipe_decodes = decode and is_text_conditional(pipe) and not decodes_apart(pipe)
     vae = getattr(pipe, "vae", None)
     if decode and not pipe_decodes and vae is not None:

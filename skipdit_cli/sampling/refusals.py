@@ -9,7 +9,7 @@ from typing import Any
 
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import check_depth
-from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.errors import UsageError, nearest, reading
 from skipdit_cli.families.labels import check_labels, null_label
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.families.registry import pipelines_by_class
@@ -29,6 +29,7 @@ from skipdit_cli.sampling.pipelines.call_arguments import (
     pipeline_type,
 )
 from skipdit_cli.sampling.run_settings import RunSettings, default_guidance
+from skipdit_cli.sampling.schedulers import as_sampler
 from skipdit_cli.trunk import known_trunk
 
 SCALES = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
@@ -53,7 +54,7 @@ def check_unloaded(
     for transformer in transformers_of(outline).values():
         trunk = known_trunk(transformer) if policy is not None else None
         if policy is not None and trunk is not None:
-            check_depth(policy.layers, len(trunk))
+            check_depth(policy.layers, len(trunk), trunk.needs_sources)
 
 
 def check_run(pipe, conditions: Sequence[int | str | None], run: RunSettings) -> None:
@@ -98,15 +99,38 @@ def check_null_class(config, guidance_scale: float, name: str) -> None:
         raise UsageError(f"Got {name} {guidance_scale:g}, but this model has {absent}; leave it out.")
 
 
-def check_steps(num_inference_steps: int, scheduler) -> None:
-    """Refuse more denoising steps than the noise schedule has timesteps.
+def check_steps(run: RunSettings, scheduler) -> None:
+    """Refuse denoising steps that the noise schedule does not have.
+
+    Args:
+        scheduler: As ``make_scheduler`` makes it for the run; its timesteps are set.
 
     Raises:
-        UsageError: There are more.
+        UsageError: There are more steps than timesteps, another number than of explicit timesteps, two steps of one
+            noise level (of which a multistep solver makes NaN), or the scheduler cannot space them.
     """
-    timesteps = scheduler.config.get("num_train_timesteps", num_inference_steps)
-    if num_inference_steps > timesteps:
-        raise UsageError(f"Got --num-inference-steps {num_inference_steps}, but the model has {timesteps} timesteps.")
+    steps, explicit = run.num_inference_steps, as_sampler(run.scheduler).timesteps
+    timesteps = scheduler.config.get("num_train_timesteps", steps)
+    if steps > timesteps:
+        raise UsageError(f"Got --num-inference-steps {steps}, but the model has {timesteps} timesteps.")
+    if explicit is not None and steps != len(explicit):
+        raise UsageError(f"Got --num-inference-steps {steps} and {len(explicit)} --timesteps; leave the number out.")
+    if explicit is not None and run.strength is not None:
+        raise UsageError("Got --strength and --timesteps, which both say where a run starts; give one of the two.")
+    if scheduler.config.get("use_dynamic_shifting"):  # by the size of the image, which the pipeline passes
+        return
+    kind = type(scheduler).__name__
+    with reading(f"Got --num-inference-steps {steps}, for which a {kind}", failed="finds no timesteps"):
+        scheduler.set_timesteps(steps)
+    levels = getattr(scheduler, "sigmas", None)
+    repeats = levels is not None and bool((levels[:-1].diff() == 0).any())
+    # A scheduler of diffusers takes the first of two equal timesteps for the second, and so starts too late.
+    repeats |= len(scheduler.timesteps) > 1 and bool(scheduler.timesteps[0] == scheduler.timesteps[1])
+    if repeats and getattr(scheduler, "order", 1) == 1:  # Heun evaluates the model twice at a timestep
+        raise UsageError(
+            f"Got --num-inference-steps {steps}, of which a {kind} gives two the same timestep; give fewer, or "
+            f"another --scheduler-spacing."
+        )
 
 
 def _check_type(pipe) -> None:

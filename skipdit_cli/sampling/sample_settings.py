@@ -54,7 +54,28 @@ class PipelineSettings:
         "ddim, ddpm, dpm++, dpm++-sde, unipc, deis, euler, euler-a or heun. [default: the pipeline's]",
         PIPELINE,
         recorded=True,
-        run=True,
+    )
+    scheduler_spacing: str | None = setting(
+        None,
+        "Spacing of the timesteps: lu, karras, exponential, beta, leading, linspace or trailing. [default: the "
+        "scheduler's]",
+        PIPELINE,
+        recorded=True,
+    )
+    scheduler_arg: list[str] | None = setting(
+        None,
+        "Argument of the scheduler's constructor, its value in YAML, such as solver_order=3; repeat the flag for "
+        "several.",
+        PIPELINE,
+        metavar="KEY=VALUE",
+        recorded=True,
+    )
+    timesteps: str | None = setting(
+        None,
+        "Explicit timesteps, such as 999,850,600,300, in place of --num-inference-steps; the first is the noisiest.",
+        PIPELINE,
+        metavar="LIST",
+        recorded=True,
     )
     seed: int = setting(
         0,
@@ -97,11 +118,12 @@ class PipelineSettings:
 class CacheSettings:
     """The settings of Skip-Cache for one run, as they are typed; ``commands/parsing.py`` makes a policy of them."""
 
-    cache_layers: int | None = setting(
+    cache_layers: str | None = setting(
         None,
-        "N: blocks at each end of the trunk that run on a reused step. Turns the cache on.",
+        "N: blocks at each end of the trunk that run on a reused step; F:B: the first F and the last B. "
+        "Turns the cache on.",
         CACHE,
-        metavar="N",
+        metavar="N|F:B",
         recorded=True,
     )
     cache_interval: int | None = setting(
@@ -122,11 +144,21 @@ class CacheSettings:
         recorded=True,
     )
     forecast: str = setting(
-        "reuse", "How a reused step predicts the cached tensor: reuse, linear or taylor2.", CACHE, recorded=True
+        "taylor2",
+        "How a reused step predicts the cached tensor: reuse (the paper's way), linear or taylor2.",
+        CACHE,
+        recorded=True,
     )
-    cache_target: str = setting(
-        "boundary",
-        "What is predicted: the boundary tensor, or its residual over the output of the first N blocks.",
+    cache_target: str | None = setting(
+        None,
+        "What is predicted: the boundary tensor, or its residual over the output of the first blocks. "
+        "[default: boundary for reuse, else residual]",
+        CACHE,
+        recorded=True,
+    )
+    forecast_damping: float = setting(
+        1.0,
+        "Factor per order of the forecast's differences: 1 is the plain polynomial, 0 is reuse.",
         CACHE,
         recorded=True,
     )
@@ -204,6 +236,27 @@ class SampleSettings:
         if fps is not None and not 0 < fps <= 100:
             raise UsageError(f"Got --fps {fps:g} but expected more than 0 and at most 100.")
         check_strength(self.pipeline.strength, self.pipeline.image, self.num_inference_steps)
+        check_count(self.pipeline, self.num_inference_steps)
+
+
+def split_timesteps(text: str) -> list[str]:
+    """Return the timesteps in the text of ``--timesteps``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_count(pipeline: PipelineSettings, steps: int) -> None:
+    """Refuse a number of denoising steps that is not that of the explicit timesteps, and a strength beside these.
+
+    Raises:
+        UsageError: The numbers differ, or there is a strength.
+    """
+    count = len(split_timesteps(pipeline.timesteps or ""))
+    if count == 0:  # an empty list is refused where it is read
+        return
+    if steps != count:
+        raise UsageError(f"Got --num-inference-steps {steps} and {count} --timesteps; leave the number out.")
+    if pipeline.strength is not None:
+        raise UsageError("Got --strength and --timesteps, which both say where a run starts; give one of the two.")
 
 
 def check_strength(strength: float | None, image: Path | None, steps: int) -> None:

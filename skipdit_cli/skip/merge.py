@@ -52,6 +52,11 @@ class SkipMerge:
         self.__dict__.update(state)
         self._start()
 
+    @property
+    def needs_sources(self) -> bool:
+        """Whether a target cannot run without its source, which its input is made of."""
+        return self.branches.config.merge == "replace"
+
     def keep(self, state: ForwardState, passed: int, index: int, streams: list) -> None:
         """Keep the input of unit ``index`` as the output of unit ``passed - 1``, if that is a source.
 

@@ -25,6 +25,7 @@ class InterposedBlock(Interposed):
     def __init__(self, inner, trunk: Trunk, index: int, position: int):
         super().__init__(inner)
         self.trunk, self.index, self.opens_unit = trunk, index, position == 0
+        self.ends_trunk = index == len(trunk) - 1 and position == len(trunk.units[index]) - 1
         self.listing = trunk.listings[index][position]
         parameters = list(parameters_of(trunk.units[index][position]))
         self.places = [(name, parameters.index(name)) for name in self.listing.names]
@@ -41,11 +42,11 @@ class InterposedBlock(Interposed):
             state = trunk.forwards.at(self.index, self.opens_unit, trunk.new_first_pass())
             streams = self._enter(state, inputs)
             if streams is None:
-                return self._unchanged(inputs)
+                return self._leave(self._unchanged(inputs)) if self.ends_trunk else self._unchanged(inputs)
             first_pass = None if torch.compiler.is_compiling() else state.first_pass
             if first_pass is not None:
                 first_pass.check_inputs(self.listing, inputs)
-            if merge is not None:
+            if merge is not None and not self._lacks_source():
                 streams = merge.join(state, self.index, streams)
         inner = self.inner if self.below is None else self.call_inner
         result = inner(*self._with(streams, args, kwargs), **kwargs)
@@ -53,7 +54,7 @@ class InterposedBlock(Interposed):
             first_pass.check_outputs(self.listing, inputs, result)
             if self.index == len(trunk) - 1:
                 trunk.first_pass = None
-        return result
+        return self._leave(result) if self.ends_trunk else result
 
     def _enter(self, state: ForwardState, streams: list) -> list | None:
         """The streams at the block's input: in a unit's first block, sources are kept and the cache takes or gives the
@@ -63,12 +64,30 @@ class InterposedBlock(Interposed):
         if self.opens_unit:
             # The streams have passed units that the model itself left out (skip layer guidance) unchanged.
             for passed in range(state.last + 1, index + 1):
-                if merge is not None and (cache is None or passed <= cache.layers or not cache.leaves_out(passed)):
+                if merge is not None and (cache is None or passed <= cache.ends.front or not cache.leaves_out(passed)):
                     merge.keep(state, passed, index, streams)
                 if cache is not None:
                     streams = cache.cross(passed, streams)
             state.last = index
         return None if cache is not None and cache.leaves_out(index) else streams
+
+    def _lacks_source(self) -> bool:
+        """Whether the cache left out the unit whose output would join this one."""
+        cache = None if torch.is_grad_enabled() else self.trunk.cache
+        return cache is not None and cache.leaves_out(len(self.trunk) - 1 - self.index)
+
+    def _leave(self, result):
+        """What the last block of the trunk returns: the cache takes or gives the boundary if that is its output."""
+        cache = None if torch.is_grad_enabled() else self.trunk.cache
+        if cache is None or cache.ends.boundary != len(self.trunk):
+            return result
+        if self.listing.bare:
+            return cache.cross(len(self.trunk), [result])[0]
+        places = [place for place, name in enumerate(self.listing.streams) if name is not None]
+        returned = list(result)
+        for place, stream in zip(places, cache.cross(len(self.trunk), [result[place] for place in places])):
+            returned[place] = stream
+        return tuple(returned)
 
     def _with(self, streams: list, args: tuple, kwargs: dict) -> list:
         """The positional arguments of the block with these streams in their places; ``kwargs`` is changed in place."""

@@ -19,15 +19,20 @@ from skipdit_cli.trunk.trunk import Trunk
 class Replay:
     """A cache of N = 1 for a trunk: it takes the boundary of one forward, and puts it in on those after it."""
 
-    layers = 1
+    front = 1
 
     def __init__(self, boundary: int):
         self.boundary, self.reusing = boundary, False
         self.streams: list = []
 
+    @property
+    def ends(self) -> Replay:
+        """The live ends, which are attributes of its own."""
+        return self
+
     def leaves_out(self, index: int) -> bool:
         """Return whether unit ``index`` does not run in this forward."""
-        return self.reusing and self.layers <= index < self.boundary
+        return self.reusing and self.front <= index < self.boundary
 
     def cross(self, index: int, streams: list) -> list:
         """Return the streams at the input of unit ``index``: at the boundary, those of the last full forward."""

@@ -26,6 +26,10 @@ class Merge(Protocol):
     former_time_embedding: str | None
 
     @property
+    def needs_sources(self) -> bool:
+        """Whether a target cannot run without its source."""
+
+    @property
     def branches(self) -> torch.nn.Module:
         """The ``SkipBranches``."""
 
@@ -39,14 +43,24 @@ class Merge(Protocol):
         """Return what ``join`` returned for these streams, or None if it did not see them."""
 
 
-class Cache(Protocol):
-    """The cache of a trunk, as its blocks call it (``cache.SkipCache``).
+class LiveEnds(Protocol):
+    """The units that run in every step (``cache.live_ends.LiveEnds``).
 
     Attributes:
-        layers: N. The first N units run on every step.
+        front: The first so many units run on every step.
+        boundary: The unit at whose input the boundary lies; L if it is the output of the last one.
     """
 
-    layers: int
+    front: int
+    boundary: int
+
+
+class Cache(Protocol):
+    """The cache of a trunk, as its blocks call it (``cache.SkipCache``)."""
+
+    @property
+    def ends(self) -> LiveEnds:
+        """The units that run in every step."""
 
     def leaves_out(self, index: int) -> bool:
         """Return whether unit ``index`` does not run in this forward."""
@@ -100,6 +114,11 @@ class Trunk:
     def branches(self) -> Any:
         """The ``SkipBranches`` that are attached, or None."""
         return None if self.merge is None else self.merge.branches
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether a target unit cannot run without its source, by the merge of its branches or by native skips."""
+        return self.backbone.native_skips or (self.merge is not None and self.merge.needs_sources)
 
     @property
     def in_use(self) -> bool:
@@ -166,8 +185,12 @@ class Trunk:
             return x
         return x.narrow(TOKENS, self.first_token(index, x, tokens), tokens)
 
-    def change_layout(self, streams: list, origin: int, index: int) -> list:
+    def change_layout(self, streams: list, origin: int, index: int, like: list) -> list:
         """Return the streams at the input of unit ``origin`` in the layout that unit ``index`` takes.
+
+        Args:
+            index: A unit behind ``origin``, or L for the layout that the last unit returns.
+            like: Streams in that layout, whose shapes are needed where blocks of two lists take turns.
 
         Raises:
             UsageError: The model does more between the two units than to concatenate streams.
@@ -187,7 +210,17 @@ class Trunk:
                     f"Got a residual cache target, but {self.model_class} changes its streams on the way."
                 )
             here = there
+        if index == len(self) and self.backbone.interleaved:
+            return [x if x is None else _swap_tokens(x, other) for x, other in zip(streams, like)]
         return streams
+
+
+def _swap_tokens(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the spatial layout (B·F, tokens, D) of x in the temporal one of ``like``, (B·tokens, F, D). Where the two
+    blocks of a unit share one layout, x is returned as it is."""
+    if x.shape == like.shape or x.ndim != 3:
+        return x
+    return x.unflatten(0, (-1, like.shape[1])).transpose(1, 2).flatten(0, 1)
 
 
 def class_of(transformer) -> str:

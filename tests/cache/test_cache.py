@@ -77,7 +77,11 @@ def test_an_explicit_list_is_taken_as_it_is():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"layers": 0}, "--cache-layers 0"),
+        ({"layers": -1}, "--cache-layers -1"),
+        ({"layers": (1, -1)}, "--cache-layers 1:-1"),
+        ({"layers": (1, 2, 3)}, "FRONT:BACK"),
+        ({"layers": 0, "target": "residual"}, "--cache-layers 0"),
+        ({"layers": 1, "damping": 1.5}, "--forecast-damping 1.5"),
         ({"layers": 1, "interval": 0}, "--cache-interval 0"),
         ({"layers": 1, "window": (50, 700)}, "START > END"),
         ({"layers": 1, "forecast": "tailor"}, "reuse, linear, taylor2"),
@@ -118,7 +122,7 @@ def test_too_deep_is_refused(model, layers):
 
 @pytest.mark.parametrize("num_layers, has", [(1, "1 block, and"), (2, "2 blocks, and")])
 def test_too_few_blocks_for_any_cache(tiny_dit, num_layers, has):
-    with pytest.raises(UsageError, match=f"the model has {has} a cache needs 3 or more"):
+    with pytest.raises(UsageError, match=f"the model has {has} a cache of both ends needs 3 or more"):
         enable_skip_cache(tiny_dit(num_layers=num_layers), CachePolicy(1))
 
 
@@ -165,7 +169,7 @@ def test_a_reused_step_runs_the_outer_blocks_on_the_old_boundary(model, layers):
     blocks, branches = model.transformer_blocks, model.skip_branches
     boundary = {}
     handle = blocks[6 - layers - 1].register_forward_hook(lambda m, a, out: boundary.update(old=out))
-    cache = enable_skip_cache(model, CachePolicy(layers))
+    cache = enable_skip_cache(model, CachePolicy(layers, forecast="reuse"))
     run(model)
     handle.remove()
     ran = blocks_that_run(model)
@@ -200,8 +204,8 @@ def test_thirteen_late_dense_full_steps_beat_twenty_five_uniform_ones(digits_mod
         return generate(pipe, range(10), guidance_scale=1.5, policy=policy, decode=False).latents
 
     exact = latents()
-    uniform = latents(CachePolicy(1, interval=2)) - exact
-    late = latents(CachePolicy(1, full_steps=13, forecast="taylor2", target="residual")) - exact
+    uniform = latents(CachePolicy(1, interval=2, forecast="reuse")) - exact
+    late = latents(CachePolicy(1, full_steps=13)) - exact
     assert late.norm() < uniform.norm()
 
 
@@ -282,7 +286,7 @@ def test_gradients_and_training_mode_bypass(model):
 
 def test_the_tensors_are_let_go_at_the_end(model):
     scheduler = diffusers.DDIMScheduler()
-    cache = enable_skip_cache(model, CachePolicy(1), scheduler)
+    cache = enable_skip_cache(model, CachePolicy(1, forecast="reuse"), scheduler)
     sample(model, scheduler)
     assert cache.slots == {} and cache.peak_bytes == 2 * 16 * 16 * 4  # one boundary: batch, tokens, width, float32
 

@@ -240,7 +240,8 @@ def test_12_memory_is_bounded_reported_and_let_go(model, scheduler):
     cache = enable_skip_cache(model, CachePolicy(1, interval=2, forecast="taylor2"), scheduler)
     for steps in (8, 20):
         sample(model, scheduler, steps=steps)
-        assert cache.peak_bytes == 3 * 2 * 16 * 16 * 4  # three boundaries: batch, tokens, width, float32
+        # Batch, tokens, width, float32: the boundary and the shallow output, and the residual of two older steps.
+        assert cache.peak_bytes == 4 * 2 * 16 * 16 * 4
         assert cache.slots == {}
     for end in (lambda: scheduler.set_timesteps(8), lambda: disable_skip_cache(model)):
         run(model)

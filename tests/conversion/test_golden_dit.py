@@ -57,7 +57,9 @@ def test_the_sequence_of_calls_with_the_official_cache(interval, golden, model):
     case = golden("dit_skip_cache")
     transformer = model(case.name)
     uncached = sequence(transformer, case)
-    cache = enable_skip_cache(transformer, CachePolicy(layers=4, interval=interval, window=(1000, 20)))
+    cache = enable_skip_cache(
+        transformer, CachePolicy(layers=4, interval=interval, window=(1000, 20), forecast="reuse")
+    )
     cached = sequence(transformer, case)
     trace = cache.trace
     disable_skip_cache(transformer)

@@ -73,7 +73,7 @@ def test_guided_forward_of_all_channels(golden, pipeline):
 def test_the_sequence_of_calls(name, interval, golden, pipeline):
     case, transformer = golden(name), pipeline(name).transformer
     uncached = sequence(transformer, case)
-    cache = enable_skip_cache(transformer, CachePolicy(layers=1, interval=interval, window=WINDOW))
+    cache = enable_skip_cache(transformer, CachePolicy(layers=1, interval=interval, window=WINDOW, forecast="reuse"))
     cached = sequence(transformer, case)
     disable_skip_cache(transformer)
     check_trace(cache, case.facts[f"seq_cache{interval}"])
@@ -99,7 +99,9 @@ def test_ddim_runs(name, guidance_scale, interval, golden, pipeline):
     case, pipe = golden(name), pipeline(name)
     run = "ddim20_cfg7" if guidance_scale > 1 else "ddim20"
     uncached, _ = sample(pipe, case, guidance_scale)
-    cached, cache = sample(pipe, case, guidance_scale, CachePolicy(1, interval=interval, window=WINDOW))
+    cached, cache = sample(
+        pipe, case, guidance_scale, CachePolicy(1, interval=interval, window=WINDOW, forecast="reuse")
+    )
     check_trace(cache, case.facts[f"{run}_cache{interval}"])
     expected = [case.io[f"{run}_{kind}_final"][: len(cached)] for kind in (f"cache{interval}", "uncached")]
     check_cached(cached, uncached, *expected)
@@ -134,7 +136,7 @@ def test_the_sequence_of_text_calls(variant, golden, pipeline):
     case, transformer = golden(TEXT), pipeline(TEXT).transformer
     interval, window = TEXT_VARIANTS[variant]
     uncached = text_sequence(transformer, case)
-    cache = enable_skip_cache(transformer, CachePolicy(layers=1, interval=interval, window=window))
+    cache = enable_skip_cache(transformer, CachePolicy(layers=1, interval=interval, window=window, forecast="reuse"))
     cached = text_sequence(transformer, case)
     disable_skip_cache(transformer)
     check_trace(cache, case.facts[f"seq_{variant}"])
@@ -158,6 +160,6 @@ def test_text_ddim_runs(variant, golden, pipeline):
     case, pipe = golden(TEXT), pipeline(TEXT)
     interval, window = TEXT_VARIANTS[variant]
     uncached, _ = text_sample(pipe, case)
-    cached, cache = text_sample(pipe, case, CachePolicy(1, interval=interval, window=window))
+    cached, cache = text_sample(pipe, case, CachePolicy(1, interval=interval, window=window, forecast="reuse"))
     check_trace(cache, case.facts[f"ddim20_{variant}"])
     check_cached(cached, uncached, case.io[f"ddim20_{variant}_final"], case.io["ddim20_uncached_final"])

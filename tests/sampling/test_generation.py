@@ -65,7 +65,9 @@ def test_official_cached_runs(interval, golden, golden_pipeline):
     case, pipe = golden("dit_skip_cache"), load_pipeline(golden_pipeline("dit_skip_cache"))
     uncached = official_run(pipe, case, "ddim", 20)
     assert relative_l2(uncached, case.io["ddim20_uncached_final"]) < TOLERANCE
-    cached = official_run(pipe, case, "ddim", 20, policy=CachePolicy(4, interval=interval, window=(1000, 20)))
+    cached = official_run(
+        pipe, case, "ddim", 20, policy=CachePolicy(4, interval=interval, window=(1000, 20), forecast="reuse")
+    )
     expected = case.io[f"ddim20_cache{interval}_final"]
     assert relative_l2(cached, expected) < TOLERANCE
     assert relative_l2(cached - uncached, expected - case.io["ddim20_uncached_final"]) < 0.02

@@ -27,7 +27,7 @@ def test_one_picture_and_its_history(skipdit, model, tmp_path):
     assert ran.code == 0, ran.stderr
     assert "2 of 4 steps reused, 16 of 24 blocks run" in ran.stdout
     settings = read_metadata(out)["settings"]
-    assert settings["class_labels"] == "3,4" and settings["seed"] == 5 and settings["cache_layers"] == 1
+    assert settings["class_labels"] == "3,4" and settings["seed"] == 5 and settings["cache_layers"] == "1"
     assert settings["dtype"] == "float32" and settings["batch_size"] == 8  # settled, for whoever replays it elsewhere
     assert list(tmp_path.glob("*.tmp*")) == []
 
@@ -40,7 +40,7 @@ def test_replay_makes_the_same_file(skipdit, model, tmp_path):
     assert skipdit("sample", "--from", first, "-o", second).code == 0
     assert first.read_bytes() == second.read_bytes()
     assert skipdit("sample", "--from", first, "--seed", 1, "-o", changed).code == 0
-    assert read_metadata(changed)["settings"]["cache_layers"] == 2
+    assert read_metadata(changed)["settings"]["cache_layers"] == "2"
     assert (pixels(first) != pixels(changed)).any()
 
 

@@ -53,7 +53,7 @@ def test_an_mp4_its_frames_and_its_history(skipdit, model, tmp_path):
         np.asarray(Image.open(out.with_suffix(".png")))[:256, :256] == array[0, 0].repeat(32, 0).repeat(32, 1)
     ).all()
     settings = read_metadata(out)["settings"]
-    assert settings["class_labels"] == "3,4" and settings["fps"] == 5 and settings["cache_layers"] == 1
+    assert settings["class_labels"] == "3,4" and settings["fps"] == 5 and settings["cache_layers"] == "1"
     assert read_metadata(out.with_suffix(".json")) == read_metadata(out.with_suffix(".png")) == read_metadata(out)
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipdit_cli.cache.slot import Slot
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from skipdit_cli.cache.generation.slot import Slot
 from skipdit_cli.errors import UsageError
 
 
 @dataclass
 class Call:
     """One forward of the transformer.
+
+    With the layers (0, 0) the boundary is the output of the transformer, and its tensors are the streams.
 
     Streams are lists with one tensor each, (batch, tokens, width) or alike, or None.
 
@@ -35,19 +41,35 @@ class Call:
     boundary: list | None = None
     crossed: bool = False
 
-    def check_crossed(self, model: str, layers: int) -> None:
+    def output(self, forward: Callable[[], Any]) -> Any:
+        """Return the output of the transformer, which is what is forecast: a full forward runs it.
+
+        Args:
+            forward: Runs the transformer.
+        """
+        slot: Any = self.slot
+        self.crossed = True
+        if self.is_reused:
+            return tree_unflatten(self.predicted, slot.layout)
+        output = forward()
+        leaves, slot.layout = tree_flatten(output)
+        self.boundary = [leaf if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
+        return output
+
+    def check_crossed(self, model: str, back: int) -> None:
         """Warn if the model itself left out all blocks from the boundary on (skip layer guidance).
 
         Args:
             model: The class name of the transformer.
-            layers: N.
+            back: The number of live blocks behind the boundary.
 
         Raises:
             UsageError: This is a reused forward, which then lacks its deep part.
         """
         if self.slot is None or self.crossed:
             return
-        left_out = f"{model} left out its last {layers} of the blocks (skip layer guidance?), where the cache is read"
+        where = f"its last {back or 1} of the blocks (skip layer guidance?)"
+        left_out = f"{model} left out {where}, where the cache is read"
         if self.is_reused:
             raise UsageError(f"{left_out}, in a reused step; leave out other blocks, or take more --cache-layers.")
         warnings.warn(

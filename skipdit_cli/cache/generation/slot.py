@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from skipdit_cli.cache.forecast import FORECASTS, weights
-from skipdit_cli.cache.steps import CountedSteps, ScheduledSteps
+from skipdit_cli.cache.generation.steps import CountedSteps, ScheduledSteps
+from skipdit_cli.cache.policy import CachePolicy
 
 
 def map_streams(function, *streams: list) -> list:
@@ -17,30 +20,36 @@ class Slot:
     """The memory of one call in each step: of a merged guidance batch, or of one branch of guidance.
 
     Args:
-        forecast: Name of the forecast, which needs so many full steps.
+        policy: Its forecast says how many full steps are remembered.
         condition: The tensors of the call besides its input and timestep; they tell slots apart.
         signature: The shapes, dtypes, devices and switches (temporal attention, say) that the memory is valid for.
         steps: The steps of the generation, or the slot's own where no scheduler is followed.
 
     Attributes:
         times: Positions of the remembered full steps, newest first.
-        values: What is forecast, at each of them: one tensor per stream, or None.
-        boundary: The boundary at the newest of them.
+        boundary: The boundary at the newest of them: one tensor per stream, or None.
         shallow: The shallow output at the newest of them, where the residual over it is forecast.
+        older: What is forecast, at each of the others.
+        layout: The structure of the transformer's output, where that is forecast.
     """
 
     def __init__(
-        self, forecast: str, condition: list[torch.Tensor], signature: tuple, steps: ScheduledSteps | CountedSteps
+        self,
+        policy: CachePolicy,
+        condition: list[torch.Tensor],
+        signature: tuple,
+        steps: ScheduledSteps | CountedSteps,
     ):
-        self.forecast, self.condition, self.signature, self.steps = forecast, condition, signature, steps
+        self.policy, self.condition, self.signature, self.steps = policy, condition, signature, steps
         self.forget()
 
     def forget(self) -> None:
         """Forget all steps."""
         self.times: list[float] = []
-        self.values: list[list] = []
         self.boundary: list = []
         self.shallow: list | None = None
+        self.older: list[list] = []
+        self.layout: Any = None
 
     def remember(self, t: float, boundary: list, shallow: list | None) -> None:
         """Remember a full step.
@@ -50,13 +59,17 @@ class Slot:
             boundary: The streams at the boundary, each (batch, tokens, width) or alike, or None.
             shallow: The shallow output in the layout of the boundary, where the residual over it is forecast.
         """
+        count = FORECASTS[self.policy.forecast] - 1
+        past = list(zip(self.times, [self._newest(), *self.older])) if count and self.times else []
+        # Second-order schedulers visit a timestep twice: the later visit counts.
+        past = [(time, value) for time, value in past if time != t][:count]
+        self.times = [t, *(time for time, _ in past)]
+        self.older = [value for _, value in past]
         self.boundary, self.shallow = boundary, shallow
-        older = FORECASTS[self.forecast] - 1
-        value = boundary if shallow is None or older == 0 else map_streams(torch.sub, boundary, shallow)
-        if t in self.times:  # second-order schedulers visit a timestep twice: the later visit counts
-            at = self.times.index(t)
-            del self.times[at], self.values[at]
-        self.times, self.values = [t, *self.times[:older]], [value, *self.values[:older]]
+
+    def _newest(self) -> list:
+        """Return what is forecast, at the newest full step. It is not kept, to save a tensor."""
+        return self.boundary if self.shallow is None else map_streams(torch.sub, self.boundary, self.shallow)
 
     def predict(self, t: float) -> list:
         """Return the boundary at t for an unchanged shallow output: the last boundary plus the forecast's change.
@@ -64,11 +77,11 @@ class Slot:
         It is a sum of differences, so that it equals the last boundary bit for bit where t has not moved.
         """
         boundary = list(self.boundary)
-        older = weights(self.forecast, self.times, t)[1:]
-        for weight, value in zip(older, self.values[1:]):
-            boundary = map_streams(
-                lambda b, v, newest, w=weight: b + w * (v - newest), boundary, value, self.values[0]
-            )
+        if not self.older:
+            return boundary
+        newest = self._newest()
+        for weight, value in zip(weights(self.policy.forecast, self.times, t, self.policy.damping)[1:], self.older):
+            boundary = map_streams(lambda b, v, v0, w=weight: b + w * (v - v0), boundary, value, newest)
         return boundary
 
     def has_same(self, condition: list[torch.Tensor]) -> bool:
@@ -85,7 +98,7 @@ class Slot:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return every tensor in memory, each once."""
-        tensors = [*self.boundary, *(self.shallow or []), *(t for value in self.values for t in value)]
+        tensors = [*self.boundary, *(self.shallow or []), *(t for value in self.older for t in value)]
         return list({id(tensor): tensor for tensor in tensors if tensor is not None}.values())
 
 

@@ -1,0 +1,1 @@
+"""Plans: the most accurate samples for the time there is."""

@@ -1,0 +1,40 @@
+"""The schedulers of a run: by name, with their spacing, their arguments and explicit timesteps."""
+
+from skipdit_cli.sampling.schedulers.candidates import (
+    candidates,
+    check_deterministic,
+    is_deterministic,
+    keeps_noise_schedule,
+)
+from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps, shifted_timesteps
+from skipdit_cli.sampling.schedulers.make_scheduler import (
+    SCHEDULERS,
+    check_name,
+    follows_flow,
+    make_scheduler,
+    predicts_sigma,
+    spacings_of,
+)
+from skipdit_cli.sampling.schedulers.official_schedulers import EvenFlowScheduler, RespacedDDIMScheduler, even_sigmas
+from skipdit_cli.sampling.schedulers.sampler import SPACINGS, Sampler, as_sampler
+
+__all__ = [
+    "SCHEDULERS",
+    "SPACINGS",
+    "EvenFlowScheduler",
+    "RespacedDDIMScheduler",
+    "Sampler",
+    "as_sampler",
+    "candidates",
+    "check_deterministic",
+    "check_name",
+    "even_sigmas",
+    "follows_flow",
+    "is_deterministic",
+    "keeps_noise_schedule",
+    "log_snr_timesteps",
+    "make_scheduler",
+    "predicts_sigma",
+    "shifted_timesteps",
+    "spacings_of",
+]
