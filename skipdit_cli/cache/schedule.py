@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from skipdit_cli.cache.noise_levels import NoiseLevels
 from skipdit_cli.errors import UsageError
 
 
@@ -40,57 +41,48 @@ def late_dense(steps: int, count: int) -> tuple[bool, ...]:
     Raises:
         UsageError: More full steps than steps.
     """
-    _check_count(steps, count)
+    if count > steps:
+        raise UsageError(f"Got --full-steps {count} but the run has {steps} steps; expected 1..{steps}.")
     chosen = [round((steps - 1) * (1 - (1 - place / max(count - 1, 1)) ** 1.5)) for place in range(count)]
     for place in range(count - 2, -1, -1):  # rounding may put two on one step: the earlier one moves back
         chosen[place] = min(chosen[place], chosen[place + 1] - 1)
     return explicit(steps, chosen)
 
 
-MID_DENSE_WIDTH, MID_DENSE_EVEN = 1.2, 0.25
-"""The width of mid-dense's logistic density on the axis of log(alpha/sigma), and the share of an even density."""
+NOISE_CENTRE, FLOW_CENTRE = -0.2, 0.6
+WIDTH, EVEN_SHARE = 1.2, 0.25
+"""The density of full steps in ``mid_dense``, on the axis of log(alpha/sigma): its centre for models of noise and of
+velocity, its width, and the share of an even density over the steps. They are fitted to the error of the final sample
+on seven models, with DDIM, DPM-Solver++ in four spacings and Euler steps of a flow, at 10 to 100 steps."""
 
 
-def mid_dense(steps: int, count: int, levels: Sequence[float] | None, centre: float) -> tuple[bool, ...]:
-    """Return the plan with ``count`` full steps that are densest where the noise level is in the middle.
+def mid_dense(steps: int, count: int, levels: NoiseLevels | None) -> tuple[bool, ...]:
+    """Return the plan with ``count`` full steps, or with all where there are fewer, dense at middle noise levels.
 
-    There an error of the output reaches the sample: before, later steps correct it; after, a step moves the sample
-    little. The density is a logistic one in log(alpha/sigma), so that it holds for every sampler and spacing, plus an
-    even one over the steps.
+    An error of the output counts most there: one that is made at a higher level is corrected by later steps, and at a
+    lower level a step moves the sample little. The density is logistic in log(alpha/sigma), so that one rule serves
+    all samplers and spacings.
 
     Args:
         steps: The number of steps.
         count: The number of full steps.
-        levels: log(alpha/sigma) at each step, rising; None where it is not known: the full steps are then even.
-        centre: The level at which the density is highest.
-
-    Raises:
-        UsageError: More full steps than steps.
+        levels: The noise level of each step; None where they are not known: the full steps are then even.
     """
-    _check_count(steps, count)
-    even = [step / max(steps - 1, 1) for step in range(steps)]
-    places = even
+    if count >= steps:
+        return (True,) * steps
+    places = even = [step / (steps - 1) for step in range(steps)]
     if levels is not None:
-        below = [1 / (1 + math.exp(min((centre - level) / MID_DENSE_WIDTH, 700))) for level in levels]
+        centre = FLOW_CENTRE if levels.is_flow else NOISE_CENTRE
+        below = [1 / (1 + math.exp((centre - level) / WIDTH)) for level in levels.log_ratio]
         dense = [(share - below[0]) / (1 - below[0]) for share in below]
-        places = [MID_DENSE_EVEN * e + (1 - MID_DENSE_EVEN) * d for e, d in zip(even, dense)]
+        places = [EVEN_SHARE * e + (1 - EVEN_SHARE) * d for e, d in zip(even, dense)]
     wanted = [0.0, *((k - 0.5) / (count - 0.5) for k in range(1, count))]
     chosen = [min(range(steps), key=lambda step: abs(places[step] - place)) for place in wanted]
-    return explicit(steps, _distinct(steps, chosen))
-
-
-def _distinct(steps: int, chosen: list[int]) -> list[int]:
-    """Return rising steps without the first 0 moving: of two on one step the earlier one moves back, or else all on."""
-    for k in range(len(chosen) - 1, -1, -1):
-        chosen[k] = min(chosen[k], steps - 1 if k == len(chosen) - 1 else chosen[k + 1] - 1)
-    for k in range(len(chosen)):
-        chosen[k] = max(chosen[k], 0 if k == 0 else chosen[k - 1] + 1)
-    return chosen
-
-
-def _check_count(steps: int, count: int) -> None:
-    if count > steps:
-        raise UsageError(f"Got --full-steps {count} but the run has {steps} steps; expected 1..{steps}.")
+    for k in range(count - 2, -1, -1):  # of two on one step the earlier one moves back, and from the first step on
+        chosen[k] = min(chosen[k], chosen[k + 1] - 1)
+    for k in range(count):
+        chosen[k] = max(chosen[k], k)
+    return explicit(steps, chosen)
 
 
 def explicit(steps: int, full: Sequence[int]) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import typer
@@ -19,7 +19,7 @@ from skipdit_cli import console
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
-from skipdit_cli.sampling.sample_settings import split_timesteps
+from skipdit_cli.sampling.sample_settings import CacheSettings, split_timesteps
 from skipdit_cli.settings import flag_name
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
@@ -32,7 +32,13 @@ EXCLUSIVE = (
     {"timesteps", "num_inference_steps"},
 )
 """Parameters that exclude each other: one that is set removes the other of a lower layer."""
-EXCLUSIVE_OF = {"sample": ({"cache_interval", "full_steps"}, {"cache_window", "full_steps"})}
+EXCLUSIVE_OF = {
+    "sample": (
+        {"cache_interval", "full_steps"},
+        {"cache_window", "full_steps"},
+        *({"cache", other.name} for other in fields(CacheSettings) if other.name != "cache"),
+    )
+}
 """The same for one command; ``bench`` takes both and measures both."""
 
 
