@@ -36,6 +36,7 @@ def bench(
     _check_output(settings, model, preset)
     inputs = parsing.read_inputs(settings.pipeline)
 
+    from skipdit_cli.bench.peers.known_peers import parse_peers
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
@@ -48,7 +49,8 @@ def bench(
     pipe, vanilla = _open_pipelines(settings, model, preset, device, dtype)
     conditions = _choose_conditions(settings, conditions, pipe)
     settings = _fill_in_defaults(settings, pipe, conditions)
-    run = Bench(pipe, policies, conditions, vanilla=vanilla, **run_arguments(settings), **inputs)
+    peers = parse_peers(settings.peers)
+    run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     if settings.min_psnr is not None and not run.has_pictures:
         raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
     with (
@@ -225,7 +227,8 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     for line in (READING, *report["notes"]):
         console.say(line)
     if output is not None:
-        console.say(f"Wrote {output}/bench.json, bench.md and bench.png.")
+        *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
+        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
     if card is not None:
         put_bench(card, results(report))
         console.say(f"Wrote the table into {card}.")

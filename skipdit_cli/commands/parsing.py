@@ -106,6 +106,7 @@ def cache_policy(settings: CacheSettings, steps: int):
             settings.forecast,
             settings.cache_target,
             settings.forecast_damping,
+            settings.forecast_axis,
         )
     if others:
         raise UsageError(f"Got {flag_name(others[0])} without --cache-layers N, which turns the cache on.")
