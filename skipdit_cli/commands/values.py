@@ -33,7 +33,13 @@ EXCLUSIVE = (
     {"timesteps", "num_inference_steps"},
 )
 """Parameters that exclude each other: one that is set removes the other of a lower layer."""
-EXCLUSIVE_OF = {"sample": ({"cache_interval", "full_steps"}, {"cache_window", "full_steps"})}
+EXCLUSIVE_OF = {
+    "sample": (
+        {"cache_interval", "full_steps"},
+        {"cache_window", "full_steps"},
+        *({"cache", other.name} for other in fields(CacheSettings) if other.name != "cache"),
+    )
+}
 """The same for one command; ``bench`` takes both and measures both."""
 CACHE_NAMES = tuple(each.name for each in fields(CacheSettings))
 SCHEDULER_NAMES = ("scheduler", "scheduler_spacing", "scheduler_arg", "timesteps")
