@@ -26,7 +26,6 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
     result, policy = measured[case], case.policy
     uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
     sample, reference = result.first, uncached[case.reference].first
-    report: Any = sample.report  # of a run with a cache
     speedup = {name: ratios(each.seconds, result.seconds) for name, each in uncached.items()}
     limit, quality = None, NO_QUALITY
     if case.name != case.reference:
@@ -40,7 +39,7 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target_or_default,
         "steps": sample.steps,
-        "full_steps": report.steps - report.reused_steps if policy else sample.steps,
+        "full_steps": _full_steps(sample),
         "seconds": median(result.seconds),
         "seconds_iqr": spread(result.seconds),
         "seconds_end_to_end": median(result.seconds_end_to_end),
@@ -66,9 +65,17 @@ def _layers(policy: CachePolicy) -> int | str:
 
 
 def _interval(policy: CachePolicy | None) -> int | None:
-    if policy is None or policy.full_steps is not None:
+    if policy is None or policy.full_steps is not None or policy.threshold is not None:
         return None
     return 2 if policy.interval is None else policy.interval
+
+
+def _full_steps(sample: Generated) -> int:
+    """Return the full steps of a batch, the mean of all batches where they differ."""
+    report = sample.report
+    if report is None or not report.steps:
+        return sample.steps
+    return round((report.steps - report.reused_steps) * sample.steps / report.steps)
 
 
 def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
@@ -76,6 +83,7 @@ def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
     if case.policy is None:
         return sample.calls * flops.full
     skipped_blocks = len(flops.units) - sum(both_ends(case.policy.layers))
-    report: Any = sample.report
-    reused_calls = (report.blocks_total - report.blocks_run) // skipped_blocks
+    report: Any = sample.report  # of one batch, or of all of them
+    share = (report.blocks_total - report.blocks_run) / skipped_blocks / (report.blocks_total / len(flops.units))
+    reused_calls = round(sample.calls * share)
     return (sample.calls - reused_calls) * flops.full + reused_calls * flops.reused(case.policy.layers)

@@ -17,6 +17,8 @@ MOST_REUSED = 6
 GROWTH = 1.5
 """The most by which the distance between full steps grows from one to the next. A polynomial through full steps that
 lie close together is useless far behind them."""
+LARGEST_THRESHOLD = 1e9
+"""No change passes it, so that only ``MOST_REUSED`` makes steps full."""
 
 
 class Trigger:

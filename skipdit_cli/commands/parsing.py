@@ -79,12 +79,14 @@ def parse_integers(text: str, flag: str) -> list[int]:
 
 
 def cache_policy(settings: CacheSettings):
-    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache-layers``.
+    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache-layers``. With a target
+    speedup its threshold stands for one that is not known yet.
 
     Raises:
         UsageError: A value is malformed, or a cache flag stands without ``--cache-layers``.
     """
     from skipdit_cli.cache import CachePolicy
+    from skipdit_cli.cache.trigger import LARGEST_THRESHOLD
 
     if settings.cache_layers is not None:
         (layers,) = parse_layers(settings.cache_layers, single=True)
@@ -96,11 +98,24 @@ def cache_policy(settings: CacheSettings):
             settings.forecast,
             settings.cache_target,
             settings.forecast_damping,
+            settings.cache_threshold if settings.target_speedup is None else LARGEST_THRESHOLD,
         )
     stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
     if stray:
         raise UsageError(f"Got {flag_name(stray)} without --cache-layers N, which turns the cache on.")
     return None
+
+
+def parse_numbers(text: str, flag: str) -> list[float]:
+    """Parse ``"0.1,0.2"`` to ``[0.1, 0.2]``.
+
+    Raises:
+        UsageError: An item of the list is not a number.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as cause:
+        raise UsageError(f"Got {flag} '{text}' but expected numbers separated by commas, such as 0.1,0.2.") from cause
 
 
 def parse_layers(text: str, single: bool = False) -> list[int | tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files
+from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
@@ -49,6 +49,7 @@ def sample(
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings.check()
+    speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache)
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
@@ -71,11 +72,12 @@ def sample(
     pipe = _open_pipeline(outline, settings, device, dtype)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_files.check_size(target, pipe, len(conditions), *size)
+    settings, policy = speedup.calibrate(pipe, settings, policy, conditions, arguments)
     with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
         result = generate(pipe, conditions, policy=policy, advance=advance, **arguments)
     record = replay.make_record(settings, name, conditions)
     written = sample_files.save(result.images, target, settings.npz, record, conditions, result.sounds)
-    _report(pipe, result, target, written, record)
+    _report(pipe, result, target, written, record, policy)
 
 
 def _choose_target(settings: SampleSettings, model: str | None, preset: str | None, from_file: Path | None) -> Path:
@@ -154,7 +156,7 @@ def _count_steps(pipe, settings: SampleSettings, conditions: list) -> int:
     return count * int(settings.num_inference_steps * (settings.pipeline.strength or 1))
 
 
-def _report(pipe, result, target: Path, written: list[Path], record: dict) -> None:
+def _report(pipe, result, target: Path, written: list[Path], record: dict, policy) -> None:
     """Say what was made and how fast; emit the JSON object of ``--json``."""
     from skipdit_cli.sampling.pixels import is_pixel_space
 
@@ -170,7 +172,9 @@ def _report(pipe, result, target: Path, written: list[Path], record: dict) -> No
         console.say(sample_files.where_sounds_are(target, count))
     if result.report:
         console.say(str(result.report))
-        if not result.report.reused_steps:
+        if policy.threshold is not None:
+            speedup.warn_about(result.report, policy)
+        elif not result.report.reused_steps:
             console.warn("no step was reused; see --cache-interval, --cache-window and --full-steps.")
     console.emit(
         {
