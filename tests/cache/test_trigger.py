@@ -7,7 +7,7 @@ import torch
 from skipdit_cli import CachePolicy, add_skip_branches, enable_skip_cache
 from skipdit_cli.cache.trigger import MOST_REUSED, simulate
 from skipdit_cli.errors import UsageError
-from tests.support.tiny_dit_runs import guided, inputs, run, sample, train_a_little
+from tests.support.tiny_dit_runs import guided, inputs, noise, run, sample, train_a_little
 from tests.support.tiny_transformers import arguments, tiny, tiny_text_transformer
 from tests.support.tiny_transformers import run as run_any
 
@@ -100,6 +100,28 @@ def test_all_branches_of_guidance_decide_alike(tiny_dit, order):
     steps = [cache.trace[at : at + count] for at in range(0, len(cache.trace), count)]
     assert all(len(set(step)) == 1 for step in steps) and {step[0] for step in steps} == {"full", "reused"}
     assert len(cache.changes) == len(steps)
+
+
+@pytest.mark.parametrize("policy", [CachePolicy((1, 0), threshold=0.1), CachePolicy((1, 0), interval=2)])
+def test_a_step_reads_one_value_from_the_device_at_most(tiny_dit, policy, monkeypatch):
+    """Static plans read none."""
+    model, scheduler, reads = tiny_dit(), diffusers.DDIMScheduler(), []
+    cache = enable_skip_cache(model, policy, scheduler)
+    to_bool = torch.Tensor.__bool__
+
+    def call(model, x, t):
+        reads.append(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "__bool__", count)
+            return noise(model, x, t, torch.arange(2))
+
+    def count(tensor):
+        reads[-1] += 1
+        return to_bool(tensor)
+
+    sample(model, scheduler, call=call)
+    assert "reused" in cache.trace
+    assert max(reads) == (1 if policy.threshold else 0)
 
 
 def test_a_step_that_another_branch_opens_is_full(tiny_dit):
