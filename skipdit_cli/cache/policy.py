@@ -32,8 +32,8 @@ class CachePolicy:
             model allow it.
         damping: D. A forecast takes its k-th divided difference D^k times; 1 is the plain polynomial, 0 ``reuse``.
         threshold: In the place of an interval: a step is full where the relative change of the shallow output (the
-            output of the first ``front`` blocks), summed over the steps since the last full one, passes it; see
-            ``cache/trigger.py``.
+            output of the first ``front`` blocks), its cube root for ``taylor2`` and its square root for ``linear``,
+            passes it in the sum over the steps since the last full one; see ``cache/trigger.py``.
 
     Raises:
         UsageError: A value is out of range, or two rules for the full steps are given.

@@ -108,7 +108,7 @@ class SkipCache:
 
     @property
     def changes(self) -> list[torch.Tensor | None]:
-        """What the trigger of a threshold measured in each step of the trace: the change of each sample, or None."""
+        """What the trigger of a threshold measured in each step of the trace, one number a sample, or None."""
         return self.record.changes
 
     @property
@@ -131,7 +131,7 @@ class SkipCache:
         self.slots = {}
         self.called_slots: set[str | int | tuple] = set()  # in this step
         self.timestep, self.ran, self.call = None, False, Call()  # of this step
-        self.trigger = None if self.policy.threshold is None else Trigger(self.policy.threshold)
+        self.trigger = None if self.policy.threshold is None else Trigger(self.policy)
 
     # Called by the blocks (the protocol ``Cache`` of trunk.py)
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from skipdit_cli.cache.forecast import FORECASTS
 from skipdit_cli.cache.generation.call import Call, Decision
 from skipdit_cli.cache.generation.slot import Slot
+from skipdit_cli.cache.policy import CachePolicy
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 
@@ -26,19 +28,22 @@ class Trigger:
 
     The relative L1 change of the shallow output from each step to the next is summed over the steps since the last
     full one, per sample. A step is full if the largest sum in the batch passes the threshold (TeaCache, arXiv
-    2411.19108, sums the change of the first block's input in this way), and after ``MOST_REUSED`` reused steps.
+    2411.19108, sums the change of the first block's input in this way), and after ``MOST_REUSED`` reused steps. For a
+    forecast through m full steps the m-th roots of the changes are summed: the best knots of a piecewise polynomial of
+    degree m-1 spread the m-th root of the m-th derivative evenly (de Boor, A Practical Guide to Splines, XII).
     Reading that sum is the one operation that waits for the device, once a step. The first call of a step decides for
     all calls of that step, so that the branches of guidance are cached alike.
 
     Args:
-        threshold: The sum that a reused step may reach.
+        policy: Its threshold is the sum that a reused step may reach.
 
     Attributes:
         is_reused: The decision of this step; None until it is made.
     """
 
-    def __init__(self, threshold: float):
-        self.threshold = threshold
+    def __init__(self, policy: CachePolicy):
+        self.threshold: float = policy.threshold  # type: ignore[assignment]  # a policy without one has no trigger
+        self.power = 1 / FORECASTS[policy.forecast]
         self.distances = Distances()
         self.is_reused: bool | None = None
         self.probe: tuple[Slot, torch.Tensor] | None = None
@@ -88,12 +93,13 @@ class Trigger:
         return [] if self.probe is None else [self.probe[1]]
 
     def _measure(self, slot: Slot, shallow: torch.Tensor) -> torch.Tensor | None:
-        """Return the relative L1 change of each sample since the last step, or None if another branch of guidance was
-        the first call of that step."""
+        """Return the root of each sample's relative L1 change since the last step, or None if another branch of
+        guidance was the first call of that step."""
         if self.probe is None or self.probe[0] is not slot or self.probe[1].shape != shallow.shape:
             return None
         last = self.probe[1].flatten(1)
-        return (shallow.flatten(1) - last).float().abs().mean(1) / last.float().abs().mean(1)
+        change = (shallow.flatten(1) - last).float().abs().mean(1) / last.float().abs().mean(1)
+        return change**self.power
 
 
 class Distances:
@@ -143,7 +149,7 @@ def simulate(changes: Sequence[torch.Tensor | None], threshold: float) -> tuple[
     """Return the plan that a threshold leads to, one bool per step, True where full.
 
     Args:
-        changes: The change in each step, as of ``SkipCache.changes``. They hardly depend on which steps are full.
+        changes: As of ``SkipCache.changes``. They hardly depend on which steps are full.
         threshold: As of ``CachePolicy``.
     """
     plan: list[bool] = []

@@ -145,8 +145,8 @@ class CacheSettings:
     )
     cache_threshold: float | None = setting(
         None,
-        "In place of K: a step is full once the output of the first blocks has changed by so much in all since the "
-        "last full step, such as 0.1.",
+        "In place of K: a step is full once the output of the first blocks has changed so much since the last full "
+        "one, as a sum over steps, such as 1 (0.1 with reuse). A good schedule is as accurate.",
         CACHE,
         metavar="TAU",
         recorded=True,

@@ -26,7 +26,7 @@ def test_a_target_speedup_becomes_a_threshold_that_a_replay_takes(skipdit, tmp_p
 
 
 def test_the_counts_are_those_of_all_batches(skipdit, tmp_path):
-    run = (*CACHED, "--cache-threshold", 0.1, "--batch-size", 1, "-o", tmp_path / "a.png", "--json")
+    run = (*CACHED, "--cache-threshold", 0.9, "--batch-size", 1, "-o", tmp_path / "a.png", "--json")
     cache = skipdit("sample", *run).json["cache"]
     assert cache["steps"] == 40 and cache["blocks_total"] == 2 * 20 * 12
 
@@ -34,10 +34,10 @@ def test_the_counts_are_those_of_all_batches(skipdit, tmp_path):
 @pytest.mark.parametrize("other", [("--full-steps", 5), ("--cache-interval", 3), ("--target-speedup", 2)])
 def test_a_rule_that_is_typed_takes_back_the_threshold_of_a_record(skipdit, tmp_path, other):
     first = tmp_path / "a.png"
-    assert skipdit("sample", *CACHED, "--cache-threshold", 0.1, "-o", first).code == 0
+    assert skipdit("sample", *CACHED, "--cache-threshold", 0.9, "-o", first).code == 0
     ended = skipdit("sample", "--from", first, *other, "-o", tmp_path / "b.png")
     assert ended.code == 0, ended.stderr
-    assert settings_of(tmp_path / "b.png").get("cache_threshold") != 0.1
+    assert settings_of(tmp_path / "b.png").get("cache_threshold") != 0.9
 
 
 @pytest.mark.parametrize("threshold, message", [(1e-9, "was passed in each"), (1e6, "was passed in no step")])
@@ -71,12 +71,12 @@ def test_bad_input_of_sample_is_refused(skipdit, tmp_path, flags, message):
 
 
 def test_the_bench_measures_thresholds_and_speedups(skipdit):
-    flags = ("--cache-layers", "1:0", "--cache-threshold", "0.1", "--target-speedup", "1.5,2", "--full-steps", "8")
+    flags = ("--cache-layers", "1:0", "--cache-threshold", "0.9", "--target-speedup", "1.5,2", "--full-steps", "8")
     done = skipdit("bench", *RUN, *flags, "--rounds", 1, "--warmup", 0, "--json")
     assert done.code == 0, done.stderr
     rows = {row["schedule"]: row for row in done.json["rows"] if row["case"] == "vanilla-cache"}
     names = list(rows)
-    assert names[0] == "late-dense 8" and names[1] == "threshold 0.1" and len(names) == 4
+    assert names[0] == "late-dense 8" and names[1] == "threshold 0.9" and len(names) == 4
     for name, speedup in zip(names[2:], (1.5, 2)):
         row = rows[name]
         assert f"--target-speedup {speedup:g} takes --cache-{name}" in done.stderr

@@ -19,7 +19,7 @@ class Decision:
     """What a trigger decided in one step.
 
     Args:
-        change: The relative change of the shallow output since the step before, (batch,); None if it is not known.
+        change: What it measured of each sample, (batch,); None if it could not.
         fired: Whether the threshold made the step full, and not the first step or the limit of reused steps.
     """
 
