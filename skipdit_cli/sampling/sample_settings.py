@@ -146,7 +146,7 @@ class CacheSettings:
     cache_threshold: float | None = setting(
         None,
         "In place of K: a step is full once the output of the first blocks has changed so much since the last full "
-        "one, as a sum over steps, such as 1 (0.1 with reuse). A good schedule is as accurate.",
+        "one, as a sum over steps, such as 1 (0.1 with reuse). For few steps; of 50 of DDIM --full-steps is better.",
         CACHE,
         metavar="TAU",
         recorded=True,
