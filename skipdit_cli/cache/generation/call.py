@@ -44,8 +44,8 @@ class Call:
         shallow: The shallow output of this forward.
         boundary: In a full forward, the streams at the boundary.
         crossed: Whether the boundary has been passed.
-        trigger: Decides at unit N whether this forward is reused, which ``is_reused`` then only allows; None where
-            that is decided.
+        trigger: Decides at unit ``front`` whether this forward is reused, which ``is_reused`` only allows until then;
+            None where that is decided.
         decision: What the trigger decided, in the call that it decided in, else None.
     """
 
