@@ -98,7 +98,7 @@ def cache_policy(settings: CacheSettings):
             settings.forecast,
             settings.cache_target,
             settings.forecast_damping,
-            settings.cache_threshold if settings.target_speedup is None else LARGEST_THRESHOLD,
+            threshold=settings.cache_threshold if settings.target_speedup is None else LARGEST_THRESHOLD,
         )
     stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
     if stray:
