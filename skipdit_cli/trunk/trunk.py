@@ -134,6 +134,10 @@ class Trunk:
         """Return the check for one forward, or None if an earlier forward has passed it."""
         return None if self.first_pass is None else FirstPass(self.model_class)
 
+    def current_blocks(self, transformer) -> list:
+        """Return the blocks that the model has now, list by list."""
+        return [block for listing in self.backbone.lists for block in _blocks(transformer, listing)]
+
     def current_units(self, transformer) -> list[tuple]:
         """Return the units that the model has now, which differ from ``units`` where its blocks were replaced.
 

@@ -37,7 +37,7 @@ class Slot:
         self,
         policy: CachePolicy,
         condition: list[torch.Tensor],
-        signature: tuple,
+        signature: list[tuple],
         steps: ScheduledSteps | CountedSteps,
     ):
         self.policy, self.condition, self.signature, self.steps = policy, condition, signature, steps
@@ -127,10 +127,9 @@ def find_slot(
             repeated += 1
             key = (context, repeated)
         return key, slots.get(key), repeated
-    uncalled = {key: slot for key, slot in slots.items() if key not in called}
     for belongs in (Slot.has_same, Slot.has_equal):  # comparing values waits for a device
-        for key, slot in uncalled.items():
-            if belongs(slot, condition):
+        for key, slot in slots.items():
+            if key not in called and belongs(slot, condition):
                 return key, slot, 0
     belongs = Slot.has_same if len(called) < 2 else Slot.has_equal
     repeated = sum(belongs(slots[key], condition) for key in called if key in slots)
