@@ -17,6 +17,7 @@ CHANGING = (*TIMES, *MORE_TIMES, *MORE_INPUTS)
 """Arguments that change from step to step, besides the first, the latents themselves."""
 CONDITIONS = ("input_ids", "encodings_and_masks")
 """First arguments that are a condition, such as a text, and not the latents (Cosmos 3, T5-FiLM)."""
+CONTAINERS = (dict, list, tuple)
 CONTROL = "controlnet"
 """Part of the name of every argument that holds a ControlNet's residuals, which change from step to step as well."""
 
@@ -41,16 +42,16 @@ def signature_and_condition(arguments: dict, first: str) -> tuple[list[tuple], l
     signature: list[tuple] = []
     condition: list[torch.Tensor] = []
     for name, value in arguments.items():
-        if value is None or isinstance(value, float) or (name in CHANGING and isinstance(value, int)):
+        if value is None or (name in CHANGING and isinstance(value, int)):
             continue
         is_fixed = name not in CHANGING and (name != first or first in CONDITIONS) and CONTROL not in name
-        for path, leaf in ((name, value),) if isinstance(value, torch.Tensor) else _leaves(value, name):
-            if not isinstance(leaf, torch.Tensor):
+        for path, leaf in _leaves(value, name) if isinstance(value, CONTAINERS) else ((name, value),):
+            if isinstance(leaf, torch.Tensor):
+                signature.append((path, leaf.shape, leaf.dtype, leaf.device))
+                if is_fixed:
+                    condition.append(leaf)
+            elif isinstance(leaf, (int, str)):  # a bool is an int; floats are left out, for scales change
                 signature.append((path, leaf))
-                continue
-            signature.append((path, leaf.shape, leaf.dtype, leaf.device))
-            if is_fixed:
-                condition.append(leaf)
     return signature, condition
 
 
@@ -68,12 +69,9 @@ def fills_other_cache(arguments: dict) -> bool:
 
 
 def _leaves(value, path: str) -> Iterator[tuple[str, object]]:
-    """Path and value of each tensor, switch, whole number and string. Floats are left out, for scales change."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _leaves(each, f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for at, each in enumerate(value):
-            yield from _leaves(each, f"{path}.{at}")
-    elif isinstance(value, (torch.Tensor, bool, int, str)):
+    """Path and value of each element of a container, of any depth."""
+    if not isinstance(value, CONTAINERS):
         yield path, value
+        return
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(each, f"{path}.{key}")

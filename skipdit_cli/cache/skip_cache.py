@@ -157,7 +157,7 @@ class SkipCache:
         if self.scheduler is not None:
             self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
-            self.refuse_other_cache(is_reused=False)
+            self.refuse_other_cache()
             return
         key, slot = self._slot_of(arguments, timestep)
         if isinstance(slot.steps, ScheduledSteps):
@@ -165,7 +165,7 @@ class SkipCache:
         elif slot.steps.count_call(timestep, type(self.transformer).__name__):
             slot.forget()
         is_reused = bool(slot.times) and not slot.steps.next_is_full
-        self.refuse_other_cache(is_reused)
+        self.refuse_other_cache(only_blocks=is_reused or (self.scheduler is not None and bool(slot.times)))
         if not self.called_slots:
             self.timestep = timestep
         if self.scheduler is None and key in self.called_slots:
@@ -174,16 +174,16 @@ class SkipCache:
         self.called_slots.add(key)
         self.call = Call(slot, True, slot.predict(slot.steps.time), slot.shallow) if is_reused else Call(slot)
 
-    def refuse_other_cache(self, is_reused: bool = False) -> None:
+    def refuse_other_cache(self, only_blocks: bool = False) -> None:
         """Raise an error if a cache of diffusers is enabled on the model.
 
         Args:
-            is_reused: Look at the blocks only, and not at the modules in them, which takes microseconds per block.
+            only_blocks: Look at the blocks, and not at the modules in them, which takes microseconds per block.
 
         Raises:
             UsageError: A cache is enabled.
         """
-        refuse_other_cache(self.transformer, self.trunk.blocks if is_reused else self.modules, ONE_CACHE)
+        refuse_other_cache(self.transformer, self.trunk.blocks if only_blocks else self.modules, ONE_CACHE)
 
     def run(self, forward: Callable, args: tuple, kwargs: dict):
         """Return the output of a forward, which with the layers (0, 0) is forecast in a reused step, and runs nothing.

@@ -89,12 +89,14 @@ class InterposedBlock(Interposed):
         state.leaves_out = cache is not None and cache.leaves_out(index)
         if index == last:
             state.due = 0
-        elif self.trunk.merge is not None and not state.leaves_out:
+            return
+        if self.trunk.merge is not None and not state.leaves_out:
             state.due = index + 1
         elif cache is None or index >= cache.ends.boundary:
             state.due = last
         else:
             state.due = cache.ends.front if index < cache.ends.front else min(cache.ends.boundary, last)
+        state.last = state.due - 1
 
     def _leave(self, cache: Cache | None, result):
         """What the block returns: behind the trunk's last one the cache takes or gives the boundary, if it is there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -252,6 +253,6 @@ def _blocks(transformer, listing: BlockList) -> list:
     """
     name = type(transformer).__name__
     try:
-        return list(transformer.get_submodule(listing.name))
+        return list(attrgetter(listing.name)(transformer))
     except (AttributeError, TypeError) as cause:
         raise UsageError(f"Got {name} without {listing.name}, where its trunk is known to be.") from cause

@@ -79,9 +79,11 @@ class Slot:
         boundary = list(self.boundary)
         if not self.older:
             return boundary
-        newest = self._newest()
-        for weight, value in zip(weights(self.policy.forecast, self.times, t, self.policy.damping)[1:], self.older):
-            boundary = map_streams(lambda b, v, v0, w=weight: b + w * (v - v0), boundary, value, newest)
+        newest, shares = self._newest(), weights(self.policy.forecast, self.times, t, self.policy.damping)
+        for value, share in zip(self.older, shares[1:]):
+            for at, stream in enumerate(boundary):
+                if stream is not None:
+                    boundary[at] = torch.add(stream, value[at] - newest[at], alpha=share)
         return boundary
 
     def has_same(self, condition: list[torch.Tensor]) -> bool:
