@@ -100,7 +100,9 @@ class Trunk:
         self._check_parameters(self.units)
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
-        concatenated = [bool(unit[0].joins) for unit in self.listings]
+        firsts, joined = [unit[0] for unit in self.listings], backbone.joined
+        self._joined_positions = [0 if first.joins else first.names.index(joined) for first in firsts]
+        concatenated = [bool(first.joins) for first in firsts]
         self.concatenates, self.only_concatenated = any(concatenated), all(concatenated)
         self.merge: Merge | None = None
         self.cache: Cache | None = None
@@ -171,8 +173,7 @@ class Trunk:
     def joined_position(self, index: int) -> int:
         """Return the position, among the streams at the input of unit ``index``, of the one that branches join. A
         stream that is concatenated of several counts as one."""
-        listing = self.listings[index][0]
-        return 0 if listing.joins else listing.names.index(self.backbone.joined)
+        return self._joined_positions[index]
 
     def tells_tokens(self, index: int) -> bool:
         """Return whether the length of the joined stream is read at the input of unit ``index``: in a model that
