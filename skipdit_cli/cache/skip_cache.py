@@ -148,7 +148,7 @@ class SkipCache:
         """Decide whether a forward with these arguments is full or reused, before any block runs.
 
         Raises:
-            UsageError: A cache of diffusers is enabled, the scheduler was replaced, or the policy does not fit the run.
+            UsageError: A cache of diffusers is on, the scheduler was replaced, or the policy does not fit the run.
         """
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
         timestep = timestep_of(arguments)

@@ -99,7 +99,7 @@ class InterposedBlock(Interposed):
         state.last = state.due - 1
 
     def _leave(self, cache: Cache | None, result):
-        """What the block returns: behind the trunk's last one the cache takes or gives the boundary, if it is there."""
+        """What the block returns: behind the trunk's last one the cache may take or give the boundary."""
         if cache is None or not self.ends_trunk or cache.ends.boundary != len(self.trunk):
             return result
         if self.is_bare:
