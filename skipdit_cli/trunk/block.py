@@ -118,7 +118,7 @@ class InterposedBlock(Interposed):
         """The streams among the arguments."""
         return [kwargs[name] if name in kwargs else args[place] for name, place in self.places]
 
-    def _with(self, streams: list, args: tuple, kwargs: dict) -> tuple[list, dict]:
+    def _with(self, streams: list, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments of the block with these streams in their places."""
         positional, named = list(args), dict(kwargs)
         for (name, place), stream in zip(self.places, streams):
@@ -126,7 +126,7 @@ class InterposedBlock(Interposed):
                 named[name] = stream
             else:
                 positional[place] = stream
-        return positional, named
+        return tuple(positional), named
 
     def _unchanged(self, streams: list):
         """What the block would return if it changed nothing."""
