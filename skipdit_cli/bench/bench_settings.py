@@ -119,6 +119,9 @@ class BenchSettings:
         maximum=10_000,
         recorded=True,
     )
+    overhead: bool = setting(
+        False, "Print the time that the cache spends in Python per block, beside that of FirstBlockCache.", MEASUREMENT
+    )
     min_speedup: float | None = setting(
         None, "Exit with code 3 unless a cached row is this many times as fast as vanilla.", MEASUREMENT, minimum=0
     )

@@ -21,12 +21,9 @@ from skipdit_cli.trunk import (
     find,
     interpose,
     known_trunk,
-    refuse_other_cache,
     restore,
     update_wrappers,
 )
-
-ONE_CACHE = "a model takes one cache, and Skip-Cache is one"
 
 
 class CachedForward(Interposed):
@@ -45,10 +42,10 @@ class CachedForward(Interposed):
         if not self.serving:
             return self.inner(*args, **kwargs)
         cache, finished = self.cache, False
-        refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
         cache.ownership.begin_call(cache.in_generation)
         try:
             if cache.trunk is None:
+                cache.refuse_other_cache()
                 self._find_trunk(args, kwargs)
             cache.begin(args, kwargs)
             try:
@@ -161,7 +158,7 @@ def enable_skip_cache(
         check_not_compiled(transformer)
     trunk = known_trunk(transformer)
     cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step))
-    refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
+    cache.refuse_other_cache()
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
     if trunk is None:

@@ -17,6 +17,7 @@ CHANGING = (*TIMES, *MORE_TIMES, *MORE_INPUTS)
 """Arguments that change from step to step, besides the first, the latents themselves."""
 CONDITIONS = ("input_ids", "encodings_and_masks")
 """First arguments that are a condition, such as a text, and not the latents (Cosmos 3, T5-FiLM)."""
+CONTAINERS = (dict, list, tuple)
 CONTROL = "controlnet"
 """Part of the name of every argument that holds a ControlNet's residuals, which change from step to step as well."""
 
@@ -26,26 +27,32 @@ def timestep_of(arguments: dict):
     return next((arguments[name] for name in TIMES if name in arguments), None)
 
 
-def signature_of(arguments: dict) -> tuple:
-    """Return the shapes, dtypes and devices of all tensors, and all switches and sizes. Memory is only used for a call
-    of the same signature."""
-    fixed = {name: value for name, value in arguments.items() if name not in CHANGING or not isinstance(value, int)}
-    return tuple(
-        (path, value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else (path, value)
-        for path, value in _leaves(fixed)
-    )
-
-
-def condition_of(arguments: dict, first: str) -> list[torch.Tensor]:
-    """Return the tensors that stay the same from step to step within one branch of guidance.
+def signature_and_condition(arguments: dict, first: str) -> tuple[list[tuple], list[torch.Tensor]]:
+    """Return what tells two calls apart, from one pass over their arguments.
 
     Args:
         arguments: The arguments of the call, by name.
         first: Name of the first argument, which is mostly the latents, and then changes.
+
+    Returns:
+        The signature: the shapes, dtypes and devices of all tensors, and all switches and sizes. Memory is only used
+        for a call of the same signature. And the condition: the tensors that stay the same from step to step within
+        one branch of guidance.
     """
-    changing = CHANGING if first in CONDITIONS else (first, *CHANGING)
-    fixed = {name: value for name, value in arguments.items() if name not in changing and CONTROL not in name}
-    return [value for _, value in _leaves(fixed) if isinstance(value, torch.Tensor)]
+    signature: list[tuple] = []
+    condition: list[torch.Tensor] = []
+    for name, value in arguments.items():
+        if value is None or (name in CHANGING and isinstance(value, int)):
+            continue
+        is_fixed = name not in CHANGING and (name != first or first in CONDITIONS) and CONTROL not in name
+        for path, leaf in _leaves(value, name) if isinstance(value, CONTAINERS) else ((name, value),):
+            if isinstance(leaf, torch.Tensor):
+                signature.append((path, leaf.shape, leaf.dtype, leaf.device))
+                if is_fixed:
+                    condition.append(leaf)
+            elif isinstance(leaf, (int, str)):  # a bool is an int; floats are left out, for scales change
+                signature.append((path, leaf))
+    return signature, condition
 
 
 def fills_other_cache(arguments: dict) -> bool:
@@ -54,21 +61,17 @@ def fills_other_cache(arguments: dict) -> bool:
 
     Calls that only read are ``kv_cache_mode="cached"`` (Flux.2, Wan-Animate-2) and ``is_cache_step`` False (AnyFlow).
     """
-    names = {name for name, value in arguments.items() if name.startswith("kv_cache") and value is not None}
-    if not names:
+    if not any(name.startswith("kv_cache") and value is not None for name, value in arguments.items()):
         return False
     flag = arguments.get("kv_cache_flag")
     only_reads = isinstance(flag, dict) and not flag.get("is_cache_step", True)
     return not (only_reads or arguments.get("kv_cache_mode") == "cached")
 
 
-def _leaves(value, path: str = "") -> Iterator[tuple[str, object]]:
-    """Path and value of each tensor, switch, whole number and string. Floats are left out, for scales change."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _leaves(each, f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for at, each in enumerate(value):
-            yield from _leaves(each, f"{path}.{at}")
-    elif isinstance(value, (torch.Tensor, bool, int, str)):
+def _leaves(value, path: str) -> Iterator[tuple[str, object]]:
+    """Path and value of each element of a container, of any depth."""
+    if not isinstance(value, CONTAINERS):
         yield path, value
+        return
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(each, f"{path}.{key}")

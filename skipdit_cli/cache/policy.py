@@ -9,7 +9,7 @@ from numbers import Real
 
 from skipdit_cli.cache.forecast import FORECASTS
 from skipdit_cli.cache.noise_levels import NoiseLevels
-from skipdit_cli.cache.schedule import explicit, late_dense, mid_dense, uniform, windowed
+from skipdit_cli.cache.schedule import explicit, is_full_in_window, late_dense, mid_dense, uniform, windowed
 from skipdit_cli.errors import UsageError, nearest
 
 TARGETS = ("boundary", "residual")
@@ -204,6 +204,22 @@ class CachePolicy:
             return explicit(steps, (0,))
         interval = 2 if self.interval is None else self.interval
         return uniform(steps, interval) if self.window is None else windowed(timesteps, interval, *self.window)
+
+    def is_full(self, step: int, t: float, is_over: bool) -> bool:
+        """Return whether one step is full, where the steps to come are not known: by any rule but a number of full
+        steps.
+
+        Args:
+            step: Its index.
+            t: Its timestep.
+            is_over: Whether an earlier step has ended the window.
+        """
+        if isinstance(self.full_steps, tuple):
+            return step == 0 or step in self.full_steps
+        interval = 2 if self.interval is None else self.interval
+        if self.window is None:
+            return step % interval == 0
+        return is_full_in_window(step, t, is_over, interval, self.window[0])
 
     def describe(self) -> str:
         """Return the schedule in a few words, as tables show it."""

@@ -27,11 +27,24 @@ def windowed(timesteps: Sequence[float], interval: int, start: float, end: float
         start: The window's first timestep, which is the higher one.
         end: Its last timestep.
     """
-    is_over = [any(t <= end for t in timesteps[:step]) for step in range(len(timesteps))]
-    return tuple(
-        step == 0 or step % interval == 0 or t >= start or over
-        for step, (t, over) in enumerate(zip(timesteps, is_over))
-    )
+    plan, is_over = [], False
+    for step, t in enumerate(timesteps):
+        plan.append(is_full_in_window(step, t, is_over, interval, start))
+        is_over = is_over or t <= end
+    return tuple(plan)
+
+
+def is_full_in_window(step: int, t: float, is_over: bool, interval: int, start: float) -> bool:
+    """Return whether one step is full by the rule of ``windowed``.
+
+    Args:
+        step: Its index.
+        t: Its timestep.
+        is_over: Whether an earlier step had t <= end.
+        interval: Every ``interval``-th step is full.
+        start: The window's first timestep.
+    """
+    return step % interval == 0 or t >= start or is_over
 
 
 def late_dense(steps: int, count: int) -> tuple[bool, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.cache.forward_arguments import condition_of, fills_other_cache, signature_of, timestep_of
+from skipdit_cli.cache.forward_arguments import fills_other_cache, signature_and_condition, timestep_of
 from skipdit_cli.cache.generation.call import Call
 from skipdit_cli.cache.generation.following import claim, exchange, scheduler_in_use
 from skipdit_cli.cache.generation.ownership import Ownership
@@ -26,9 +26,10 @@ from skipdit_cli.cache.trigger import Trigger
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.families.protocols import Scheduler, Transformer
-from skipdit_cli.trunk import Trunk
+from skipdit_cli.trunk import Trunk, refuse_other_cache
 
 MAX_CALLS_PER_STEP = 8
+ONE_CACHE = "a model takes one cache, and Skip-Cache is one"
 
 
 class SkipCache:
@@ -150,8 +151,11 @@ class SkipCache:
 
     @torch.compiler.disable
     def begin(self, args: tuple, kwargs: dict) -> None:
-        """Decide whether a forward with these arguments is full or reused, before any block runs."""
-        self.call = Call()
+        """Decide whether a forward with these arguments is full or reused, before any block runs.
+
+        Raises:
+            UsageError: A cache of diffusers is on, the scheduler was replaced, or the policy does not fit the run.
+        """
         arguments = {**dict(zip(self.parameters, args)), **kwargs}
         timestep = timestep_of(arguments)
         if self.ends.front < self.ends.back:  # branches that were added after the cache may need both ends
@@ -159,12 +163,15 @@ class SkipCache:
         if self.scheduler is not None:
             self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
+            self.refuse_other_cache()
             return
         key, slot = self._slot_of(arguments, timestep)
         if isinstance(slot.steps, ScheduledSteps):
             slot.steps.make_plan(timestep)
         elif slot.steps.count_call(timestep, type(self.transformer).__name__):
             slot.forget()
+        is_reused = bool(slot.times) and not slot.steps.next_is_full
+        self.refuse_other_cache(only_blocks=is_reused or (self.scheduler is not None and bool(slot.times)))
         if not self.called_slots:
             self.timestep = timestep
         if self.scheduler is None and key in self.called_slots:
@@ -176,6 +183,17 @@ class SkipCache:
             self.call = self.trigger.begin_call(slot, is_reused, opens_step=len(self.called_slots) == 1)
         else:
             self.call = Call.reusing(slot) if is_reused else Call(slot)
+
+    def refuse_other_cache(self, only_blocks: bool = False) -> None:
+        """Raise an error if a cache of diffusers is enabled on the model.
+
+        Args:
+            only_blocks: Look at the blocks, and not at the modules in them, which takes microseconds per block.
+
+        Raises:
+            UsageError: A cache is enabled.
+        """
+        refuse_other_cache(self.transformer, self.trunk.blocks if only_blocks else self.modules, ONE_CACHE)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
@@ -257,7 +275,7 @@ class SkipCache:
 
     def _slot_of(self, arguments: dict, timestep) -> tuple[str | int | tuple, Slot]:
         """The memory of the branch of guidance that a call belongs to, new if there is none that is valid for it."""
-        signature, condition = signature_of(arguments), condition_of(arguments, self.parameters[0])
+        signature, condition = signature_and_condition(arguments, self.parameters[0])
         key, slot = self._find_slot(condition, timestep)
         if slot is None or slot.signature != signature:
             counted = slot.steps if slot else CountedSteps(self.policy)

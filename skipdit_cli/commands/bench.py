@@ -60,6 +60,8 @@ def bench(
     ):
         rows = run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
     report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
+    if settings.overhead:
+        _add_overhead(report)
     if settings.output is not None:
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
@@ -240,6 +242,14 @@ def _sampler_record(shared) -> dict:
     """Return the flags of the sampler that are set beside the name of its scheduler."""
     values = {name: getattr(shared, name) for name in ("scheduler_spacing", "scheduler_arg", "timesteps")}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _add_overhead(report: dict) -> None:
+    """Measure the overhead of the caches in Python, and put its rows and its sentences into the report."""
+    from skipdit_cli.bench.overhead.call_overhead import measure_overhead, overhead_notes
+
+    report["overhead"] = measure_overhead()
+    report["notes"] += overhead_notes(report["overhead"])
 
 
 def _print_report(report: dict, output: Path | None, card: Path | None) -> None:

@@ -79,8 +79,9 @@ def parse_integers(text: str, flag: str) -> list[int]:
 
 
 def cache_policy(settings: CacheSettings, steps: int):
-    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache`` and ``--cache-layers``. With a
-    target speedup its threshold stands for one that is not known yet.
+    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache`` and ``--cache-layers``.
+
+    With a target speedup its threshold stands for one that is not known yet.
 
     Args:
         settings: The cache flags.

@@ -34,6 +34,9 @@ class SkipBranches(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as in diff
         trunk: For a class that is not declared, the trunk that was found (``Backbone.record``), so that attaching the
             branches again needs no forward.
 
+    Attributes:
+        num_pairs: The number of pairs (i, L-1-i).
+
     Raises:
         UsageError: The merge or the time embedding is none of these.
     """
@@ -57,16 +60,12 @@ class SkipBranches(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as in diff
             raise UsageError(
                 f"Got time embedding '{time_embedding}' but expected one of {', '.join(TIME_EMBEDDINGS)}."
             )
-        self.norms = nn.ModuleList(FP32LayerNorm(2 * dim, eps=1e-6) for _ in range(num_layers // 2))
-        self.linears = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_layers // 2))
+        self.num_pairs = num_layers // 2
+        self.norms = nn.ModuleList(FP32LayerNorm(2 * dim, eps=1e-6) for _ in range(self.num_pairs))
+        self.linears = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(self.num_pairs))
         if merge == "residual":
             for parameter in self.linears.parameters():
                 nn.init.zeros_(parameter)
-
-    @property
-    def num_pairs(self) -> int:
-        """The number of pairs (i, L-1-i)."""
-        return len(self.linears)
 
     def forward(self, x: torch.Tensor, source: torch.Tensor, pair: int) -> torch.Tensor:
         """Join ``source``, the output of block ``pair``, to x, the input of its target block.

@@ -93,7 +93,7 @@ class SkipMerge:
             # it, only the number of tokens is kept: the tensor would keep the input, and so itself, alive for good.
             is_input = pair is not None and sources.units[pair] == index
             self.joined.setdefault(x, {})[index] = (None, sources.tokens) if is_input else (source,)
-        return self._merged(index, streams, source)
+        return streams if source is None else self._merged(index, streams, source)
 
     def recompute(self, index: int, streams: list) -> list | None:
         """Return what ``join`` returned for these very streams while gradients were enabled, or None if it was not
@@ -105,17 +105,15 @@ class SkipMerge:
         if record is None:
             return None
         source = record[0] if len(record) == 1 else self.trunk.joined_part(index, x, record[1])
-        return self._merged(index, streams, source)
+        return streams if source is None else self._merged(index, streams, source)
 
     def _pair(self, index: int) -> int | None:
         """The i of the pair (i, L-1-i) that unit ``index`` is the target of; None if it is the target of none."""
         pair = len(self.trunk) - 1 - index
         return pair if pair < min(index, self.branches.num_pairs) else None
 
-    def _merged(self, index: int, streams: list, source: torch.Tensor | None) -> list:
+    def _merged(self, index: int, streams: list, source: torch.Tensor) -> list:
         """The streams with the source joined to its tokens in them."""
-        if source is None:
-            return streams
         position, tokens = self.trunk.joined_position(index), source.shape[TOKENS]
         x = streams[position]
         start = self.trunk.first_token(index, x, tokens)

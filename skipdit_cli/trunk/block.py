@@ -6,7 +6,7 @@ import torch
 
 from skipdit_cli.trunk.forward_state import ForwardState
 from skipdit_cli.trunk.interpose import Interposed
-from skipdit_cli.trunk.trunk import Trunk, parameters_of
+from skipdit_cli.trunk.trunk import Cache, Trunk, parameters_of
 
 
 class InterposedBlock(Interposed):
@@ -25,63 +25,84 @@ class InterposedBlock(Interposed):
     def __init__(self, inner, trunk: Trunk, index: int, position: int):
         super().__init__(inner)
         self.trunk, self.index, self.opens_unit = trunk, index, position == 0
-        self.ends_trunk = index == len(trunk) - 1 and position == len(trunk.units[index]) - 1
+        self.last_unit = len(trunk) - 1
+        self.ends_trunk = index == self.last_unit and position == len(trunk.units[index]) - 1
         self.listing = trunk.listings[index][position]
+        self.is_bare = self.listing.bare
         parameters = list(parameters_of(trunk.units[index][position]))
         self.places = [(name, parameters.index(name)) for name in self.listing.names]
 
     def __call__(self, *args, **kwargs):
         if not self.serving:
             return self.inner(*args, **kwargs)
+        state = self.trunk.forwards.current
+        if state is not None and self.index < state.due and not torch.is_grad_enabled():
+            if state.leaves_out:
+                return self._unchanged(self._inputs(args, kwargs))
+            return self._inner(args, kwargs)
+        return self._run(args, kwargs)
+
+    def _run(self, args: tuple, kwargs: dict):
+        """Run the block, or leave it out, where streams may have to be kept, joined, taken or given."""
         trunk, merge = self.trunk, self.trunk.merge if self.opens_unit else None
-        inputs = [kwargs[name] if name in kwargs else args[place] for name, place in self.places]
+        cache = None if torch.is_grad_enabled() else trunk.cache
+        inputs = self._inputs(args, kwargs)
         # Gradient checkpointing runs blocks again in backward, in any thread and in reverse order, on the same
         # tensors. Such a call belongs to no forward that is under way.
         streams, first_pass = None if merge is None else merge.recompute(self.index, inputs), None
         if streams is None:
             state = trunk.forwards.at(self.index, self.opens_unit, trunk.new_first_pass())
-            streams = self._enter(state, inputs)
-            if streams is None:
-                return self._leave(self._unchanged(inputs)) if self.ends_trunk else self._unchanged(inputs)
+            streams = self._enter(state, cache, inputs) if self.opens_unit else inputs
+            if cache is not None and cache.leaves_out(self.index):
+                return self._leave(cache, self._unchanged(inputs))
             first_pass = None if torch.compiler.is_compiling() else state.first_pass
             if first_pass is not None:
                 first_pass.check_inputs(self.listing, inputs)
-            if merge is not None and not self._lacks_source():
+            if merge is not None and (cache is None or not cache.leaves_out(self.last_unit - self.index)):
                 streams = merge.join(state, self.index, streams)
-        inner = self.inner if self.below is None else self.call_inner
-        result = inner(*self._with(streams, args, kwargs), **kwargs)
+        if streams is not inputs:
+            args, kwargs = self._with(streams, args, kwargs)
+        result = self._inner(args, kwargs)
         if first_pass is not None:
             first_pass.check_outputs(self.listing, inputs, result)
-            if self.index == len(trunk) - 1:
+            if self.index == self.last_unit:
                 trunk.first_pass = None
-        return self._leave(result) if self.ends_trunk else result
+        return self._leave(cache, result)
 
-    def _enter(self, state: ForwardState, streams: list) -> list | None:
-        """The streams at the block's input: in a unit's first block, sources are kept and the cache takes or gives the
-        boundary. None if the cache leaves the unit out (the deep part of a reused step)."""
+    def _enter(self, state: ForwardState, cache: Cache | None, streams: list) -> list:
+        """The streams at the unit's input: sources are kept, and the cache takes or gives the boundary."""
         merge, index = self.trunk.merge, self.index
-        cache = None if torch.is_grad_enabled() else self.trunk.cache
-        if self.opens_unit:
-            # The streams have passed units that the model itself left out (skip layer guidance) unchanged.
-            for passed in range(state.last + 1, index + 1):
-                if merge is not None and (cache is None or passed <= cache.ends.front or not cache.leaves_out(passed)):
-                    merge.keep(state, passed, index, streams)
-                if cache is not None:
-                    streams = cache.cross(passed, streams)
-            state.last = index
-        return None if cache is not None and cache.leaves_out(index) else streams
+        # The streams have passed units that the model itself left out (skip layer guidance) unchanged.
+        for passed in range(state.last + 1, index + 1):
+            if merge is not None and (cache is None or passed <= cache.ends.front or not cache.leaves_out(passed)):
+                merge.keep(state, passed, index, streams)
+            if cache is not None:
+                streams = cache.cross(passed, streams)
+        state.last = index
+        if state.looks_ahead:
+            self._look_ahead(state, cache)
+        return streams
 
-    def _lacks_source(self) -> bool:
-        """Whether the cache left out the unit whose output would join this one."""
-        cache = None if torch.is_grad_enabled() else self.trunk.cache
-        return cache is not None and cache.leaves_out(len(self.trunk) - 1 - self.index)
+    def _look_ahead(self, state: ForwardState, cache: Cache | None) -> None:
+        """Note the next unit at which streams may be kept, joined, taken or given, and what the units before it do."""
+        index, last = self.index, self.last_unit
+        state.leaves_out = cache is not None and cache.leaves_out(index)
+        if index == last:
+            state.due = 0
+            return
+        if self.trunk.merge is not None and not state.leaves_out:
+            state.due = index + 1
+        elif cache is None or index >= cache.ends.boundary:
+            state.due = last
+        else:
+            state.due = cache.ends.front if index < cache.ends.front else min(cache.ends.boundary, last)
+        state.last = state.due - 1
 
-    def _leave(self, result):
-        """What the last block of the trunk returns: the cache takes or gives the boundary if that is its output."""
-        cache = None if torch.is_grad_enabled() else self.trunk.cache
-        if cache is None or cache.ends.boundary != len(self.trunk):
+    def _leave(self, cache: Cache | None, result):
+        """What the block returns: behind the trunk's last one the cache may take or give the boundary."""
+        if cache is None or not self.ends_trunk or cache.ends.boundary != len(self.trunk):
             return result
-        if self.listing.bare:
+        if self.is_bare:
             return cache.cross(len(self.trunk), [result])[0]
         places = [place for place, name in enumerate(self.listing.streams) if name is not None]
         returned = list(result)
@@ -89,19 +110,27 @@ class InterposedBlock(Interposed):
             returned[place] = stream
         return tuple(returned)
 
-    def _with(self, streams: list, args: tuple, kwargs: dict) -> list:
-        """The positional arguments of the block with these streams in their places; ``kwargs`` is changed in place."""
-        positional = list(args)
+    def _inner(self, args: tuple, kwargs: dict):
+        """The block itself."""
+        return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
+
+    def _inputs(self, args: tuple, kwargs: dict) -> list:
+        """The streams among the arguments."""
+        return [kwargs[name] if name in kwargs else args[place] for name, place in self.places]
+
+    def _with(self, streams: list, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments of the block with these streams in their places."""
+        positional, named = list(args), dict(kwargs)
         for (name, place), stream in zip(self.places, streams):
-            if name in kwargs:
-                kwargs[name] = stream
+            if name in named:
+                named[name] = stream
             else:
                 positional[place] = stream
-        return positional
+        return tuple(positional), named
 
     def _unchanged(self, streams: list):
         """What the block would return if it changed nothing."""
-        if self.listing.bare:
+        if self.is_bare:
             return streams[0]
         named = dict(zip(self.listing.names, streams))
         return tuple(named.get(name) for name in self.listing.streams)

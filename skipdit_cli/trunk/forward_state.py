@@ -17,19 +17,29 @@ class ForwardState:
     Args:
         last: Index of the unit that was entered last; -1 before the first.
         first_pass: The check of a declared trunk in its first forward, or None.
+        looks_ahead: Whether ``due`` is kept, so that most blocks of a forward have nothing to decide.
 
     Attributes:
+        due: No unit before this one keeps, joins, takes or gives a stream; 0 where that is not known.
+        leaves_out: Whether the cache leaves out the units up to ``due``.
         sources: What the skip branches keep in this forward (``skip.merge.Sources``); None until they keep something.
     """
 
-    def __init__(self, last: int = -1, first_pass: FirstPass | None = None):
-        self.first_pass = first_pass
+    def __init__(self, last: int = -1, first_pass: FirstPass | None = None, looks_ahead: bool = False):
+        self.first_pass, self.looks_ahead = first_pass, looks_ahead
+        self.due, self.leaves_out = 0, False
         self.begin(last)
 
     def begin(self, last: int = -1) -> None:
         """Begin a forward: forget what the one before left."""
         self.last = last
         self.sources: Any = None
+
+
+class _OfThread(threading.local):
+    """The state of the forward that each thread is in."""
+
+    state: ForwardState | None = None
 
 
 class ForwardStates:
@@ -41,7 +51,7 @@ class ForwardStates:
 
     def __init__(self):
         self.traced = ForwardState()
-        self.of_thread = threading.local()
+        self.of_thread = _OfThread()
 
     def __reduce__(self):
         return ForwardStates, ()
@@ -49,7 +59,7 @@ class ForwardStates:
     @property
     def current(self) -> ForwardState | None:
         """The state of the forward that this thread is in, or None."""
-        return getattr(self.of_thread, "state", None)
+        return self.traced if torch.compiler.is_dynamo_compiling() else self.of_thread.state
 
     @current.setter
     def current(self, state: ForwardState | None) -> None:
@@ -66,7 +76,7 @@ class ForwardStates:
             if index == 0 and opens_unit:
                 self.traced.begin()
             return self.traced
-        state = self.current
+        state = self.of_thread.state
         if state is None or (opens_unit and index <= state.last):  # not called through the transformer's own forward
             state = self.current = ForwardState(index - 1, first_pass)
         return state
@@ -86,7 +96,8 @@ class TrunkForward(Interposed):
         if torch.compiler.is_dynamo_compiling():
             forwards.traced.begin()
             return self.inner(*args, **kwargs)
-        outer, forwards.current = forwards.current, ForwardState(first_pass=self.trunk.new_first_pass())
+        first_pass = self.trunk.new_first_pass()
+        outer, forwards.current = forwards.current, ForwardState(-1, first_pass, looks_ahead=first_pass is None)
         try:
             return self.inner(*args, **kwargs)
         finally:

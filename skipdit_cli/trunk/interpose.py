@@ -28,6 +28,7 @@ class Interposed:
     Attributes:
         active: False after ``restore``; a call is then passed on unchanged.
         below: An interposition of ours that lies under another library's wrapper, under this one; None without.
+        is_below: Whether this interposition lies, or lay, under another one like that.
     """
 
     __call__: Callable[..., Any]
@@ -38,11 +39,12 @@ class Interposed:
         self.inner: Any = inner
         self.active = True
         self.below: Interposed | None = None
+        self.is_below = False
 
     @property
     def serving(self) -> bool:
         """Whether this interposition does its work in the present call, and does not pass it on unchanged."""
-        if torch.compiler.is_dynamo_compiling():  # it ignores thread-local state; one thread traces at a time
+        if not self.is_below or torch.compiler.is_dynamo_compiling():  # which ignores thread-local state
             return self.active
         return self.active and id(self) not in getattr(_covered, "ids", ())
 
@@ -101,6 +103,8 @@ def interpose_outside(owner, name: str, make: Callable[[Any], Interposed]) -> In
     if outermost is None or owner.__dict__[name] is not outermost:
         outermost, below = _put(owner, name, make), outermost
         outermost.below = below
+        if below is not None:
+            below.is_below = True
     return outermost
 
 

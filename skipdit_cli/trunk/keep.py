@@ -128,13 +128,20 @@ class WrapperCheck:
 
     Offload hooks take our wrappers along when they are removed, and blocks may be compiled or replaced by compiled
     ones. A hook stays where it is in all these cases.
+
+    Attributes:
+        methods: Each block with what its call ended up in when its wrapper was last looked for. A copy has none.
     """
 
     def __init__(self, trunk: Trunk):
         self.trunk = trunk
+        self.methods: list[tuple] = []
+
+    def __reduce__(self):
+        return WrapperCheck, (self.trunk,)
 
     def __call__(self, transformer, args) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._methods(transformer) == self.methods:
             return
         trunk, units = self.trunk, self.trunk.current_units(transformer)
         if units != trunk.units:
@@ -144,6 +151,12 @@ class WrapperCheck:
             trunk.units = units
         if not all(_is_wrapped(block) for block in trunk.blocks):
             wrap_blocks(trunk)
+        self.methods = self._methods(transformer)
+
+    def _methods(self, transformer) -> list[tuple]:
+        """The blocks that the model has now, each with its methods that a call may end up in."""
+        blocks = self.trunk.current_blocks(transformer)
+        return [(block, block.__dict__.get("forward"), block.__dict__.get(COMPILED)) for block in blocks]
 
 
 def _called_method(block) -> str:

@@ -33,8 +33,9 @@ def other_cache(modules: Iterable[nn.Module]) -> str | None:
     """Return the name (``first_block_cache``) of a cache of diffusers that has a hook on one of the modules; None if
     there is none."""
     for module in modules:
-        registry = module.__dict__.get("_diffusers_hook")
-        for hook in () if registry is None else registry.hooks.values():
+        if (registry := module.__dict__.get("_diffusers_hook")) is None:
+            continue
+        for hook in registry.hooks.values():
             if getattr(hook, "_is_stateful", False):
                 return type(hook).__module__.rpartition(".")[2]
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -99,7 +100,9 @@ class Trunk:
         self._check_parameters(self.units)
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
-        concatenated = [bool(unit[0].joins) for unit in self.listings]
+        firsts, joined = [unit[0] for unit in self.listings], backbone.joined
+        self._joined_positions = [0 if first.joins else first.names.index(joined) for first in firsts]
+        concatenated = [bool(first.joins) for first in firsts]
         self.concatenates, self.only_concatenated = any(concatenated), all(concatenated)
         self.merge: Merge | None = None
         self.cache: Cache | None = None
@@ -134,6 +137,10 @@ class Trunk:
         """Return the check for one forward, or None if an earlier forward has passed it."""
         return None if self.first_pass is None else FirstPass(self.model_class)
 
+    def current_blocks(self, transformer) -> list:
+        """Return the blocks that the model has now, list by list."""
+        return [block for listing in self.backbone.lists for block in _blocks(transformer, listing)]
+
     def current_units(self, transformer) -> list[tuple]:
         """Return the units that the model has now, which differ from ``units`` where its blocks were replaced.
 
@@ -166,8 +173,7 @@ class Trunk:
     def joined_position(self, index: int) -> int:
         """Return the position, among the streams at the input of unit ``index``, of the one that branches join. A
         stream that is concatenated of several counts as one."""
-        listing = self.listings[index][0]
-        return 0 if listing.joins else listing.names.index(self.backbone.joined)
+        return self._joined_positions[index]
 
     def tells_tokens(self, index: int) -> bool:
         """Return whether the length of the joined stream is read at the input of unit ``index``: in a model that
@@ -248,6 +254,6 @@ def _blocks(transformer, listing: BlockList) -> list:
     """
     name = type(transformer).__name__
     try:
-        return list(transformer.get_submodule(listing.name))
+        return list(attrgetter(listing.name)(transformer))
     except (AttributeError, TypeError) as cause:
         raise UsageError(f"Got {name} without {listing.name}, where its trunk is known to be.") from cause

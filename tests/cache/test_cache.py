@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, remove_skip_branches
 from skipdit_cli.cache import FORECASTS, TARGETS
 from skipdit_cli.cache.forecast import weights
+from skipdit_cli.cache.generation.steps import CountedSteps
 from skipdit_cli.errors import UsageError
 from skipdit_cli.trunk import attached_trunk
 from tests.support.tiny_dit_runs import (
@@ -476,6 +477,21 @@ def test_past_the_end_of_a_window_the_next_rise_begins_anew(model, forecast):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.parametrize(
+    "policy", [CachePolicy(1, 3), CachePolicy(1, 3, (700, 50)), CachePolicy(1, full_steps=(0, 2, 7))]
+)
+def test_steps_decided_one_by_one_are_those_of_the_plan_and_nothing_of_them_is_kept(policy):
+    timesteps, steps = list(range(995, 0, -5)), CountedSteps(policy)
+    size, decided = len(pickle.dumps(steps)), []
+    for _ in range(2 if policy.window else 1):
+        for t in timesteps:
+            steps.count_call(torch.tensor([t]), "DiTTransformer2DModel")
+            decided.append(steps.next_is_full)
+            steps.next += 1
+    assert tuple(decided) == policy.plan(timesteps) * (2 if policy.window else 1)
+    assert len(pickle.dumps(steps)) < size + 40
+
+
 # Counts and traces
 
 
@@ -580,7 +596,10 @@ def test_a_copy_of_both_stands_alone(model, first):
 
 
 @pytest.mark.parametrize("order", ["compiled first", "cached first"])
-@pytest.mark.parametrize("policy", [CachePolicy(1), CachePolicy(2, forecast="taylor2", target="residual")])
+@pytest.mark.parametrize(
+    "policy",
+    [CachePolicy(1), CachePolicy((1, 0)), CachePolicy((2, 1)), CachePolicy(2, forecast="taylor2", target="residual")],
+)
 def test_compiles_into_two_graphs(model, order, policy):
     from torch._dynamo.testing import CompileCounter
 

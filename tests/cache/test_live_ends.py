@@ -129,6 +129,18 @@ def test_a_boundary_behind_the_last_block_of_any_layout(name, layers):
     assert cache.ends.has_residual == (layers != (0, 0))
 
 
+def test_without_a_live_block_only_the_full_step_is_compiled(tiny_dit):
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model, counter = tiny_dit(), CompileCounter()
+    expected = run(model)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    cache = enable_skip_cache(compiled, CachePolicy(0))
+    assert all(torch.equal(run(compiled), expected) for _ in range(6))
+    assert cache.trace == ["full", "reused"] * 3 and counter.frame_count == 1
+
+
 # Damping
 
 

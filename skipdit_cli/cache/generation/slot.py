@@ -37,7 +37,7 @@ class Slot:
         self,
         policy: CachePolicy,
         condition: list[torch.Tensor],
-        signature: tuple,
+        signature: list[tuple],
         steps: ScheduledSteps | CountedSteps,
     ):
         self.policy, self.condition, self.signature, self.steps = policy, condition, signature, steps
@@ -79,9 +79,11 @@ class Slot:
         boundary = list(self.boundary)
         if not self.older:
             return boundary
-        newest = self._newest()
-        for weight, value in zip(weights(self.policy.forecast, self.times, t, self.policy.damping)[1:], self.older):
-            boundary = map_streams(lambda b, v, v0, w=weight: b + w * (v - v0), boundary, value, newest)
+        newest, shares = self._newest(), weights(self.policy.forecast, self.times, t, self.policy.damping)
+        for value, share in zip(self.older, shares[1:]):
+            for at, stream in enumerate(boundary):
+                if stream is not None:
+                    boundary[at] = torch.add(stream, value[at] - newest[at], alpha=share)
         return boundary
 
     def has_same(self, condition: list[torch.Tensor]) -> bool:
@@ -127,10 +129,9 @@ def find_slot(
             repeated += 1
             key = (context, repeated)
         return key, slots.get(key), repeated
-    uncalled = {key: slot for key, slot in slots.items() if key not in called}
     for belongs in (Slot.has_same, Slot.has_equal):  # comparing values waits for a device
-        for key, slot in uncalled.items():
-            if belongs(slot, condition):
+        for key, slot in slots.items():
+            if key not in called and belongs(slot, condition):
                 return key, slot, 0
     belongs = Slot.has_same if len(called) < 2 else Slot.has_equal
     repeated = sum(belongs(slots[key], condition) for key in called if key in slots)

@@ -118,10 +118,32 @@ class ScheduledSteps(Steps):
 
 
 class CountedSteps(Steps):
-    """The steps of one branch of guidance where no scheduler is followed: each call of the branch is one step."""
+    """The steps of one branch of guidance where no scheduler is followed: each call of the branch is one step.
+
+    Each step is decided by itself: nothing is kept of those before it but their count and the end of the window.
+
+    Attributes:
+        t: The timestep of the next step, where the policy has a window; None before the first.
+        is_over: Whether a step before it has ended the window.
+    """
+
+    def __init__(self, policy: CachePolicy):
+        super().__init__(policy)
+        self.t: float | None = None
+        self.is_over = False
+
+    @property
+    def next_is_full(self) -> bool:
+        """Whether the next step is full."""
+        return self.policy.is_full(self.next, self.time, self.is_over)
+
+    @property
+    def time(self) -> float:
+        """The position of the next step on the axis of the forecast."""
+        return -float(self.next) if self.t is None else self.t
 
     def count_call(self, timestep, model_class: str) -> bool:
-        """Plan the steps up to this call.
+        """Take the timestep of the next step from its call.
 
         Only a window needs the timestep. Reading it is the one operation of the cache that waits for a device.
 
@@ -135,24 +157,17 @@ class CountedSteps(Steps):
         Raises:
             UsageError: The policy has a window, and the call no timestep.
         """
-        begins_again = False
         if self.policy.window is None:
-            self.timesteps.append(-float(self.next))
-        else:
-            if timestep is None:
-                raise UsageError(
-                    f"Got a cache window, but {model_class} is called without a timestep; give an interval."
-                )
-            t = _first_value(timestep)
-            begins_again = bool(self.timesteps) and self.timesteps[-1] <= self.policy.window[1] < t
-            if begins_again:
-                self.timesteps, self.next = [], 0
-            self.timesteps.append(t)
-        full = self.policy.full_steps
-        if isinstance(full, tuple):
-            self.plan = tuple(step == 0 or step in full for step in range(self.next + 1))
-        else:
-            self.plan = self.policy.plan(self.timesteps)
+            return False
+        if timestep is None:
+            raise UsageError(f"Got a cache window, but {model_class} is called without a timestep; give an interval.")
+        end, earlier = self.policy.window[1], self.t
+        self.t = _first_value(timestep)
+        begins_again = earlier is not None and earlier <= end < self.t
+        if begins_again:
+            self.next, self.is_over = 0, False
+        elif earlier is not None and self.next:
+            self.is_over = self.is_over or earlier <= end
         return begins_again
 
 

@@ -1,0 +1,1 @@
+"""The time that a cache spends in Python, beside what the blocks compute."""
