@@ -12,7 +12,7 @@ from typing import Any
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families.fingerprint import architecture_fingerprint, class_name, weights_fingerprint
+from skipdit_cli.families.fingerprint import architecture_fingerprint, class_name, short_hash, weights_fingerprint
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.files import replacing
 from skipdit_cli.formats import to_json
@@ -139,6 +139,7 @@ def make_made_for(
         "branches": branches_of(pipe),
         "sampler": candidate.sampler.describe(),
         "steps": candidate.steps,
+        "checksum": short_hash(candidate.key()),
         "guidance_scale": guidance_scale,
         "cost": round(cost, 3),
         "measured": measured,
@@ -170,21 +171,24 @@ def save_plan(plan: Plan, path: str | Path, command: str = "") -> None:
 
     model = f"--preset {plan.weights}" if plan.weights else "-m MODEL"
     candidate, made_for = plan.candidate, plan.made_for
-    flags = dict(candidate.flags())
-    if made_for["guidance_scale"] is not None:
-        flags["guidance-scale"] = f"{made_for['guidance_scale']:g}"
     data = {
         "about": f"{candidate.describe()}; cost {made_for['cost']:g} full forwards.",
         "source": f"skipdit calibrate, {made_for['date']}.",
         **({"weights": plan.weights} if plan.weights else {}),
         "made_for": dict(made_for),
-        "sample": flags,
+        "sample": _flags(candidate, made_for["guidance_scale"]),
     }
     lines = [f"# {command}"] if command else []
     lines.append(f"# skipdit sample {model} --plan FILE          (FILE is this file)")
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
     with replacing(Path(path)) as part:
         part.write_text("\n".join(lines) + "\n" + text, encoding="utf-8")
+
+
+def _flags(candidate: Candidate, guidance_scale: float | None) -> dict[str, str | list[str]]:
+    """Return the flags of ``sample`` that a plan holds."""
+    guidance = {} if guidance_scale is None else {"guidance-scale": f"{guidance_scale:g}"}
+    return {**candidate.flags(), **guidance}
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -217,18 +221,18 @@ def plan_of(preset: Preset) -> Plan:
         )
     flags = preset.flags["sample"]
     candidate = candidate_of(flags, name)
-    _check_made_for(candidate, preset.made_for, name)
+    _check_made_for(candidate, flags, preset.made_for, name)
     return Plan(candidate, preset.made_for, preset.weights, preset.name)
 
 
-def _check_made_for(candidate: Candidate, made_for: Mapping[str, Any], name: str) -> None:
+def _check_made_for(candidate: Candidate, flags: Mapping[str, Any], made_for: Mapping[str, Any], name: str) -> None:
     """Refuse flags that say something else than ``made_for``, or that no model of so many blocks takes."""
-    sampler = candidate.sampler.describe()
-    for key, value in {"steps": candidate.steps, "sampler": sampler}.items():
+    advice = "calibrate again, or remove 'made_for', which leaves a plain preset"
+    for key, value in {"steps": candidate.steps, "sampler": candidate.sampler.describe()}.items():
         if made_for[key] != value:
-            raise UsageError(
-                f"{name} was made for {key} '{made_for[key]}', but its flags say '{value}'; a plan is not edited by "
-                "hand: calibrate again."
-            )
+            raise UsageError(f"{name} was made for {key} '{made_for[key]}', but its flags say '{value}'; {advice}.")
     if candidate.policy is not None and made_for["blocks"] is not None:
         check_depth(candidate.policy.layers, made_for["blocks"])
+    guidance = _flags(candidate, made_for["guidance_scale"]).get("guidance-scale")
+    if short_hash(candidate.key()) != made_for["checksum"] or flags.get("guidance-scale") != guidance:
+        raise UsageError(f"{name} has other flags than it was measured with: it is cut short or edited; {advice}.")
