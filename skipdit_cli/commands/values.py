@@ -123,7 +123,7 @@ def plan_layer(command, chosen: Mapping[str, Any]) -> Layer:
         if name in chosen:
             raise UsageError(f"Got {flag_name(name)} and --plan, which sets the cache; give one of the two.")
     load_plan(chosen["plan"])
-    preset = load_preset(chosen["plan"])
+    preset = load_preset(str(Path(chosen["plan"]).absolute()))
     values = dict.fromkeys((*SCHEDULER_NAMES, *CACHE_NAMES))
     return Layer(f"the plan {preset.name}", {**values, **preset_layer(command, preset).values}, foreign=True)
 

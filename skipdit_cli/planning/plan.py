@@ -17,7 +17,7 @@ from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.files import replacing
 from skipdit_cli.formats import to_json
 from skipdit_cli.planning.candidate import Candidate, candidate_of
-from skipdit_cli.presets import Preset, load_preset, preset_path
+from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.sampling.schedulers import Sampler
 from skipdit_cli.trunk import known_trunk
 from skipdit_cli.version import __version__
@@ -197,10 +197,10 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         UsageError: There is no such file, or it is no plan: the sentence says what is wrong in it.
     """
-    file = preset_path(str(path)) if Path(path).suffix in (".yaml", ".yml") else Path(path)
+    file = Path(path)
     if not file.is_file():
-        raise UsageError(f"Got the plan {path}, which does not exist; 'skipdit calibrate' makes one.")
-    return plan_of(load_preset(str(path)))
+        raise UsageError(f"Got the plan {path}, which is no file; 'skipdit calibrate' makes one.")
+    return plan_of(load_preset(str(file.absolute())))  # as a path, whatever its suffix
 
 
 def plan_of(preset: Preset) -> Plan:

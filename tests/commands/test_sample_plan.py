@@ -137,6 +137,12 @@ def test_a_damaged_plan_is_one_sentence(sample, plan, tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+def test_a_plan_has_any_suffix(sample, plan, tmp_path, monkeypatch):
+    plan().rename(tmp_path / "fast")
+    monkeypatch.chdir(tmp_path)
+    assert sample("--plan", "fast").json["settings"]["full_steps"] == "0,1"
+
+
 def test_a_preset_names_no_plan(sample, plan, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(json.dumps({"sample": {"plan": str(plan())}}))

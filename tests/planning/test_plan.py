@@ -195,5 +195,5 @@ def test_a_plan_that_is_cut_short_is_refused_wherever_it_ends(saved):
 
 def test_a_missing_plan_is_refused(tmp_path):
     for name in ("none.yaml", "none"):
-        with pytest.raises(UsageError, match="does not exist"):
+        with pytest.raises(UsageError, match="is no file"):
             load_plan(tmp_path / name)
