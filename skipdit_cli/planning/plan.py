@@ -212,13 +212,11 @@ def plan_of(preset: Preset) -> Plan:
     name = f"Plan {preset.name}"
     if not preset.made_for:
         raise UsageError(f"{name} has no 'made_for', so it is no plan; 'skipdit calibrate' makes one.")
-    if preset.model or set(preset.flags) != {"sample"}:
-        other = next(iter({*preset.flags} - {"sample"}), "model" if preset.model else None)
-        raise UsageError(
-            f"{name} has no 'sample', the flags of the plan; it is cut short: calibrate again."
-            if other is None
-            else f"{name} has the key '{other}', which no plan has; remove it."
-        )
+    others = [key for key in preset.flags if key != "sample"] + ["model"] * bool(preset.model)
+    if others:
+        raise UsageError(f"{name} has the key '{others[0]}', which no plan has; remove it.")
+    if "sample" not in preset.flags:
+        raise UsageError(f"{name} has no 'sample', the flags of the plan; it is cut short: calibrate again.")
     flags = preset.flags["sample"]
     candidate = candidate_of(flags, name)
     _check_made_for(candidate, flags, preset.made_for, name)
