@@ -30,6 +30,7 @@ MADE_FOR: dict[str, tuple[type, ...]] = {
     "branches": (str,),
     "sampler": (str,),
     "steps": (int,),
+    "checksum": (str,),
     "guidance_scale": (int, float, type(None)),
     "cost": (int, float),
     "measured": (dict,),

@@ -190,3 +190,39 @@ def test_every_command_can_be_set_by_a_preset_except_presets_itself():
     commands = get_command(app).commands
     without = {name for name, command in commands.items() if not any(p.name == "preset" for p in command.params)}
     assert without <= {"presets", "env", "info", "demo", "convert"}
+
+
+@pytest.fixture
+def plan(tiny_pipeline, tmp_path):
+    """The file of a plan for a tiny model of six blocks."""
+    from skipdit_cli import CachePolicy, load_pipeline
+    from skipdit_cli.planning.candidate import Candidate
+    from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+    from skipdit_cli.sampling.schedulers import Sampler
+
+    candidate = Candidate(Sampler("dpm++", "lu"), 6, CachePolicy((1, 0), full_steps=(0, 1, 3)))
+    made_for = make_made_for(load_pipeline(tiny_pipeline()), candidate, 1.5, 3.5, {"psnr_exact": 38.5})
+    save_plan(Plan(candidate, made_for), tmp_path / "plan.yaml")
+    return tmp_path / "plan.yaml"
+
+
+def test_a_plan_is_a_preset_to_show_and_to_check(skipdit, plan):
+    shown = skipdit("presets", "show", plan, "--json").json
+    assert shown["made_for"]["cost"] == 3.5 and shown["made_for"]["measured"] == {"psnr_exact": 38.5}
+    assert shown["flags"]["sample"]["full-steps"] == {"value": "0,1,3", "from": "preset"}
+    assert skipdit("presets", "check", plan).code == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("0,1,3", "0,1,9", "has the full step 9"),
+        ("  steps: 6", "  stpes: 6", "Did you mean 'steps'"),
+        ("  steps: 6", "  steps: 7", "was made for steps '7', but its flags say '6'"),
+        ("sample:", "bench:", "has the key 'bench', which no plan has"),
+    ],
+)
+def test_check_finds_what_was_edited_in_a_plan(skipdit, plan, before, after, says):
+    plan.write_text(plan.read_text().replace(before, after, 1))
+    ended = skipdit("presets", "check", plan)
+    assert ended.code == 3 and says in ended.stdout, ended.stdout

@@ -120,12 +120,17 @@ def check_card(model: str | None) -> Path:
 
 
 def put_bench(card: Path, results: str) -> None:
-    """Put the results of a bench into a card, between the marks of its section or, without marks, at the end."""
-    text = card.read_text(encoding="utf-8")
-    if is_marked(text, BENCH):
-        text = replace_marked(text, BENCH, without_home(results))
+    """Put the results of a bench into a card."""
+    put_section(card, BENCH, "Speed and quality", results)
+
+
+def put_section(card: Path, name: str, title: str, content: str) -> None:
+    """Put a text into a card, between the marks of its section or, without marks, in a new section at the end."""
+    text, content = card.read_text(encoding="utf-8"), without_home(content)
+    if is_marked(text, name):
+        text = replace_marked(text, name, content)
     else:
-        text = f"{text.rstrip()}\n\n## Speed and quality\n\n{marked(BENCH, without_home(results))}\n"
+        text = f"{text.rstrip()}\n\n## {title}\n\n{marked(name, content)}\n"
     with replacing(card) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def _match(text: str, name: str) -> re.Match | None:
 def cell(value: object) -> str:
     """Write a value as the cell of a markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
 
 
 def without_home(text: str) -> str:

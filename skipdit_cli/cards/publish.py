@@ -9,6 +9,7 @@ from glob import escape
 from pathlib import Path
 
 from skipdit_cli.cards.card import CARD
+from skipdit_cli.cards.plans import PLANS, plans_in
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.files import MARKER, names_in, read_marker
 from skipdit_cli.models.folder import is_legal
@@ -53,14 +54,16 @@ def push(folder: Path, hub_id: str, private: bool = False) -> str:
 def pipeline_patterns(folder: Path) -> list[str]:
     """Return glob patterns of the files that make up the pipeline in a folder.
 
-    Of a training run these leave out its checkpoints and metrics. A transformer alone is all that its manifest lists.
+    The plans in ``plans/`` belong to it. Of a training run these leave out its checkpoints and metrics. A transformer
+    alone is all that its manifest lists.
     """
     if is_part(folder):
         return [escape(name) for name in (read_marker(folder) or {"files": names_in(folder)})["files"]]
     parts = parts_of(folder)
     branches = [skip_folder(part) for part in parts if part.startswith("transformer")]
     legal = sorted(escape(file.name) for file in folder.iterdir() if file.is_file() and is_legal(file.name))
-    return [INDEX, CARD, *legal, *(f"{part}/*" for part in (*parts, *branches))]
+    plans = [f"{PLANS}/{escape(file.name)}" for file in plans_in(folder)]
+    return [INDEX, CARD, *legal, *plans, *(f"{part}/*" for part in (*parts, *branches))]
 
 
 def upload_command(folder: Path, hub_id: str) -> str:
@@ -69,6 +72,12 @@ def upload_command(folder: Path, hub_id: str) -> str:
     others = [path for path in folder.iterdir() if not any(fnmatchcase(path.name, pattern) for pattern in patterns)]
     if is_part(folder):
         others = [folder / MARKER]
-    excluded = {re.sub(r"-\d+$", "-*", path.name) + "/*" * path.is_dir() for path in others}
+    plans = plans_in(folder)
+    excluded = {
+        re.sub(r"-\d+$", "-*", path.name) + "/*" * path.is_dir()
+        for path in others
+        if not (plans and path.name == PLANS)
+    }
+    excluded |= {f"{PLANS}/{file.name}" for file in (folder / PLANS).glob("*") if plans and file not in plans}
     arguments = [word for pattern in sorted(excluded) for word in ("--exclude", pattern)]
     return shlex.join(["hf", "upload", hub_id, str(folder), *arguments])

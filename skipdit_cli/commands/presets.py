@@ -46,7 +46,9 @@ def show(ctx: typer.Context, name: Name, json: Json = False, debug: Debug = Fals
         console.say("")
         console.table(["flag", "value", "from"], rows, title=f"skipdit {command} --preset {name}")
     about = {"name": preset.name, "path": path, "about": preset.about, "source": preset.source}
-    console.emit({**about, "weights": preset.weights, "model": preset.model, "flags": effective})
+    console.emit(
+        {**about, "weights": preset.weights, "model": preset.model, "made_for": preset.made_for, "flags": effective}
+    )
 
 
 @presets.command(cls=PanelCommand)
@@ -90,7 +92,7 @@ def _problems(ctx: typer.Context, name: str) -> list[str]:
         preset = load_preset(name, flags_of_commands(ctx))
     except UsageError as cause:
         return [str(cause)]
-    problems = _model_problems(preset.model)
+    problems = _model_problems(preset.model) + _plan_problems(preset)
     if preset.weights and not preset.weights_path.exists():
         problems.append(f"weights '{preset.weights}' are not in the package")
     for command_name in preset.flags:
@@ -103,6 +105,19 @@ def _problems(ctx: typer.Context, name: str) -> list[str]:
                 text = cause.format_message() if isinstance(cause, typer.BadParameter) else cause
                 problems.append(f"{command_name}: {text}")
     return problems
+
+
+def _plan_problems(preset: Preset) -> list[str]:
+    """Return what is wrong with a preset that is a plan."""
+    if not preset.made_for:
+        return []
+    from skipdit_cli.planning.plan import plan_of
+
+    try:
+        plan_of(preset)
+    except UsageError as cause:
+        return [str(cause)]
+    return []
 
 
 def _model_problems(model: dict) -> list[str]:

@@ -113,16 +113,24 @@ def preset_layer(command, preset: Preset) -> Layer:
     return Layer(source, values, foreign=True)
 
 
-def plan_layer(command, file: str) -> Layer:
+def plan_layer(command, chosen: Mapping[str, Any]) -> Layer:
     """Return what a plan sets for ``sample``; a scheduler or cache flag that it leaves out gets its default.
 
+    It stands below the environment; where it is typed beside ``--from``, above the record.
+
+    Args:
+        chosen: The values of the command line and the environment, ``plan`` among them.
+
     Raises:
-        UsageError: The file is no plan, or is damaged.
+        UsageError: The file is no plan, or is damaged, or there are cache flags beside it.
     """
     from skipdit_cli.planning.plan import load_plan  # which imports torch
 
-    load_plan(file)
-    preset = load_preset(file)
+    for name in CACHE_NAMES:
+        if name in chosen:
+            raise UsageError(f"Got {flag_name(name)} and --plan, which sets the cache; give one of the two.")
+    load_plan(chosen["plan"])
+    preset = load_preset(str(Path(chosen["plan"]).absolute()))
     values = dict.fromkeys((*SCHEDULER_NAMES, *CACHE_NAMES))
     return Layer(f"the plan {preset.name}", {**values, **preset_layer(command, preset).values}, foreign=True)
 
@@ -202,12 +210,9 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
     """
     environment = environment_layer(command)
     chosen: dict[str, Any] = {**environment.values, **typed}
-    layers = [environment]
-    if command.name == "sample" and "plan" in chosen:
-        for name in CACHE_NAMES:
-            if name in chosen:
-                raise UsageError(f"Got {flag_name(name)} and --plan, which sets the cache; give one of the two.")
-        layers.insert(0, plan_layer(command, chosen["plan"]))
+    plans = [plan_layer(command, chosen)] if command.name == "sample" and "plan" in chosen else []
+    over_record = "plan" in typed and "from_file" in chosen
+    layers = [*([] if over_record else plans), environment]
     if "preset" in chosen:
         layers.insert(0, preset_layer(command, load_preset(chosen["preset"], flags_of_commands(ctx))))
     if "from_file" in chosen:
@@ -216,7 +221,7 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
         if "model" not in record.values and not {"model", "preset"} & set(chosen):
             raise UsageError(f"The record of {file} names no model; give the --preset it was made with, or -m MODEL.")
         _warn_of_overruled(ctx, command, record, layers, typed)
-        layers.append(record)
+        layers += [record, *(plans if over_record else [])]
     values, origins = merge_layers(command, layers, typed)
     timesteps = typed.get("timesteps") or values.get("timesteps")
     if isinstance(timesteps, str) and split_timesteps(timesteps) and "num_inference_steps" not in {**values, **typed}:

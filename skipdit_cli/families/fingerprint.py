@@ -31,7 +31,7 @@ def architecture_fingerprint(pipe: Any) -> str:
         transformer = unwrap_compiled(transformer)
         names = [name for name in transformer.config if not name.startswith("_") and name not in ONLY_IN_TRAINING]
         shapes[part] = [class_name(transformer), {name: transformer.config[name] for name in sorted(names)}]
-    return _short_hash(to_json(shapes))
+    return short_hash(to_json(shapes))
 
 
 def weights_fingerprint(pipe: Any) -> str | None:
@@ -50,7 +50,7 @@ def weights_fingerprint(pipe: Any) -> str | None:
             name = name.replace("_orig_mod.", "")  # a block that was compiled alone
             headers.append(f"{part}.{name} {list(parameter.shape)}")
             values.append(parameter.detach().reshape(-1)[:VALUES].to(torch.bfloat16).cpu())
-    return _short_hash("\n".join(headers), torch.cat(values).view(torch.uint8).numpy().tobytes())
+    return short_hash("\n".join(headers), torch.cat(values).view(torch.uint8).numpy().tobytes())
 
 
 def class_name(transformer: Any) -> str:
@@ -58,5 +58,6 @@ def class_name(transformer: Any) -> str:
     return type(unwrap_compiled(transformer)).__name__
 
 
-def _short_hash(text: str, values: bytes = b"") -> str:
+def short_hash(text: str, values: bytes = b"") -> str:
+    """Return the first digits of the SHA-256 hash of a text and of further bytes."""
     return hashlib.sha256(text.encode() + values).hexdigest()[:DIGITS]

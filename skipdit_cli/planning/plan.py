@@ -12,12 +12,12 @@ from typing import Any
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import check_depth
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families.fingerprint import architecture_fingerprint, class_name, weights_fingerprint
+from skipdit_cli.families.fingerprint import architecture_fingerprint, class_name, short_hash, weights_fingerprint
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.files import replacing
 from skipdit_cli.formats import to_json
 from skipdit_cli.planning.candidate import Candidate, candidate_of
-from skipdit_cli.presets import Preset, load_preset, preset_path
+from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.sampling.schedulers import Sampler
 from skipdit_cli.trunk import known_trunk
 from skipdit_cli.version import __version__
@@ -139,6 +139,7 @@ def make_made_for(
         "branches": branches_of(pipe),
         "sampler": candidate.sampler.describe(),
         "steps": candidate.steps,
+        "checksum": short_hash(candidate.key()),
         "guidance_scale": guidance_scale,
         "cost": round(cost, 3),
         "measured": measured,
@@ -170,15 +171,12 @@ def save_plan(plan: Plan, path: str | Path, command: str = "") -> None:
 
     model = f"--preset {plan.weights}" if plan.weights else "-m MODEL"
     candidate, made_for = plan.candidate, plan.made_for
-    flags = dict(candidate.flags())
-    if made_for["guidance_scale"] is not None:
-        flags["guidance-scale"] = f"{made_for['guidance_scale']:g}"
     data = {
         "about": f"{candidate.describe()}; cost {made_for['cost']:g} full forwards.",
         "source": f"skipdit calibrate, {made_for['date']}.",
         **({"weights": plan.weights} if plan.weights else {}),
         "made_for": dict(made_for),
-        "sample": flags,
+        "sample": _flags(candidate, made_for["guidance_scale"]),
     }
     lines = [f"# {command}"] if command else []
     lines.append(f"# skipdit sample {model} --plan FILE          (FILE is this file)")
@@ -187,16 +185,22 @@ def save_plan(plan: Plan, path: str | Path, command: str = "") -> None:
         part.write_text("\n".join(lines) + "\n" + text, encoding="utf-8")
 
 
+def _flags(candidate: Candidate, guidance_scale: float | None) -> dict[str, str | list[str]]:
+    """Return the flags of ``sample`` that a plan holds."""
+    guidance = {} if guidance_scale is None else {"guidance-scale": f"{guidance_scale:g}"}
+    return {**candidate.flags(), **guidance}
+
+
 def load_plan(path: str | Path) -> Plan:
     """Read a plan.
 
     Raises:
         UsageError: There is no such file, or it is no plan: the sentence says what is wrong in it.
     """
-    file = preset_path(str(path)) if Path(path).suffix in (".yaml", ".yml") else Path(path)
+    file = Path(path)
     if not file.is_file():
-        raise UsageError(f"Got the plan {path}, which does not exist; 'skipdit calibrate' makes one.")
-    return plan_of(load_preset(str(path)))
+        raise UsageError(f"Got the plan {path}, which is no file; 'skipdit calibrate' makes one.")
+    return plan_of(load_preset(str(file.absolute())))  # as a path, whatever its suffix
 
 
 def plan_of(preset: Preset) -> Plan:
@@ -208,27 +212,25 @@ def plan_of(preset: Preset) -> Plan:
     name = f"Plan {preset.name}"
     if not preset.made_for:
         raise UsageError(f"{name} has no 'made_for', so it is no plan; 'skipdit calibrate' makes one.")
-    if preset.model or set(preset.flags) != {"sample"}:
-        other = next(iter({*preset.flags} - {"sample"}), "model" if preset.model else None)
-        raise UsageError(
-            f"{name} has no 'sample', the flags of the plan; it is cut short: calibrate again."
-            if other is None
-            else f"{name} has the key '{other}', which no plan has; remove it."
-        )
+    others = [key for key in preset.flags if key != "sample"] + ["model"] * bool(preset.model)
+    if others:
+        raise UsageError(f"{name} has the key '{others[0]}', which no plan has; remove it.")
+    if "sample" not in preset.flags:
+        raise UsageError(f"{name} has no 'sample', the flags of the plan; it is cut short: calibrate again.")
     flags = preset.flags["sample"]
     candidate = candidate_of(flags, name)
-    _check_made_for(candidate, preset.made_for, name)
+    _check_made_for(candidate, flags, preset.made_for, name)
     return Plan(candidate, preset.made_for, preset.weights, preset.name)
 
 
-def _check_made_for(candidate: Candidate, made_for: Mapping[str, Any], name: str) -> None:
+def _check_made_for(candidate: Candidate, flags: Mapping[str, Any], made_for: Mapping[str, Any], name: str) -> None:
     """Refuse flags that say something else than ``made_for``, or that no model of so many blocks takes."""
-    sampler = candidate.sampler.describe()
-    for key, value in {"steps": candidate.steps, "sampler": sampler}.items():
+    advice = "calibrate again, or remove 'made_for', which leaves a plain preset"
+    for key, value in {"steps": candidate.steps, "sampler": candidate.sampler.describe()}.items():
         if made_for[key] != value:
-            raise UsageError(
-                f"{name} was made for {key} '{made_for[key]}', but its flags say '{value}'; a plan is not edited by "
-                "hand: calibrate again."
-            )
+            raise UsageError(f"{name} was made for {key} '{made_for[key]}', but its flags say '{value}'; {advice}.")
     if candidate.policy is not None and made_for["blocks"] is not None:
         check_depth(candidate.policy.layers, made_for["blocks"])
+    guidance = _flags(candidate, made_for["guidance_scale"]).get("guidance-scale")
+    if short_hash(candidate.key()) != made_for["checksum"] or flags.get("guidance-scale") != guidance:
+        raise UsageError(f"{name} has other flags than it was measured with: it is cut short or edited; {advice}.")

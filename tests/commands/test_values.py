@@ -1,4 +1,4 @@
-"""Where a command's values come from: typed > record (``--from``) > environment > preset > default, in one place."""
+"""Where a command's values come from: typed > record (``--from``) > environment > plan > preset > default."""
 
 import json
 from pathlib import Path
