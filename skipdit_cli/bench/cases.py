@@ -1,14 +1,15 @@
-"""The cases that a bench compares: uncached, cached, the control, and fewer steps at the same cost."""
+"""The cases that a bench compares: uncached, cached, the control, baselines, and fewer steps at the same cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
+from skipdit_cli.sampling.schedulers import Sampler
 
 
 @dataclass(frozen=True)
@@ -16,25 +17,34 @@ class Case:
     """One way to sample a model.
 
     Args:
-        name: "vanilla", "vanilla-cache" (the boundary cache without skip branches: the control), "skip",
-            "skip-cache" or "fewer-steps" (vanilla).
+        name: "vanilla" and "skip" (uncached), "vanilla-cache" (the boundary cache without skip branches: the control),
+            "skip-cache", "uniform" and "paper" (see ``make_baselines``), "fewer-steps" (vanilla), or
+            "fewer-steps-best" (vanilla, with the sampler that is closest to the exact solution).
         steps: Number of denoising steps.
         policy: The cache, or None without one.
+        sampler: The sampler; None for that of the bench.
+        has_branches: Whether the case runs with skip branches.
+        label: The schedule, as tables show it; that of the policy if None.
     """
 
     name: str
     steps: int
     policy: CachePolicy | None = None
-
-    @property
-    def has_branches(self) -> bool:
-        """Whether the case runs with skip branches."""
-        return self.name.startswith("skip")
+    sampler: Sampler | None = None
+    has_branches: bool = False
+    label: str | None = None
 
     @property
     def reference(self) -> str:
         """The name of the uncached case with which this one is compared."""
         return "skip" if self.has_branches else "vanilla"
+
+    @property
+    def schedule(self) -> str | None:
+        """The schedule in a few words; None without a cache."""
+        if self.label is not None or self.policy is None:
+            return self.label
+        return self.policy.describe()
 
 
 def make_cases(
@@ -44,6 +54,7 @@ def make_cases(
     vanilla: StepFlops,
     skip: StepFlops | None = None,
     fewest_steps: int = 1,
+    baselines: bool = False,
 ) -> list[Case]:
     """Return every case of a bench once, in the order of its table.
 
@@ -55,18 +66,59 @@ def make_cases(
         steps, timesteps: Those of the full run; second-order samplers have more timesteps than steps.
         vanilla, skip: Cost of a step without and with skip branches; ``skip`` is None if there are no branches.
         fewest_steps: The fewest steps that make a run.
+        baselines: Add those of ``make_baselines``.
 
     Raises:
         UsageError: A policy does not fit the model or the number of steps.
     """
     cases = [Case("vanilla", steps), *(Case("vanilla-cache", steps, policy) for policy in policies)]
-    if skip is not None:
-        cases += [Case("skip", steps), *(Case("skip-cache", steps, policy) for policy in policies)]
-    model = vanilla if skip is None else skip
+    model, has_branches = (vanilla, False) if skip is None else (skip, True)
+    if has_branches:
+        uncached = Case("skip", steps, has_branches=True)
+        cases += [uncached, *(replace(uncached, name="skip-cache", policy=policy) for policy in policies)]
+    if baselines:
+        cases += make_baselines(policies, steps, timesteps, len(model.units), has_branches)
     step_cost = model.full / vanilla.full
     costs = [steps * step_cost / model.limit(policy.plan(timesteps), policy.layers) for policy in policies]
     fewer = sorted({max(fewest_steps, round(cost)) for cost in costs}, reverse=True)
     return list(dict.fromkeys([*cases, *(Case("fewer-steps", count) for count in fewer if count < steps)]))
+
+
+def make_baselines(
+    policies: Sequence[CachePolicy], steps: int, timesteps: Sequence[float], num_blocks: int, has_branches: bool
+) -> list[Case]:
+    """Return the caches that tell what a policy gains by its forecast from what it gains by its full steps.
+
+    "uniform" has the depth, the forecast and the number of full steps of a policy that places them by another rule
+    than an interval, and spaces them evenly. "paper" is the schedule of Skip-DiT (arXiv 2411.17616): N = 1, K = 2 and
+    ``reuse``. Those that a policy equals already are left out.
+
+    Args:
+        policies, steps, timesteps: As for ``make_cases``.
+        num_blocks: L.
+        has_branches: Whether the model has skip branches.
+    """
+    known = {(_without_schedule(policy), policy.plan(timesteps)) for policy in policies}
+    paper = CachePolicy(1, interval=2, forecast="reuse")
+    proposals: list[tuple[str, CachePolicy, str | None]] = [("paper", paper, None)] if num_blocks > 2 else []
+    for policy in reversed(policies):
+        if policy.full_steps is not None:
+            plan = policy.plan(timesteps)
+            count = sum(plan)
+            even = tuple(place * len(plan) // count for place in range(count))
+            proposals.insert(0, ("uniform", replace(policy, full_steps=even), f"uniform {count}"))
+    cases = []
+    for name, policy, label in proposals:
+        key = _without_schedule(policy), policy.plan(timesteps)
+        if key not in known:
+            known.add(key)
+            cases.append(Case(name, steps, policy, has_branches=has_branches, label=label))
+    return cases
+
+
+def _without_schedule(policy: CachePolicy) -> CachePolicy:
+    """Return a policy whose depth, forecast and target alone differ from those of others."""
+    return replace(policy, interval=1, window=None, full_steps=None, target=policy.target_or_default)
 
 
 def make_policies(

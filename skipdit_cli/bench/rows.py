@@ -16,12 +16,22 @@ from skipdit_cli.sampling.generate import Generated
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
 
 
-def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) -> dict:
+def make_row(
+    case: Case,
+    measured: Mapping[Case, Measured],
+    flops: StepFlops,
+    calls_per_step: int = 1,
+    sampler: str | None = None,
+    psnr_exact: float | None = None,
+) -> dict:
     """Return one row of ``bench --json``, with None for each key that does not apply.
 
     Args:
         measured: The measurements of all cases of the bench.
         flops: Cost of a step of the case's own model.
+        calls_per_step: Calls of a transformer in one step.
+        sampler: Name of the case's sampler.
+        psnr_exact: Accuracy of the case's samples, in dB.
     """
     result, policy = measured[case], case.policy
     uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
@@ -32,15 +42,19 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
     if case.name != case.reference:
         limit = reference.calls * flops.full / _run_flops(case, sample, flops)
         quality = compare(sample.images, reference.images, sample.latents, reference.latents)
+    full_forwards = reference.calls / calls_per_step
     return {
         "case": case.name,
+        "reference": case.reference,
         "cache_layers": policy and _layers(policy),
         "cache_interval": _interval(policy),
-        "schedule": policy and policy.describe(),
+        "schedule": case.schedule,
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target_or_default,
+        "sampler": sampler,
         "steps": sample.steps,
         "full_steps": report.steps - report.reused_steps if policy else sample.steps,
+        "cost": full_forwards / limit if limit else full_forwards,
         "seconds": median(result.seconds),
         "seconds_iqr": spread(result.seconds),
         "seconds_end_to_end": median(result.seconds_end_to_end),
@@ -50,6 +64,7 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
         "limit": limit,
         "measured_over_limit": limit and median(speedup[case.reference]) / limit,
         "psnr": quality.psnr,
+        "psnr_exact": psnr_exact,
         "ssim": quality.ssim,
         "temporal_difference": quality.temporal_difference,
         "latent_rel_l2": quality.latent_rel_l2,

@@ -7,15 +7,19 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 from skipdit_cli.bench.cases import Case, make_cases
-from skipdit_cli.bench.first_step import first_step
+from skipdit_cli.bench.first_step import FirstStep, first_step
 from skipdit_cli.bench.flops import StepFlops
+from skipdit_cli.bench.machine import find_warnings, load_average
+from skipdit_cli.bench.results.tables import environment, make_notes
+from skipdit_cli.bench.results.verdict import make_verdict, reached_by
 from skipdit_cli.bench.rows import make_row
-from skipdit_cli.bench.tables import environment, make_notes
-from skipdit_cli.bench.timing import MOST_ROUNDS, interleave
+from skipdit_cli.bench.solutions import Solutions, describe
+from skipdit_cli.bench.timing import MOST_ROUNDS, Measured, interleave
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
@@ -36,6 +40,7 @@ class Bench:
         policies: The caches to measure.
         conditions: One per image or video, as for ``generate``.
         vanilla: The pipeline of the cases without skip branches; by default ``pipe`` with its branches removed.
+        baselines: Add the caches of ``make_baselines``.
         arguments: guidance_scale, cfg_channels, seed, negative_prompt, height, image and others, as for ``generate``.
 
     Raises:
@@ -48,6 +53,7 @@ class Bench:
         macs: Multiply-adds of one forward for one image (the mean where the calls of guidance differ in length):
             "vanilla", and "skip" if ``pipe`` has branches.
         generated: The result of each case in the first round; empty before ``run``.
+        solutions: The exact solutions, after ``solving.solve``.
         broken: The reason for each cached or shorter case whose result is NaN or infinite.
         warm_up_seconds: Duration of the runs before those that are timed; mostly compilation if there is any.
     """
@@ -59,6 +65,7 @@ class Bench:
         conditions: Sequence[int | str | None],
         *,
         vanilla=None,
+        baselines: bool = False,
         num_inference_steps: int = 50,
         scheduler: Sampler | str | None = None,
         batch_size: int | None = None,
@@ -77,14 +84,23 @@ class Bench:
         self.fewest_steps = math.ceil(1 / (arguments.get("strength") or 1))
         self.batches = len(batches(pipe, conditions, batch_size, alone=arguments.get("image") is not None))
         self.generated: list[Generated] = []
+        self.solutions = Solutions()
         self.broken: dict[Case, str] = {}
         self.warm_up_seconds = 0.0
-        self.flops, timesteps = self._count_flops(num_inference_steps)
+        self.flops, step = self._count_flops(num_inference_steps)
+        self.calls_per_step = len(step.calls)
         self.macs = {name: flops.full for name, flops in self.flops.items()}
-        self.cases = make_cases(policies, num_inference_steps, timesteps, **self.flops, fewest_steps=self.fewest_steps)
+        self.cases = make_cases(
+            policies,
+            num_inference_steps,
+            step.timesteps,
+            **self.flops,
+            fewest_steps=self.fewest_steps,
+            baselines=baselines,
+        )
 
-    def _count_flops(self, num_inference_steps: int) -> tuple[dict[str, StepFlops], Sequence[float]]:
-        """Return the cost of a step without and with branches, and the timesteps of a run."""
+    def _count_flops(self, num_inference_steps: int) -> tuple[dict[str, StepFlops], FirstStep]:
+        """Return the cost of a step without and with branches, and the first step of a run."""
         arguments = {"num_inference_steps": num_inference_steps, **self.arguments}
         pipes = dict.fromkeys([self.pipe, self.vanilla])
         steps = {pipe: first_step(pipe, self.conditions, **arguments) for pipe in pipes}
@@ -94,7 +110,7 @@ class Bench:
             flops = {"vanilla": StepFlops(self.vanilla.transformer, steps[self.vanilla].calls)}
         if self.has_branches:
             flops["skip"] = StepFlops(self.pipe.transformer, steps[self.pipe].calls)
-        return flops, steps[self.pipe].timesteps
+        return flops, steps[self.pipe]
 
     def steps(self, rounds: int | None) -> int:
         """Return about how many times ``run`` calls ``advance``."""
@@ -113,13 +129,21 @@ class Bench:
         """
         start = time.perf_counter()
         for case in self._warm_ups() * warmup:
-            self._generate(case)
+            self.generate_case(case)
         self.warm_up_seconds = time.perf_counter() - start
-        runs = [lambda case=case: self._generate(case, advance) for case in self.cases]
+        runs = [lambda case=case: self.generate_case(case, advance) for case in self.cases]
+        self.load = [load_average()]
         measured = dict(zip(self.cases, interleave(runs, rounds, self.pipe.transformer.device)))
+        self.load.append(load_average())
         self.rounds = len(measured[self.cases[0]].seconds)
         self.generated = [measured[case].first for case in self.cases]
-        return [make_row(case, measured, self.flops[case.reference]) for case in self.cases]
+        return [self._make_row(case, measured) for case in self.cases]
+
+    def _make_row(self, case: Case, measured: dict[Case, Measured]) -> dict:
+        with self.pipe_of(case) as pipe:
+            sampler = describe(case.sampler or self.scheduler, pipe)
+            psnr_exact = self.solutions.measure(case.reference, pipe, measured[case].first)
+        return make_row(case, measured, self.flops[case.reference], self.calls_per_step, sampler, psnr_exact)
 
     def report(self, rows: list[dict], model: str, settings: dict) -> dict:
         """Return the object that ``bench --json`` prints: the rows, and all that they depend on.
@@ -137,6 +161,11 @@ class Bench:
             **settings,
             "scheduler": type(make_scheduler(self.scheduler, self.pipe)).__name__,
             "rounds": self.rounds,
+            "load_average": self.load,
+            "exact": self.solutions.record(),
+            "verdict": make_verdict(rows, self.macs),
+            "target": reached_by(rows, self.macs),
+            "warnings": find_warnings(rows, self.load),
             warm_up: self.warm_up_seconds,
             "macs": self.macs,
             "notes": make_notes(self, settings.get("random_weights", False), settings.get("compile", False)),
@@ -152,18 +181,28 @@ class Bench:
         if len(_models(self.pipe)) == 1:
             steps = min(WARM_UP_STEPS * self.fewest_steps, steps)
         policies = [case.policy and replace(case.policy, interval=2, full_steps=None) for case in self.cases]
-        return list(dict.fromkeys(Case(case.reference, steps, p) for case, p in zip(self.cases, policies)))
+        short = [
+            Case(case.reference, steps, p, has_branches=case.has_branches) for case, p in zip(self.cases, policies)
+        ]
+        return list(dict.fromkeys(short))
 
-    def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
+    @contextmanager
+    def pipe_of(self, case: Case) -> Iterator[Any]:
+        """Give the pipeline of a case, with or without its branches."""
+        with nullcontext() if case.has_branches else _without_branches(self.vanilla):
+            yield self.pipe if case.has_branches else self.vanilla
+
+    def generate_case(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
+        """Return the samples of a case; without images, and noted in ``broken``, if they are NaN or infinite."""
         arguments = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.arguments}
         timesteps = self.scheduler.timesteps
-        if timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
+        if case.sampler is not None:
+            arguments["scheduler"] = case.sampler
+        elif timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
             arguments["scheduler"] = self.scheduler.spaced()
         try:
-            if case.has_branches:
-                return generate(self.pipe, self.conditions, **arguments)
-            with _without_branches(self.vanilla):
-                return generate(self.vanilla, self.conditions, **arguments)
+            with self.pipe_of(case) as pipe:
+                return generate(pipe, self.conditions, **arguments)
         except NotFiniteError as cause:
             if (case.name == case.reference and case.policy is None) or self.batches > 1:
                 raise  # the batches after it did not run, so there is no time of the whole

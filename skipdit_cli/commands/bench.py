@@ -14,6 +14,9 @@ from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
 
+EXACT_LIMIT = 300.0
+"""Seconds that the exact solutions may take where ``--exact`` is not given."""
+
 
 @with_settings(BenchSettings)
 def bench(
@@ -35,10 +38,9 @@ def bench(
     _check_output(settings, model, preset)
     inputs = parsing.read_inputs(settings.pipeline)
 
+    from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
-    from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
-    from skipdit_cli.sampling.fitting import compiled
 
     card = check_card(model) if settings.update_card else None
     device, dtype = pipeline_setup.choose_device(settings.pipeline, settings.compile)
@@ -47,20 +49,17 @@ def bench(
     pipe, vanilla = _open_pipelines(settings, model, preset, device, dtype)
     conditions = _choose_conditions(settings, conditions, pipe)
     settings = _fill_in_defaults(settings, pipe, conditions)
-    run = Bench(pipe, policies, conditions, vanilla=vanilla, **run_arguments(settings), **inputs)
+    extra = {"vanilla": vanilla, "baselines": _wants_exact(settings)}
+    run = Bench(pipe, policies, conditions, **extra, **run_arguments(settings), **inputs)
     if settings.min_psnr is not None and not run.has_pictures:
         raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
-    with (
-        compiled([pipe, vanilla]) if settings.compile else nullcontext(),
-        console.progress("Bench", run.steps(settings.rounds)) as advance,
-    ):
-        rows = run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
+    rows = _measure(run, settings)
     report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
     if settings.output is not None:
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
     _print_report(report, settings.output, card)
-    _check_minimums(rows, settings.min_speedup, settings.min_psnr)
+    _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
 def _make_policies(settings: BenchSettings) -> list:
@@ -182,6 +181,25 @@ def _fill_in_defaults(settings: BenchSettings, pipe, conditions: list) -> BenchS
     return replace(settings, guidance_scale=scale, batch_size=max(part.stop - part.start for part in slices))
 
 
+def _wants_exact(settings: BenchSettings) -> bool:
+    return not settings.random_weights if settings.exact is None else settings.exact
+
+
+def _measure(run, settings: BenchSettings) -> list[dict]:
+    """Compute the exact solutions, unless they are off, and run all cases in rounds; return the rows."""
+    from skipdit_cli.bench.solving import count_steps, solve
+    from skipdit_cli.sampling.fitting import compiled
+
+    if _wants_exact(settings):
+        with console.progress("Exact solution", count_steps(run)) as advance:
+            solve(run, EXACT_LIMIT if settings.exact is None else None, advance)
+    with (
+        compiled([run.pipe, run.vanilla]) if settings.compile else nullcontext(),
+        console.progress("Bench", run.steps(settings.rounds)) as advance,
+    ):
+        return run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
+
+
 def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> dict:
     """Return what the report records of the settings, beside the device and the versions."""
     shared = settings.pipeline
@@ -206,12 +224,12 @@ def _sampler_record(shared) -> dict:
 
 
 def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
-    """Print the table and its notes, put the table into the card, and emit the JSON object of ``--json``."""
-    from skipdit_cli.bench.tables import READING, results, table
+    """Print the table and what it says, put both into the card, and emit the JSON object of ``--json``."""
+    from skipdit_cli.bench.results.tables import results, sentences, table
     from skipdit_cli.cards.card import put_bench
 
     console.table(*table(report["rows"]))
-    for line in (READING, *report["notes"]):
+    for line in sentences(report):
         console.say(line)
     if output is not None:
         console.say(f"Wrote {output}/bench.json, bench.md and bench.png.")
@@ -221,15 +239,25 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     console.emit(report)
 
 
-def _check_minimums(rows: list[dict], min_speedup: float | None, min_psnr: float | None) -> None:
-    """Refuse a bench of which no cached row reaches both minimums.
+def _check_minimums(rows: list[dict], min_speedup: float | None, min_psnr: float | None, warnings: list[str]) -> None:
+    """Refuse a bench of which no cached row reaches both minimums, or of which the load of the machine hides it.
 
     Raises:
-        CheckError: There is no such row.
+        CheckError: There is no such row, or the times are too uncertain to tell.
     """
+    from skipdit_cli.bench.machine import is_in_doubt
+
     name = "skip-cache" if any(row["case"] == "skip-cache" for row in rows) else "vanilla-cache"
     cached = [row for row in rows if row["case"] == name]
     good = [row for row in cached if min_psnr is None or row["identical"] or (row["psnr"] or 0) >= min_psnr]
+    if good and min_speedup is not None and warnings:
+        fastest = max(good, key=lambda row: row["speedup_vs_vanilla"])
+        if is_in_doubt(fastest["speedup_vs_vanilla"], fastest["limit"], min_speedup):
+            raise CheckError(
+                f"Got --min-speedup {min_speedup:g}, which these times cannot judge (measured "
+                f"{fastest['speedup_vs_vanilla']:.2f}, limit {fastest['limit']:.2f}): {warnings[0]} "
+                "Run it again on an idle machine."
+            )
     if any(row["speedup_vs_vanilla"] >= (min_speedup or 0) for row in good):
         return
     if not good:

@@ -10,7 +10,7 @@ WIDTH = 280
 
 def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and lines of the bench's table, with the share of digits that are recognised."""
-    from skipdit_cli.bench.tables import table
+    from skipdit_cli.bench.results.tables import table
 
     columns, lines = table(rows)
     return [*columns, "read"], [[*line, f"{row['recognised']:.0%}"] for line, row in zip(lines, rows)]
@@ -38,8 +38,8 @@ def save(folder: Path, report: dict, generated: list, labels: list[int], command
         labels: The digit of each sample.
         commands: What was run before the bench, without "skipdit".
     """
-    from skipdit_cli.bench import page
-    from skipdit_cli.bench.tables import save_report
+    from skipdit_cli.bench.results import page
+    from skipdit_cli.bench.results.tables import save_report
 
     figures = _save_figures(folder, report["rows"], generated, labels)
     save_report(report, folder)
@@ -50,8 +50,8 @@ def save(folder: Path, report: dict, generated: list, labels: list[int], command
 
 def _page(report: dict, commands: list[str], figures: list[str], is_video: bool) -> list[str]:
     """Return the parts of the page, in order."""
-    from skipdit_cli.bench import page
-    from skipdit_cli.bench.tables import READING
+    from skipdit_cli.bench.results import page
+    from skipdit_cli.bench.results.tables import READING
 
     layout = "every animation" if is_video else "one row per digit, every image"
     read = " read: share of digits that a support vector machine trained on real ones recognises"
@@ -72,8 +72,8 @@ def _page(report: dict, commands: list[str], figures: list[str], is_video: bool)
 
 def _save_figures(folder: Path, rows: list[dict], generated: list, labels: list[int]) -> list[str]:
     """Write the samples of every row; return the figures of the page, without those of the control."""
-    from skipdit_cli.bench import page
     from skipdit_cli.bench.digit_accuracy import recognition_rate
+    from skipdit_cli.bench.results import page
 
     figures = []
     for i, (row, result) in enumerate(zip(rows, generated)):
