@@ -10,7 +10,7 @@ import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db
-from skipdit_cli.planning.exact import Exact, solve_exactly
+from skipdit_cli.planning.exact import Exact, solve_exactly, usual_accuracy
 from skipdit_cli.sampling.generate import Generated
 from skipdit_cli.sampling.schedulers import (
     SCHEDULERS,
@@ -23,8 +23,6 @@ from skipdit_cli.sampling.schedulers import (
 
 MARGIN = 10.0
 """How many dB the exact solution is to be more accurate than the samples that are compared with it."""
-FIRST_ACCURACY = 45.0
-"""The accuracy in dB at which the solution is first compared with samples."""
 LEAST_GAIN = 2.0
 """The gain in dB of twice the steps below which the precision of the model is what limits the solution."""
 EXPLICIT = "unipc"
@@ -72,7 +70,7 @@ class Solutions:
             if other in self.exact and torch.equal(run.latents, trials[0].latents):
                 self.exact[name] = self.exact[other]  # branches that change nothing yet
                 return
-        need = FIRST_ACCURACY
+        need = usual_accuracy(pipe)
         for _ in range(2):
             exact = solve_exactly(
                 pipe, conditions, accuracy_db=need, least_gain_db=LEAST_GAIN, advance=advance, **arguments

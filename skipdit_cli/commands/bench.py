@@ -228,7 +228,11 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     from skipdit_cli.bench.results.tables import results, sentences, table
     from skipdit_cli.cards.card import put_bench
 
-    console.table(*table(report["rows"]))
+    columns, lines = table(report["rows"], width=console.screen().width)
+    console.table(columns, lines)
+    left_out = [name for name in table(report["rows"])[0] if name not in columns]
+    if left_out:
+        console.say(f"Too wide for this terminal, but in the report of -o and in --json: {', '.join(left_out)}.")
     for line in sentences(report):
         console.say(line)
     if output is not None:

@@ -20,9 +20,8 @@ from skipdit_cli.version import __version__
 
 COLUMNS = {
     "case": lambda r: r["case"],
-    "sampler": lambda r: r["sampler"] if r["case"] == "fewer-steps-best" else "-",
     "N": lambda r: "-" if r["cache_layers"] is None else str(r["cache_layers"]),
-    "schedule": lambda r: r["schedule"] or "-",
+    "schedule": lambda r: r["schedule"] or (_sampler(r) if r["case"] == "fewer-steps-best" else "-"),
     "forecast": lambda r: _forecast(r),
     "full": lambda r: f"{r['full_steps']}/{r['steps']}",
     "cost": lambda r: _number(r["cost"], ".1f"),
@@ -42,6 +41,8 @@ MARKDOWN_COLUMNS = {
     "end to end": lambda r: _time(r["seconds_end_to_end"]),
     "cache MB": lambda r: _number(r["cache_mb"], ".2f"),
 }
+EXPENDABLE = ("rel L2", "SSIM", "peak MB", "flicker", "N", "limit", "forecast", "x skip", "PSNR", "seconds")
+"""Columns that a narrow terminal does without, the first of them first."""
 READING = (
     "full: full steps of all steps. cost: FLOPs of the run in full forwards of its model. seconds: median and, of "
     "several rounds, interquartile range of the denoising loop. limit: FLOPs of the uncached run of the same model "
@@ -52,17 +53,26 @@ READING = (
 )
 
 
-def table(rows: Sequence[dict], markdown: bool = False) -> tuple[list[str], list[list[str]]]:
+def table(rows: Sequence[dict], markdown: bool = False, width: int | None = None) -> tuple[list[str], list[list[str]]]:
     """Return the column names and the cells of each row; columns without any value are left out.
 
     Args:
         rows: Rows of ``bench --json``.
         markdown: Add the columns that only the markdown page has.
+        width: Characters in a line: leave out columns of ``EXPENDABLE`` until the table fits.
     """
     columns = {**COLUMNS, **MARKDOWN_COLUMNS} if markdown else COLUMNS
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
+    for name in EXPENDABLE if width is not None else ():
+        if _width(cells) > width:
+            cells.pop(name, None)
     return list(cells), [list(line) for line in zip(*cells.values())]
+
+
+def _width(cells: dict[str, list[str]]) -> int:
+    """Return the characters in a line of a table, with two between columns."""
+    return sum(max(map(len, (name, *column))) + 2 for name, column in cells.items()) - 2
 
 
 def markdown(report: dict) -> str:
@@ -198,6 +208,11 @@ def _forecast(row: dict) -> str:
     if row["forecast"] is None or (row["forecast"], row["cache_target"]) == ("reuse", "boundary"):
         return "-"
     return row["forecast"] + (" residual" if row["cache_target"] == "residual" else "")
+
+
+def _sampler(row: dict) -> str:
+    """Return the name of a row's sampler, without the number of its explicit timesteps."""
+    return row["sampler"].split(" at ")[0]
 
 
 def _number(value: float | None, form: str) -> str:
