@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from skipdit_cli.bench.peers.known_peers import PEERS, parse_peers
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.sample_settings import PipelineSettings, check_count, check_strength
 from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting, steps_setting
@@ -67,6 +68,12 @@ class BenchSettings:
         CACHE,
         metavar="LIST",
     )
+    peers: str | None = setting(
+        None,
+        f"List of caches of other libraries to run beside: {', '.join(PEERS)}, or all. [default: none]",
+        CACHE,
+        metavar="LIST",
+    )
     num_inference_steps: int = steps_setting(run=True)
     guidance_scale: float | None = setting(
         None,
@@ -113,10 +120,13 @@ class BenchSettings:
         """Refuse values that no run can use; ranges of numbers are checked where the flags are read.
 
         Raises:
-            UsageError: The strength does not fit, or random weights are given a prompt.
+            UsageError: The strength does not fit, random weights are given a prompt, or a peer is unknown or has to be
+                compiled.
         """
         shared = self.pipeline
         if self.random_weights and (shared.prompt or shared.prompts_file or shared.negative_prompt):
             raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
+        if parse_peers(self.peers) and self.compile:
+            raise UsageError("Got --peers with --compile, but peers run eagerly; leave one of the two out.")
         check_strength(shared.strength, shared.image, self.num_inference_steps)
         check_count(shared, self.num_inference_steps)

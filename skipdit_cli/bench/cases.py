@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from skipdit_cli.bench.flops import StepFlops
+from skipdit_cli.bench.peers.peer import PeerSetting
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
+from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.schedulers import Sampler
 
 
@@ -18,10 +19,12 @@ class Case:
 
     Args:
         name: "vanilla" and "skip" (uncached), "vanilla-cache" (the boundary cache without skip branches: the control),
-            "skip-cache", "uniform" and "paper" (see ``make_baselines``), "fewer-steps" (vanilla), or
-            "fewer-steps-best" (vanilla, with the sampler that is closest to the exact solution).
+            "skip-cache", "uniform" and "paper" (see ``make_baselines``), "fewer-steps" (vanilla), "fewer-steps-best"
+            (vanilla, with the sampler that is closest to the exact solution), or "peer" (vanilla with the cache of
+            another library).
         steps: Number of denoising steps.
         policy: The cache, or None without one.
+        peer: The cache of another library, or None.
         sampler: The sampler; None for that of the bench.
         has_branches: Whether the case runs with skip branches.
         label: The schedule, as tables show it; that of the policy if None.
@@ -30,6 +33,7 @@ class Case:
     name: str
     steps: int
     policy: CachePolicy | None = None
+    peer: PeerSetting | None = None
     sampler: Sampler | None = None
     has_branches: bool = False
     label: str | None = None
@@ -54,7 +58,6 @@ def make_cases(
     vanilla: StepFlops,
     skip: StepFlops | None = None,
     fewest_steps: int = 1,
-    baselines: bool = False,
 ) -> list[Case]:
     """Return every case of a bench once, in the order of its table.
 
@@ -66,7 +69,6 @@ def make_cases(
         steps, timesteps: Those of the full run; second-order samplers have more timesteps than steps.
         vanilla, skip: Cost of a step without and with skip branches; ``skip`` is None if there are no branches.
         fewest_steps: The fewest steps that make a run.
-        baselines: Add those of ``make_baselines``.
 
     Raises:
         UsageError: A policy does not fit the model or the number of steps.
@@ -76,49 +78,49 @@ def make_cases(
     if has_branches:
         uncached = Case("skip", steps, has_branches=True)
         cases += [uncached, *(replace(uncached, name="skip-cache", policy=policy) for policy in policies)]
-    if baselines:
-        cases += make_baselines(policies, steps, timesteps, len(model.units), has_branches)
     step_cost = model.full / vanilla.full
     costs = [steps * step_cost / model.limit(policy.plan(timesteps), policy.layers) for policy in policies]
     fewer = sorted({max(fewest_steps, round(cost)) for cost in costs}, reverse=True)
     return list(dict.fromkeys([*cases, *(Case("fewer-steps", count) for count in fewer if count < steps)]))
 
 
-def make_baselines(
-    policies: Sequence[CachePolicy], steps: int, timesteps: Sequence[float], num_blocks: int, has_branches: bool
-) -> list[Case]:
+def make_baselines(cached: Sequence[Case], timesteps: Sequence[float], num_blocks: int) -> list[Case]:
     """Return the caches that tell what a policy gains by its forecast from what it gains by its full steps.
 
     "uniform" has the depth, the forecast and the number of full steps of a policy that places them by another rule
     than an interval, and spaces them evenly. "paper" is the schedule of Skip-DiT (arXiv 2411.17616): N = 1, K = 2 and
-    ``reuse``. Those that a policy equals already are left out.
+    ``reuse``. Those that a cached case equals already are left out.
 
     Args:
-        policies, steps, timesteps: As for ``make_cases``.
+        cached: The cases of one model with a cache.
+        timesteps: Those of its full run.
         num_blocks: L.
-        has_branches: Whether the model has skip branches.
     """
-    known = {(_without_schedule(policy), policy.plan(timesteps)) for policy in policies}
-    paper = CachePolicy(1, interval=2, forecast="reuse")
-    proposals: list[tuple[str, CachePolicy, str | None]] = [("paper", paper, None)] if num_blocks > 2 else []
-    for policy in reversed(policies):
-        if policy.full_steps is not None:
+    known = {_identity(case, timesteps) for case in cached}
+    proposals = []
+    for case in cached:
+        policy = case.policy
+        if policy is not None and policy.full_steps is not None:
             plan = policy.plan(timesteps)
-            count = sum(plan)
-            even = tuple(place * len(plan) // count for place in range(count))
-            proposals.insert(0, ("uniform", replace(policy, full_steps=even), f"uniform {count}"))
+            even = tuple(place * len(plan) // sum(plan) for place in range(sum(plan)))
+            policy = replace(policy, full_steps=even)
+            proposals.append(replace(case, name="uniform", policy=policy, label=f"uniform {sum(plan)}"))
+    if cached and num_blocks > 2:
+        paper = CachePolicy(1, interval=2, forecast="reuse")
+        proposals.append(replace(cached[0], name="paper", policy=paper, label=None))
     cases = []
-    for name, policy, label in proposals:
-        key = _without_schedule(policy), policy.plan(timesteps)
-        if key not in known:
-            known.add(key)
-            cases.append(Case(name, steps, policy, has_branches=has_branches, label=label))
+    for case in proposals:
+        if _identity(case, timesteps) not in known:
+            known.add(_identity(case, timesteps))
+            cases.append(case)
     return cases
 
 
-def _without_schedule(policy: CachePolicy) -> CachePolicy:
-    """Return a policy whose depth, forecast and target alone differ from those of others."""
-    return replace(policy, interval=1, window=None, full_steps=None, target=policy.target_or_default)
+def _identity(case: Case, timesteps: Sequence[float]) -> tuple:
+    """Return what two cases that do the same have in common."""
+    policy: Any = case.policy  # of a cached case
+    settings = replace(policy, interval=1, window=None, full_steps=None, target=policy.target_or_default)
+    return case.sampler, settings, policy.plan(timesteps)
 
 
 def make_policies(

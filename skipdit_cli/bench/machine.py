@@ -39,7 +39,8 @@ def find_warnings(rows: Sequence[dict], loads: Sequence[float], cores: int | Non
             f"The load average was up to {max(loads):.1f} on {cores} {word}: other processes ran, and the times are "
             "not those of an idle machine."
         )
-    ratios = [row["measured_over_limit"] for row in rows if row["measured_over_limit"] is not None]
+    ours = [row["measured_over_limit"] for row in rows if not row.get("peer")]
+    ratios = [ratio for ratio in ours if ratio is not None]
     outside = [ratio for ratio in ratios if not OF_IT[0] <= ratio <= OF_IT[1]]
     if outside:
         span = f"{min(outside):.2f}" + (f" to {max(outside):.2f}" if len(outside) > 1 else "")

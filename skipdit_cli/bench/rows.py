@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from skipdit_cli.bench.cases import Case
-from skipdit_cli.bench.flops import StepFlops
+from skipdit_cli.bench.peers.peer import PeerSetting
+from skipdit_cli.bench.peers.peer_runs import PeerCost
 from skipdit_cli.bench.quality import Quality, compare
 from skipdit_cli.bench.timing import Measured, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import both_ends, write_layers
+from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.generate import Generated
 
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
@@ -20,6 +22,7 @@ def make_row(
     case: Case,
     measured: Mapping[Case, Measured],
     flops: StepFlops,
+    peer: PeerCost | None = None,
     calls_per_step: int = 1,
     sampler: str | None = None,
     psnr_exact: float | None = None,
@@ -29,6 +32,7 @@ def make_row(
     Args:
         measured: The measurements of all cases of the bench.
         flops: Cost of a step of the case's own model.
+        peer: Cost of the run, if a peer ran.
         calls_per_step: Calls of a transformer in one step.
         sampler: Name of the case's sampler.
         psnr_exact: Accuracy of the case's samples, in dB.
@@ -36,24 +40,24 @@ def make_row(
     result, policy = measured[case], case.policy
     uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
     sample, reference = result.first, uncached[case.reference].first
-    report: Any = sample.report  # of a run with a cache
     speedup = {name: ratios(each.seconds, result.seconds) for name, each in uncached.items()}
     limit, quality = None, NO_QUALITY
     if case.name != case.reference:
-        limit = reference.calls * flops.full / _run_flops(case, sample, flops)
+        limit = peer.limit if peer else reference.calls * flops.full / _run_flops(case, sample, flops)
         quality = compare(sample.images, reference.images, sample.latents, reference.latents)
     full_forwards = reference.calls / calls_per_step
     return {
         "case": case.name,
         "reference": case.reference,
         "cache_layers": policy and _layers(policy),
+        "peer": case.peer and case.peer.peer,
         "cache_interval": _interval(policy),
-        "schedule": case.schedule,
+        "schedule": case.peer.describe() if case.peer else case.schedule,
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target_or_default,
         "sampler": sampler,
         "steps": sample.steps,
-        "full_steps": report.steps - report.reused_steps if policy else sample.steps,
+        "full_steps": _full_steps(sample, peer),
         "cost": full_forwards / limit if limit else full_forwards,
         "seconds": median(result.seconds),
         "seconds_iqr": spread(result.seconds),
@@ -71,6 +75,7 @@ def make_row(
         "identical": quality.identical,
         "peak_memory_mb": result.peak_bytes and result.peak_bytes / 1e6,
         "cache_mb": policy and sample.cache_bytes / 1e6,
+        "why": None,
     }
 
 
@@ -78,6 +83,22 @@ def _layers(policy: CachePolicy) -> int | str:
     """Return N, or "FRONT:BACK" where the two ends differ."""
     front, back = both_ends(policy.layers)
     return front if front == back else write_layers((front, back))
+
+
+def make_failed_row(setting: PeerSetting, why: str, keys: Iterable[str]) -> dict:
+    """Return the row of a peer that did not run: None for each key but its name, its knobs and why.
+
+    Args:
+        keys: Those of the other rows.
+    """
+    known = {"case": "peer", "peer": setting.peer, "schedule": setting.describe(), "why": why}
+    return {**dict.fromkeys(keys), **known}
+
+
+def _full_steps(sample: Generated, peer: PeerCost | None) -> int:
+    if peer is not None:
+        return peer.full_steps
+    return sample.steps if sample.report is None else sample.report.steps - sample.report.reused_steps
 
 
 def _interval(policy: CachePolicy | None) -> int | None:

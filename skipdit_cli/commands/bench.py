@@ -38,6 +38,7 @@ def bench(
     _check_output(settings, model, preset)
     inputs = parsing.read_inputs(settings.pipeline)
 
+    from skipdit_cli.bench.peers.known_peers import parse_peers
     from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.cards.card import check_card
@@ -49,8 +50,8 @@ def bench(
     pipe, vanilla = _open_pipelines(settings, model, preset, device, dtype)
     conditions = _choose_conditions(settings, conditions, pipe)
     settings = _fill_in_defaults(settings, pipe, conditions)
-    extra = {"vanilla": vanilla, "baselines": _wants_exact(settings)}
-    run = Bench(pipe, policies, conditions, **extra, **run_arguments(settings), **inputs)
+    peers = parse_peers(settings.peers)
+    run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     if settings.min_psnr is not None and not run.has_pictures:
         raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
     rows = _measure(run, settings)
@@ -181,16 +182,13 @@ def _fill_in_defaults(settings: BenchSettings, pipe, conditions: list) -> BenchS
     return replace(settings, guidance_scale=scale, batch_size=max(part.stop - part.start for part in slices))
 
 
-def _wants_exact(settings: BenchSettings) -> bool:
-    return not settings.random_weights if settings.exact is None else settings.exact
-
-
 def _measure(run, settings: BenchSettings) -> list[dict]:
     """Compute the exact solutions, unless they are off, and run all cases in rounds; return the rows."""
     from skipdit_cli.bench.solving import count_steps, solve
     from skipdit_cli.sampling.fitting import compiled
 
-    if _wants_exact(settings):
+    if settings.exact or (settings.exact is None and not settings.random_weights):
+        run.add_baselines()
         with console.progress("Exact solution", count_steps(run)) as advance:
             solve(run, EXACT_LIMIT if settings.exact is None else None, advance)
     with (
@@ -236,7 +234,8 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     for line in sentences(report):
         console.say(line)
     if output is not None:
-        console.say(f"Wrote {output}/bench.json, bench.md and bench.png.")
+        *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
+        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
     if card is not None:
         put_bench(card, results(report))
         console.say(f"Wrote the table into {card}.")

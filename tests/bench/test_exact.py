@@ -7,8 +7,7 @@ import torch
 
 from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.bench import solving
-from skipdit_cli.bench.cases import Case, make_cases
-from skipdit_cli.bench.flops import StepFlops
+from skipdit_cli.bench.cases import Case, make_baselines
 from skipdit_cli.bench.run import Bench
 from skipdit_cli.bench.solutions import describe, plain_samplers
 from skipdit_cli.commands import bench as command
@@ -93,21 +92,22 @@ def test_it_is_left_out_where_it_takes_too_long_unless_it_is_requested(skipdit, 
     assert skipdit(*run, "--exact").json["exact"]["vanilla"]["steps"] >= 25
 
 
-def test_a_baseline_that_is_among_the_cases_is_not_run_twice(tiny_dit):
-    flops, timesteps = StepFlops(tiny_dit()), list(range(20, 0, -1))
+def test_a_baseline_that_is_among_the_cases_is_not_run_twice():
+    timesteps = list(range(20, 0, -1))
     paper, even = CachePolicy(1, interval=2, forecast="reuse"), CachePolicy(1, interval=4)
     policies = [paper, even, CachePolicy(1, full_steps=5), CachePolicy(1, full_steps=7), CachePolicy(2, full_steps=7)]
-    cases = make_cases(policies, 20, timesteps, flops, baselines=True)
-    names = [(case.name, case.policy.layers, case.schedule) for case in cases if case.name in ("paper", "uniform")]
+    cached = [Case("vanilla-cache", 20, policy) for policy in policies]
+    names = [(case.name, case.policy.layers, case.schedule) for case in make_baselines(cached, timesteps, 6)]
     assert names == [("uniform", (1, 1), "uniform 7"), ("uniform", (2, 2), "uniform 7")], "uniform 5 is every 4"
-    plan = next(case.policy for case in cases if case.schedule == "uniform 7").plan(timesteps)
+    assert [case.name for case in make_baselines(cached[1:2], timesteps, 6)] == ["paper"]
+    plan = make_baselines(cached, timesteps, 6)[0].policy.plan(timesteps)
     assert [step for step, full in enumerate(plan) if full] == [0, 2, 5, 8, 11, 14, 17]
 
 
 def test_a_case_has_a_sampler_of_its_own(tiny_pipeline):
     pipe, sampler = load_pipeline(tiny_pipeline()), Sampler("dpm++", "lu", {"solver_order": 3})
     bench = Bench(pipe, [CachePolicy(1)], [1], num_inference_steps=4, guidance_scale=1.0)
-    bench.cases.append(Case("plan", 5, CachePolicy(1, full_steps=(0, 2)), sampler, label="from a plan"))
+    bench.cases.append(Case("plan", 5, CachePolicy(1, full_steps=(0, 2)), sampler=sampler, label="from a plan"))
     row = bench.run(rounds=1, warmup=0)[-1]
     assert (row["case"], row["sampler"], row["schedule"]) == ("plan", "dpm++ lu order 3", "from a plan")
     assert (row["steps"], row["full_steps"]) == (5, 2) and row["cost"] == pytest.approx(4 / row["limit"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import diffusers
 import torch
 
+from skipdit_cli.bench.peers.pareto import save_pareto
 from skipdit_cli.bench.results.plot import save_plot
 from skipdit_cli.console import SCHEMA
 from skipdit_cli.formats import to_json
@@ -19,13 +20,13 @@ from skipdit_cli.trunk import known_trunk
 from skipdit_cli.version import __version__
 
 COLUMNS = {
-    "case": lambda r: r["case"],
+    "case": lambda r: r["peer"] or r["case"],
     "N": lambda r: "-" if r["cache_layers"] is None else str(r["cache_layers"]),
     "schedule": lambda r: r["schedule"] or (_sampler(r) if r["case"] == "fewer-steps-best" else "-"),
     "forecast": lambda r: _forecast(r),
-    "full": lambda r: f"{r['full_steps']}/{r['steps']}",
+    "full": lambda r: "-" if r["why"] else f"{r['full_steps']}/{r['steps']}",
     "cost": lambda r: _number(r["cost"], ".1f"),
-    "seconds": lambda r: _time(r["seconds"]) + ("" if r["seconds_iqr"] is None else f" ±{r['seconds_iqr']:.2g}"),
+    "seconds": lambda r: _seconds(r),
     "x vanilla": lambda r: _number(r["speedup_vs_vanilla"], ".2f"),
     "x skip": lambda r: _number(r["speedup_vs_skip"], ".2f"),
     "limit": lambda r: _number(r["limit"], ".2f"),
@@ -38,7 +39,7 @@ COLUMNS = {
     "peak MB": lambda r: _number(r["peak_memory_mb"], ".0f"),
 }
 MARKDOWN_COLUMNS = {
-    "end to end": lambda r: _time(r["seconds_end_to_end"]),
+    "end to end": lambda r: "-" if r["why"] else _time(r["seconds_end_to_end"]),
     "cache MB": lambda r: _number(r["cache_mb"], ".2f"),
 }
 EXPENDABLE = ("rel L2", "SSIM", "peak MB", "flicker", "N", "limit", "forecast", "x skip", "PSNR", "seconds")
@@ -64,8 +65,8 @@ def table(rows: Sequence[dict], markdown: bool = False, width: int | None = None
     columns = {**COLUMNS, **MARKDOWN_COLUMNS} if markdown else COLUMNS
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
-    for name in EXPENDABLE if width is not None else ():
-        if _width(cells) > width:
+    for name in EXPENDABLE:
+        if width is not None and _width(cells) > width:
             cells.pop(name, None)
     return list(cells), [list(line) for line in zip(*cells.values())]
 
@@ -77,8 +78,10 @@ def _width(cells: dict[str, list[str]]) -> int:
 
 def markdown(report: dict) -> str:
     """Return the text of ``bench.md``."""
-    plot = "![speed and quality](bench.png)"
-    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", plot, ""])
+    plots = ["![speed and quality](bench.png)"]
+    if report["peers"]:
+        plots += ["", "![quality over cost, with peers](pareto.png)"]
+    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", *plots, ""])
 
 
 def results(report: dict) -> str:
@@ -109,12 +112,14 @@ def sentences(report: dict) -> list[str]:
 
 
 def save_report(report: dict, folder: Path) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png`` into an existing folder."""
+    """Write ``bench.json``, ``bench.md``, ``bench.png`` and, with peers, ``pareto.png`` into an existing folder."""
     text = to_json({"schema": SCHEMA, **report}, indent=2)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(report), encoding="utf-8")
     title = f"{report['model']}, {report['device_name']}, {report['dtype']}, {report['num_inference_steps']} steps"
     save_plot(report["rows"], folder / "bench.png", title)
+    if report["peers"]:
+        save_pareto(report["rows"], report["macs"], folder / "pareto.png", title)
 
 
 def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> list[str]:
@@ -145,6 +150,7 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
     for case, reason in bench.broken.items():
         schedule = case.schedule or f"{case.steps} steps"
         notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
+    notes += bench.peers.notes()
     notes += _accuracy_notes(bench.solutions)
     if random_weights:
         notes.append("Random weights: the times are those of a trained model, the quality columns are not.")
@@ -208,6 +214,12 @@ def _forecast(row: dict) -> str:
     if row["forecast"] is None or (row["forecast"], row["cache_target"]) == ("reuse", "boundary"):
         return "-"
     return row["forecast"] + (" residual" if row["cache_target"] == "residual" else "")
+
+
+def _seconds(row: dict) -> str:
+    if row["why"]:
+        return "-"
+    return _time(row["seconds"]) + ("" if row["seconds_iqr"] is None else f" ±{row['seconds_iqr']:.2g}")
 
 
 def _sampler(row: dict) -> str:

@@ -132,6 +132,8 @@ def _reaches(row: dict, full: dict) -> bool:
 
 def _name(row: dict) -> str:
     """Return a row in words: "13 steps of dpm++ lu order 2", "skip-cache, late-dense 13, taylor2 residual, N=1"."""
+    if row.get("peer"):
+        return f"{row['peer']}, {row['schedule']}"
     if row["cache_layers"] is None:
         sampler = row["sampler"] or "its sampler"
         return f"{row['steps']} {'step' if row['steps'] == 1 else 'steps'} of {sampler.split(' at ')[0]}"
