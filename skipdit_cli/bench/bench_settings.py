@@ -40,6 +40,12 @@ class BenchSettings:
         metavar="PATH|ID",
     )
     compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
+    cache: str | None = setting(
+        None,
+        "List of levels of the cache: fast, balanced, quality. [default: none]",
+        CACHE,
+        metavar="LIST",
+    )
     cache_layers: str = setting(
         "1",
         "List of N or F:B: the first and the last blocks that run on a reused step.",
@@ -48,7 +54,7 @@ class BenchSettings:
     )
     cache_interval: str | None = setting(
         None,
-        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with --full-steps]",
+        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with --cache or --full-steps]",
         CACHE,
         metavar="LIST",
     )

@@ -12,7 +12,8 @@ from skipdit_cli.commands import options, parsing, pipeline_setup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
-from skipdit_cli.settings import run_arguments
+from skipdit_cli.sampling.sample_settings import count_steps
+from skipdit_cli.settings import flag_name, run_arguments
 
 EXACT_LIMIT = 300.0
 """Seconds that the exact solutions may take where ``--exact`` is not given."""
@@ -64,12 +65,22 @@ def bench(
 
 
 def _make_policies(settings: BenchSettings) -> list:
+    """Return the policies of the levels, and of every combination of the other cache flags."""
     from skipdit_cli.bench.cases import make_policies
+    from skipdit_cli.cache import CachePolicy
 
     intervals, full_steps = settings.cache_interval, settings.full_steps
+    steps = count_steps(settings.pipeline, settings.num_inference_steps)
+    levels = [CachePolicy.level(level, steps) for level in _parse_words(settings.cache or "")]
     if intervals is None and full_steps is None:
+        others = ("cache_layers", "forecast", "cache_target")
+        stray = next((each for each in others if getattr(settings, each) != getattr(BenchSettings, each)), None)
+        if levels and stray:
+            raise UsageError(f"Got --cache with {flag_name(stray)}, which it sets; give --cache-interval as well.")
+        if levels:
+            return levels
         intervals = "2,3,5"
-    return make_policies(
+    return levels + make_policies(
         parsing.parse_layers(settings.cache_layers),
         parsing.parse_integers(intervals or "", "--cache-interval"),
         parsing.parse_integers(full_steps or "", "--full-steps"),
