@@ -103,7 +103,7 @@ def make_baselines(cached: Sequence[Case], timesteps: Sequence[float], num_block
         if policy is not None and policy.full_steps is not None:
             plan = policy.plan(timesteps)
             even = tuple(place * len(plan) // sum(plan) for place in range(sum(plan)))
-            policy = replace(policy, full_steps=even)
+            policy = replace(policy, full_steps=even, placement="late-dense")
             proposals.append(replace(case, name="uniform", policy=policy, label=f"uniform {sum(plan)}"))
     if cached and num_blocks > 2:
         paper = CachePolicy(1, interval=2, forecast="reuse")
@@ -119,7 +119,8 @@ def make_baselines(cached: Sequence[Case], timesteps: Sequence[float], num_block
 def _identity(case: Case, timesteps: Sequence[float]) -> tuple:
     """Return what two cases that do the same have in common."""
     policy: Any = case.policy  # of a cached case
-    settings = replace(policy, interval=1, window=None, full_steps=None, target=policy.target_or_default)
+    schedule: dict[str, Any] = {"interval": 1, "window": None, "full_steps": None, "placement": "late-dense"}
+    settings = replace(policy, **schedule, steps=None, target=policy.target_or_default)
     return case.sampler, settings, policy.plan(timesteps)
 
 
