@@ -122,6 +122,12 @@ class BenchSettings:
     overhead: bool = setting(
         False, "Print the time that the cache spends in Python per block, beside that of FirstBlockCache.", MEASUREMENT
     )
+    exact: bool | None = setting(
+        None,
+        "Measure the distance to the exact solution of the sampling ODE, psnr_exact, and add the rows that it judges. "
+        "[default: on, except with --random-weights or where it takes over 5 minutes]",
+        MEASUREMENT,
+    )
     min_speedup: float | None = setting(
         None, "Exit with code 3 unless a cached row is this many times as fast as vanilla.", MEASUREMENT, minimum=0
     )

@@ -18,13 +18,24 @@ from skipdit_cli.sampling.generate import Generated
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
 
 
-def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops, peer: PeerCost | None = None) -> dict:
+def make_row(
+    case: Case,
+    measured: Mapping[Case, Measured],
+    flops: StepFlops,
+    peer: PeerCost | None = None,
+    calls_per_step: int = 1,
+    sampler: str | None = None,
+    psnr_exact: float | None = None,
+) -> dict:
     """Return one row of ``bench --json``, with None for each key that does not apply.
 
     Args:
         measured: The measurements of all cases of the bench.
         flops: Cost of a step of the case's own model.
         peer: Cost of the run, if a peer ran.
+        calls_per_step: Calls of a transformer in one step.
+        sampler: Name of the case's sampler.
+        psnr_exact: Accuracy of the case's samples, in dB.
     """
     result, policy = measured[case], case.policy
     uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
@@ -34,16 +45,20 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops, pe
     if case.name != case.reference:
         limit = peer.limit if peer else reference.calls * flops.full / _run_flops(case, sample, flops)
         quality = compare(sample.images, reference.images, sample.latents, reference.latents)
+    full_forwards = reference.calls / calls_per_step
     return {
         "case": case.name,
+        "reference": case.reference,
         "cache_layers": policy and _layers(policy),
         "peer": case.peer and case.peer.peer,
         "cache_interval": _interval(policy),
-        "schedule": case.peer.describe() if case.peer else policy and policy.describe(),
+        "schedule": case.peer.describe() if case.peer else case.schedule,
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target_or_default,
+        "sampler": sampler,
         "steps": sample.steps,
         "full_steps": _full_steps(sample, peer),
+        "cost": full_forwards / limit if limit else full_forwards,
         "seconds": median(result.seconds),
         "seconds_iqr": spread(result.seconds),
         "seconds_end_to_end": median(result.seconds_end_to_end),
@@ -53,6 +68,7 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops, pe
         "limit": limit,
         "measured_over_limit": limit and median(speedup[case.reference]) / limit,
         "psnr": quality.psnr,
+        "psnr_exact": psnr_exact,
         "ssim": quality.ssim,
         "temporal_difference": quality.temporal_difference,
         "latent_rel_l2": quality.latent_rel_l2,

@@ -7,16 +7,19 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from skipdit_cli.bench.cases import Case, make_cases
+from skipdit_cli.bench.cases import Case, make_baselines, make_cases
+from skipdit_cli.bench.machine import find_warnings, load_average
 from skipdit_cli.bench.peers.peer import PeerSetting, RunFacts
 from skipdit_cli.bench.peers.peer_runs import PeerRuns
+from skipdit_cli.bench.results.tables import environment, make_notes
+from skipdit_cli.bench.results.verdict import make_verdict, reached_by
 from skipdit_cli.bench.rows import make_failed_row, make_row
-from skipdit_cli.bench.tables import environment, make_notes
-from skipdit_cli.bench.timing import MOST_ROUNDS, interleave
+from skipdit_cli.bench.solutions import Solutions, describe
+from skipdit_cli.bench.timing import MOST_ROUNDS, Measured, interleave
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
@@ -53,6 +56,7 @@ class Bench:
         macs: Multiply-adds of one forward for one image (the mean where the calls of guidance differ in length):
             "vanilla", and "skip" if ``pipe`` has branches.
         generated: The result of each case in the first round; empty before ``run``.
+        solutions: The exact solutions, after ``solving.solve``.
         broken: The reason for each cached or shorter case whose result is NaN or infinite.
         warm_up_seconds: Duration of the runs before those that are timed; mostly compilation if there is any.
     """
@@ -83,13 +87,20 @@ class Bench:
         self.fewest_steps = math.ceil(1 / (arguments.get("strength") or 1))
         self.batches = len(batches(pipe, conditions, batch_size, alone=arguments.get("image") is not None))
         self.generated: list[Generated] = []
+        self.solutions = Solutions()
         self.broken: dict[Case, str] = {}
         self.warm_up_seconds = 0.0
         self.flops, step = self._count_flops(num_inference_steps)
+        self.calls_per_step, self.timesteps = len(step.calls), step.timesteps
         self.macs = {name: flops.full for name, flops in self.flops.items()}
-        steps = num_inference_steps
-        self.cases = make_cases(policies, steps, step.timesteps, **self.flops, fewest_steps=self.fewest_steps)
-        self.cases += [Case("peer", steps, peer=setting) for setting in peers]
+        self.cases = make_cases(
+            policies,
+            num_inference_steps,
+            step.timesteps,
+            **self.flops,
+            fewest_steps=self.fewest_steps,
+        )
+        self.cases += [Case("peer", num_inference_steps, peer=setting) for setting in peers]
         self.peer_settings = list(peers)
         self.peers = PeerRuns(self.vanilla, self._sample_vanilla, self._run_facts(step))
 
@@ -120,6 +131,13 @@ class Bench:
             uncached=lambda: self._sample_vanilla(decode=False),
         )
 
+    def add_baselines(self) -> None:
+        """Add the cases of ``make_baselines`` for the model with branches, or for vanilla if it has none."""
+        cached = [case for case in self.cases if case.policy and case.has_branches == self.has_branches]
+        num_blocks = len(self.flops["vanilla"].units)
+        at = max((place for place, case in enumerate(self.cases) if case in cached), default=0) + 1
+        self.cases[at:at] = make_baselines(cached, self.timesteps, num_blocks)
+
     def steps(self, rounds: int | None) -> int:
         """Return about how many times ``run`` calls ``advance``."""
         trials = [self.cases[0], *(case for case in self.cases if case.peer)] if self.peer_settings else []
@@ -139,19 +157,27 @@ class Bench:
         """
         start = time.perf_counter()
         for case in self._warm_ups() * warmup:
-            self._generate(case)
+            self.generate_case(case)
         self.warm_up_seconds = time.perf_counter() - start
         if self.peer_settings:
             with _without_branches(self.vanilla):
                 self.peers.try_out(self.peer_settings, advance)
         self.cases = [case for case in self.cases if case.peer not in self.peers.failures]
-        runs = [lambda case=case: self._generate(case, advance) for case in self.cases]
+        runs = [lambda case=case: self.generate_case(case, advance) for case in self.cases]
+        self.load = [load_average()]
         measured = dict(zip(self.cases, interleave(runs, rounds, self.pipe.transformer.device)))
+        self.load.append(load_average())
         self.rounds = len(measured[self.cases[0]].seconds)
         self.generated = [measured[case].first for case in self.cases]
-        costs = {case: self.peers.costs.get(case.peer) if case.peer else None for case in self.cases}
-        rows = [make_row(case, measured, self.flops[case.reference], costs[case]) for case in self.cases]
+        rows = [self._make_row(case, measured) for case in self.cases]
         return rows + [make_failed_row(setting, why, rows[0]) for setting, why in self.peers.failures.items()]
+
+    def _make_row(self, case: Case, measured: dict[Case, Measured]) -> dict:
+        cost = self.peers.costs.get(case.peer) if case.peer else None
+        with self.pipe_of(case) as pipe:
+            sampler = describe(case.sampler or self.scheduler, pipe)
+            psnr_exact = self.solutions.measure(case.reference, pipe, measured[case].first)
+        return make_row(case, measured, self.flops[case.reference], cost, self.calls_per_step, sampler, psnr_exact)
 
     def report(self, rows: list[dict], model: str, settings: dict) -> dict:
         """Return the object that ``bench --json`` prints: the rows, and all that they depend on.
@@ -172,6 +198,11 @@ class Bench:
             "scheduler": type(make_scheduler(self.scheduler, self.pipe)).__name__,
             "peers": list(dict.fromkeys(setting.peer for setting in self.peer_settings)),
             "rounds": self.rounds,
+            "load_average": self.load,
+            "exact": self.solutions.record(),
+            "verdict": make_verdict(rows, self.macs),
+            "target": reached_by(rows, self.macs),
+            "warnings": find_warnings(rows, self.load),
             warm_up: self.warm_up_seconds,
             "macs": self.macs,
             "notes": make_notes(self, settings.get("random_weights", False), settings.get("compile", False)),
@@ -189,21 +220,31 @@ class Bench:
         policies = [
             case.policy and replace(case.policy, interval=2, full_steps=None, threshold=None) for case in self.cases
         ]
-        return list(dict.fromkeys(Case(case.reference, steps, p) for case, p in zip(self.cases, policies)))
+        short = [
+            Case(case.reference, steps, p, has_branches=case.has_branches) for case, p in zip(self.cases, policies)
+        ]
+        return list(dict.fromkeys(short))
 
-    def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
+    @contextmanager
+    def pipe_of(self, case: Case) -> Iterator[Any]:
+        """Give the pipeline of a case, with or without its branches."""
+        with nullcontext() if case.has_branches else _without_branches(self.vanilla):
+            yield self.pipe if case.has_branches else self.vanilla
+
+    def generate_case(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
+        """Return the samples of a case; without images, and noted in ``broken``, if they are NaN or infinite."""
         if case.peer is not None:
-            with _without_branches(self.vanilla):
+            with self.pipe_of(case):
                 return self.peers.run(case.peer, advance)
         arguments = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.arguments}
         timesteps = self.scheduler.timesteps
-        if timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
+        if case.sampler is not None:
+            arguments["scheduler"] = case.sampler
+        elif timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
             arguments["scheduler"] = self.scheduler.spaced()
         try:
-            if case.has_branches:
-                return generate(self.pipe, self.conditions, **arguments)
-            with _without_branches(self.vanilla):
-                return generate(self.vanilla, self.conditions, **arguments)
+            with self.pipe_of(case) as pipe:
+                return generate(pipe, self.conditions, **arguments)
         except NotFiniteError as cause:
             if (case.name == case.reference and case.policy is None) or self.batches > 1:
                 raise  # the batches after it did not run, so there is no time of the whole

@@ -66,8 +66,10 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def spread(values: Sequence[float]) -> float:
-    """Return the interquartile range."""
+def spread(values: Sequence[float]) -> float | None:
+    """Return the interquartile range; None of a single value, which has none."""
+    if len(values) < 2:
+        return None
     low, high = np.percentile(values, [25, 75])
     return float(high - low)
 

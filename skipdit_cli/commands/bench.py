@@ -15,6 +15,9 @@ from skipdit_cli.presets import preset_path
 from skipdit_cli.sampling.sample_settings import count_steps
 from skipdit_cli.settings import flag_name, run_arguments
 
+EXACT_LIMIT = 300.0
+"""Seconds that the exact solutions may take where ``--exact`` is not given."""
+
 
 @with_settings(BenchSettings)
 def bench(
@@ -26,7 +29,7 @@ def bench(
 ) -> None:
     """Measure the speed and quality of every way to sample a model.
 
-    One interleaved run: vanilla, Skip-DiT, both with the cache, and vanilla with fewer steps.
+    One interleaved run: vanilla, Skip-DiT, both with the cache, and vanilla with fewer steps, of the best sampler too.
 
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
@@ -37,10 +40,9 @@ def bench(
     inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.peers.known_peers import parse_peers
+    from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
-    from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
-    from skipdit_cli.sampling.fitting import compiled
 
     card = check_card(model) if settings.update_card else None
     device, dtype = pipeline_setup.choose_device(settings.pipeline, settings.compile)
@@ -54,11 +56,7 @@ def bench(
     run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     if settings.min_psnr is not None and not run.has_pictures:
         raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
-    with (
-        compiled([pipe, vanilla]) if settings.compile else nullcontext(),
-        console.progress("Bench", run.steps(settings.rounds)) as advance,
-    ):
-        rows = run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
+    rows = _measure(run, settings)
     report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
     if settings.overhead:
         _add_overhead(report)
@@ -66,7 +64,7 @@ def bench(
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
     _print_report(report, settings.output, card)
-    _check_minimums(rows, settings.min_speedup, settings.min_psnr)
+    _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
 def _make_policies(settings: BenchSettings) -> tuple[list, list[float]]:
@@ -221,6 +219,22 @@ def _fill_in_defaults(settings: BenchSettings, pipe, conditions: list) -> BenchS
     return replace(settings, guidance_scale=scale, batch_size=max(part.stop - part.start for part in slices))
 
 
+def _measure(run, settings: BenchSettings) -> list[dict]:
+    """Compute the exact solutions, unless they are off, and run all cases in rounds; return the rows."""
+    from skipdit_cli.bench.solving import count_steps, solve
+    from skipdit_cli.sampling.fitting import compiled
+
+    if settings.exact or (settings.exact is None and not settings.random_weights):
+        run.add_baselines()
+        with console.progress("Exact solution", count_steps(run)) as advance:
+            solve(run, EXACT_LIMIT if settings.exact is None else None, advance)
+    with (
+        compiled([run.pipe, run.vanilla]) if settings.compile else nullcontext(),
+        console.progress("Bench", run.steps(settings.rounds)) as advance,
+    ):
+        return run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
+
+
 def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> dict:
     """Return what the report records of the settings, beside the device and the versions."""
     shared = settings.pipeline
@@ -253,12 +267,16 @@ def _add_overhead(report: dict) -> None:
 
 
 def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
-    """Print the table and its notes, put the table into the card, and emit the JSON object of ``--json``."""
-    from skipdit_cli.bench.tables import READING, results, table
+    """Print the table and what it says, put both into the card, and emit the JSON object of ``--json``."""
+    from skipdit_cli.bench.results.tables import results, sentences, table
     from skipdit_cli.cards.card import put_bench
 
-    console.table(*table(report["rows"]))
-    for line in (READING, *report["notes"]):
+    columns, lines = table(report["rows"], width=console.screen().width)
+    console.table(columns, lines)
+    left_out = [name for name in table(report["rows"])[0] if name not in columns]
+    if left_out:
+        console.say(f"Too wide for this terminal, but in the report of -o and in --json: {', '.join(left_out)}.")
+    for line in sentences(report):
         console.say(line)
     if output is not None:
         *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
@@ -269,15 +287,25 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     console.emit(report)
 
 
-def _check_minimums(rows: list[dict], min_speedup: float | None, min_psnr: float | None) -> None:
-    """Refuse a bench of which no cached row reaches both minimums.
+def _check_minimums(rows: list[dict], min_speedup: float | None, min_psnr: float | None, warnings: list[str]) -> None:
+    """Refuse a bench of which no cached row reaches both minimums, or of which the load of the machine hides it.
 
     Raises:
-        CheckError: There is no such row.
+        CheckError: There is no such row, or the times are too uncertain to tell.
     """
+    from skipdit_cli.bench.machine import is_in_doubt
+
     name = "skip-cache" if any(row["case"] == "skip-cache" for row in rows) else "vanilla-cache"
     cached = [row for row in rows if row["case"] == name]
     good = [row for row in cached if min_psnr is None or row["identical"] or (row["psnr"] or 0) >= min_psnr]
+    if good and min_speedup is not None and warnings:
+        fastest = max(good, key=lambda row: row["speedup_vs_vanilla"])
+        if is_in_doubt(fastest["speedup_vs_vanilla"], fastest["limit"], min_speedup):
+            raise CheckError(
+                f"Got --min-speedup {min_speedup:g}, which these times cannot judge (measured "
+                f"{fastest['speedup_vs_vanilla']:.2f}, limit {fastest['limit']:.2f}): {warnings[0]} "
+                "Run it again on an idle machine."
+            )
     if any(row["speedup_vs_vanilla"] >= (min_speedup or 0) for row in good):
         return
     if not good:

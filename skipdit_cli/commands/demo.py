@@ -24,7 +24,7 @@ class DemoSettings:
     output: Path = setting(Path("skipdit-demo"), "Folder for the report and everything that it shows.")
     video: bool = setting(False, "Videos of moving digits in place of images.", SAMPLES)
     samples_per_digit: int | None = setting(
-        None, "Samples per digit. [default: 7, or 1 with --video]", SAMPLES, minimum=1, maximum=10_000
+        None, "Samples per digit. [default: 3, or 1 with --video]", SAMPLES, minimum=1, maximum=10_000
     )
     num_inference_steps: int = steps_setting("Number of denoising steps, 13 or more.", minimum=13)
     train_steps: int | None = setting(
@@ -54,8 +54,11 @@ class Scenario:
     data: str | None = None
 
 
-IMAGES = Scenario("digits", samples_per_digit=7, train_steps=100, batch_size=64, guidance_scale=1.5)
+IMAGES = Scenario("digits", samples_per_digit=3, train_steps=100, batch_size=64, guidance_scale=1.5)
 VIDEOS = Scenario("digits-video", samples_per_digit=1, train_steps=60, batch_size=8, guidance_scale=3.0, data="videos")
+
+EXACT_LIMIT = 90.0
+"""Seconds that the exact solutions may take; on a slower machine the report does without them."""
 
 
 @with_settings(DemoSettings)
@@ -79,8 +82,9 @@ def demo(
         with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
             commands = _train(ctx, output, scenario, settings.train_steps or scenario.train_steps)
         report = _bench(settings, scenario, commands)
-    console.table(*demo_page.table(report["rows"]))
-    console.say(demo_page.summary(report["rows"]))
+    console.table(*demo_page.table(report["rows"], console.screen().width))
+    for line in demo_page.summary(report):
+        console.say(line)
     console.say(f"The report, with all pictures: {output}/report.html")
     console.emit({**report, "command": "demo", "output": str(output)})
 
@@ -88,6 +92,7 @@ def demo(
 def _bench(settings: DemoSettings, scenario: Scenario, commands: list[str]) -> dict:
     """Bench the trained model and write the page; return the report of the bench."""
     from skipdit_cli.bench.run import Bench
+    from skipdit_cli.bench.solving import count_steps, solve
     from skipdit_cli.models import open_model
 
     labels = [digit for digit in range(10) for _ in range(settings.samples_per_digit or scenario.samples_per_digit)]
@@ -95,6 +100,9 @@ def _bench(settings: DemoSettings, scenario: Scenario, commands: list[str]) -> d
     arguments["num_inference_steps"] = settings.num_inference_steps
     pipe, vanilla = open_model(str(settings.output / "model")), open_model(None, scenario.preset)
     bench = Bench(pipe, _make_policies(settings.num_inference_steps), labels, vanilla=vanilla, **arguments)
+    bench.add_baselines()
+    with console.progress("exact solution", count_steps(bench)) as advance:
+        solve(bench, EXACT_LIMIT, advance)
     with console.progress("bench", bench.steps(settings.rounds)) as advance:
         rows = bench.run(settings.rounds, advance=advance)
     for reason in bench.broken.values():

@@ -8,24 +8,31 @@ WIDTH = 280
 """Width of an image on the page, in pixels."""
 
 
-def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and lines of the bench's table, with the share of digits that are recognised."""
-    from skipdit_cli.bench.tables import table
+def table(rows: list[dict], width: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and lines of the bench's table, with the share of digits that are recognised.
 
-    columns, lines = table(rows)
+    Args:
+        width: Characters in a line, if columns may be left out; None for all columns.
+    """
+    from skipdit_cli.bench.results.tables import table
+
+    columns, lines = table(rows, width=width and width - len("  read"))
     return [*columns, "read"], [[*line, f"{row['recognised']:.0%}"] for line, row in zip(lines, rows)]
 
 
-def summary(rows: list[dict]) -> str:
-    """Return the result in two sentences: digits recognised, and the cached row with the highest PSNR."""
-    cached = max((row for row in rows if row["case"] == "skip-cache"), key=lambda row: row["psnr"] or 100)
-    cases = {"vanilla": rows[0], "Skip-DiT": next(row for row in rows if row["case"] == "skip"), "cached": cached}
+def summary(report: dict) -> list[str]:
+    """Return the result: digits recognised, the verdict on accuracy, and warnings."""
+    rows = report["rows"]
+    cases = {"vanilla": rows[0], "Skip-DiT": next(row for row in rows if row["case"] == "skip")}
+    cached = [row for row in rows if row["case"] == "skip-cache"]
+    cases["cached"] = max(cached, key=lambda row: row["psnr_exact"] or row["psnr"] or 100)
     shares = ", ".join(f"{name} {row['recognised']:.1%}" for name, row in cases.items())
-    return (
-        f"Digits read by a classifier trained on real ones: {shares}. Closest to uncached: {cached['schedule']} with "
-        f"{cached['forecast']} on the {cached['cache_target']}, {cached['psnr']:.1f} dB at "
-        f"{cached['speedup_vs_vanilla']:.2f} times vanilla's speed (limit {cached['limit']:.2f} of Skip-DiT's)."
-    )
+    return [
+        f"Digits read by a classifier trained on real ones: {shares}.",
+        report["verdict"],
+        *([report["target"]] if report["target"] else []),
+        *(f"Warning: {warning}" for warning in report["warnings"]),
+    ]
 
 
 def save(folder: Path, report: dict, generated: list, labels: list[int], commands: list[str]) -> None:
@@ -38,8 +45,8 @@ def save(folder: Path, report: dict, generated: list, labels: list[int], command
         labels: The digit of each sample.
         commands: What was run before the bench, without "skipdit".
     """
-    from skipdit_cli.bench import page
-    from skipdit_cli.bench.tables import save_report
+    from skipdit_cli.bench.results import page
+    from skipdit_cli.bench.results.tables import save_report
 
     figures = _save_figures(folder, report["rows"], generated, labels)
     save_report(report, folder)
@@ -50,14 +57,14 @@ def save(folder: Path, report: dict, generated: list, labels: list[int], command
 
 def _page(report: dict, commands: list[str], figures: list[str], is_video: bool) -> list[str]:
     """Return the parts of the page, in order."""
-    from skipdit_cli.bench import page
-    from skipdit_cli.bench.tables import READING
+    from skipdit_cli.bench.results import page
+    from skipdit_cli.bench.results.tables import READING
 
     layout = "every animation" if is_video else "one row per digit, every image"
     read = " read: share of digits that a support vector machine trained on real ones recognises"
     read += "; it recognises 90 % of the frames of the real moving digits." if is_video else "."
     return [
-        page.paragraph(summary(report["rows"])),
+        *(page.paragraph(line) for line in summary(report)),
         page.heading("Commands"),
         *(page.command(f"skipdit {command}") for command in commands),
         page.heading("Speed and quality"),
@@ -72,8 +79,8 @@ def _page(report: dict, commands: list[str], figures: list[str], is_video: bool)
 
 def _save_figures(folder: Path, rows: list[dict], generated: list, labels: list[int]) -> list[str]:
     """Write the samples of every row; return the figures of the page, without those of the control."""
-    from skipdit_cli.bench import page
     from skipdit_cli.bench.digit_accuracy import recognition_rate
+    from skipdit_cli.bench.results import page
 
     figures = []
     for i, (row, result) in enumerate(zip(rows, generated)):

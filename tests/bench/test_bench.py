@@ -44,7 +44,7 @@ def skip_model(tiny_pipeline, tmp_path):
     return tmp_path / "skip-model"
 
 
-QUICK = ("--steps", 6, "--rounds", 2, "--warmup", 0, "--class-labels", "1,2", "--guidance-scale", 2)
+QUICK = ("--steps", 6, "--rounds", 2, "--warmup", 0, "--class-labels", "1,2", "--guidance-scale", 2, "--no-exact")
 
 
 def test_rows_are_complete_and_agree_with_each_other(skipdit, skip_model, tmp_path):
@@ -238,7 +238,7 @@ def test_nothing_to_cache_is_refused():
 def test_videos_are_compared_frame_by_frame(skipdit, latte_pipeline, tmp_path, classes):
     folder = latte_pipeline(num_embeds_ada_norm=classes, in_channels=1, out_channels=2, num_layers=4)
     assert skipdit("convert", folder, "-o", tmp_path / "skip").code == 0
-    quick = ("--steps", 4, "--cache-interval", 2, "--batch-size", 2, "--rounds", 1, "--json")
+    quick = ("--steps", 4, "--cache-interval", 2, "--batch-size", 2, "--rounds", 1, "--no-exact", "--json")
     ran = skipdit("bench", "-m", tmp_path / "skip", *quick, "--forecast", "reuse")
     assert ran.code == 0, ran.stderr
     cached = next(row for row in ran.json["rows"] if row["case"] == "skip-cache")

@@ -63,7 +63,7 @@ VIDEO, FREE = "sample -m {w}/latte -o out.mp4 --steps 2", "sample -m {w}/free -o
 TEXT = "sample -m {w}/text -o out.mp4 --steps 2"
 CAT = f"{TEXT} --prompt cat"
 PARTS = "convert {w}/text/transformer -o out --text-from {w}"
-BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1"
+BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1 --no-exact"
 FINETUNE = "finetune -m {w}/skip --data {w}/images -o out --train-batch-size 2 --max-train-steps 3"
 TRAIN = "train --preset {w}/tiny.yaml --data {w}/images -o out --train-batch-size 2 --max-train-steps 2"
 

@@ -1,6 +1,8 @@
 """The demo, as short as it goes: everything it promises is there."""
 
+import html
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -12,14 +14,18 @@ SHORT = ("--train-steps", 1, "--samples-per-digit", 1, "--rounds", 1, "--num-inf
 
 
 @pytest.mark.parametrize("kind", ["still", "moving"])
-def test_the_demo_leaves_a_page_with_all_it_shows(skipdit, tmp_path, kind):
+def test_the_demo_leaves_a_page_with_all_it_shows(skipdit, tmp_path, kind, monkeypatch):
     output, moving = tmp_path / "demo", kind == "moving"
+    monkeypatch.setattr("skipdit_cli.commands.demo.EXACT_LIMIT", 0.0 if moving else math.inf)
     ran = skipdit("demo", *SHORT, *(["--video"] if moving else []), "-o", output, "--json")
     assert ran.code == 0, ran.stderr
     rows = ran.json["rows"]
-    assert {row["case"] for row in rows} == {"vanilla", "vanilla-cache", "skip", "skip-cache", "fewer-steps"}
+    cases = {"vanilla", "vanilla-cache", "skip", "skip-cache", "fewer-steps"}
+    assert cases < {row["case"] for row in rows} <= {*cases, "uniform", "paper", "fewer-steps-best"}
+    assert all((row["psnr_exact"] is None) == moving for row in rows)
     assert all((row["temporal_difference"] is not None) == (moving and row["limit"] is not None) for row in rows)
     page = (output / "report.html").read_text()
+    assert html.escape(ran.json["verdict"]) in page and html.escape(ran.json["target"] or "") in page
     for at, row in enumerate(rows):
         picture = output / f"{at:02d}-{row['case']}.{'gif' if moving else 'png'}"
         assert picture.is_file() and (row["case"] == "vanilla-cache" or picture.name in page)

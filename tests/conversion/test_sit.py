@@ -125,7 +125,7 @@ def test_it_is_trained_benched_and_described(save, skipdit, tmp_path, fresh_acce
     assert json.loads((run / "model_index.json").read_text())["_class_name"] == "SiTPipeline"
     assert load_pipeline(run).transformer.skip_branches.linears[0].weight.abs().max() > 0
     benched = skipdit("bench", "-m", run, "--class-labels", 1, "--cache-layers", 1, "--cache-interval", 2,
-                      "--num-inference-steps", 4, "--rounds", 1, "-o", tmp_path / "bench", "--json")  # fmt: skip
+                      "--steps", 4, "--rounds", 1, "--no-exact", "-o", tmp_path / "bench", "--json")  # fmt: skip
     assert benched.code == 0, benched.stderr
     assert {row["case"] for row in benched.json["rows"]} >= {"vanilla", "skip", "skip-cache", "fewer-steps"}
     described = skipdit("info", "-m", run, "--json")

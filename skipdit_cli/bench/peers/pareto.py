@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipdit_cli.bench.plot import BLACK, COLOURS, GREY, LABELS, STYLES, line_name
+from skipdit_cli.bench.results.plot import BLACK, COLOURS, GREY, LABELS, PLAIN, STYLES, line_name
 
-EXACT = "psnr_exact"
-"""The key of a row's PSNR to the exact solution of the sampling ODE."""
 PEER_MARKERS = ("^", "v", "<", ">", "P", "X", "*", "h", "p")
 PEER_COLOURS = (*COLOURS[1:], "#a0a417", "#4a4e9e")
 """The marks of peers, none of which our own cases have."""
@@ -30,7 +28,7 @@ def save_pareto(rows: Sequence[dict], macs: dict[str, float], path: Path, title:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measures = [name for name in (EXACT, *LABELS) if any(row.get(name) is not None for row in rows)]
+    measures = [name for name in LABELS if any(row.get(name) is not None for row in rows)]
     quality = measures[0] if measures else "psnr"
     rows = [row for row in rows if row.get(quality) is not None]
     points = [(_speedup(row, macs), row[quality], row) for row in rows]
@@ -49,7 +47,7 @@ def save_pareto(rows: Sequence[dict], macs: dict[str, float], path: Path, title:
             _draw(axes, line, sign, ":", marker=marker, color=colour, label=name, linewidth=1)
         else:
             marker, _ = STYLES.get(line[0][2]["case"], ("o", "-"))
-            colour = BLACK if line[0][2]["case"] == "fewer-steps" else COLOURS[0]
+            colour = BLACK if line[0][2]["case"] in PLAIN else COLOURS[0]
             _draw(axes, line, sign, "-", marker=marker, color=colour, label=name, linewidth=1.8, zorder=4)
     front = [(speedup, sign * value) for speedup, value in pareto_front([(x, sign * y) for x, y, _ in points])]
     if front:
@@ -59,7 +57,7 @@ def save_pareto(rows: Sequence[dict], macs: dict[str, float], path: Path, title:
         axes.set_yscale("log")
         axes.invert_yaxis()
     _label_speedups(axes, max((x for x, _, _ in points), default=1.0))
-    axes.set_ylabel({EXACT: "PSNR to the exact solution (dB)", **LABELS}[quality])
+    axes.set_ylabel(LABELS[quality])
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#ececec", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -100,8 +98,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _speedup(row: dict, macs: dict[str, float]) -> float:
     """Return the limit over vanilla; a row's own is over the uncached run of the same model."""
-    model = "skip" if row["case"].startswith("skip") else "vanilla"
-    return (row["limit"] or 1.0) * macs["vanilla"] / macs[model]
+    return (row["limit"] or 1.0) * macs["vanilla"] / macs[row["reference"]]
 
 
 def _name(row: dict) -> str:

@@ -5,18 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-NAMES = {"skip-cache": "Skip-DiT", "vanilla-cache": "vanilla", "fewer-steps": "vanilla, fewer steps"}
-STYLES = {"skip-cache": ("o", "-"), "vanilla-cache": ("s", "--"), "fewer-steps": ("D", ":")}
+NAMES = {
+    "skip-cache": "Skip-DiT",
+    "vanilla-cache": "vanilla",
+    "uniform": "evenly spaced",
+    "paper": "the paper's schedule",
+    "fewer-steps": "vanilla, fewer steps",
+    "fewer-steps-best": "vanilla, fewer steps of the best sampler",
+}
+STYLES = {
+    "skip-cache": ("o", "-"),
+    "vanilla-cache": ("s", "--"),
+    "uniform": ("v", "-."),
+    "paper": ("*", ""),
+    "fewer-steps": ("D", ":"),
+    "fewer-steps-best": ("X", ":"),
+}
+OTHER = ("P", "-")
+"""The style of any other case, such as a plan."""
+PLAIN = ("fewer-steps", "fewer-steps-best")
+"""The cases without a cache, all in black."""
+NO_LINE = ("vanilla", "skip", "peer")
+"""The cases that have no line."""
 COLOURS = ("#0b6fb8", "#d1495b", "#2e8b57", "#8e5ea2", "#c77d0a", "#11868a", "#b5539c", "#7a6a53")
 BLACK, GREY = "#333333", "#888888"
-LABELS = {"psnr": "PSNR to the uncached run (dB)", "latent_rel_l2": "relative L2 of latents to the uncached run"}
+LABELS = {
+    "psnr_exact": "PSNR to the exact solution (dB)",
+    "psnr": "PSNR to the uncached run (dB)",
+    "latent_rel_l2": "relative L2 of latents to the uncached run",
+}
+"""The measures of quality, the one that decides first."""
 
 
 def save_plot(rows: Sequence[dict], path: Path, title: str = "") -> None:
-    """Write a PNG with the PSNR (without images, the distance of latents) of each case over its speedup.
+    """Write a PNG with the quality of each case over its speedup, by the first of ``LABELS`` that the rows have.
 
     There is one line per way of caching: filled markers with skip branches, hollow ones for the control without. The
-    thin stroke from a point ends at its limit, the speedup by FLOPs alone.
+    thin stroke from a point ends at its limit, the speedup by FLOPs alone. A dotted line across is the accuracy of
+    each uncached run.
 
     Args:
         rows: Rows of ``bench --json``.
@@ -26,8 +52,9 @@ def save_plot(rows: Sequence[dict], path: Path, title: str = "") -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    quality = "psnr" if any(row["psnr"] is not None for row in rows) else "latent_rel_l2"
-    uncached = {row["case"]: row["speedup_vs_vanilla"] for row in rows if row["case"] in ("vanilla", "skip")}
+    quality = next((name for name in LABELS if any(row[name] is not None for row in rows)), "latent_rel_l2")
+    full_runs = {row["case"]: row for row in rows if row["case"] in ("vanilla", "skip")}
+    uncached = {name: row["speedup_vs_vanilla"] for name, row in full_runs.items()}
     figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -36,13 +63,16 @@ def save_plot(rows: Sequence[dict], path: Path, title: str = "") -> None:
         label, position = {"vanilla": "vanilla", "skip": "Skip-DiT, uncached"}[name], (speedup, 0.02)
         axes.annotate(label, position, (-3, 0), ("data", "axes fraction"), "offset points",
                       rotation=90, va="bottom", ha="right", fontsize=8, color=GREY)  # fmt: skip
+        if full_runs[name][quality] is not None:
+            axes.axhline(full_runs[name][quality], color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     lines: dict[str, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: list(STYLES).index(row["case"]) if row["case"] in STYLES else 0):
-        if row["case"] in STYLES and row[quality] is not None:
+    order = list(STYLES)
+    for row in sorted(rows, key=lambda row: order.index(row["case"]) if row["case"] in STYLES else 0):
+        if row["case"] not in NO_LINE and row[quality] is not None:
             lines.setdefault(line_name(row), []).append(row)
     colours = dict(zip(dict.fromkeys(_caching(points[0]) for points in lines.values()), COLOURS * len(lines)))
     for name, points in lines.items():
-        speedup = uncached["skip" if points[0]["case"] == "skip-cache" else "vanilla"]
+        speedup = uncached[points[0]["reference"]]
         _draw(axes, name, points, quality, speedup, colours[_caching(points[0])], hide_control="skip" in uncached)
     if quality == "latent_rel_l2":
         axes.set_yscale("log")
@@ -66,8 +96,8 @@ def _draw(axes, name: str, points: list[dict], quality: str, uncached: float, co
         hide_control: Leave out the labels of the control's points.
     """
     points = sorted(points, key=lambda row: row["limit"])
-    marker, line = STYLES[points[0]["case"]]
-    colour = BLACK if points[0]["case"] == "fewer-steps" else colour
+    marker, line = STYLES.get(points[0]["case"], OTHER)
+    colour = BLACK if points[0]["case"] in PLAIN else colour
     face = "white" if points[0]["case"] == "vanilla-cache" else colour
     x, y = [row["speedup_vs_vanilla"] for row in points], [row[quality] for row in points]
     axes.plot(x, y, line, marker=marker, color=colour, markerfacecolor=face, label=name, markersize=5.5, linewidth=1.4)
@@ -77,7 +107,7 @@ def _draw(axes, name: str, points: list[dict], quality: str, uncached: float, co
         axes.plot(limit, height, "|", color=colour, alpha=0.6, markersize=7, zorder=1)
         if row["case"] == "vanilla-cache" and hide_control:
             continue
-        offset = (0, -13) if row["case"] == "fewer-steps" else (0, 6)
+        offset = (0, -13) if row["case"] in ("fewer-steps", "uniform") else (0, 6)
         style = {"ha": "center", "fontsize": 8, "color": colour}
         axes.annotate(_point_label(row), (speedup, height), offset, "data", "offset points", **style)
 
@@ -91,7 +121,7 @@ def _caching(row: dict) -> tuple:
 def line_name(row: dict) -> str:
     """Return the name of a row's line: the model, and the cache without its interval or number of full steps."""
     layers, rule, forecast, target = _caching(row)
-    name = NAMES[row["case"]]
+    name = NAMES.get(row["case"], row["case"])
     if layers is None:
         return name
     return f"{name}, N={layers}, {rule}, {forecast}{' residual' * (target == 'residual')}"

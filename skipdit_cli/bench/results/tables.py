@@ -11,7 +11,7 @@ import diffusers
 import torch
 
 from skipdit_cli.bench.peers.pareto import save_pareto
-from skipdit_cli.bench.plot import save_plot
+from skipdit_cli.bench.results.plot import save_plot
 from skipdit_cli.console import SCHEMA
 from skipdit_cli.formats import to_json
 from skipdit_cli.sampling.device import computes_wide
@@ -22,14 +22,16 @@ from skipdit_cli.version import __version__
 COLUMNS = {
     "case": lambda r: r["peer"] or r["case"],
     "N": lambda r: "-" if r["cache_layers"] is None else str(r["cache_layers"]),
-    "schedule": lambda r: r["schedule"] or "-",
+    "schedule": lambda r: r["schedule"] or (_sampler(r) if r["case"] == "fewer-steps-best" else "-"),
     "forecast": lambda r: _forecast(r),
     "full": lambda r: "-" if r["why"] else f"{r['full_steps']}/{r['steps']}",
-    "seconds": lambda r: "-" if r["why"] else f"{_time(r['seconds'])} ±{r['seconds_iqr']:.2g}",
+    "cost": lambda r: _number(r["cost"], ".1f"),
+    "seconds": lambda r: _seconds(r),
     "x vanilla": lambda r: _number(r["speedup_vs_vanilla"], ".2f"),
     "x skip": lambda r: _number(r["speedup_vs_skip"], ".2f"),
     "limit": lambda r: _number(r["limit"], ".2f"),
     "of it": lambda r: _number(r["measured_over_limit"], ".2f"),
+    "exact": lambda r: _number(r["psnr_exact"], ".1f"),
     "PSNR": lambda r: "same" if r["identical"] else _number(r["psnr"], ".1f"),
     "SSIM": lambda r: _number(r["ssim"], ".3f"),
     "flicker": lambda r: _number(r["temporal_difference"], ".3f"),
@@ -40,25 +42,38 @@ MARKDOWN_COLUMNS = {
     "end to end": lambda r: "-" if r["why"] else _time(r["seconds_end_to_end"]),
     "cache MB": lambda r: _number(r["cache_mb"], ".2f"),
 }
+EXPENDABLE = ("rel L2", "SSIM", "peak MB", "flicker", "N", "limit", "forecast", "x skip", "PSNR", "seconds")
+"""Columns that a narrow terminal does without, the first of them first."""
 READING = (
-    "full: full steps of all steps. seconds: median and interquartile range of the denoising loop. limit: FLOPs of "
-    "the uncached run of the same model over the FLOPs of this run; 'of it': measured speedup over that limit. PSNR, "
+    "full: full steps of all steps. cost: FLOPs of the run in full forwards of its model. seconds: median and, of "
+    "several rounds, interquartile range of the denoising loop. limit: FLOPs of the uncached run of the same model "
+    "over the FLOPs of this run; 'of it': measured speedup over that limit. exact: psnr_exact, the PSNR in dB to the "
+    "exact solution of the sampling ODE from the same noise, by which samplers, steps and caches compare. PSNR, "
     "SSIM, rel L2: at the same seeds, cached rows against the uncached run of the same model, fewer-steps against "
     "vanilla with all steps. flicker: error of the change from frame to frame, relative to that change."
 )
 
 
-def table(rows: Sequence[dict], markdown: bool = False) -> tuple[list[str], list[list[str]]]:
+def table(rows: Sequence[dict], markdown: bool = False, width: int | None = None) -> tuple[list[str], list[list[str]]]:
     """Return the column names and the cells of each row; columns without any value are left out.
 
     Args:
         rows: Rows of ``bench --json``.
         markdown: Add the columns that only the markdown page has.
+        width: Characters in a line: leave out columns of ``EXPENDABLE`` until the table fits.
     """
     columns = {**COLUMNS, **MARKDOWN_COLUMNS} if markdown else COLUMNS
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
+    for name in EXPENDABLE:
+        if width is not None and _width(cells) > width:
+            cells.pop(name, None)
     return list(cells), [list(line) for line in zip(*cells.values())]
+
+
+def _width(cells: dict[str, list[str]]) -> int:
+    """Return the characters in a line of a table, with two between columns."""
+    return sum(max(map(len, (name, *column))) + 2 for name, column in cells.items()) - 2
 
 
 def markdown(report: dict) -> str:
@@ -83,12 +98,17 @@ def results(report: dict) -> str:
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
-            READING,
-            *(line for note in report["notes"] for line in ("", note)),
-            "",
+            *(line for text in sentences(report) for line in (text, "")),
             f"`{report['command']}`",
         ]
     )
+
+
+def sentences(report: dict) -> list[str]:
+    """Return what stands below the table: the verdict, warnings, how to read the columns, and notes."""
+    verdict = [report["verdict"], *([report["target"]] if report["target"] else [])]
+    warnings = [f"Warning: {warning}" for warning in report["warnings"]]
+    return [*verdict, *warnings, READING, *report["notes"]]
 
 
 def save_report(report: dict, folder: Path) -> None:
@@ -128,11 +148,27 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
     if is_text_conditional(bench.pipe) and bench.conditions[0] is None:
         notes.append("No texts: in place of each prompt, noise of the length of the longest prompt is used.")
     for case, reason in bench.broken.items():
-        schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
+        schedule = case.schedule or f"{case.steps} steps"
         notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
     notes += bench.peers.notes()
+    notes += _accuracy_notes(bench.solutions)
     if random_weights:
         notes.append("Random weights: the times are those of a trained model, the quality columns are not.")
+    return notes
+
+
+def _accuracy_notes(solutions) -> list[str]:
+    """Return how far the exact solutions converged and which plain samplers were tried, or why there is none."""
+    if not solutions.exact:
+        return [f"No psnr_exact. {solutions.reason}"] if solutions.reason else []
+    parts = [
+        f"{name}, {exact.steps} steps of {exact.sampler.describe().split(' at ')[0]}, "
+        f"{exact.agreement_db:.1f} dB from half as many"
+        for name, exact in solutions.exact.items()
+    ]
+    notes = [f"Exact solution: {'; '.join(parts)}. An accuracy within 10 dB of that is a rough one."]
+    if solutions.tried:
+        notes.append(f"fewer-steps-best: the most accurate of {', '.join(solutions.tried)} with so many steps.")
     return notes
 
 
@@ -178,6 +214,17 @@ def _forecast(row: dict) -> str:
     if row["forecast"] is None or (row["forecast"], row["cache_target"]) == ("reuse", "boundary"):
         return "-"
     return row["forecast"] + (" residual" if row["cache_target"] == "residual" else "")
+
+
+def _seconds(row: dict) -> str:
+    if row["why"]:
+        return "-"
+    return _time(row["seconds"]) + ("" if row["seconds_iqr"] is None else f" ±{row['seconds_iqr']:.2g}")
+
+
+def _sampler(row: dict) -> str:
+    """Return the name of a row's sampler, without the number of its explicit timesteps."""
+    return row["sampler"].split(" at ")[0]
 
 
 def _number(value: float | None, form: str) -> str:
