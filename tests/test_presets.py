@@ -81,7 +81,7 @@ OFFICIAL = {
 def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(name, interval, reused):
     from skipdit_cli.commands.parsing import cache_policy
     from skipdit_cli.models import default_scheduler
-    from skipdit_cli.sampling.sample_settings import CacheSettings
+    from skipdit_cli.sampling.cache_settings import CacheSettings
 
     preset = load_preset(name)
     flags = preset.flags["sample"]
@@ -101,7 +101,7 @@ def test_hunyuan_dit_reuses_as_many_steps_as_the_official_code():
     from diffusers import DDPMScheduler
 
     from skipdit_cli.commands.parsing import cache_policy
-    from skipdit_cli.sampling.sample_settings import CacheSettings
+    from skipdit_cli.sampling.cache_settings import CacheSettings
 
     flags = load_preset("skip-hunyuan-dit-n2").flags["sample"]
     scheduler = DDPMScheduler(steps_offset=1)  # as that of the hub's pipeline: 991, 981 .. 1
@@ -196,8 +196,8 @@ def test_every_command_can_be_set_by_a_preset_except_presets_itself():
 def plan(tiny_pipeline, tmp_path):
     """The file of a plan for a tiny model of six blocks."""
     from skipdit_cli import CachePolicy, load_pipeline
-    from skipdit_cli.planning.candidate import Candidate
     from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+    from skipdit_cli.planning.searching.candidate import Candidate
     from skipdit_cli.sampling.schedulers import Sampler
 
     candidate = Candidate(Sampler("dpm++", "lu"), 6, CachePolicy((1, 0), full_steps=(0, 1, 3)))

@@ -9,7 +9,7 @@ import torch
 
 from skipdit_cli.cache.generation.following import claim, follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
-from skipdit_cli.cache.skip_cache import SkipCache
+from skipdit_cli.cache.skip_cache import ONE_CACHE, SkipCache
 from skipdit_cli.cache.trigger import check_not_compiled
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Scheduler, Transformer
@@ -21,6 +21,7 @@ from skipdit_cli.trunk import (
     find,
     interpose,
     known_trunk,
+    refuse_other_cache,
     restore,
     update_wrappers,
 )
@@ -45,7 +46,7 @@ class CachedForward(Interposed):
         cache.ownership.begin_call(cache.in_generation)
         try:
             if cache.trunk is None:
-                cache.refuse_other_cache()
+                refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
                 self._find_trunk(args, kwargs)
             cache.begin(args, kwargs)
             try:
@@ -158,7 +159,7 @@ def enable_skip_cache(
         check_not_compiled(transformer)
     trunk = known_trunk(transformer)
     cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step))
-    cache.refuse_other_cache()
+    refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
     if trunk is None:

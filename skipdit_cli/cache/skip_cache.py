@@ -163,15 +163,16 @@ class SkipCache:
         if self.scheduler is not None:
             self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
-            self.refuse_other_cache()
+            refuse_other_cache(self.transformer, self.modules, ONE_CACHE)
             return
         key, slot = self._slot_of(arguments, timestep)
         if isinstance(slot.steps, ScheduledSteps):
             slot.steps.make_plan(timestep)
         elif slot.steps.count_call(timestep, type(self.transformer).__name__):
             slot.forget()
-        is_reused = bool(slot.times) and not slot.steps.next_is_full
-        self.refuse_other_cache(only_blocks=is_reused or (self.scheduler is not None and bool(slot.times)))
+        # Looking into the blocks takes microseconds for each: the first step of a generation does.
+        is_later = bool(slot.times) and (self.scheduler is not None or not slot.steps.next_is_full)
+        refuse_other_cache(self.transformer, self.trunk.blocks if is_later else self.modules, ONE_CACHE)
         if not self.called_slots:
             self.timestep = timestep
         if self.scheduler is None and key in self.called_slots:
@@ -183,17 +184,6 @@ class SkipCache:
             self.call = self.trigger.begin_call(slot, is_reused, opens_step=len(self.called_slots) == 1)
         else:
             self.call = Call.reusing(slot) if is_reused else Call(slot)
-
-    def refuse_other_cache(self, only_blocks: bool = False) -> None:
-        """Raise an error if a cache of diffusers is enabled on the model.
-
-        Args:
-            only_blocks: Look at the blocks, and not at the modules in them, which takes microseconds per block.
-
-        Raises:
-            UsageError: A cache is enabled.
-        """
-        refuse_other_cache(self.transformer, self.trunk.blocks if only_blocks else self.modules, ONE_CACHE)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:

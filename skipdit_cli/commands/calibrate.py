@@ -50,7 +50,7 @@ def calibrate(
 
     from skipdit_cli.models import named_model, open_model
     from skipdit_cli.planning.calibrate import Calibrator
-    from skipdit_cli.planning.journal import Journal
+    from skipdit_cli.planning.searching.journal import Journal
     from skipdit_cli.sampling.schedulers.sampler import Sampler
 
     device, dtype = pipeline_setup.choose_device(settings.pipeline, False)
@@ -151,7 +151,6 @@ def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
 def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[Path]:
     """Write one plan for each budget, into a file or a folder, and return the files."""
     from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
-
     from skipdit_cli.presets import load_preset
 
     weights = load_preset(preset).weights if preset is not None else ""

@@ -9,7 +9,8 @@ from pathlib import Path
 from skipdit_cli.commands.flags import short_number
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import parse_yaml
-from skipdit_cli.sampling.sample_settings import CacheSettings, PipelineSettings, split_timesteps
+from skipdit_cli.sampling.cache_settings import CacheSettings
+from skipdit_cli.sampling.sample_settings import PipelineSettings, split_timesteps
 from skipdit_cli.settings import flag_name
 
 LONGEST_ARGUMENT = 100_000

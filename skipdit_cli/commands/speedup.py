@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from skipdit_cli import console
 from skipdit_cli.errors import UsageError
-from skipdit_cli.sampling.sample_settings import CacheSettings
+from skipdit_cli.sampling.cache_settings import CacheSettings
 from skipdit_cli.settings import flag_name
 
 OTHER_RULES = ("cache_threshold", "cache_interval", "cache_window", "full_steps")

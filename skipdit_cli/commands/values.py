@@ -11,37 +11,22 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from skipdit_cli import console
+from skipdit_cli.commands.exclusive import EXCLUSIVE, EXCLUSIVE_OF
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
-from skipdit_cli.sampling.sample_settings import CacheSettings, split_timesteps
+from skipdit_cli.sampling.cache_settings import CacheSettings
+from skipdit_cli.sampling.sample_settings import split_timesteps
 from skipdit_cli.settings import flag_name
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
 """Parameters whose value is fetched from the hub where it is no path here; ``revision`` belongs to the model."""
-EXCLUSIVE = (
-    {"model_argument", "model"},
-    {"class_labels", "prompt"},
-    {"class_labels", "prompts_file"},
-    {"prompt", "prompts_file"},
-    {"timesteps", "num_inference_steps"},
-)
-"""Parameters that exclude each other: one that is set removes the other of a lower layer."""
-RULES = [{"cache_interval", "cache_window"}, {"full_steps"}, {"cache_threshold"}, {"target_speedup"}]
-EXCLUSIVE_OF = {
-    "sample": (
-        *({a, b} for one, other in combinations(RULES, 2) for a in one for b in other),
-        *({"cache", other.name} for other in fields(CacheSettings) if other.name != "cache"),
-    )
-}
-"""The same for one command; ``bench`` takes both and measures both."""
 CACHE_NAMES = tuple(each.name for each in fields(CacheSettings))
 SCHEDULER_NAMES = ("scheduler", "scheduler_spacing", "scheduler_arg", "timesteps")
 

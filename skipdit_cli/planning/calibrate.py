@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from skipdit_cli.planning.candidate import Candidate
-from skipdit_cli.planning.evaluate import Evaluator
 from skipdit_cli.planning.exact import Exact
 from skipdit_cli.planning.flops import StepFlops
-from skipdit_cli.planning.search import Effort, Search
+from skipdit_cli.planning.searching.candidate import Candidate
+from skipdit_cli.planning.searching.evaluate import Evaluator
+from skipdit_cli.planning.searching.search import Effort, Search
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import Sampler, as_sampler, candidates, check_deterministic, make_scheduler
 from skipdit_cli.trunk import known_trunk

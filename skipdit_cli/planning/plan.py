@@ -16,7 +16,7 @@ from skipdit_cli.families.fingerprint import architecture_fingerprint, class_nam
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.files import replacing
 from skipdit_cli.formats import to_json
-from skipdit_cli.planning.candidate import Candidate, candidate_of
+from skipdit_cli.planning.searching.candidate import Candidate, candidate_of
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.sampling.schedulers import Sampler
 from skipdit_cli.trunk import known_trunk

@@ -5,8 +5,8 @@ import pytest
 from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.cards.plans import put_plans
 from skipdit_cli.cards.publish import pipeline_patterns, upload_command
-from skipdit_cli.planning.candidate import Candidate
 from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.sampling.schedulers import Sampler
 
 

@@ -7,8 +7,8 @@ import yaml
 
 from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.media import read_metadata
-from skipdit_cli.planning.candidate import Candidate
 from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.sampling.schedulers import Sampler
 
 CACHED = Candidate(Sampler("dpm++", "lu"), 4, CachePolicy((1, 0), full_steps=(0, 1)))

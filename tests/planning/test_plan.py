@@ -9,8 +9,8 @@ import skipdit_cli
 from skipdit_cli import CachePolicy, disable_skip_cache, enable_skip_cache, generate, load_pipeline, load_plan
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models.outline import read_outline
-from skipdit_cli.planning.candidate import Candidate
 from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.sampling.schedulers import Sampler
 
 CACHED = Candidate(

@@ -7,10 +7,10 @@ from skipdit_cli import CachePolicy
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models import open_model
 from skipdit_cli.planning.calibrate import Calibrator
-from skipdit_cli.planning.candidate import Candidate, full_steps_within, moved, spread_steps
-from skipdit_cli.planning.evaluate import WORST_DB, Evaluator
 from skipdit_cli.planning.flops import StepFlops
-from skipdit_cli.planning.search import Effort
+from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
+from skipdit_cli.planning.searching.evaluate import WORST_DB, Evaluator
+from skipdit_cli.planning.searching.search import Effort
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler
 

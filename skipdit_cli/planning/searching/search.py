@@ -9,9 +9,9 @@ from typing import Any
 
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
-from skipdit_cli.planning.candidate import Candidate, full_steps_within, moved, spread_steps
-from skipdit_cli.planning.evaluate import Evaluator
 from skipdit_cli.planning.flops import StepFlops
+from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
+from skipdit_cli.planning.searching.evaluate import Evaluator
 from skipdit_cli.sampling.schedulers import Sampler, log_snr_timesteps, make_scheduler, shifted_timesteps
 
 RATIOS = (1.5, 2.0, 2.5, 3.5)

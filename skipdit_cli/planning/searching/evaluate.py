@@ -11,9 +11,9 @@ import torch
 
 from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.planning.accuracy import each_accuracy_db
-from skipdit_cli.planning.candidate import Candidate
 from skipdit_cli.planning.exact import Exact, solve_exactly
-from skipdit_cli.planning.prefixes import SharedPrefixes
+from skipdit_cli.planning.searching.candidate import Candidate
+from skipdit_cli.planning.searching.prefixes import SharedPrefixes
 from skipdit_cli.sampling.generate import generate
 
 WORST_DB = -99.0
