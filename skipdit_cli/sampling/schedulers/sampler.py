@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from skipdit_cli.errors import UsageError, nearest
 
@@ -28,7 +29,7 @@ class Sampler:
     """The scheduler of a run, as flags describe it; ``make_scheduler`` makes it for a pipeline.
 
     Args:
-        name: One of ``SCHEDULERS``; the pipeline's own scheduler if None.
+        name: One of ``SCHEDULERS``, or ``fitted``; the pipeline's own scheduler if None.
         spacing: One of ``SPACINGS``; that of the scheduler's config if None.
         arguments: Arguments of the scheduler's constructor, which replace those of its config.
         timesteps: Explicit timesteps, strictly descending, one for each denoising step; those of the spacing if None.
@@ -86,9 +87,14 @@ class Sampler:
         return replace(self, timesteps=None)
 
 
-def as_sampler(scheduler: Sampler | str | None) -> Sampler:
-    """Return a sampler from itself, or from the name of its scheduler."""
-    return scheduler if isinstance(scheduler, Sampler) else Sampler(scheduler)
+def as_sampler(scheduler: Any) -> Sampler:
+    """Return a sampler from itself, or from the name of its scheduler; of a scheduler, the timesteps are not known."""
+    return scheduler if isinstance(scheduler, Sampler) else Sampler(None if is_scheduler(scheduler) else scheduler)
+
+
+def is_scheduler(scheduler: Any) -> bool:
+    """Return whether this is a scheduler itself, not the description of one."""
+    return hasattr(scheduler, "set_timesteps")
 
 
 def check_descending(timesteps: Sequence[float]) -> None:
