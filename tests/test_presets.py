@@ -57,7 +57,7 @@ def test_the_sizes_are_those_of_the_dit_repository(size):
 def test_a_size_has_the_stated_parameters_and_multiply_adds():
     from diffusers import DiTTransformer2DModel
 
-    from skipdit_cli.bench.flops import StepFlops, meta_transformer
+    from skipdit_cli.planning.flops import StepFlops, meta_transformer
 
     preset = load_preset("dit-s-2-256")
     model = meta_transformer(DiTTransformer2DModel, preset.model["config"])

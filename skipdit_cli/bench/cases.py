@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
+from skipdit_cli.planning.flops import StepFlops
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipdit_cli.bench.cases import Case
-from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.bench.quality import Quality, compare
 from skipdit_cli.bench.timing import Measured, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import both_ends, write_layers
+from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.generate import Generated
 
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared

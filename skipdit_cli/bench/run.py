@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from skipdit_cli.bench.cases import Case, make_cases
-from skipdit_cli.bench.first_step import first_step
-from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.bench.rows import make_row
 from skipdit_cli.bench.tables import environment, make_notes
 from skipdit_cli.bench.timing import MOST_ROUNDS, interleave
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.planning.first_step import first_step
+from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.generate import Generated, batches, generate
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import Sampler, as_sampler, make_scheduler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -11,6 +12,7 @@ from skipdit_cli.cache.schedule import explicit, late_dense, uniform, windowed
 from skipdit_cli.errors import UsageError
 
 TARGETS = ("boundary", "residual")
+AXES = ("timestep", "sqrt")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class CachePolicy:
         target: What is forecast: the ``boundary``, or its ``residual`` over the shallow output. By default the
             boundary for ``reuse`` and for the layers (0, 0), and the residual otherwise, where the streams of the
             model allow it.
+        axis: On what axis a forecast extrapolates: over the ``timestep``, or over its square root, ``sqrt``, on which
+            the noise itself (layers (0, 0)) is smoother.
+        steps: The number of steps that ``full_steps`` was made for; a run of another number is refused. None for any.
         damping: D. A forecast takes its k-th divided difference D^k times; 1 is the plain polynomial, 0 ``reuse``.
 
     Raises:
@@ -42,6 +47,8 @@ class CachePolicy:
     forecast: str = "taylor2"
     target: str | None = None
     damping: float = 1.0
+    axis: str = "timestep"
+    steps: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "layers", both_ends(self.layers))
@@ -57,6 +64,8 @@ class CachePolicy:
                 "Got --cache-target residual with --cache-layers 0, which forecasts the output of the model; "
                 "leave the target out."
             )
+        if self.axis not in AXES:
+            raise UsageError(f"Got --forecast-axis '{self.axis}' but expected one of {', '.join(AXES)}.")
         if not 0 <= self.damping <= 1:
             raise UsageError(f"Got --forecast-damping {self.damping:g} but expected a number from 0 to 1.")
         if self.window is not None:
@@ -105,6 +114,11 @@ class CachePolicy:
             return self.target
         return "boundary" if self.forecast == "reuse" or self.forecasts_output else "residual"
 
+    def position(self, timestep: float) -> float:
+        """Return the position of a timestep on the axis of the forecast. A negative one is the index of a step, where
+        timesteps are not known."""
+        return math.sqrt(timestep) if self.axis == "sqrt" and timestep > 0 else timestep
+
     def plan(self, timesteps: Sequence[float]) -> tuple[bool, ...]:
         """Return one bool per step, True where it is full; the first step always is.
 
@@ -115,6 +129,11 @@ class CachePolicy:
             UsageError: The policy was made for a run of more steps.
         """
         steps = len(timesteps)
+        if self.steps is not None and steps != self.steps:
+            raise UsageError(
+                f"Got a plan made for {self.steps} steps but the run has {steps}; give --num-inference-steps "
+                f"{self.steps}, or calibrate for {steps}."
+            )
         if isinstance(self.full_steps, int):
             return late_dense(steps, self.full_steps)
         if self.full_steps is not None:

@@ -168,16 +168,6 @@ class SkipCache:
         is_reused = bool(slot.times) and not slot.steps.next_is_full
         self.call = Call(slot, True, slot.predict(slot.steps.time), slot.shallow) if is_reused else Call(slot)
 
-    def run(self, forward: Callable, args: tuple, kwargs: dict):
-        """Return the output of a forward, which with the layers (0, 0) is forecast in a reused step, and runs nothing.
-
-        Args:
-            forward: Runs the transformer.
-        """
-        if not self.policy.forecasts_output or self.call.slot is None:
-            return forward(*args, **kwargs)
-        return self.call.output(lambda: forward(*args, **kwargs))
-
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
         """Remember the boundary of a full step that has finished; after an exception, forget the generation."""
@@ -217,7 +207,7 @@ class SkipCache:
             steps.make_plan(None)
         if steps.next == 1:
             for slot in self.slots.values():
-                slot.times = [steps.timesteps[0] for _ in slot.times]  # the first timestep is known only now
+                slot.times = [steps.time_of(0) for _ in slot.times]  # the first timestep is known only now
         self.slots = {key: slot for key, slot in self.slots.items() if key in self.called_slots}
         self.called_slots.clear()
         self.ran = False

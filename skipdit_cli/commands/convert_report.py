@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from skipdit_cli.bench.flops import count_step
 from skipdit_cli.console import amount
 from skipdit_cli.conversion.plan import Conversion
 from skipdit_cli.conversion.process import SIT
@@ -10,6 +9,7 @@ from skipdit_cli.conversion.source import Source
 from skipdit_cli.families import family_of
 from skipdit_cli.families.dit import MLP_RATIO
 from skipdit_cli.models.build import has_own_keys, has_own_time
+from skipdit_cli.planning.flops import count_step
 from skipdit_cli.skip.parameters import count_parameters
 
 

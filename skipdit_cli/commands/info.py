@@ -58,8 +58,8 @@ def info(
             raise UsageError("Got --families with a model, but it shows all classes; leave one of the two out.")
         _show_families(settings.markdown)
         return
-    from skipdit_cli.bench.flops import count_step
     from skipdit_cli.models.outline import read_outline
+    from skipdit_cli.planning.flops import count_step
 
     outline = read_outline(model, preset, lone=True, **vars(settings.hub))
     flops = None if outline.trunk is None else count_step(outline.transformer)

@@ -96,6 +96,7 @@ def cache_policy(settings: CacheSettings):
             settings.forecast,
             settings.cache_target,
             settings.forecast_damping,
+            settings.forecast_axis,
         )
     stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
     if stray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -32,13 +33,20 @@ def accuracy_db(pipe, samples: Samples, reference: Samples) -> float:
     Returns:
         Infinity if no sample differs, NaN if one is not finite.
     """
+    finite = [each for each in each_accuracy_db(pipe, samples, reference) if not math.isinf(each) or each < 0]
+    return sum(finite) / len(finite) if finite else float("inf")
+
+
+def each_accuracy_db(pipe, samples: Samples, reference: Samples) -> list[float]:
+    """Return the PSNR in dB of each sample to that of a reference, as ``accuracy_db`` averages it."""
     if is_pixel_space(pipe):
-        return psnr(samples.latents.clamp(-1, 1), reference.latents.clamp(-1, 1), data_range=2.0)
-    if samples.images is not None and reference.images is not None:
+        a, b, span = samples.latents.clamp(-1, 1), reference.latents.clamp(-1, 1), 2.0
+    elif samples.images is not None and reference.images is not None:
         a, b = (torch.from_numpy(each.images).double() for each in (samples, reference))
-        return psnr(a, b)
-    span = reference.latents.max() - reference.latents.min()
-    return psnr(samples.latents, reference.latents, data_range=float(span))
+        span = 255.0
+    else:
+        a, b, span = samples.latents, reference.latents, float(reference.latents.max() - reference.latents.min())
+    return [psnr(one, other, span) for one, other in zip(a.split(1), b.split(1))]
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, data_range: float = 255.0) -> float:

@@ -156,6 +156,12 @@ class CacheSettings:
         CACHE,
         recorded=True,
     )
+    forecast_axis: str = setting(
+        "timestep",
+        "Axis of the forecast: timestep, or sqrt, its square root, where the noise itself is smoother.",
+        CACHE,
+        recorded=True,
+    )
     forecast_damping: float = setting(
         1.0,
         "Factor per order of the forecast's differences: 1 is the plain polynomial, 0 is reuse.",

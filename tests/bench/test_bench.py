@@ -6,10 +6,10 @@ import pytest
 
 from skipdit_cli import CachePolicy, add_skip_branches, remove_skip_branches
 from skipdit_cli.bench.cases import make_cases, make_policies
-from skipdit_cli.bench.flops import StepFlops
 from skipdit_cli.bench.run import Bench
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models import load_pipeline, save_pipeline
+from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.fitting import compiled
 
 KEYS = {

@@ -18,9 +18,9 @@ from skipdit_cli import (
     load_pipeline,
     remove_skip_branches,
 )
-from skipdit_cli.bench.flops import StepFlops, meta_transformer
 from skipdit_cli.families.example import example_inputs
 from skipdit_cli.models import random_pipeline, save_pipeline
+from skipdit_cli.planning.flops import StepFlops, meta_transformer
 from skipdit_cli.presets import Preset
 from tests.support.measurements import relative_l2
 

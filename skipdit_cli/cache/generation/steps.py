@@ -42,7 +42,11 @@ class Steps:
     @property
     def time(self) -> float:
         """The position of the next step on the axis of the forecast."""
-        return self.timesteps[self.next] if self.next < len(self.timesteps) else -float(self.next)
+        return self.time_of(self.next)
+
+    def time_of(self, step: int) -> float:
+        """The position of a step on the axis of the forecast: that of its timestep, or its index where it has none."""
+        return self.policy.position(self.timesteps[step]) if step < len(self.timesteps) else -float(step)
 
 
 class ScheduledSteps(Steps):

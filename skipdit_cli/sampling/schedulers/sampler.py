@@ -62,6 +62,8 @@ class Sampler:
         """Return a short name: "dpm++ lu", "unipc karras order 3", "ddim at 9 timesteps"."""
         parts = [self.name or "own scheduler", self.spacing or ""]
         for name, value in self.arguments.items():
+            if name == "coefficients":  # of a fitted scheduler: many numbers
+                continue
             parts.append(f"order {value}" if name == "solver_order" else f"{name} {value}")
         if self.timesteps is not None:
             parts.append(f"at {len(self.timesteps)} timesteps")

@@ -1,4 +1,4 @@
-"""bench.flops: the count of a step, against published figures and against what the cache really runs."""
+"""planning.flops: the count of a step, against published figures and against what the cache really runs."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from skipdit_cli import CachePolicy, add_skip_branches, enable_skip_cache
-from skipdit_cli.bench.flops import StepFlops, example_inputs, meta_transformer
 from skipdit_cli.errors import UsageError
+from skipdit_cli.planning.flops import StepFlops, example_inputs, meta_transformer
 from tests.support.tiny_transformers import CONFIGS, arguments
 from tests.support.tiny_transformers import tiny as family
 

@@ -1,0 +1,109 @@
+"""The accuracy of candidates: each is sampled from the same noise as the exact solution, and compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from skipdit_cli.errors import NotFiniteError, UsageError
+from skipdit_cli.planning.accuracy import each_accuracy_db
+from skipdit_cli.planning.candidate import Candidate
+from skipdit_cli.planning.exact import Exact, solve_exactly
+from skipdit_cli.planning.prefixes import SharedPrefixes
+from skipdit_cli.sampling.generate import generate
+
+WORST_DB = -99.0
+"""Stands for a candidate that cannot run, or whose samples are not finite."""
+LEAD_DB = 1.0
+"""A candidate that is this far behind on the first samples is not sampled on the others."""
+
+
+class Evaluator:
+    """Measures candidates on some samples of one pipeline, by the accuracy of their final samples.
+
+    Args:
+        pipe: The pipeline.
+        conditions: One per sample, as for ``generate``.
+        seed: Sample i starts from noise of the seed ``seed + i``.
+        accuracy_db: How well the exact solution is to converge, see ``solve_exactly``.
+        first: The number of samples that a first look takes; the others follow where it is promising.
+        known: Results of earlier runs, from the key of a candidate to the accuracy of its samples.
+        settings: The settings of ``generate`` that all candidates share.
+
+    Attributes:
+        exact: The exact solution of all samples.
+        results: Candidate's key to the accuracy in dB of each sample so far: of the first ones, or of all.
+    """
+
+    def __init__(
+        self,
+        pipe,
+        conditions: Sequence[int | str | None],
+        seed: int,
+        *,
+        accuracy_db: float = 60.0,
+        first: int = 8,
+        known: Mapping[str, list[float]] | None = None,
+        advance: Callable[[], None] | None = None,
+        **settings: Any,
+    ):
+        self.pipe, self.conditions, self.seed, self.settings = pipe, list(conditions), seed, settings
+        self.first, self.results = min(first, len(self.conditions)), dict(known or {})
+        self.exact: Exact = solve_exactly(
+            pipe, self.conditions, accuracy_db=accuracy_db, seed=seed, decode=False, advance=advance, **settings
+        )
+        self.prefixes = SharedPrefixes(pipe)
+
+    def close(self) -> None:
+        """Give the pipeline back as it was."""
+        self.prefixes.close()
+
+    def first_look(self, candidate: Candidate) -> float:
+        """Return the accuracy in dB on the first samples, their mean."""
+        return fmean(self._measure(candidate, self.first)[: self.first])
+
+    def accuracy(self, candidate: Candidate, best: Candidate | None = None) -> float:
+        """Return the accuracy in dB on all samples, their mean.
+
+        Args:
+            best: The best candidate so far. One that is far behind it on the first samples is not sampled on the
+                others, and gets what it has on those.
+        """
+        if best is not None:
+            first = self.first_look(candidate)
+            if first < self.first_look(best) - LEAD_DB:
+                return first
+        return fmean(self._measure(candidate, len(self.conditions)))
+
+    def _measure(self, candidate: Candidate, count: int) -> list[float]:
+        """Return the accuracy of at least the first ``count`` samples."""
+        known = self.results.setdefault(candidate.key(), [])
+        if len(known) < count:
+            known += self._sample(candidate, slice(len(known), count))
+        return known
+
+    def _sample(self, candidate: Candidate, part: slice) -> list[float]:
+        count = part.stop - part.start
+        policy = candidate.policy
+        same = {"cache": policy and repr(replace(policy, full_steps=(0,))), "sampler": candidate.sampler.spaced()}
+        self.prefixes.begin(f"{same} {candidate.steps} {part}", candidate.sampler.timesteps)
+        try:
+            samples = generate(
+                self.pipe,
+                self.conditions[part],
+                policy=policy,
+                scheduler=candidate.sampler,
+                num_inference_steps=candidate.steps,
+                seed=self.seed + part.start,
+                decode=False,
+                **self.settings,
+            )
+        except (UsageError, NotFiniteError, ValueError, IndexError):  # a scheduler that cannot do so many steps
+            return [WORST_DB] * count
+        exact = replace(self.exact, latents=self.exact.latents[part], images=None)
+        accuracies = each_accuracy_db(self.pipe, samples, exact)
+        return [each if torch.isfinite(torch.tensor(each)) else WORST_DB for each in accuracies]
