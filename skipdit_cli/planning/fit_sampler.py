@@ -17,13 +17,14 @@ import torch
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db
 from skipdit_cli.planning.exact import exact_sampler
+from skipdit_cli.planning.prefixes import SharedPrefixes
 from skipdit_cli.sampling.generate import Generated, generate
 from skipdit_cli.sampling.schedulers import FITTED, FittedScheduler, Sampler, make_scheduler
 from skipdit_cli.trunk import Interposed, interpose
 
 PATH_STEPS = 64
 """The number of exact states, which are the timesteps that the search may choose from."""
-FIRST_ORDER_STEPS = 512
+FIRST_ORDER_STEPS = 256
 """The number of steps of the exact path where the pipeline has a solver of first order only."""
 POWERS = (1.2, 1.4, 1.6, 1.8, 2.0)
 """The starts of the search: evaluation k of n lies at the share (1 - k/n)^power of the timesteps."""
@@ -61,93 +62,100 @@ class Fit:
     accuracy_db: float
 
 
-def fit_sampler(
-    pipe,
-    conditions: Sequence[int | str | None],
-    evaluations: int,
-    *,
-    trials: int = 120,
-    advance: Callable[[], None] | None = None,
-    **settings: Any,
-) -> Fit:
-    """Search the timesteps of a sampler of so many evaluations of the model, and fit its coefficients.
+class SamplerFitter:
+    """Fits samplers of any number of evaluations to one pipeline, on the same calibration samples.
 
     Args:
         pipe: A pipeline, as for ``generate``.
         conditions: One class label or prompt per calibration sample. 32 samples of 64 values are enough, and fewer of
             larger latents; all are one batch.
-        evaluations: Denoising steps, from 2 on.
-        trials: The most lists of timesteps that are tried.
-        advance: Called after each denoising step of the exact path and of each trial.
-        settings: As for ``generate``: the guidance scale, the first calibration seed.
+        prefixes: Shares the beginnings of runs, if given.
+        advance: Called after each denoising step of the exact path and of each fit.
+        settings: As for ``generate``: the guidance scale, the first calibration seed. With a ``policy``, samplers are
+            fitted to what the cache forecasts as well.
+
+    Attributes:
+        path: The exact solution, whose timesteps the fitted samplers choose from.
 
     Raises:
-        UsageError: As for ``generate``; or there are too few or too many evaluations.
+        UsageError: As for ``generate``.
     """
-    if not 2 <= evaluations <= PATH_STEPS // 2:
-        raise UsageError(f"Got {evaluations} evaluations for a fitted sampler but expected 2 to {PATH_STEPS // 2}.")
-    path = exact_path(pipe, conditions, advance=advance, **settings)
-    fits: dict[tuple[int, ...], Fit] = {}
 
-    def accuracy(nodes: tuple[int, ...]) -> float:
-        if nodes not in fits:
-            fits[nodes] = fit_coefficients(pipe, conditions, path, nodes, advance=advance, **settings)
-        return fits[nodes].accuracy_db
+    def __init__(
+        self,
+        pipe,
+        conditions: Sequence[int | str | None],
+        *,
+        prefixes: SharedPrefixes | None = None,
+        advance: Callable[[], None] | None = None,
+        **settings: Any,
+    ):
+        self.pipe, self.conditions, self.prefixes, self.advance = pipe, list(conditions), prefixes, advance
+        self.settings = {**settings, "batch_size": None, "decode": False}
+        self.path = self._solve()
 
-    best, choice = max(_starts(path.timesteps, evaluations), key=accuracy), random.Random(0)
-    for _ in range(20 * trials):
-        if len(fits) >= trials:
-            break
-        nodes = _changed(best, choice)
-        if _fit_in(nodes, len(path.timesteps)) and accuracy(nodes) > accuracy(best):
-            best = nodes
-    return fits[best]
+    def search(self, evaluations: int, trials: int = 120) -> Fit:
+        """Search the timesteps of a sampler of so many evaluations of the model, and fit its coefficients.
 
+        Args:
+            evaluations: Denoising steps, from 2 on.
+            trials: The most lists of timesteps that are tried.
 
-def exact_path(
-    pipe, conditions: Sequence[int | str | None], *, advance: Callable[[], None] | None = None, **settings: Any
-) -> ExactPath:
-    """Return the exact solution at ``PATH_STEPS`` timesteps.
+        Raises:
+            UsageError: There are too few or too many evaluations.
+        """
+        most = PATH_STEPS // 2
+        if not 2 <= evaluations <= most:
+            raise UsageError(f"Got {evaluations} steps for --scheduler fitted but expected 2 to {most}.")
+        fits: dict[tuple[int, ...], Fit] = {}
 
-    Args:
-        pipe, conditions, advance, settings: As for ``fit_sampler``.
-    """
-    sampler, steps = exact_sampler(pipe, PATH_STEPS, settings), PATH_STEPS
-    if sampler == Sampler():
-        steps = FIRST_ORDER_STEPS
-    scheduler = make_scheduler(sampler, pipe)
-    interpose(scheduler, "step", _RecordedStep)
-    record: _RecordedStep = scheduler.step
-    run = {**settings, "scheduler": scheduler, "num_inference_steps": steps, "batch_size": None}
-    samples = generate(pipe, conditions, **run, decode=False, advance=advance)
-    stride = steps // PATH_STEPS
-    return ExactPath(record.timesteps[::stride], record.states[::stride], samples, record.last)
+        def accuracy(nodes: tuple[int, ...]) -> float:
+            if nodes not in fits:
+                fits[nodes] = self.fit(nodes)
+            return fits[nodes].accuracy_db
 
+        best, choice = max(_starts(self.path.timesteps, evaluations), key=accuracy), random.Random(0)
+        for _ in range(20 * trials):
+            if len(fits) >= trials:
+                break
+            nodes = _changed(best, choice)
+            if _fit_in(nodes, len(self.path.timesteps)) and accuracy(nodes) > accuracy(best):
+                best = nodes
+        return fits[best]
 
-def fit_coefficients(
-    pipe,
-    conditions: Sequence[int | str | None],
-    path: ExactPath,
-    nodes: Sequence[int],
-    *,
-    advance: Callable[[], None] | None = None,
-    **settings: Any,
-) -> Fit:
-    """Fit the coefficients of a sampler that evaluates the model at given timesteps of an exact path.
+    def fit(self, nodes: Sequence[int]) -> Fit:
+        """Fit the coefficients of a sampler that evaluates the model at given timesteps of the path.
 
-    Args:
-        pipe, conditions, advance: As for ``fit_sampler``.
-        path: ``exact_path`` of the same conditions and settings.
-        nodes: Indices of the timesteps in the path, ascending from 0.
-        settings: As for ``generate``. With a ``policy``, the sampler is fitted to what the cache forecasts as well.
-    """
-    timesteps = [path.timesteps[node] for node in nodes]
-    targets = [*(path.states[node] for node in nodes[1:]), path.last]
-    scheduler = _FittingScheduler(timesteps, targets)
-    run = {**settings, "scheduler": scheduler, "num_inference_steps": len(nodes), "batch_size": None}
-    samples = generate(pipe, conditions, **run, decode=False, advance=advance)
-    sampler = Sampler(FITTED, arguments={"coefficients": scheduler.rows}, timesteps=timesteps)
-    return Fit(sampler, accuracy_db(pipe, samples, path.samples))
+        Args:
+            nodes: Indices of the timesteps in the path, ascending from 0.
+        """
+        timesteps = [self.path.timesteps[node] for node in nodes]
+        targets = [*(self.path.states[node] for node in nodes[1:]), self.path.last]
+        scheduler = _FittingScheduler(timesteps, targets)
+        samples = self._run("fit", scheduler, timesteps)
+        sampler = Sampler(FITTED, arguments={"coefficients": scheduler.rows}, timesteps=timesteps)
+        return Fit(sampler, accuracy_db(self.pipe, samples, self.path.samples))
+
+    def _solve(self) -> ExactPath:
+        """Return the exact solution at ``PATH_STEPS`` timesteps."""
+        sampler, steps = exact_sampler(self.pipe, PATH_STEPS, self.settings), PATH_STEPS
+        if sampler == Sampler():
+            steps = FIRST_ORDER_STEPS
+        scheduler = make_scheduler(sampler, self.pipe)
+        interpose(scheduler, "step", _RecordedStep)
+        record: _RecordedStep = scheduler.step
+        samples = self._run("path", scheduler, range(steps))
+        stride = steps // PATH_STEPS
+        return ExactPath(record.timesteps[::stride], record.states[::stride], samples, record.last)
+
+    def _run(self, kind: str, scheduler, timesteps: Sequence[float]) -> Generated:
+        """Sample the calibration samples with a scheduler."""
+        if self.prefixes is not None:
+            self.prefixes.begin(f"{kind} {self.conditions} {self.settings}", timesteps)
+        settings = {**self.settings, "scheduler": scheduler, "num_inference_steps": len(timesteps)}
+        if kind == "path":
+            settings.pop("policy", None)
+        return generate(self.pipe, self.conditions, advance=self.advance, **settings)
 
 
 class _RecordedStep(Interposed):

@@ -4,10 +4,11 @@ import diffusers
 import pytest
 import torch
 
-from skipdit_cli import load_pipeline
+from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db
-from skipdit_cli.planning.fit_sampler import exact_path, fit_coefficients, fit_sampler
+from skipdit_cli.planning.fit_sampler import SamplerFitter
+from skipdit_cli.planning.prefixes import SharedPrefixes
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler, check_deterministic, make_scheduler
 
@@ -32,7 +33,7 @@ def held_out(pipe, sampler, reference, steps):
 
 
 def test_a_fitted_sampler_is_nearer_to_the_exact_solution_on_other_seeds(pipe):
-    fit = fit_sampler(pipe, [0, 1, 2, 3], 4, trials=6, guidance_scale=1.5)
+    fit = SamplerFitter(pipe, [0, 1, 2, 3], guidance_scale=1.5).search(4, trials=6)
     reference = generate(pipe, [2, 0, 1], scheduler="dpm++", num_inference_steps=100, seed=100, **SETTINGS)
     assert len(fit.sampler.timesteps) == 4 and [len(row) for row in fit.sampler.arguments["coefficients"]] == [
         2,
@@ -44,26 +45,46 @@ def test_a_fitted_sampler_is_nearer_to_the_exact_solution_on_other_seeds(pipe):
 
 
 def test_more_trials_never_lose_on_the_calibration_seeds(pipe):
-    few, more = (fit_sampler(pipe, [0, 1, 2, 3], 3, trials=trials, guidance_scale=1.5) for trials in (5, 15))
+    fitter = SamplerFitter(pipe, [0, 1, 2, 3], guidance_scale=1.5)
+    few, more = (fitter.search(3, trials) for trials in (5, 15))
     assert more.accuracy_db >= few.accuracy_db
 
 
 def test_a_run_equals_the_run_that_fitted_it(pipe):
-    path = exact_path(pipe, [0, 1, 2], guidance_scale=1.5)
-    fit = fit_coefficients(pipe, [0, 1, 2], path, [0, 20, 50], guidance_scale=1.5)
+    fitter = SamplerFitter(pipe, [0, 1, 2], guidance_scale=1.5)
+    fit = fitter.fit([0, 20, 50])
     again = generate(pipe, [0, 1, 2], scheduler=fit.sampler, **SETTINGS)
-    assert accuracy_db(pipe, again, path.samples) == fit.accuracy_db
+    assert accuracy_db(pipe, again, fitter.path.samples) == fit.accuracy_db
+
+
+def test_shared_beginnings_change_no_bit_and_save_forwards(pipe):
+    prefixes = SharedPrefixes(pipe)
+    try:
+        shared = SamplerFitter(pipe, [0, 1, 2], prefixes=prefixes, guidance_scale=1.5).search(3, 8)
+    finally:
+        prefixes.close()
+    assert prefixes.forwards < 64 + 8 * 3
+    assert shared == SamplerFitter(pipe, [0, 1, 2], guidance_scale=1.5).search(3, 8)
+
+
+def test_a_sampler_is_fitted_to_the_forecasts_of_a_cache(pipe):
+    policy, settings = CachePolicy((1, 0), full_steps=(0, 2)), {"guidance_scale": 1.5}
+    fit = SamplerFitter(pipe, [0, 1, 2], policy=policy, **settings).fit([0, 20, 40, 55])
+    cached = generate(pipe, [0, 1, 2], scheduler=fit.sampler, policy=policy, **SETTINGS)
+    assert cached.report.reused_steps == 2 and torch.isfinite(cached.latents).all()
+    reference = SamplerFitter(pipe, [0, 1, 2], **settings).path.samples
+    assert accuracy_db(pipe, cached, reference) == fit.accuracy_db
 
 
 def test_a_flow_is_fitted_as_well(pipe):
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    fit = fit_sampler(pipe, [0, 1, 2, 3], 3, trials=5, guidance_scale=1.5)
-    reference = generate(pipe, [2, 0, 1], num_inference_steps=200, seed=100, **SETTINGS)
+    fit = SamplerFitter(pipe, [0, 1, 2, 3], guidance_scale=1.5).search(3, 5)
+    reference = generate(pipe, [2, 0, 1], num_inference_steps=150, seed=100, **SETTINGS)
     assert held_out(pipe, fit.sampler, reference, 3) > held_out(pipe, None, reference, 3)
 
 
 def test_a_text_conditional_pipeline_is_fitted_as_well(text_pipe):
-    fit = fit_sampler(text_pipe, ["a cat", "a dog"], 3, trials=5)
+    fit = SamplerFitter(text_pipe, ["a cat", "a dog"]).search(3, 5)
     reference = generate(text_pipe, ["a cat"], scheduler="dpm++", num_inference_steps=60, seed=9, decode=False)
     fitted, plain = (
         generate(text_pipe, ["a cat"], scheduler=sampler, num_inference_steps=3, seed=9, decode=False)
@@ -101,4 +122,4 @@ def test_coefficients_that_do_not_fit_are_refused(timesteps, coefficients, messa
 @pytest.mark.parametrize("evaluations", [1, 33])
 def test_a_number_of_evaluations_outside_of_the_range_is_refused(evaluations, pipe):
     with pytest.raises(UsageError, match="expected 2 to 32"):
-        fit_sampler(pipe, [0, 1], evaluations)
+        SamplerFitter(pipe, [0, 1], guidance_scale=1.5).search(evaluations)
