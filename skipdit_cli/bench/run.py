@@ -158,7 +158,7 @@ class Bench:
         arguments = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.arguments}
         timesteps = self.scheduler.timesteps
         if timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
-            arguments["scheduler"] = self.scheduler.spaced()
+            arguments["scheduler"] = self.scheduler.at_any_steps()
         try:
             if case.has_branches:
                 return generate(self.pipe, self.conditions, **arguments)

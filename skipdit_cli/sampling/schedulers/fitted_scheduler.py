@@ -86,18 +86,15 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
 
 
 def checked_rows(coefficients: Any) -> list[list[float]]:
-    """Return coefficients as lists of floats.
+    """Return coefficients as lists of floats, from numbers or texts: YAML takes 3e-05 for a text.
 
     Raises:
         ValueError: They are not rows of 2, 3, 4, ... finite numbers.
     """
-    numbers = isinstance(coefficients, Sequence) and all(
-        isinstance(row, Sequence)
-        and not isinstance(row, str)
-        and len(row) == k + 2
-        and all(isinstance(c, (int, float)) and math.isfinite(c) for c in row)
-        for k, row in enumerate(coefficients)
-    )
-    if not numbers or isinstance(coefficients, str) or not coefficients:
+    try:
+        rows = [[float(c) for c in row] for row in coefficients]
+    except (TypeError, ValueError):
+        rows = []
+    if not rows or any(len(row) != k + 2 or not all(map(math.isfinite, row)) for k, row in enumerate(rows)):
         raise ValueError("coefficients must be rows of 2, 3, 4, ... finite numbers, one row per timestep")
-    return [[float(c) for c in row] for row in coefficients]
+    return rows

@@ -88,6 +88,10 @@ class Sampler:
         """Return the sampler without explicit timesteps, which can take any number of steps."""
         return replace(self, timesteps=None)
 
+    def at_any_steps(self) -> Sampler:
+        """Return the sampler for another number of steps: spaced, or the pipeline's own in place of a fitted one."""
+        return Sampler() if "coefficients" in self.arguments else self.spaced()
+
 
 def as_sampler(scheduler: Any) -> Sampler:
     """Return a sampler from itself, or from the name of its scheduler; of a scheduler, the timesteps are not known."""
