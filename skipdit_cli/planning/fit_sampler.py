@@ -18,7 +18,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db
 from skipdit_cli.planning.exact import exact_sampler
 from skipdit_cli.planning.prefixes import SharedPrefixes
-from skipdit_cli.sampling.generate import Generated, generate
+from skipdit_cli.sampling.generate import Generated, batches, generate
 from skipdit_cli.sampling.schedulers import FITTED, FittedScheduler, Sampler, make_scheduler
 from skipdit_cli.trunk import Interposed, interpose
 
@@ -29,7 +29,9 @@ FIRST_ORDER_STEPS = 256
 POWERS = (1.2, 1.4, 1.6, 1.8, 2.0)
 """The starts of the search: evaluation k of n lies at the share (1 - k/n)^power of the timesteps."""
 MOVES = (-2, -1, 1, 2)
+"""How far a timestep is moved in a trial, in places of the exact path."""
 MAX_EQUATIONS = 200_000
+"""The most values of the latents, of all samples together, that a row of coefficients is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class SamplerFitter:
         path: The exact solution, whose timesteps the fitted samplers choose from.
 
     Raises:
-        UsageError: As for ``generate``.
+        UsageError: As for ``generate``; or the pipeline does not take the samples in one batch.
     """
 
     def __init__(
@@ -92,6 +94,12 @@ class SamplerFitter:
     ):
         self.pipe, self.conditions, self.prefixes, self.advance = pipe, list(conditions), prefixes, advance
         self.settings = {**settings, "batch_size": None, "decode": False}
+        count = len(batches(pipe, self.conditions, alone=settings.get("image") is not None))
+        if count != 1:
+            raise UsageError(
+                f"Got {count} batches to fit a sampler to, but it is fitted to 1; give all samples the same prompt, and "
+                "no image."
+            )
         self.path = self._solve()
 
     def search(self, evaluations: int, trials: int = 120) -> Fit:

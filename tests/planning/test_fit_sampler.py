@@ -84,7 +84,7 @@ def test_a_flow_is_fitted_as_well(pipe):
 
 
 def test_a_text_conditional_pipeline_is_fitted_as_well(text_pipe):
-    fit = SamplerFitter(text_pipe, ["a cat", "a dog"]).search(3, 5)
+    fit = SamplerFitter(text_pipe, ["a dog", "a dog"]).search(3, 5)
     reference = generate(text_pipe, ["a cat"], scheduler="dpm++", num_inference_steps=60, seed=9, decode=False)
     fitted, plain = (
         generate(text_pipe, ["a cat"], scheduler=sampler, num_inference_steps=3, seed=9, decode=False)
@@ -123,3 +123,8 @@ def test_coefficients_that_do_not_fit_are_refused(timesteps, coefficients, messa
 def test_a_number_of_evaluations_outside_of_the_range_is_refused(evaluations, pipe):
     with pytest.raises(UsageError, match="expected 2 to 32"):
         SamplerFitter(pipe, [0, 1], guidance_scale=1.5).search(evaluations)
+
+
+def test_calibration_samples_in_several_batches_are_refused(text_pipe):
+    with pytest.raises(UsageError, match="Got 2 batches to fit a sampler to"):
+        SamplerFitter(text_pipe, ["a cat", "a dog"])

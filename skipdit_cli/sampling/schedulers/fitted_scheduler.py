@@ -17,9 +17,9 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
     """Step to a linear combination of the initial noise and all outputs of the model so far.
 
     After step k, x_{k+1} = c_k0 x_0 + sum_j c_k,j+1 u_j over the outputs u_0 .. u_k: the most general linear multistep
-    method without intermediate states (a bespoke non-stationary solver, arXiv 2403.01329, eq. 14). The coefficients
+    method without intermediate states (a bespoke non-stationary solver, arXiv 2403.01329). The coefficients
     hold the noise schedule and the kind of prediction, so that noise, velocity and flow are treated alike. They
-    belong to one model, guidance scale and list of timesteps; ``planning.fit_sampler`` fits them.
+    belong to one model, guidance scale and list of timesteps; ``planning/fit_sampler.py`` fits them.
 
     Args:
         num_train_timesteps: Timesteps of the noise schedule, for the range of explicit timesteps.
