@@ -97,8 +97,7 @@ class SamplerFitter:
         count = len(batches(pipe, self.conditions, alone=settings.get("image") is not None))
         if count != 1:
             raise UsageError(
-                f"Got {count} batches to fit a sampler to, but it is fitted to 1; give all samples the same prompt, and "
-                "no image."
+                f"Got {count} batches to fit a sampler to, but it is fitted to 1; give all samples one prompt, and no image."
             )
         self.path = self._solve()
 
