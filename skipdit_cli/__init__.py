@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from skipdit_cli.cache import CachePolicy, SkipCache, disable_skip_cache, enable_skip_cache
     from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
     from skipdit_cli.models import load_pipeline
+    from skipdit_cli.planning.plan import load_plan
     from skipdit_cli.sampling.generate import generate
     from skipdit_cli.skip import SkipBranches, add_skip_branches, remove_skip_branches
 
@@ -21,6 +22,7 @@ _HOMES = {
     "enable_skip_cache": "cache",
     "disable_skip_cache": "cache",
     "load_pipeline": "models",
+    "load_plan": "planning.plan",
     "generate": "sampling.generate",
     "LatteClassTransformer3DModel": "families.latte_class_model",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "enable_skip_cache",
     "generate",
     "load_pipeline",
+    "load_plan",
     "remove_skip_branches",
 ]
 

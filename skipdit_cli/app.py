@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from skipdit_cli import console
 from skipdit_cli.commands.bench import bench
+from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
 from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
@@ -181,6 +182,7 @@ app.command()(convert)
 app.command()(finetune)
 app.command()(train)
 app.command()(sample)
+app.command()(calibrate)
 app.command()(bench)
 app.command()(info)
 app.command()(env)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.formats import check_values, parse_yaml, read_text
+from skipdit_cli.formats import check_values, parse_yaml, read_text, to_json
 
 PACKAGE = Path(__file__).parent
-OWN_KEYS = ("about", "source", "weights", "model")
+OWN_KEYS = ("about", "source", "weights", "model", "made_for")
 NULLS = ("", "null", "~")
 MAX_BYTES = 1 << 18
 FORBIDDEN_FLAGS = {
@@ -22,6 +22,23 @@ FORBIDDEN_FLAGS = {
     "prompts-file": "reads a text of yours",
 }
 """Flags that no preset may set, and what they do, since a preset may come from someone else."""
+MADE_FOR: dict[str, tuple[type, ...]] = {
+    "class": (str,),
+    "blocks": (int, type(None)),
+    "fingerprint": (str,),
+    "weights": (str, type(None)),
+    "branches": (str,),
+    "sampler": (str,),
+    "steps": (int,),
+    "guidance_scale": (int, float, type(None)),
+    "cost": (int, float),
+    "measured": (dict,),
+    "date": (str,),
+    "versions": (dict,),
+}
+"""The keys of ``made_for``, all of them required, and the types of their values."""
+LONGEST_MADE_FOR = 20_000
+"""Characters of ``made_for``, written as JSON."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class Preset:
         weights: Name of a model embedded in the package, or empty.
         model: ``{"class": diffusers class name, "config": its arguments}``, or empty; ``"scheduler"`` may hold the
             same for a scheduler.
+        made_for: What a plan was made for and how it was measured (``MADE_FOR``); empty for any other preset.
         flags: Command name to ``{flag without dashes: value as typed, or a list of such values}``.
     """
 
@@ -43,6 +61,7 @@ class Preset:
     source: str = ""
     weights: str = ""
     model: dict = field(default_factory=dict)
+    made_for: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, dict[str, str | list[str]]] = field(default_factory=dict)
 
     @property
@@ -109,7 +128,8 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     if weights and Path(weights).name != weights:
         raise UsageError(f"Preset {path} has 'weights: {weights}' but expected the name of an embedded model: digits.")
     flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
-    return Preset(path.stem, about, source, weights, _model(path, data.get("model")), flags)
+    model, made_for = _model(path, data.get("model")), _made_for(path, data.get("made_for"))
+    return Preset(path.stem, about, source, weights, model, made_for, flags)
 
 
 def _loader():
@@ -143,6 +163,30 @@ def _model(path: Path, model: Any) -> dict:
                 f"Preset {path} has a 'model' (or its scheduler) that is not class: NAME, config: {{...}}."
             )
     return model
+
+
+def _made_for(path: Path, made_for: Any) -> dict[str, Any]:
+    if made_for is None:
+        return {}
+    name = f"Preset {path}: made_for"
+    if not isinstance(made_for, dict):
+        raise UsageError(f"{name} is '{str(made_for)[:60]}' but expected a mapping of keys.")
+    check_values(made_for, name)
+    for key in made_for:
+        if key not in MADE_FOR:
+            raise UsageError(f"{name} has an unknown key '{key}'.{nearest(key, MADE_FOR)}")
+    for key, types in MADE_FOR.items():
+        if key not in made_for:
+            raise UsageError(f"{name} has no '{key}'; the file is cut short or edited: calibrate again.")
+        value = made_for[key]
+        if not isinstance(value, types) or isinstance(value, bool):
+            kinds = {str: "a text", int: "a whole number", float: "a number", dict: "a mapping", type(None): "null"}
+            expected = " or ".join(kinds[kind] for kind in types)
+            raise UsageError(f"{name} has '{key}: {str(value)[:60]}' but expected {expected}.")
+    length = len(to_json(made_for))
+    if length > LONGEST_MADE_FOR:
+        raise UsageError(f"{name} has {length:,} characters but expected at most {LONGEST_MADE_FOR:,}.")
+    return made_for
 
 
 def _flags(

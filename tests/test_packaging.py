@@ -91,6 +91,7 @@ def test_only_declared_packages_are_imported():
     text = (ROOT / "pyproject.toml").read_text()
     imports = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     imports |= {"huggingface_hub": "huggingface-hub", "imageio_ffmpeg": "imageio-ffmpeg"}
+    imports |= {"cache_dit": "cache-dit", "SmoothCache": "dit-smoothcache"}
     optional = {"torchmetrics", "tensorboard", "torchvision"}
     for name, path in FILES.items():
         for node in ast.walk(ast.parse(path.read_text())):

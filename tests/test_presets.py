@@ -88,7 +88,10 @@ def test_the_official_video_schedules_reuse_as_many_steps_as_the_official_code(n
     assert flags["cache-interval"] == str(interval)
     scheduler = default_scheduler(preset.model["class"])
     scheduler.set_timesteps(int(flags["num-inference-steps"]))
-    policy = cache_policy(CacheSettings(flags["cache-layers"], interval, flags["cache-window"]))
+    settings = CacheSettings(
+        cache_layers=flags["cache-layers"], cache_interval=interval, cache_window=flags["cache-window"]
+    )
+    policy = cache_policy(settings, int(flags["num-inference-steps"]))
     plan = policy.plan(scheduler.timesteps.tolist())
     assert plan.count(False) == reused
     assert f"Expected: {reused} of {len(plan)} steps" in (preset_folder() / f"{name}.yaml").read_text()
@@ -104,7 +107,10 @@ def test_hunyuan_dit_reuses_as_many_steps_as_the_official_code():
     scheduler = DDPMScheduler(steps_offset=1)  # as that of the hub's pipeline: 991, 981 .. 1
     scheduler.set_timesteps(int(flags["num-inference-steps"]))
     for interval, reused in zip(range(2, 7), (33, 44, 50, 52, 55)):
-        policy = cache_policy(CacheSettings(flags["cache-layers"], interval, flags["cache-window"]))
+        settings = CacheSettings(
+            cache_layers=flags["cache-layers"], cache_interval=interval, cache_window=flags["cache-window"]
+        )
+        policy = cache_policy(settings, int(flags["num-inference-steps"]))
         assert policy.plan(scheduler.timesteps.tolist()).count(False) == reused
     assert (flags["cache-layers"], flags["cache-interval"]) == ("1", "2")
 

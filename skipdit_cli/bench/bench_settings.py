@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from skipdit_cli.bench.peers.known_peers import PEERS, parse_peers
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.sample_settings import PipelineSettings, check_count, check_strength
 from skipdit_cli.settings import CACHE, MODEL, OUTPUT, PIPELINE, SAMPLES, setting, steps_setting
@@ -39,6 +40,12 @@ class BenchSettings:
         metavar="PATH|ID",
     )
     compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
+    cache: str | None = setting(
+        None,
+        "List of levels of the cache: fast, balanced, quality. [default: none]",
+        CACHE,
+        metavar="LIST",
+    )
     cache_layers: str = setting(
         "1",
         "List of N or F:B: the first and the last blocks that run on a reused step.",
@@ -47,7 +54,7 @@ class BenchSettings:
     )
     cache_interval: str | None = setting(
         None,
-        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with --full-steps]",
+        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with --cache or --full-steps]",
         CACHE,
         metavar="LIST",
     )
@@ -64,6 +71,12 @@ class BenchSettings:
         None,
         "List of what is predicted: the boundary tensor, or its residual over the output of the first blocks. "
         "[default: boundary for reuse, else residual]",
+        CACHE,
+        metavar="LIST",
+    )
+    peers: str | None = setting(
+        None,
+        f"List of caches of other libraries to run beside: {', '.join(PEERS)}, or all. [default: none]",
         CACHE,
         metavar="LIST",
     )
@@ -107,10 +120,13 @@ class BenchSettings:
         """Refuse values that no run can use; ranges of numbers are checked where the flags are read.
 
         Raises:
-            UsageError: The strength does not fit, or random weights are given a prompt.
+            UsageError: The strength does not fit, random weights are given a prompt, or a peer is unknown or has to be
+                compiled.
         """
         shared = self.pipeline
         if self.random_weights and (shared.prompt or shared.prompts_file or shared.negative_prompt):
             raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
+        if parse_peers(self.peers) and self.compile:
+            raise UsageError("Got --peers with --compile, but peers run eagerly; leave one of the two out.")
         check_strength(shared.strength, shared.image, self.num_inference_steps)
         check_count(shared, self.num_inference_steps)

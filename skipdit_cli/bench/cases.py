@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skipdit_cli.bench.peers.peer import PeerSetting
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.flops import StepFlops
@@ -17,14 +18,16 @@ class Case:
 
     Args:
         name: "vanilla", "vanilla-cache" (the boundary cache without skip branches: the control), "skip",
-            "skip-cache" or "fewer-steps" (vanilla).
+            "skip-cache", "fewer-steps" (vanilla) or "peer" (vanilla with the cache of another library).
         steps: Number of denoising steps.
         policy: The cache, or None without one.
+        peer: The cache of another library, or None.
     """
 
     name: str
     steps: int
     policy: CachePolicy | None = None
+    peer: PeerSetting | None = None
 
     @property
     def has_branches(self) -> bool:

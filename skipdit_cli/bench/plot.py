@@ -39,7 +39,7 @@ def save_plot(rows: Sequence[dict], path: Path, title: str = "") -> None:
     lines: dict[str, list[dict]] = {}
     for row in sorted(rows, key=lambda row: list(STYLES).index(row["case"]) if row["case"] in STYLES else 0):
         if row["case"] in STYLES and row[quality] is not None:
-            lines.setdefault(_line_name(row), []).append(row)
+            lines.setdefault(line_name(row), []).append(row)
     colours = dict(zip(dict.fromkeys(_caching(points[0]) for points in lines.values()), COLOURS * len(lines)))
     for name, points in lines.items():
         speedup = uncached["skip" if points[0]["case"] == "skip-cache" else "vanilla"]
@@ -88,7 +88,8 @@ def _caching(row: dict) -> tuple:
     return row["cache_layers"], rule, row["forecast"], row["cache_target"]
 
 
-def _line_name(row: dict) -> str:
+def line_name(row: dict) -> str:
+    """Return the name of a row's line: the model, and the cache without its interval or number of full steps."""
     layers, rule, forecast, target = _caching(row)
     name = NAMES[row["case"]]
     if layers is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from skipdit_cli.bench.cases import Case
+from skipdit_cli.bench.peers.peer import PeerSetting
+from skipdit_cli.bench.peers.peer_runs import PeerCost
 from skipdit_cli.bench.quality import Quality, compare
 from skipdit_cli.bench.timing import Measured, median, ratios, spread
 from skipdit_cli.cache import CachePolicy
@@ -16,31 +18,32 @@ from skipdit_cli.sampling.generate import Generated
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
 
 
-def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) -> dict:
+def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops, peer: PeerCost | None = None) -> dict:
     """Return one row of ``bench --json``, with None for each key that does not apply.
 
     Args:
         measured: The measurements of all cases of the bench.
         flops: Cost of a step of the case's own model.
+        peer: Cost of the run, if a peer ran.
     """
     result, policy = measured[case], case.policy
     uncached = {other.name: each for other, each in measured.items() if other.name == other.reference}
     sample, reference = result.first, uncached[case.reference].first
-    report: Any = sample.report  # of a run with a cache
     speedup = {name: ratios(each.seconds, result.seconds) for name, each in uncached.items()}
     limit, quality = None, NO_QUALITY
     if case.name != case.reference:
-        limit = reference.calls * flops.full / _run_flops(case, sample, flops)
+        limit = peer.limit if peer else reference.calls * flops.full / _run_flops(case, sample, flops)
         quality = compare(sample.images, reference.images, sample.latents, reference.latents)
     return {
         "case": case.name,
         "cache_layers": policy and _layers(policy),
+        "peer": case.peer and case.peer.peer,
         "cache_interval": _interval(policy),
-        "schedule": policy and policy.describe(),
+        "schedule": case.peer.describe() if case.peer else policy and policy.describe(),
         "forecast": policy and policy.forecast,
         "cache_target": policy and policy.target_or_default,
         "steps": sample.steps,
-        "full_steps": report.steps - report.reused_steps if policy else sample.steps,
+        "full_steps": _full_steps(sample, peer),
         "seconds": median(result.seconds),
         "seconds_iqr": spread(result.seconds),
         "seconds_end_to_end": median(result.seconds_end_to_end),
@@ -56,6 +59,7 @@ def make_row(case: Case, measured: Mapping[Case, Measured], flops: StepFlops) ->
         "identical": quality.identical,
         "peak_memory_mb": result.peak_bytes and result.peak_bytes / 1e6,
         "cache_mb": policy and sample.cache_bytes / 1e6,
+        "why": None,
     }
 
 
@@ -63,6 +67,22 @@ def _layers(policy: CachePolicy) -> int | str:
     """Return N, or "FRONT:BACK" where the two ends differ."""
     front, back = both_ends(policy.layers)
     return front if front == back else write_layers((front, back))
+
+
+def make_failed_row(setting: PeerSetting, why: str, keys: Iterable[str]) -> dict:
+    """Return the row of a peer that did not run: None for each key but its name, its knobs and why.
+
+    Args:
+        keys: Those of the other rows.
+    """
+    known = {"case": "peer", "peer": setting.peer, "schedule": setting.describe(), "why": why}
+    return {**dict.fromkeys(keys), **known}
+
+
+def _full_steps(sample: Generated, peer: PeerCost | None) -> int:
+    if peer is not None:
+        return peer.full_steps
+    return sample.steps if sample.report is None else sample.report.steps - sample.report.reused_steps
 
 
 def _interval(policy: CachePolicy | None) -> int | None:

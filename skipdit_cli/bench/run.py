@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from skipdit_cli.bench.cases import Case, make_cases
-from skipdit_cli.bench.rows import make_row
+from skipdit_cli.bench.peers.peer import PeerSetting, RunFacts
+from skipdit_cli.bench.peers.peer_runs import PeerRuns
+from skipdit_cli.bench.rows import make_failed_row, make_row
 from skipdit_cli.bench.tables import environment, make_notes
 from skipdit_cli.bench.timing import MOST_ROUNDS, interleave
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
-from skipdit_cli.planning.first_step import first_step
+from skipdit_cli.planning.first_step import FirstStep, first_step
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.generate import Generated, batches, generate
+from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import Sampler, as_sampler, make_scheduler
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
@@ -36,13 +40,14 @@ class Bench:
         policies: The caches to measure.
         conditions: One per image or video, as for ``generate``.
         vanilla: The pipeline of the cases without skip branches; by default ``pipe`` with its branches removed.
+        peers: Caches of other libraries to run beside, on vanilla.
         arguments: guidance_scale, cfg_channels, seed, negative_prompt, height, image and others, as for ``generate``.
 
     Raises:
         UsageError: A policy or an argument does not fit the model.
 
     Attributes:
-        cases: In the order of the rows.
+        cases: In the order of the rows; after ``run`` without the peers that did not run, whose rows are the last.
         has_branches: Whether ``pipe`` has skip branches.
         has_pictures: Whether its latents are decoded, so that there are PSNR and SSIM.
         macs: Multiply-adds of one forward for one image (the mean where the calls of guidance differ in length):
@@ -59,6 +64,7 @@ class Bench:
         conditions: Sequence[int | str | None],
         *,
         vanilla=None,
+        peers: Sequence[PeerSetting] = (),
         num_inference_steps: int = 50,
         scheduler: Sampler | str | None = None,
         batch_size: int | None = None,
@@ -79,12 +85,16 @@ class Bench:
         self.generated: list[Generated] = []
         self.broken: dict[Case, str] = {}
         self.warm_up_seconds = 0.0
-        self.flops, timesteps = self._count_flops(num_inference_steps)
+        self.flops, step = self._count_flops(num_inference_steps)
         self.macs = {name: flops.full for name, flops in self.flops.items()}
-        self.cases = make_cases(policies, num_inference_steps, timesteps, **self.flops, fewest_steps=self.fewest_steps)
+        steps = num_inference_steps
+        self.cases = make_cases(policies, steps, step.timesteps, **self.flops, fewest_steps=self.fewest_steps)
+        self.cases += [Case("peer", steps, peer=setting) for setting in peers]
+        self.peer_settings = list(peers)
+        self.peers = PeerRuns(self.vanilla, self._sample_vanilla, self._run_facts(step))
 
-    def _count_flops(self, num_inference_steps: int) -> tuple[dict[str, StepFlops], Sequence[float]]:
-        """Return the cost of a step without and with branches, and the timesteps of a run."""
+    def _count_flops(self, num_inference_steps: int) -> tuple[dict[str, StepFlops], FirstStep]:
+        """Return the cost of a step without and with branches, and the first step of a run."""
         arguments = {"num_inference_steps": num_inference_steps, **self.arguments}
         pipes = dict.fromkeys([self.pipe, self.vanilla])
         steps = {pipe: first_step(pipe, self.conditions, **arguments) for pipe in pipes}
@@ -94,11 +104,27 @@ class Bench:
             flops = {"vanilla": StepFlops(self.vanilla.transformer, steps[self.vanilla].calls)}
         if self.has_branches:
             flops["skip"] = StepFlops(self.pipe.transformer, steps[self.pipe].calls)
-        return flops, steps[self.pipe].timesteps
+        return flops, steps[self.pipe]
+
+    def _run_facts(self, step: FirstStep) -> RunFacts:
+        """Return what peers know of the runs of vanilla, given the first step of one."""
+        noisy: list[Any] = [next(iter(call.values())) for call in step.calls]
+        samples = len(self.conditions[batches(self.pipe, self.conditions, self.arguments["batch_size"])[0]])
+        return RunFacts(
+            timesteps=step.timesteps,
+            calls=len(noisy),
+            doubled=len(noisy[0]) == 2 * samples,
+            by_class=not is_text_conditional(self.pipe),
+            dimensions=noisy[0].ndim if hasattr(noisy[0], "ndim") else noisy[0][0].ndim + 1,
+            batches=self.batches,
+            uncached=lambda: self._sample_vanilla(decode=False),
+        )
 
     def steps(self, rounds: int | None) -> int:
         """Return about how many times ``run`` calls ``advance``."""
-        return (rounds or MOST_ROUNDS) * self.batches * sum(case.steps for case in self.cases)
+        trials = [self.cases[0], *(case for case in self.cases if case.peer)] if self.peer_settings else []
+        timed = (rounds or MOST_ROUNDS) * sum(case.steps for case in self.cases)
+        return self.batches * (timed + sum(case.steps for case in trials))
 
     def run(self, rounds: int | None = None, warmup: int = 1, advance: Callable[[], None] | None = None) -> list[dict]:
         """Time and compare all cases; return one row for each, with the keys of ``bench --json``.
@@ -115,11 +141,17 @@ class Bench:
         for case in self._warm_ups() * warmup:
             self._generate(case)
         self.warm_up_seconds = time.perf_counter() - start
+        if self.peer_settings:
+            with _without_branches(self.vanilla):
+                self.peers.try_out(self.peer_settings, advance)
+        self.cases = [case for case in self.cases if case.peer not in self.peers.failures]
         runs = [lambda case=case: self._generate(case, advance) for case in self.cases]
         measured = dict(zip(self.cases, interleave(runs, rounds, self.pipe.transformer.device)))
         self.rounds = len(measured[self.cases[0]].seconds)
         self.generated = [measured[case].first for case in self.cases]
-        return [make_row(case, measured, self.flops[case.reference]) for case in self.cases]
+        costs = {case: self.peers.costs.get(case.peer) if case.peer else None for case in self.cases}
+        rows = [make_row(case, measured, self.flops[case.reference], costs[case]) for case in self.cases]
+        return rows + [make_failed_row(setting, why, rows[0]) for setting, why in self.peers.failures.items()]
 
     def report(self, rows: list[dict], model: str, settings: dict) -> dict:
         """Return the object that ``bench --json`` prints: the rows, and all that they depend on.
@@ -129,13 +161,16 @@ class Bench:
             settings: Settings of the bench to record beside the device and the versions.
         """
         transformer = self.pipe.transformer
+        facts = environment(transformer.device, transformer.dtype)
+        facts["versions"] |= self.peers.versions()
         warm_up = "compile_seconds" if settings.get("compile") else "warmup_seconds"
         return {
             "model": model,
             "command": shlex.join(["skipdit", *sys.argv[1:]]),
-            **environment(transformer.device, transformer.dtype),
+            **facts,
             **settings,
             "scheduler": type(make_scheduler(self.scheduler, self.pipe)).__name__,
+            "peers": list(dict.fromkeys(setting.peer for setting in self.peer_settings)),
             "rounds": self.rounds,
             warm_up: self.warm_up_seconds,
             "macs": self.macs,
@@ -155,6 +190,9 @@ class Bench:
         return list(dict.fromkeys(Case(case.reference, steps, p) for case, p in zip(self.cases, policies)))
 
     def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:
+        if case.peer is not None:
+            with _without_branches(self.vanilla):
+                return self.peers.run(case.peer, advance)
         arguments = {"num_inference_steps": case.steps, "policy": case.policy, "advance": advance, **self.arguments}
         timesteps = self.scheduler.timesteps
         if timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
@@ -170,6 +208,11 @@ class Bench:
             if case in self.cases:
                 self.broken[case] = str(cause)
             return cause.made
+
+    def _sample_vanilla(self, advance: Callable[[], None] | None = None, decode: bool = True) -> Generated:
+        """Sample once from vanilla, whose branches are off and on which a peer may be enabled."""
+        arguments = {**self.arguments, "decode": decode and self.has_pictures, "advance": advance}
+        return generate(self.vanilla, self.conditions, num_inference_steps=self.cases[0].steps, **arguments)
 
 
 def _models(pipe) -> list:

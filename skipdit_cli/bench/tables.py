@@ -10,6 +10,7 @@ from pathlib import Path
 import diffusers
 import torch
 
+from skipdit_cli.bench.peers.pareto import save_pareto
 from skipdit_cli.bench.plot import save_plot
 from skipdit_cli.console import SCHEMA
 from skipdit_cli.formats import to_json
@@ -19,12 +20,12 @@ from skipdit_cli.trunk import known_trunk
 from skipdit_cli.version import __version__
 
 COLUMNS = {
-    "case": lambda r: r["case"],
+    "case": lambda r: r["peer"] or r["case"],
     "N": lambda r: "-" if r["cache_layers"] is None else str(r["cache_layers"]),
     "schedule": lambda r: r["schedule"] or "-",
     "forecast": lambda r: _forecast(r),
-    "full": lambda r: f"{r['full_steps']}/{r['steps']}",
-    "seconds": lambda r: f"{_time(r['seconds'])} ±{r['seconds_iqr']:.2g}",
+    "full": lambda r: "-" if r["why"] else f"{r['full_steps']}/{r['steps']}",
+    "seconds": lambda r: "-" if r["why"] else f"{_time(r['seconds'])} ±{r['seconds_iqr']:.2g}",
     "x vanilla": lambda r: _number(r["speedup_vs_vanilla"], ".2f"),
     "x skip": lambda r: _number(r["speedup_vs_skip"], ".2f"),
     "limit": lambda r: _number(r["limit"], ".2f"),
@@ -36,7 +37,7 @@ COLUMNS = {
     "peak MB": lambda r: _number(r["peak_memory_mb"], ".0f"),
 }
 MARKDOWN_COLUMNS = {
-    "end to end": lambda r: _time(r["seconds_end_to_end"]),
+    "end to end": lambda r: "-" if r["why"] else _time(r["seconds_end_to_end"]),
     "cache MB": lambda r: _number(r["cache_mb"], ".2f"),
 }
 READING = (
@@ -62,8 +63,10 @@ def table(rows: Sequence[dict], markdown: bool = False) -> tuple[list[str], list
 
 def markdown(report: dict) -> str:
     """Return the text of ``bench.md``."""
-    plot = "![speed and quality](bench.png)"
-    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", plot, ""])
+    plots = ["![speed and quality](bench.png)"]
+    if report["peers"]:
+        plots += ["", "![quality over cost, with peers](pareto.png)"]
+    return "\n".join([f"# {report['model']}: speed and quality", "", results(report), "", *plots, ""])
 
 
 def results(report: dict) -> str:
@@ -89,12 +92,14 @@ def results(report: dict) -> str:
 
 
 def save_report(report: dict, folder: Path) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png`` into an existing folder."""
+    """Write ``bench.json``, ``bench.md``, ``bench.png`` and, with peers, ``pareto.png`` into an existing folder."""
     text = to_json({"schema": SCHEMA, **report}, indent=2)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(report), encoding="utf-8")
     title = f"{report['model']}, {report['device_name']}, {report['dtype']}, {report['num_inference_steps']} steps"
     save_plot(report["rows"], folder / "bench.png", title)
+    if report["peers"]:
+        save_pareto(report["rows"], report["macs"], folder / "pareto.png", title)
 
 
 def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> list[str]:
@@ -125,6 +130,7 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
     for case, reason in bench.broken.items():
         schedule = case.policy.describe() if case.policy else f"{case.steps} steps"
         notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
+    notes += bench.peers.notes()
     if random_weights:
         notes.append("Random weights: the times are those of a trained model, the quality columns are not.")
     return notes

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from numbers import Real
 
 from skipdit_cli.cache.forecast import FORECASTS
-from skipdit_cli.cache.schedule import explicit, late_dense, uniform, windowed
-from skipdit_cli.errors import UsageError
+from skipdit_cli.cache.noise_levels import NoiseLevels
+from skipdit_cli.cache.schedule import explicit, late_dense, mid_dense, uniform, windowed
+from skipdit_cli.errors import UsageError, nearest
 
 TARGETS = ("boundary", "residual")
+PLACEMENTS = ("late-dense", "mid-dense")
+LEVELS = {"fast": (1, 10), "balanced": (1, 5), "quality": (3, 8)}
+"""Name to (numerator, denominator) of the share of full steps in a run, beside ``FIRST_FULL_STEPS``."""
+FIRST_FULL_STEPS = 5
+"""Full steps of a level in a run of any length, so that it reuses little where there are few steps."""
 AXES = ("timestep", "sqrt")
 
 
@@ -25,16 +31,16 @@ class CachePolicy:
         interval: K. Every K-th step is full (the paper's n = K); 2 if no rule for the full steps is given.
         window: (start, end) timesteps. A step is reused only where t < start, and not after the first step with
             t <= end (the official "t >= 700 is full, t <= 50 ends it" is (700, 50)).
-        full_steps: In the place of an interval: a number of full steps, placed by the late-dense rule, or a tuple of
-            the indices of the full steps.
+        full_steps: In the place of an interval: a number of full steps, or a tuple of the indices of the full steps.
         forecast: How a reused step predicts the boundary: ``taylor2``, ``linear``, or the paper's ``reuse``.
         target: What is forecast: the ``boundary``, or its ``residual`` over the shallow output. By default the
             boundary for ``reuse`` and for the layers (0, 0), and the residual otherwise, where the streams of the
             model allow it.
+        damping: D. A forecast takes its k-th divided difference D^k times; 1 is the plain polynomial, 0 ``reuse``.
         axis: On what axis a forecast extrapolates: over the ``timestep``, or over its square root, ``sqrt``, on which
             the noise itself (layers (0, 0)) is smoother.
         steps: The number of steps that ``full_steps`` was made for; a run of another number is refused. None for any.
-        damping: D. A forecast takes its k-th divided difference D^k times; 1 is the plain polynomial, 0 ``reuse``.
+        placement: Where a number of full steps lies: ``late-dense``, or ``mid-dense``, by the noise levels.
 
     Raises:
         UsageError: A value is out of range, or two rules for the full steps are given.
@@ -49,6 +55,29 @@ class CachePolicy:
     damping: float = 1.0
     axis: str = "timestep"
     steps: int | None = None
+    placement: str = "late-dense"
+
+    @classmethod
+    def level(cls, name: str, steps: int) -> CachePolicy:
+        """Return the policy of a level, which needs no calibration.
+
+        Its full steps are placed by the noise levels of the scheduler, so that it serves all samplers and spacings.
+        Of 50 steps 10, 15 or 23 are full.
+
+        Args:
+            name: ``fast``, ``balanced`` or ``quality``.
+            steps: The number of denoising steps of a run.
+
+        Raises:
+            UsageError: The name is unknown, or the number of steps is not 1 or more.
+        """
+        if name not in LEVELS:
+            raise UsageError(f"Got --cache '{name}' but expected one of {', '.join(LEVELS)}.{nearest(name, LEVELS)}")
+        if not _whole(steps) or steps < 1:
+            raise UsageError(f"Got a cache level for {steps!r} steps but expected a whole number of 1 or more.")
+        share, of = LEVELS[name]
+        count = min(steps, FIRST_FULL_STEPS + share * steps // of)
+        return cls(layers=(1, 0), full_steps=count, placement="mid-dense")
 
     def __post_init__(self):
         object.__setattr__(self, "layers", both_ends(self.layers))
@@ -59,6 +88,8 @@ class CachePolicy:
             raise UsageError(f"Got --forecast '{self.forecast}' but expected one of {', '.join(FORECASTS)}.")
         if self.target not in (*TARGETS, None):
             raise UsageError(f"Got --cache-target '{self.target}' but expected one of {', '.join(TARGETS)}.")
+        if self.placement not in PLACEMENTS:
+            raise UsageError(f"Got the placement '{self.placement}' but expected one of {', '.join(PLACEMENTS)}.")
         if self.target == "residual" and self.layers == (0, 0):
             raise UsageError(
                 "Got --cache-target residual with --cache-layers 0, which forecasts the output of the model; "
@@ -108,6 +139,11 @@ class CachePolicy:
         return self.layers == (0, 0)
 
     @property
+    def reads_noise_levels(self) -> bool:
+        """Whether the plan depends on the noise levels of the steps."""
+        return isinstance(self.full_steps, int) and self.placement == "mid-dense"
+
+    @property
     def target_or_default(self) -> str:
         """The target, by default the one that a model whose streams allow it gets."""
         if self.target is not None:
@@ -119,11 +155,12 @@ class CachePolicy:
         timesteps are not known."""
         return math.sqrt(timestep) if self.axis == "sqrt" and timestep > 0 else timestep
 
-    def plan(self, timesteps: Sequence[float]) -> tuple[bool, ...]:
+    def plan(self, timesteps: Sequence[float], levels: NoiseLevels | None = None) -> tuple[bool, ...]:
         """Return one bool per step, True where it is full; the first step always is.
 
         Args:
             timesteps: The timesteps of the run, in order. Only a window depends on their values.
+            levels: Their noise levels, on which the mid-dense placement depends; it is even without them.
 
         Raises:
             UsageError: The policy was made for a run of more steps.
@@ -135,6 +172,8 @@ class CachePolicy:
                 f"{self.steps}, or calibrate for {steps}."
             )
         if isinstance(self.full_steps, int):
+            if self.reads_noise_levels:
+                return mid_dense(steps, self.full_steps, levels)
             return late_dense(steps, self.full_steps)
         if self.full_steps is not None:
             return explicit(steps, self.full_steps)
@@ -144,7 +183,7 @@ class CachePolicy:
     def describe(self) -> str:
         """Return the schedule in a few words, as tables show it."""
         if isinstance(self.full_steps, int):
-            return f"late-dense {self.full_steps}"
+            return f"{self.placement} {self.full_steps}"
         if self.full_steps is not None:
             return "full at " + ",".join(map(str, self.full_steps))
         interval = f"every {2 if self.interval is None else self.interval}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from skipdit_cli.cache.noise_levels import NoiseLevels
 from skipdit_cli.errors import UsageError
 
 
@@ -44,6 +46,42 @@ def late_dense(steps: int, count: int) -> tuple[bool, ...]:
     chosen = [round((steps - 1) * (1 - (1 - place / max(count - 1, 1)) ** 1.5)) for place in range(count)]
     for place in range(count - 2, -1, -1):  # rounding may put two on one step: the earlier one moves back
         chosen[place] = min(chosen[place], chosen[place + 1] - 1)
+    return explicit(steps, chosen)
+
+
+NOISE_CENTRE, FLOW_CENTRE = -0.2, 0.6
+WIDTH, EVEN_SHARE = 1.2, 0.25
+"""The density of full steps in ``mid_dense``, on the axis of log(alpha/sigma): its centre for models of noise and of
+velocity, its width, and the share of an even density over the steps. They are fitted to the error of the final sample
+on seven models, with DDIM, DPM-Solver++ in four spacings and Euler steps of a flow, at 10 to 100 steps."""
+
+
+def mid_dense(steps: int, count: int, levels: NoiseLevels | None) -> tuple[bool, ...]:
+    """Return the plan with ``count`` full steps, or with all where there are fewer, dense at middle noise levels.
+
+    An error of the output counts most there: one that is made at a higher level is corrected by later steps, and at a
+    lower level a step moves the sample little. The density is logistic in log(alpha/sigma), so that one rule serves
+    all samplers and spacings.
+
+    Args:
+        steps: The number of steps.
+        count: The number of full steps.
+        levels: The noise level of each step; None where they are not known: the full steps are then even.
+    """
+    if count >= steps:
+        return (True,) * steps
+    places = even = [step / (steps - 1) for step in range(steps)]
+    if levels is not None:
+        centre = FLOW_CENTRE if levels.is_flow else NOISE_CENTRE
+        below = [1 / (1 + math.exp((centre - level) / WIDTH)) for level in levels.log_ratio]
+        dense = [(share - below[0]) / (1 - below[0]) for share in below]
+        places = [EVEN_SHARE * e + (1 - EVEN_SHARE) * d for e, d in zip(even, dense)]
+    wanted = [0.0, *((k - 0.5) / (count - 0.5) for k in range(1, count))]
+    chosen = [min(range(steps), key=lambda step: abs(places[step] - place)) for place in wanted]
+    for k in range(count - 2, -1, -1):  # of two on one step the earlier one moves back, and from the first step on
+        chosen[k] = min(chosen[k], chosen[k + 1] - 1)
+    for k in range(count):
+        chosen[k] = max(chosen[k], k)
     return explicit(steps, chosen)
 
 

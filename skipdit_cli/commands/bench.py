@@ -12,7 +12,8 @@ from skipdit_cli.commands import options, parsing, pipeline_setup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
-from skipdit_cli.settings import run_arguments
+from skipdit_cli.sampling.sample_settings import count_steps
+from skipdit_cli.settings import flag_name, run_arguments
 
 
 @with_settings(BenchSettings)
@@ -35,6 +36,7 @@ def bench(
     _check_output(settings, model, preset)
     inputs = parsing.read_inputs(settings.pipeline)
 
+    from skipdit_cli.bench.peers.known_peers import parse_peers
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.tables import save_report
     from skipdit_cli.cards.card import check_card
@@ -47,7 +49,8 @@ def bench(
     pipe, vanilla = _open_pipelines(settings, model, preset, device, dtype)
     conditions = _choose_conditions(settings, conditions, pipe)
     settings = _fill_in_defaults(settings, pipe, conditions)
-    run = Bench(pipe, policies, conditions, vanilla=vanilla, **run_arguments(settings), **inputs)
+    peers = parse_peers(settings.peers)
+    run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     if settings.min_psnr is not None and not run.has_pictures:
         raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
     with (
@@ -64,12 +67,22 @@ def bench(
 
 
 def _make_policies(settings: BenchSettings) -> list:
+    """Return the policies of the levels, and of every combination of the other cache flags."""
     from skipdit_cli.bench.cases import make_policies
+    from skipdit_cli.cache import CachePolicy
 
     intervals, full_steps = settings.cache_interval, settings.full_steps
+    steps = count_steps(settings.pipeline, settings.num_inference_steps)
+    levels = [CachePolicy.level(level, steps) for level in _parse_words(settings.cache or "")]
     if intervals is None and full_steps is None:
+        others = ("cache_layers", "forecast", "cache_target")
+        stray = next((each for each in others if getattr(settings, each) != getattr(BenchSettings, each)), None)
+        if levels and stray:
+            raise UsageError(f"Got --cache with {flag_name(stray)}, which it sets; give --cache-interval as well.")
+        if levels:
+            return levels
         intervals = "2,3,5"
-    return make_policies(
+    return levels + make_policies(
         parsing.parse_layers(settings.cache_layers),
         parsing.parse_integers(intervals or "", "--cache-interval"),
         parsing.parse_integers(full_steps or "", "--full-steps"),
@@ -214,7 +227,8 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     for line in (READING, *report["notes"]):
         console.say(line)
     if output is not None:
-        console.say(f"Wrote {output}/bench.json, bench.md and bench.png.")
+        *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
+        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
     if card is not None:
         put_bench(card, results(report))
         console.say(f"Wrote the table into {card}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from skipdit_cli.console import amount
-from skipdit_cli.conversion.plan import Conversion
+from skipdit_cli.conversion.conversion_plan import Conversion
 from skipdit_cli.conversion.process import SIT
 from skipdit_cli.conversion.source import Source
 from skipdit_cli.families import family_of

@@ -8,7 +8,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import OUTPUT
+from skipdit_cli.settings import CACHE, OUTPUT
 
 
 def _apply_json(value: bool) -> bool:
@@ -35,6 +35,16 @@ Preset = Annotated[
         help="Preset of a model and flags, by name or YAML file; 'skipdit presets list' shows them.",
         metavar="NAME|PATH",
         is_eager=True,
+    ),
+]
+Plan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        help="Plan of 'skipdit calibrate': sampler, steps and cache; over the preset, and in place of cache flags.",
+        metavar="FILE",
+        is_eager=True,
+        rich_help_panel=CACHE,
     ),
 ]
 Json = Annotated[

@@ -78,14 +78,24 @@ def parse_integers(text: str, flag: str) -> list[int]:
         raise UsageError(f"Got {flag} '{text}' but expected integers separated by commas, such as 1,2,3.") from cause
 
 
-def cache_policy(settings: CacheSettings):
-    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache-layers``.
+def cache_policy(settings: CacheSettings, steps: int):
+    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache`` and ``--cache-layers``.
+
+    Args:
+        settings: The cache flags.
+        steps: The number of denoising steps, which a level depends on.
 
     Raises:
-        UsageError: A value is malformed, or a cache flag stands without ``--cache-layers``.
+        UsageError: A value is malformed, a cache flag stands beside ``--cache``, or without ``--cache-layers``.
     """
     from skipdit_cli.cache import CachePolicy
 
+    defaults = vars(CacheSettings())
+    others = [name for name, value in vars(settings).items() if name != "cache" and value != defaults[name]]
+    if settings.cache is not None:
+        if others:
+            raise UsageError(f"Got --cache together with {flag_name(others[0])}, which it sets; give one of the two.")
+        return CachePolicy.level(settings.cache, steps)
     if settings.cache_layers is not None:
         (layers,) = parse_layers(settings.cache_layers, single=True)
         return CachePolicy(
@@ -98,9 +108,8 @@ def cache_policy(settings: CacheSettings):
             settings.forecast_damping,
             settings.forecast_axis,
         )
-    stray = next((name for name, value in vars(settings).items() if value != getattr(CacheSettings, name)), None)
-    if stray:
-        raise UsageError(f"Got {flag_name(stray)} without --cache-layers N, which turns the cache on.")
+    if others:
+        raise UsageError(f"Got {flag_name(others[0])} without --cache-layers N, which turns the cache on.")
     return None
 
 

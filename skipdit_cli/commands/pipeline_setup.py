@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from skipdit_cli.presets import load_preset
 from skipdit_cli.sampling.sample_settings import PipelineSettings
 
 
@@ -32,6 +33,21 @@ def outline_of(name: str | Path, settings: PipelineSettings):
     if settings.image is None or outline.kind is None:
         return outline
     return replace(outline, kind=image_pipeline_class(outline.kind))
+
+
+def plan_in_force(file: str | None, preset: str | None, policy):
+    """Return the plan of ``--plan``, or the preset that is one; None where there is none, or another cache is set.
+
+    Args:
+        policy: The cache that the flags describe, all layers of them.
+    """
+    from skipdit_cli.planning.plan import load_plan, plan_of
+
+    named = load_preset(preset) if file is None and preset is not None else None
+    if named is not None and not named.made_for:
+        return None
+    plan = plan_of(named) if named is not None else load_plan(file) if file is not None else None
+    return plan if plan is not None and plan.candidate.policy == policy else None
 
 
 def prepare(pipe, settings: PipelineSettings, device, compile: bool = False):

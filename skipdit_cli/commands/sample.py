@@ -13,7 +13,7 @@ from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sampl
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
-from skipdit_cli.sampling.sample_settings import SampleSettings
+from skipdit_cli.sampling.sample_settings import SampleSettings, count_steps
 from skipdit_cli.settings import SAMPLES, flag_name, run_arguments
 
 From = Annotated[
@@ -32,6 +32,7 @@ From = Annotated[
 def sample(
     model: options.Model = None,
     preset: options.Preset = None,
+    plan: options.Plan = None,
     settings: SampleSettings = None,
     from_file: From = None,
     json: options.Json = False,
@@ -39,20 +40,20 @@ def sample(
 ) -> None:
     """Sample images or videos, with a chosen cache depth.
 
-    --cache-layers N turns the cache on: every second step then runs only the first and the last N
-    blocks, which is the paper's method with n = 2 (its n is --cache-interval).
+    --cache LEVEL turns the cache on: fast, balanced or quality. So does --cache-layers N: every second step then
+    runs only the first and the last N blocks, which is the paper's schedule with n = 2 (its n is --cache-interval).
 
     A video goes to clip.mp4 or clip.gif, with clip.json (how it was made) and clip.png (its frames) beside it.
 
-    skipdit sample --preset digits --class-labels 0,1,2,3 --cache-layers 1 -o digits.png
+    skipdit sample --preset digits --class-labels 0,1,2,3 --cache balanced -o digits.png
 
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings.check()
-    policy = parsing.cache_policy(settings.cache)
+    policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
-    target = _choose_target(settings, model, preset, from_file)
+    target = _choose_target(settings, model, preset, plan, from_file)
 
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers
@@ -63,12 +64,18 @@ def sample(
     device, dtype = pipeline_setup.choose_device(settings.pipeline, settings.compile)
     name = named_model(model, preset)
     outline = pipeline_setup.outline_of(name, settings.pipeline)
+    chosen_plan = pipeline_setup.plan_in_force(plan, preset, policy)
+    if chosen_plan is not None:
+        chosen_plan.check_run(outline, inputs["scheduler"], settings.num_inference_steps)
+        policy = chosen_plan.policy
     conditions = _choose_conditions(settings, prompts, outline)
     sample_files.check_kind(target, outline)
     settings = _fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
     check_unloaded(outline, conditions, policy, **arguments)
     pipe = _open_pipeline(outline, settings, device, dtype)
+    if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
+        console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_files.check_size(target, pipe, len(conditions), *size)
     with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
@@ -78,8 +85,10 @@ def sample(
     _report(pipe, result, target, written, record)
 
 
-def _choose_target(settings: SampleSettings, model: str | None, preset: str | None, from_file: Path | None) -> Path:
-    reads = {"model": model, "--preset": preset and preset_path(preset), "--from": from_file}
+def _choose_target(
+    settings: SampleSettings, model: str | None, preset: str | None, plan: str | None, from_file: Path | None
+) -> Path:
+    reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
     reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
     reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
     return sample_files.choose_target(settings.output, settings.npz, settings.overwrite, reads)
@@ -151,7 +160,7 @@ def _count_steps(pipe, settings: SampleSettings, conditions: list) -> int:
     from skipdit_cli.sampling.generate import batches
 
     count = len(batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None))
-    return count * int(settings.num_inference_steps * (settings.pipeline.strength or 1))
+    return count * count_steps(settings.pipeline, settings.num_inference_steps)
 
 
 def _report(pipe, result, target: Path, written: list[Path], record: dict) -> None:
@@ -171,7 +180,9 @@ def _report(pipe, result, target: Path, written: list[Path], record: dict) -> No
     if result.report:
         console.say(str(result.report))
         if not result.report.reused_steps:
-            console.warn("no step was reused; see --cache-interval, --cache-window and --full-steps.")
+            level = record.get("cache")
+            hint = f"--cache {level} reuses none of so few" if level else None
+            console.warn(f"no step was reused; {hint or 'see --cache-interval, --cache-window and --full-steps'}.")
     console.emit(
         {
             "command": "sample",

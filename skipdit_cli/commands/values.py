@@ -1,4 +1,4 @@
-"""Where a flag's value comes from: typed > record (``--from``) > environment > preset > default.
+"""Where a flag's value comes from: typed > record (``--from``) > environment > plan > preset > default.
 
 No other module lays these values over each other. What stands below the typed flags becomes the ``default_map`` of the
 command's context, so the order on the command line does not matter.
@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -19,7 +20,7 @@ from skipdit_cli import console
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
-from skipdit_cli.sampling.sample_settings import split_timesteps
+from skipdit_cli.sampling.sample_settings import CacheSettings, split_timesteps
 from skipdit_cli.settings import flag_name
 
 FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
@@ -32,8 +33,16 @@ EXCLUSIVE = (
     {"timesteps", "num_inference_steps"},
 )
 """Parameters that exclude each other: one that is set removes the other of a lower layer."""
-EXCLUSIVE_OF = {"sample": ({"cache_interval", "full_steps"}, {"cache_window", "full_steps"})}
+EXCLUSIVE_OF = {
+    "sample": (
+        {"cache_interval", "full_steps"},
+        {"cache_window", "full_steps"},
+        *({"cache", other.name} for other in fields(CacheSettings) if other.name != "cache"),
+    )
+}
 """The same for one command; ``bench`` takes both and measures both."""
+CACHE_NAMES = tuple(each.name for each in fields(CacheSettings))
+SCHEDULER_NAMES = ("scheduler", "scheduler_spacing", "scheduler_arg", "timesteps")
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,20 @@ def preset_layer(command, preset: Preset) -> Layer:
     return Layer(source, values, foreign=True)
 
 
+def plan_layer(command, file: str) -> Layer:
+    """Return what a plan sets for ``sample``; a scheduler or cache flag that it leaves out gets its default.
+
+    Raises:
+        UsageError: The file is no plan, or is damaged.
+    """
+    from skipdit_cli.planning.plan import load_plan  # which imports torch
+
+    load_plan(file)
+    preset = load_preset(file)
+    values = dict.fromkeys((*SCHEDULER_NAMES, *CACHE_NAMES))
+    return Layer(f"the plan {preset.name}", {**values, **preset_layer(command, preset).values}, foreign=True)
+
+
 def environment_layer(command) -> Layer:
     """Return what environment variables (``SKIPDIT_SAMPLE_SEED``) set for a command.
 
@@ -167,17 +190,23 @@ def _excluded_by(command, name: str) -> list[str]:
 
 
 def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> None:
-    """Set the defaults of a command's context to what the record, the environment and the preset say.
+    """Set the defaults of a command's context to what the record, the environment, the plan and the preset say.
 
     Args:
         typed: The values on the command line, by parameter name.
 
     Raises:
-        UsageError: The preset or the record does not exist, a value has the wrong type or must be typed.
+        UsageError: The preset, the plan or the record does not exist, a value has the wrong type or must be typed, or
+            there are a plan and cache flags.
     """
     environment = environment_layer(command)
-    chosen = {**environment.values, **typed}
+    chosen: dict[str, Any] = {**environment.values, **typed}
     layers = [environment]
+    if command.name == "sample" and "plan" in chosen:
+        for name in CACHE_NAMES:
+            if name in chosen:
+                raise UsageError(f"Got {flag_name(name)} and --plan, which sets the cache; give one of the two.")
+        layers.insert(0, plan_layer(command, chosen["plan"]))
     if "preset" in chosen:
         layers.insert(0, preset_layer(command, load_preset(chosen["preset"], flags_of_commands(ctx))))
     if "from_file" in chosen:
@@ -212,11 +241,11 @@ def _process(ctx: typer.Context, parameter, value: object, layer: Layer) -> obje
 def _warn_of_overruled(
     ctx: typer.Context, command, record: Layer, layers: Sequence[Layer], typed: Mapping[str, object]
 ) -> None:
-    """Warn of values in the environment and the preset that the record overrules."""
+    """Warn of values in the environment, the plan and the preset that the record overrules."""
     untyped = [p for p in command.params if p.name in record.values and p.name not in typed]
     for layer in layers:
         flags = []
-        for parameter in (p for p in untyped if p.name in layer.values):
+        for parameter in (p for p in untyped if layer.values.get(p.name) is not None):
             value = record.values[parameter.name]
             kept = parameter.default if value is None else _process(ctx, parameter, value, record)
             if _process(ctx, parameter, layer.values[parameter.name], layer) != kept:

@@ -11,8 +11,8 @@ The folder takes the output's place only if every step ends well.
 from __future__ import annotations
 
 from skipdit_cli.cards.card import Origin, write_card
+from skipdit_cli.conversion.conversion_plan import Conversion, plan_conversion
 from skipdit_cli.conversion.convert_settings import ConvertSettings
-from skipdit_cli.conversion.plan import Conversion, plan_conversion
 from skipdit_cli.conversion.proof import Proof, prove
 from skipdit_cli.conversion.source import open_source
 from skipdit_cli.conversion.text_parts import find_text_parts

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from skipdit_cli.conversion.plan import Conversion, small_inputs
+from skipdit_cli.conversion.conversion_plan import Conversion, small_inputs
 from skipdit_cli.errors import SkipditError, reading
 from skipdit_cli.finite import same_bits
 from skipdit_cli.models.index import parts_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from skipdit_cli.conversion.plan import Conversion
+from skipdit_cli.conversion.conversion_plan import Conversion
 from skipdit_cli.conversion.process import SIT
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS

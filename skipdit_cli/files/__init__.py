@@ -13,13 +13,14 @@ from skipdit_cli.files.marker import (
 )
 from skipdit_cli.files.one import check_file, check_writable, checksum, replacing
 from skipdit_cli.files.output import fill_folder, install, replace_folder, work_in
-from skipdit_cli.files.target import BENCH, CONVERT, DEMO, RUN, SAMPLE, check_folder, check_resumed, check_room
+from skipdit_cli.files.target import BENCH, CONVERT, DEMO, PLANS, RUN, SAMPLE, check_folder, check_resumed, check_room
 
 __all__ = [
     "BENCH",
     "CONVERT",
     "DEMO",
     "MARKER",
+    "PLANS",
     "RESUMABLE",
     "RUN",
     "SAMPLE",

@@ -11,7 +11,7 @@ from skipdit_cli.files.aside import is_empty, recover
 from skipdit_cli.files.marker import MARKER, is_written, read_marker, unlisted_files
 from skipdit_cli.files.one import check_writable
 
-CONVERT, RUN, BENCH, SAMPLE, DEMO = "convert", "train", "bench", "sample", "demo"
+CONVERT, RUN, BENCH, SAMPLE, DEMO, PLANS = "convert", "train", "bench", "sample", "demo", "calibrate"
 """The kinds of output folder, each named after the command that writes it; ``finetune`` writes that of ``train``."""
 IN_PLACE = (RUN, DEMO)
 """The kinds that are written in place (``work_in``); others are written elsewhere and renamed (``fill_folder``)."""

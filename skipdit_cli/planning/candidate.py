@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import write_layers
-from skipdit_cli.formats import to_json
+from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.formats import check_values, parse_yaml, to_json
 from skipdit_cli.planning.flops import StepFlops
-from skipdit_cli.sampling.schedulers import Sampler
+from skipdit_cli.sampling.schedulers import Sampler, check_name
+
+SAMPLER_FLAGS = ("scheduler", "scheduler-spacing", "scheduler-arg", "timesteps")
+CACHE_FLAGS = ("cache-layers", "full-steps", "forecast", "cache-target", "forecast-axis", "forecast-damping")
+FLAGS = (*SAMPLER_FLAGS, "num-inference-steps", *CACHE_FLAGS, "guidance-scale")
+"""The flags of ``sample`` that make a candidate, and the guidance scale that it was measured with."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,10 @@ def spread_steps(steps: int, count: int, end: float = 1.0, power: float = 1.0) -
     places = [round(last * (at / max(count - 1, 1)) ** power) for at in range(count)]
     for at in range(1, count):  # rounding may put two on one step
         places[at] = max(places[at], places[at - 1] + 1)
+    places[-1] = min(places[-1], last)
     for at in range(count - 2, -1, -1):
-        places[at] = min(places[at], places[at + 1] - 1) if places[at + 1] > last else places[at]
-    return tuple(min(place, steps - 1) for place in places)
+        places[at] = min(places[at], places[at + 1] - 1)
+    return tuple(places)
 
 
 def moved(places: Sequence[int], steps: int, distances: Sequence[int]) -> list[tuple[int, ...]]:
@@ -112,3 +121,101 @@ def moved(places: Sequence[int], steps: int, distances: Sequence[int]) -> list[t
             if 0 < place < steps and place not in places:
                 moves.append(tuple(sorted({*places[:at], place, *places[at + 1 :]})))
     return list(dict.fromkeys(moves))
+
+
+def candidate_of(flags: Mapping[str, Any], name: str) -> Candidate:
+    """Return the candidate that flags of ``sample`` make, the inverse of ``Candidate.flags``.
+
+    Args:
+        flags: Each without dashes; the guidance scale may be among them. Other spellings of them are refused.
+        name: What holds them, for messages.
+
+    Raises:
+        UsageError: A flag is unknown, malformed, or does not fit the others.
+    """
+    for flag, value in flags.items():
+        if flag not in FLAGS:
+            raise UsageError(f"{name} sets 'sample: {flag}', which no plan does.{nearest(flag, FLAGS)}")
+        if isinstance(value, list) != (flag == "scheduler-arg"):
+            raise UsageError(f"{name} has 'sample: {flag}: {value}' but expected {_expected(flag)}.")
+    try:
+        return _candidate(flags, name)
+    except UsageError as cause:
+        if str(cause).startswith(name):
+            raise
+        raise UsageError(f"{name} cannot be used: {cause}") from cause
+
+
+def _candidate(flags: Mapping[str, Any], name: str) -> Candidate:
+    check_name(flags.get("scheduler"))
+    timesteps = flags.get("timesteps")
+    sampler = Sampler(
+        flags.get("scheduler"),
+        flags.get("scheduler-spacing"),
+        _arguments(flags.get("scheduler-arg", []), name),
+        None if timesteps is None else _numbers(timesteps, float, "timesteps", name),
+    )
+    (steps,) = _numbers(flags.get("num-inference-steps", ""), int, "num-inference-steps", name, count=1)
+    if steps < 1:
+        raise UsageError(f"{name} has 'num-inference-steps: {steps}' but expected 1 or more.")
+    if sampler.timesteps is not None and len(sampler.timesteps) != steps:
+        raise UsageError(
+            f"{name} has 'num-inference-steps: {steps}' and {len(sampler.timesteps)} timesteps; correct one of them."
+        )
+    return Candidate(sampler, steps, _policy(flags, steps, name))
+
+
+def _policy(flags: Mapping[str, Any], steps: int, name: str) -> CachePolicy | None:
+    stray = [flag for flag in CACHE_FLAGS if flag in flags]
+    if not stray:
+        return None
+    for flag in ("cache-layers", "full-steps"):
+        if flag not in flags:
+            raise UsageError(f"{name} has '{stray[0]}' without '{flag}'; a cache needs both.")
+    full = _numbers(flags["full-steps"].removesuffix(","), int, "full-steps", name)
+    if (
+        "," not in flags["full-steps"]
+        or full[0] != 0
+        or any(after <= before for before, after in itertools.pairwise(full))
+    ):
+        raise UsageError(f"{name} has 'full-steps: {flags['full-steps']}' but expected ascending steps from 0.")
+    if full[-1] >= steps:
+        raise UsageError(f"{name} has the full step {full[-1]}, but its {steps} steps end with {steps - 1}.")
+    layers = _numbers(flags["cache-layers"].replace(":", ","), int, "cache-layers", name)
+    (damping,) = _numbers(flags.get("forecast-damping", "1"), float, "forecast-damping", name, count=1)
+    return CachePolicy(
+        layers[0] if len(layers) == 1 else layers,
+        full_steps=full,
+        forecast=flags.get("forecast", "taylor2"),
+        target=flags.get("cache-target"),
+        damping=damping,
+        axis=flags.get("forecast-axis", "timestep"),
+    )
+
+
+def _numbers(text: str, kind: type, flag: str, name: str, count: int | None = None) -> tuple:
+    """Return the numbers in the text of a flag, of which there is one at least, or ``count``."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or count not in (None, len(numbers)) or not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{name} has 'sample: {flag}: {text[:60]}' but expected {_expected(flag)}.")
+    return numbers
+
+
+def _expected(flag: str) -> str:
+    expected = {"scheduler-arg": "a list of KEY=VALUE", "num-inference-steps": "a whole number"}
+    expected |= {"full-steps": "the indices of steps", "timesteps": "numbers", "cache-layers": "N, or FRONT:BACK"}
+    return expected.get(flag, "one value")
+
+
+def _arguments(texts: Sequence[str], name: str) -> dict[str, object]:
+    arguments = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier() or key in arguments:
+            raise UsageError(f"{name} has 'sample: scheduler-arg: {text[:60]}' but expected KEY=VALUE, each key once.")
+        arguments[key] = parse_yaml(value, f"{name}: scheduler-arg {key}")
+        check_values(arguments[key], f"{name}: scheduler-arg {key}")
+    return arguments

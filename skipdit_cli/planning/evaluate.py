@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -31,7 +31,9 @@ class Evaluator:
         seed: Sample i starts from noise of the seed ``seed + i``.
         accuracy_db: How well the exact solution is to converge, see ``solve_exactly``.
         first: The number of samples that a first look takes; the others follow where it is promising.
-        known: Results of earlier runs, from the key of a candidate to the accuracy of its samples.
+        decode: Compare decoded images, and not latents.
+        known: Results of an earlier run, from the key of a candidate to the accuracy of its samples; new ones are
+            added.
         settings: The settings of ``generate`` that all candidates share.
 
     Attributes:
@@ -47,14 +49,16 @@ class Evaluator:
         *,
         accuracy_db: float = 60.0,
         first: int = 8,
-        known: Mapping[str, list[float]] | None = None,
+        decode: bool = False,
+        known: dict[str, list[float]] | None = None,
         advance: Callable[[], None] | None = None,
         **settings: Any,
     ):
         self.pipe, self.conditions, self.seed, self.settings = pipe, list(conditions), seed, settings
-        self.first, self.results = min(first, len(self.conditions)), dict(known or {})
+        self.first, self.results = min(first, len(self.conditions)), {} if known is None else known
+        self.decode = decode
         self.exact: Exact = solve_exactly(
-            pipe, self.conditions, accuracy_db=accuracy_db, seed=seed, decode=False, advance=advance, **settings
+            pipe, self.conditions, accuracy_db=accuracy_db, seed=seed, decode=decode, advance=advance, **settings
         )
         self.prefixes = SharedPrefixes(pipe)
 
@@ -79,6 +83,10 @@ class Evaluator:
                 return first
         return fmean(self._measure(candidate, len(self.conditions)))
 
+    def each(self, candidate: Candidate) -> list[float]:
+        """Return the accuracy in dB of each sample."""
+        return list(self._measure(candidate, len(self.conditions)))
+
     def _measure(self, candidate: Candidate, count: int) -> list[float]:
         """Return the accuracy of at least the first ``count`` samples."""
         known = self.results.setdefault(candidate.key(), [])
@@ -99,11 +107,12 @@ class Evaluator:
                 scheduler=candidate.sampler,
                 num_inference_steps=candidate.steps,
                 seed=self.seed + part.start,
-                decode=False,
+                decode=self.decode,
                 **self.settings,
             )
         except (UsageError, NotFiniteError, ValueError, IndexError):  # a scheduler that cannot do so many steps
             return [WORST_DB] * count
-        exact = replace(self.exact, latents=self.exact.latents[part], images=None)
+        images = self.exact.images
+        exact = replace(self.exact, latents=self.exact.latents[part], images=None if images is None else images[part])
         accuracies = each_accuracy_db(self.pipe, samples, exact)
         return [each if torch.isfinite(torch.tensor(each)) else WORST_DB for each in accuracies]

@@ -146,6 +146,15 @@ def test_interval_1_is_the_uncached_run(tiny_pipeline):
     assert (row["identical"], row["psnr"], row["latent_rel_l2"], row["limit"]) == (True, None, 0, 1)
 
 
+def test_levels_are_rows(skipdit, skip_model):
+    steps = ("--class-labels", "1", "--guidance-scale", 1, "--steps", 10, "--rounds", 1, "--warmup", 0)
+    report = skipdit("bench", "-m", skip_model, *steps, "--cache", "fast,quality", "--json").json
+    rows = [row for row in report["rows"] if row["case"] == "skip-cache"]
+    assert [(row["schedule"], row["cache_layers"]) for row in rows] == [("mid-dense 6", "1:0"), ("mid-dense 8", "1:0")]
+    refused = skipdit("bench", "-m", skip_model, *steps, "--cache", "fast", "--cache-layers", 2)
+    assert refused.code == 2 and "--cache with --cache-layers" in refused.stderr
+
+
 def test_branches_are_back_after_a_bench(skip_model):
     pipe = load_pipeline(skip_model)
     branches = pipe.transformer.skip_branches

@@ -91,6 +91,31 @@ def test_a_cache_that_never_reuses_is_said(skipdit, model, tmp_path):
     assert "no step was reused" in ran.stderr
 
 
+def test_a_level_is_recorded_and_replaced_by_other_cache_flags(skipdit, model, tmp_path):
+    first, second, other = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    ran = skipdit("sample", "-m", model, "--class-labels", 1, "--steps", 10, "--cache", "fast", "-o", first)
+    assert ran.code == 0 and "4 of 10 steps reused, 40 of 60 blocks run" in ran.stdout, ran.stderr
+    assert read_metadata(first)["settings"]["cache"] == "fast"
+    assert skipdit("sample", "--from", first, "-o", second).code == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert skipdit("sample", "--from", first, "--cache-layers", 1, "-o", other).code == 0
+    settings = read_metadata(other)["settings"]
+    assert settings["cache_layers"] == "1" and "cache" not in settings
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--cache", "best"), "expected one of fast, balanced, quality"),
+        (("--cache", "fast", "--forecast", "reuse"), "--cache together with --forecast"),
+        (("--cache", "fast", "--cache-layers", "1:0"), "--cache together with --cache-layers"),
+    ],
+)
+def test_a_level_is_refused_in_one_sentence(skipdit, model, tmp_path, flags, words):
+    ran = skipdit("sample", "-m", model, "--class-labels", 1, *QUICK, *flags, "-o", tmp_path / "a.png")
+    assert ran.code == 2 and words in ran.stderr and not list(tmp_path.glob("a*")), ran.stderr
+
+
 def test_the_embedded_digits_can_be_read(skipdit, tmp_path):
     from skipdit_cli.bench.digit_accuracy import recognition_rate
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 
+from skipdit_cli.cache.noise_levels import noise_levels
 from skipdit_cli.cache.policy import CachePolicy
 from skipdit_cli.errors import UsageError
 
@@ -110,8 +111,10 @@ class ScheduledSteps(Steps):
 
     def _plan_from(self, start: int) -> None:
         timesteps = timesteps_of(self.scheduler)
-        self.timesteps = timesteps[start:] or timesteps  # a scheduler not set for this generation is past its last one
-        self.plan = self.policy.plan(self.timesteps)
+        start = start if start < len(timesteps) else 0  # a scheduler not set for this generation is past its last one
+        levels = noise_levels(self.scheduler, timesteps) if self.policy.reads_noise_levels else None
+        self.timesteps = timesteps[start:]
+        self.plan = self.policy.plan(self.timesteps, levels and levels.since(start))
 
 
 class CountedSteps(Steps):

@@ -1,0 +1,238 @@
+"""``skipdit calibrate``: the most accurate plan for a budget of full forwards."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from skipdit_cli import console, files
+from skipdit_cli.commands import options, parsing, pipeline_setup
+from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.errors import CheckError
+from skipdit_cli.planning.calibrate_settings import CalibrateSettings
+from skipdit_cli.presets import preset_path
+from skipdit_cli.settings import run_arguments
+
+TRIED = 450
+"""About how many candidates are tried for a budget, beside the samplers."""
+NAMES = {
+    "plan": "plan",
+    "timesteps": "best timesteps, no cache",
+    "sampler": "best sampler, no cache",
+    "same-sampler": "same sampler, fewer steps",
+    "branch": "plan with blocks 0 and L-1 live",
+}
+
+
+@with_settings(CalibrateSettings)
+def calibrate(
+    model: options.Model = None,
+    preset: options.Preset = None,
+    settings: CalibrateSettings = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Find the most accurate way to sample a model for a budget: its plan.
+
+    Searches sampler, timesteps, full steps, live depth and forecast together, by the distance of the final samples to
+    the exact solution. An interrupted run goes on where it was.
+
+    skipdit calibrate --preset digits --cost 9 -o plan.yaml
+
+    skipdit sample --preset digits --plan plan.yaml -o digits.png
+    """
+    settings.check()
+    costs = settings.costs()
+    prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
+    inputs = parsing.read_inputs(settings.pipeline)
+    _check_output(settings, model, preset)
+
+    from skipdit_cli.models import named_model, open_model
+    from skipdit_cli.planning.calibrate import Calibrator
+    from skipdit_cli.planning.journal import Journal
+    from skipdit_cli.sampling.schedulers.sampler import Sampler
+
+    device, dtype = pipeline_setup.choose_device(settings.pipeline, False)
+    outline = pipeline_setup.outline_of(named_model(model, preset), settings.pipeline)
+    samples, held_out = _choose_conditions(settings, prompts, outline)
+    pipe = pipeline_setup.prepare(
+        open_model(model, preset, dtype=dtype, **vars(settings.pipeline.hub)), settings.pipeline, device
+    )
+    settings = _fill_in_defaults(settings, pipe)
+    arguments = {**run_arguments(settings), **inputs}
+    steps, sampler = arguments.pop("num_inference_steps"), arguments.pop("scheduler")
+    run = {"steps": steps, "scheduler": None if sampler == Sampler() else sampler, **arguments}
+    if settings.dry_run:
+        _estimate(pipe, samples, costs, run)
+        return
+    basis = {"model": str(named_model(model, preset)), "samples": samples, **_plain(run)}
+    journal = Journal(settings.output, basis)
+    try:
+        with console.progress("Calibrate", TRIED * max(len(costs), 1)) as advance:
+            tried = journal.after(advance)
+            calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
+            found = calibrator.for_costs(costs) if costs else calibrator.for_accuracy(settings.min_psnr)
+    except KeyboardInterrupt:
+        journal.write()
+        raise
+    written = _save(pipe, found, settings, preset)
+    journal.remove()
+    _report(found, settings, written)
+
+
+def _check_output(settings: CalibrateSettings, model: str | None, preset: str | None) -> None:
+    output, shared = settings.output, settings.pipeline
+    if output is None:
+        return
+    reads = {"model": model, "--lora": shared.lora, "--preset": preset and preset_path(preset)}
+    reads |= {"--prompts-file": shared.prompts_file}
+    files.check_apart(output, reads)
+    if output.suffix:
+        files.check_file(output, settings.overwrite)
+    else:
+        files.check_folder(output, files.PLANS, settings.overwrite)
+
+
+def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, outline) -> tuple[list, list]:
+    """Return one condition per sample to search with, and per held-out sample: other prompts, where there are two."""
+    parsing.check_conditions(outline, settings.class_labels, prompts)
+    classes = outline.transformer.config.get("num_embeds_ada_norm")
+    if prompts:
+        search, report = prompts[::2], prompts[1::2] or prompts
+        if len(prompts) == 1:
+            console.warn("there is one prompt, so the plan is searched and reported on the same; give several.")
+    elif classes is None:
+        search = report = [None]
+    elif settings.class_labels is not None:
+        search = report = parsing.parse_integers(settings.class_labels, "--class-labels")
+    else:
+        count = min(settings.num_samples + settings.num_held_out, classes)
+        labels = [at * classes // count for at in range(count)]
+        search, report = labels[::2], labels[1::2] or labels
+    return (
+        [search[at % len(search)] for at in range(settings.num_samples)],
+        [report[at % len(report)] for at in range(settings.num_held_out)],
+    )
+
+
+def _fill_in_defaults(settings: CalibrateSettings, pipe) -> CalibrateSettings:
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
+    from skipdit_cli.sampling.run_settings import default_guidance
+
+    scale = default_guidance(pipe) if settings.guidance_scale is None else settings.guidance_scale
+    size = settings.batch_size or (1 if is_text_conditional(pipe) else None)
+    return replace(settings, guidance_scale=scale, batch_size=size)
+
+
+def _plain(run: dict) -> dict[str, object]:
+    """Return the arguments of a calibration as plain data."""
+    return {
+        name: value if isinstance(value, (int, float, str, type(None))) else repr(value) for name, value in run.items()
+    }
+
+
+def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
+    """Say about how many forwards a calibration makes, and how long they take."""
+    from skipdit_cli.sampling.generate import generate
+
+    arguments = {name: value for name, value in run.items() if name not in ("steps", "scheduler")}
+    part, steps = samples[:8], 2
+    for _ in range(2):  # the first run warms up
+        began = time.perf_counter()
+        generate(pipe, part, num_inference_steps=steps, decode=False, **arguments)
+        seconds = (time.perf_counter() - began) / steps / len(part)
+    forwards = sum(TRIED * 0.6 * cost for cost in costs or [10.0] * 4) * len(part)
+    minutes = forwards * seconds / 60
+    console.say(f"About {forwards:,.0f} forwards of one sample, {seconds:.3g} s each: about {minutes:.3g} minutes.")
+    console.emit({"command": "calibrate", "forwards": forwards, "seconds_per_forward": seconds, "minutes": minutes})
+
+
+def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[Path]:
+    """Write one plan for each budget, into a file or a folder, and return the files."""
+    from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+
+    from skipdit_cli.presets import load_preset
+
+    weights = load_preset(preset).weights if preset is not None else ""
+    plans = {}
+    for cost, best in found.plans.items():
+        plan = best["plan"]
+        made_for = make_made_for(pipe, plan.candidate, settings.guidance_scale, plan.cost, _measured(found, cost))
+        plans[cost] = Plan(plan.candidate, made_for, weights)
+    output = settings.output
+    if output.suffix:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(output) as part:
+            save_plan(next(iter(plans.values())), part)
+        return [output]
+    with files.fill_folder(output, files.PLANS) as folder:
+        for cost, plan in plans.items():
+            save_plan(plan, folder / f"cost-{cost:g}.yaml")
+        columns, rows = _table(found)
+        lines = [columns, ["---"] * len(columns), *rows]
+        (folder / "plans.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines), encoding="utf-8")
+    return [output / f"cost-{cost:g}.yaml" for cost in plans]
+
+
+def _measured(found, cost: float) -> dict[str, object]:
+    """Return how the plan of a budget was measured, and what it is compared with, as its file records it."""
+    best = found.plans[cost]
+    measured: dict[str, object] = {
+        name: {"what": each.candidate.describe(), "cost": round(each.cost, 3), "psnr_exact": round(each.mean_db, 2)}
+        for name, each in {**best, "full": found.full}.items()
+        if name != "plan"
+    }
+    plan = best["plan"]
+    return {
+        "psnr_exact": round(plan.mean_db, 2),
+        "deviation": round(plan.deviation_db, 2),
+        "samples": found.held_out,
+        "searched_psnr_exact": round(plan.searched_db, 2),
+        "exact_steps": found.exact.steps,
+        "exact_agreement_db": round(found.exact.agreement_db, 1),
+        **measured,
+    }
+
+
+def _table(found) -> tuple[list[str], list[list[str]]]:
+    """Return the column names and the rows of the table of plans."""
+    rows = [
+        [f"{cost:g}", NAMES[name], each.candidate.describe(), f"{each.cost:.2f}", _accuracy(each)]
+        for cost, best in found.plans.items()
+        for name, each in best.items()
+    ]
+    rows.append(["all", "full run", found.full.candidate.describe(), f"{found.full.cost:g}", _accuracy(found.full)])
+    return ["budget", "what", "how", "cost", "dB to exact, held out"], rows
+
+
+def _accuracy(each) -> str:
+    searched = "" if each.searched_db is None else f" ({each.searched_db:.1f} searched)"
+    return f"{each.mean_db:.1f} ±{each.deviation_db:.1f}{searched}"
+
+
+def _report(found, settings: CalibrateSettings, written: list[Path]) -> None:
+    """Print the table, and say what to do with the plans; emit the JSON object.
+
+    Raises:
+        CheckError: No plan has the accuracy that was asked for.
+    """
+    console.table(*_table(found))
+    exact = found.exact
+    console.say(
+        f"Held out: {found.held_out} other samples. ±: standard deviation over them. The exact solution is "
+        f"{exact.sampler.describe()}; half as many steps agree with it to {exact.agreement_db:.0f} dB."
+    )
+    for path in written:
+        console.say(f"Wrote {path}; use it with 'skipdit sample --plan {path}'.")
+    rows = {
+        f"{cost:g}": {name: {**vars(each), "candidate": each.candidate.flags()} for name, each in best.items()}
+        for cost, best in found.plans.items()
+    }
+    full = {**vars(found.full), "candidate": found.full.candidate.flags()}
+    console.emit({"command": "calibrate", "files": [str(path) for path in written], "plans": rows, "full": full})
+    best = max(each["plan"].mean_db for each in found.plans.values())
+    if settings.min_psnr is not None and best < settings.min_psnr:
+        raise CheckError(
+            f"No plan reaches --min-psnr {settings.min_psnr:g}; the best, which was saved, has {best:.1f} dB."
+        )

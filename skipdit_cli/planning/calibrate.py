@@ -1,0 +1,179 @@
+"""Calibration: the plans of one pipeline for some budgets, and what they are worth on samples not searched with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from skipdit_cli.planning.candidate import Candidate
+from skipdit_cli.planning.evaluate import Evaluator
+from skipdit_cli.planning.exact import Exact
+from skipdit_cli.planning.flops import StepFlops
+from skipdit_cli.planning.search import Effort, Search
+from skipdit_cli.sampling.pixels import is_pixel_space
+from skipdit_cli.sampling.schedulers import Sampler, as_sampler, candidates, check_deterministic, make_scheduler
+from skipdit_cli.trunk import known_trunk
+
+HELD_OUT_SEED = 1_000_000
+"""The seeds of the samples that plans are reported on lie so far from those that they are searched with."""
+COSTS = (5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40)
+"""Budgets to try, in full forwards, where an accuracy is asked for."""
+MARGIN_DB = 0.3
+"""How much more than the accuracy asked for a plan has on the samples that it was searched with."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The accuracy of one candidate on held-out samples.
+
+    Args:
+        candidate: What was sampled.
+        cost: In full forwards.
+        mean_db, deviation_db: Mean and standard deviation over the samples of the PSNR to the exact solution.
+        searched_db: The mean on the samples of the search; None for a candidate that was not searched.
+    """
+
+    candidate: Candidate
+    cost: float
+    mean_db: float
+    deviation_db: float
+    searched_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The plans of one pipeline.
+
+    Args:
+        plans: Budget in full forwards to its candidates: "plan", "sampler" and "timesteps" as of ``Search.best_at``,
+            "same-sampler" (fewer steps of the pipeline's own sampler), and for a model with skip branches "branch"
+            (the plan with the first and the last block live, which are joined by one).
+        full: The pipeline's own sampler with all steps.
+        exact: The exact solution of the held-out samples.
+        held_out: The number of held-out samples.
+    """
+
+    plans: Mapping[float, Mapping[str, Accuracy]]
+    full: Accuracy
+    exact: Exact
+    held_out: int
+
+
+class Calibrator:
+    """Searches plans of one pipeline, and measures them on held-out samples.
+
+    Args:
+        pipe: The pipeline.
+        conditions, held_out: One per sample to search with, and to report on.
+        steps: The number of denoising steps of a full run.
+        scheduler: Search this sampler alone; all that the pipeline can take if None.
+        known: Results of an interrupted calibration, to which new ones are added (see ``Evaluator``).
+        advance: Called after each candidate.
+        settings: Further settings of ``generate``: guidance_scale, seed, negative_prompt and others.
+
+    Raises:
+        UsageError: The scheduler is not deterministic, or a setting does not fit the pipeline.
+    """
+
+    def __init__(
+        self,
+        pipe,
+        conditions: Sequence[int | str | None],
+        held_out: Sequence[int | str | None],
+        *,
+        steps: int = 50,
+        scheduler: Sampler | str | None = None,
+        known: dict[str, list[float]] | None = None,
+        advance: Callable[[], None] | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ):
+        self.pipe, self.conditions, self.held_out, self.seed, self.settings = (
+            pipe,
+            conditions,
+            held_out,
+            seed,
+            settings,
+        )
+        self.own, self.steps = as_sampler(scheduler), steps
+        check_deterministic(make_scheduler(self.own, pipe), settings.get("arguments"))
+        self.samplers = candidates(pipe) if scheduler is None else [self.own]
+        self.flops, self.trunk = StepFlops(pipe.transformer), known_trunk(pipe.transformer)
+        self.known, self.advance = {} if known is None else known, advance
+
+    def for_costs(self, costs: Sequence[float], effort: Effort = Effort()) -> Calibration:
+        """Return the plans for some budgets, in full forwards."""
+        evaluator = self._evaluator()
+        try:
+            search = self._search(evaluator, effort)
+            found = {cost: search.best_at(cost) for cost in sorted(costs)}
+            searched = {each: evaluator.accuracy(each) for best in found.values() for each in best.values()}
+        finally:
+            evaluator.close()
+        return self._report(found, searched)
+
+    def for_accuracy(self, accuracy_db: float, effort: Effort = Effort()) -> Calibration:
+        """Return the plan for the smallest budget of ``COSTS`` that has an accuracy in dB; the most accurate plan if
+        none has it."""
+        evaluator = self._evaluator()
+        try:
+            search = self._search(evaluator, effort)
+            best: dict[float, dict[str, Candidate]] = {}
+            for cost in (float(cost) for cost in COSTS if cost < self.steps):
+                best[cost] = search.best_at(cost)
+                if evaluator.accuracy(best[cost]["plan"]) >= accuracy_db + MARGIN_DB:
+                    break
+            cost = max(best, key=lambda each: evaluator.accuracy(best[each]["plan"]))
+            found = {cost: best[cost]}
+            searched = {each: evaluator.accuracy(each) for each in found[cost].values()}
+        finally:
+            evaluator.close()
+        return self._report(found, searched)
+
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.pipe, self.conditions, self.seed, known=self.known, **self.settings)
+
+    def _search(self, evaluator: Evaluator, effort: Effort) -> Search:
+        needs_sources = self.trunk is not None and self.trunk.needs_sources
+        blocks = len(self.flops.units)
+        return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance)
+
+    def _report(
+        self, found: Mapping[float, Mapping[str, Candidate]], searched: Mapping[Candidate, float]
+    ) -> Calibration:
+        """Measure what was found, and what it is compared with, on the held-out samples."""
+        decodes = getattr(self.pipe, "vae", None) is not None or is_pixel_space(self.pipe)
+        evaluator = Evaluator(
+            self.pipe,
+            self.held_out,
+            self.seed + HELD_OUT_SEED,
+            first=len(self.held_out),
+            decode=decodes,
+            **self.settings,
+        )
+        evaluator.close()  # no two of these runs begin alike
+
+        def accuracy(candidate: Candidate) -> Accuracy:
+            each = evaluator.each(candidate)
+            deviation = stdev(each) if len(each) > 1 else 0.0
+            return Accuracy(candidate, candidate.cost(self.flops), fmean(each), deviation, searched.get(candidate))
+
+        plans = {}
+        for cost, best in found.items():
+            named = {**best, "same-sampler": Candidate(self.own.spaced(), max(1, int(cost)))}
+            if (branch := self._with_branch(best["plan"])) is not None:
+                named["branch"] = branch
+            plans[cost] = {name: accuracy(candidate) for name, candidate in named.items()}
+        full = accuracy(Candidate(self.own.spaced(), self.steps))
+        return Calibration(plans, full, evaluator.exact, len(self.held_out))
+
+    def _with_branch(self, plan: Candidate) -> Candidate | None:
+        """Return a plan with the pair (0, L-1) live, which a skip branch joins; None without branches."""
+        has_branches = self.trunk is not None and self.trunk.branches is not None and len(self.trunk) > 2
+        if not has_branches or plan.policy is None:
+            return None
+        policy = plan.policy
+        forecast = ("taylor2", "timestep") if policy.forecasts_output else (policy.forecast, policy.axis)
+        return replace(plan, policy=replace(policy, layers=(1, 1), forecast=forecast[0], axis=forecast[1]))

@@ -1,0 +1,234 @@
+"""Plans: presets that hold one candidate of a search, and say for which model it was made and how it was measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.cache.policy import check_depth
+from skipdit_cli.errors import UsageError
+from skipdit_cli.families.fingerprint import architecture_fingerprint, class_name, weights_fingerprint
+from skipdit_cli.families.pipeline_parts import transformer_of
+from skipdit_cli.files import replacing
+from skipdit_cli.formats import to_json
+from skipdit_cli.planning.candidate import Candidate, candidate_of
+from skipdit_cli.presets import Preset, load_preset, preset_path
+from skipdit_cli.sampling.schedulers import Sampler
+from skipdit_cli.trunk import known_trunk
+from skipdit_cli.version import __version__
+
+NO_BRANCHES = "none"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to sample a model, and what it was made for.
+
+    Args:
+        candidate: The sampler, the number of denoising steps and the cache.
+        made_for: What ``make_made_for`` returns.
+        weights: The name of the model embedded in the package that it was made for, or empty.
+        name: The stem of its file, or empty.
+    """
+
+    candidate: Candidate
+    made_for: Mapping[str, Any]
+    weights: str = ""
+    name: str = ""
+
+    @property
+    def policy(self) -> CachePolicy | None:
+        """The cache, which refuses a run of another number of steps; None for a plan without a cache."""
+        policy = self.candidate.policy
+        return None if policy is None else replace(policy, steps=self.steps)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The scheduler and its timesteps."""
+        return self.candidate.sampler
+
+    @property
+    def steps(self) -> int:
+        """The number of denoising steps."""
+        return self.candidate.steps
+
+    def check_run(self, pipe: Any, sampler: Sampler, steps: int) -> None:
+        """Refuse a run that the full steps of the plan do not fit. A plan without a cache fits any.
+
+        Args:
+            pipe: The pipeline, or its outline.
+            sampler: The sampler of the run.
+            steps: The number of denoising steps of the run.
+
+        Raises:
+            UsageError: The model has another architecture, or the sampler or the number of steps is another one.
+        """
+        if self.policy is None:
+            return
+        made_for, transformer = self.made_for, transformer_of(pipe)
+        actual, trunk = class_name(transformer), known_trunk(transformer)
+        what = f"Got the plan '{self.name}', which was made for"
+        advice = "calibrate again for this model"
+        if actual != made_for["class"]:
+            raise UsageError(f"{what} a {made_for['class']}, but the model is a {actual}; {advice}.")
+        if trunk is not None and made_for["blocks"] not in (None, len(trunk)):
+            raise UsageError(f"{what} {made_for['blocks']} blocks, but the model has {len(trunk)}; {advice}.")
+        if architecture_fingerprint(pipe) != made_for["fingerprint"]:
+            raise UsageError(f"{what} a {actual} with another config than that of the model; {advice}.")
+        if steps != self.steps:
+            raise UsageError(
+                f"{what} {self.steps} steps, but the run has {steps}; give --num-inference-steps {self.steps}, or "
+                f"calibrate for {steps}."
+            )
+        if sampler != self.sampler:
+            raise UsageError(
+                f"{what} the sampler '{self.sampler.describe()}', but the run has '{sampler.describe()}'; leave the "
+                "scheduler flags out, or calibrate for that one."
+            )
+
+    def difference(self, pipe: Any, guidance_scale: float | None) -> str | None:
+        """Return one sentence on what the plan was not measured with, or None if nothing differs that is known.
+
+        Args:
+            pipe: The pipeline, with its weights.
+            guidance_scale: That of the run.
+        """
+        made_for, differences = self.made_for, []
+        weights, branches = weights_fingerprint(pipe), branches_of(pipe)
+        if branches != made_for["branches"]:
+            differences.append(f"{_in_words(made_for['branches'])} (the model has {_in_words(branches)})")
+        elif weights is not None and made_for["weights"] not in (None, weights):
+            differences.append("other weights of this architecture")
+        if guidance_scale != made_for["guidance_scale"]:
+            differences.append(f"a guidance scale of {made_for['guidance_scale']} (the run has {guidance_scale})")
+        if not differences:
+            return None
+        return f"the plan '{self.name}' was measured with {' and '.join(differences)}; its accuracy here is not known."
+
+    def case(self) -> tuple[str, Candidate]:
+        """Return the name and the candidate of the plan, for a row of a bench."""
+        return f"plan {self.name}".strip(), replace(self.candidate, policy=self.policy)
+
+
+def make_made_for(
+    pipe: Any, candidate: Candidate, guidance_scale: float | None, cost: float, measured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the ``made_for`` block of a plan: what it was made for, and how it was measured.
+
+    Args:
+        pipe: The pipeline, with its weights.
+        candidate: The candidate that the plan holds.
+        guidance_scale: The one it was measured with.
+        cost: In full forwards.
+        measured: Plain data on its accuracy and on what it was compared with.
+    """
+    import diffusers
+    import torch
+
+    trunk = known_trunk(transformer_of(pipe))
+    facts = {
+        "class": class_name(transformer_of(pipe)),
+        "blocks": None if trunk is None else len(trunk),
+        "fingerprint": architecture_fingerprint(pipe),
+        "weights": weights_fingerprint(pipe),
+        "branches": branches_of(pipe),
+        "sampler": candidate.sampler.describe(),
+        "steps": candidate.steps,
+        "guidance_scale": guidance_scale,
+        "cost": round(cost, 3),
+        "measured": measured,
+        "date": datetime.date.today().isoformat(),
+        "versions": {"skipdit": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+    return json.loads(to_json(facts))  # plain data, without the scalars of NumPy
+
+
+def branches_of(pipe: Any) -> str:
+    """Return the merge of the skip branches on a pipeline's first transformer, or ``none``."""
+    trunk = known_trunk(transformer_of(pipe))
+    branches = None if trunk is None else trunk.branches
+    return NO_BRANCHES if branches is None else branches.config.merge
+
+
+def _in_words(branches: str) -> str:
+    return "no skip branches" if branches == NO_BRANCHES else f"skip branches of the merge {branches}"
+
+
+def save_plan(plan: Plan, path: str | Path, command: str = "") -> None:
+    """Write a plan as a preset that a person can read.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        command: The command that made it, for the comment on top.
+    """
+    import yaml
+
+    model = f"--preset {plan.weights}" if plan.weights else "-m MODEL"
+    candidate, made_for = plan.candidate, plan.made_for
+    flags = dict(candidate.flags())
+    if made_for["guidance_scale"] is not None:
+        flags["guidance-scale"] = f"{made_for['guidance_scale']:g}"
+    data = {
+        "about": f"{candidate.describe()}; cost {made_for['cost']:g} full forwards.",
+        "source": f"skipdit calibrate, {made_for['date']}.",
+        **({"weights": plan.weights} if plan.weights else {}),
+        "made_for": dict(made_for),
+        "sample": flags,
+    }
+    lines = [f"# {command}"] if command else []
+    lines.append(f"# skipdit sample {model} --plan FILE          (FILE is this file)")
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    with replacing(Path(path)) as part:
+        part.write_text("\n".join(lines) + "\n" + text, encoding="utf-8")
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        UsageError: There is no such file, or it is no plan: the sentence says what is wrong in it.
+    """
+    file = preset_path(str(path)) if Path(path).suffix in (".yaml", ".yml") else Path(path)
+    if not file.is_file():
+        raise UsageError(f"Got the plan {path}, which does not exist; 'skipdit calibrate' makes one.")
+    return plan_of(load_preset(str(path)))
+
+
+def plan_of(preset: Preset) -> Plan:
+    """Return the plan that a preset holds.
+
+    Raises:
+        UsageError: It has no ``made_for``, a key that no plan has, or flags that do not fit together or ``made_for``.
+    """
+    name = f"Plan {preset.name}"
+    if not preset.made_for:
+        raise UsageError(f"{name} has no 'made_for', so it is no plan; 'skipdit calibrate' makes one.")
+    if preset.model or set(preset.flags) != {"sample"}:
+        other = next(iter({*preset.flags} - {"sample"}), "model" if preset.model else None)
+        raise UsageError(
+            f"{name} has no 'sample', the flags of the plan; it is cut short: calibrate again."
+            if other is None
+            else f"{name} has the key '{other}', which no plan has; remove it."
+        )
+    flags = preset.flags["sample"]
+    candidate = candidate_of(flags, name)
+    _check_made_for(candidate, preset.made_for, name)
+    return Plan(candidate, preset.made_for, preset.weights, preset.name)
+
+
+def _check_made_for(candidate: Candidate, made_for: Mapping[str, Any], name: str) -> None:
+    """Refuse flags that say something else than ``made_for``, or that no model of so many blocks takes."""
+    sampler = candidate.sampler.describe()
+    for key, value in {"steps": candidate.steps, "sampler": sampler}.items():
+        if made_for[key] != value:
+            raise UsageError(
+                f"{name} was made for {key} '{made_for[key]}', but its flags say '{value}'; a plan is not edited by "
+                "hand: calibrate again."
+            )
+    if candidate.policy is not None and made_for["blocks"] is not None:
+        check_depth(candidate.policy.layers, made_for["blocks"])

@@ -1,0 +1,224 @@
+"""The search for the most accurate candidate at a cost: a first look at many, then local search from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.errors import UsageError
+from skipdit_cli.planning.candidate import Candidate, full_steps_within, moved, spread_steps
+from skipdit_cli.planning.evaluate import Evaluator
+from skipdit_cli.planning.flops import StepFlops
+from skipdit_cli.sampling.schedulers import Sampler, log_snr_timesteps, make_scheduler, shifted_timesteps
+
+RATIOS = (1.5, 2.0, 2.5, 3.5)
+"""Steps to try for each full forward of the budget."""
+ENDS = ((0, 0), (1, 0), (1, 1), (2, 0))
+"""Live depths to try."""
+FORECASTS = (("linear", "sqrt", 1.0), ("linear", "sqrt", 0.8), ("taylor2", "timestep", 1.0), ("taylor2", "sqrt", 1.0))
+"""Forecasts to try: name, axis and damping. The first two are likely where nothing is live, the others elsewhere."""
+PLACEMENTS = ((0.8, 1.0), (0.92, 1.0), (0.9, 0.8), (0.75, 1.2))
+"""Placements of the full steps to start from, as ``spread_steps`` takes them: the end and the power."""
+SHARES = (0.3, -0.3, 0.12, -0.12)
+"""How far a timestep is moved, as a share of the gap to its neighbour."""
+DISTANCES = (1, -1, 2, -2)
+"""How far a full step is moved."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search tries.
+
+    Args:
+        samplers: The samplers that are tried with a cache, of those that are best without.
+        starts: The candidates with a cache from which a local search starts.
+        passes: The most passes of a local search over all full steps, or over all timesteps.
+    """
+
+    samplers: int = 5
+    starts: int = 3
+    passes: int = 4
+
+
+class Search:
+    """Searches candidates of one pipeline by their accuracy.
+
+    Args:
+        evaluator: Measures them.
+        flops: The cost of a step of the model.
+        samplers: The samplers to try.
+        num_blocks: L.
+        needs_sources: Whether the last blocks need the first ones live (see ``check_depth``).
+        effort: How much to try.
+        tried: Called after each candidate.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        flops: StepFlops,
+        samplers: Sequence[Sampler],
+        num_blocks: int,
+        needs_sources: bool = False,
+        effort: Effort = Effort(),
+        tried: Callable[[], None] | None = None,
+    ):
+        self.evaluator, self.flops, self.samplers, self.effort, self.tried = evaluator, flops, samplers, effort, tried
+        self.ends = [
+            (front, back) for front, back in ENDS if front + back < num_blocks and not (needs_sources and front < back)
+        ]
+
+    def best_at(self, cost: float) -> dict[str, Candidate]:
+        """Return the best candidates that cost no more than ``cost`` full forwards: "plan", the best of all;
+        "sampler", the best without a cache and at timesteps of its own; "timesteps", the best without a cache.
+
+        Raises:
+            UsageError: No candidate is so cheap.
+        """
+        plain = self._ranked([Candidate(sampler, int(cost)) for sampler in self.samplers] if cost >= 1 else [])
+        if not plain:
+            raise UsageError(f"Got a cost of {cost:g} full forwards but expected 1 or more.")
+        sampler = self._best(plain[:3])
+        searched = self._move_timesteps(self._explicit(sampler))
+        cached = [self._move_full_steps(start) for start in self._starts(plain, cost)]
+        best = [self._improved(self._best(cached))] if cached else []
+        return {"plan": self._best([sampler, searched, *best]), "sampler": sampler, "timesteps": searched}
+
+    def _starts(self, plain: Sequence[Candidate], cost: float) -> list[Candidate]:
+        """Return the best candidates with a cache, by a first look, no two with the same sampler and live depth."""
+        samplers = [candidate.sampler for candidate in plain[: self.effort.samplers]]
+        wide = [
+            candidate
+            for sampler in samplers
+            for ratio in RATIOS
+            for ends in self.ends[:2]
+            for candidate in self._cached(sampler, round(cost * ratio), ends, cost, PLACEMENTS[:2])
+        ]
+        near = [
+            candidate
+            for best in self._apart(self._ranked(wide), self.effort.starts + 1)
+            for ends in self.ends
+            for candidate in self._cached(best.sampler, best.steps, ends, cost, PLACEMENTS)
+        ]
+        return self._apart(self._ranked([*wide, *near]), self.effort.starts)
+
+    def _cached(
+        self,
+        sampler: Sampler,
+        steps: int,
+        ends: tuple[int, int],
+        cost: float,
+        placements: Iterable[tuple[float, float]],
+    ) -> list[Candidate]:
+        """Return candidates with a cache of this live depth: likely forecasts, and placements of the full steps."""
+        count = full_steps_within(cost, steps, self.flops.reused(ends) / self.flops.full)
+        if not 2 <= count < steps:
+            return []
+        return [
+            Candidate(sampler, steps, CachePolicy(ends, full_steps=full, forecast=name, damping=damping, axis=axis))
+            for end, power in placements
+            for full in [spread_steps(steps, count, end, power)]
+            for name, axis, damping in (FORECASTS[2:] if any(ends) else FORECASTS[:2])
+        ]
+
+    def _improved(self, candidate: Candidate) -> Candidate:
+        """Return the best candidate that local search finds from this one: with another forecast, then with moved full
+        steps and timesteps."""
+        other = self._best([candidate, *self._other_forecasts(candidate)])
+        candidate = candidate if other == candidate else self._move_full_steps(other)
+        return self._move_timesteps(self._explicit(candidate), candidate)
+
+    def _other_forecasts(self, candidate: Candidate) -> list[Candidate]:
+        policy: Any = candidate.policy
+        return [
+            replace(candidate, policy=replace(policy, forecast=name, axis=axis, damping=damping))
+            for name, axis, damping in FORECASTS
+        ]
+
+    def _move_full_steps(self, candidate: Candidate) -> Candidate:
+        """Return the best candidate that moving one full step after the other leads to."""
+        for _ in range(self.effort.passes):
+            before = candidate
+            for full in moved(candidate.full_steps, candidate.steps, DISTANCES):
+                if len(set(full) ^ set(candidate.full_steps)) == 2:  # one move away from the best so far
+                    candidate = self._best([candidate, _with_full_steps(candidate, full)])
+            if candidate == before:
+                break
+        return candidate
+
+    def _explicit(self, candidate: Candidate) -> Candidate:
+        """Return a candidate at explicit timesteps that are about its own, from which they can be moved."""
+        pipe = self.evaluator.pipe
+        scheduler = make_scheduler(candidate.sampler, pipe)
+        scheduler.set_timesteps(candidate.steps)
+        timesteps = [float(t) for t in scheduler.timesteps]
+        if len(timesteps) != candidate.steps or any(after >= before for before, after in pairwise(timesteps)):
+            table = getattr(scheduler, "alphas_cumprod", None)
+            most = scheduler.config.get("num_train_timesteps", 1000)
+            timesteps = (
+                shifted_timesteps(most, candidate.steps)
+                if table is None
+                else log_snr_timesteps(table, candidate.steps)
+            )
+        sampler = replace(candidate.sampler, spacing=None, timesteps=tuple(timesteps))
+        return replace(candidate, sampler=sampler)
+
+    def _move_timesteps(self, candidate: Candidate, start: Candidate | None = None) -> Candidate:
+        """Return the best candidate that moving one timestep after the other leads to; ``start`` if that is better."""
+        for share in SHARES[::2] * (self.effort.passes // 2):
+            before = candidate
+            for at in range(candidate.steps - 1, -1, -1):
+                for moved_by in (share, -share):
+                    other = _with_timestep(candidate, at, moved_by)
+                    candidate = candidate if other is None else self._best([candidate, other])
+            if candidate == before and share == SHARES[2]:
+                break
+        return candidate if start is None else self._best([start, candidate])
+
+    def _ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Return candidates by a first look, the best first."""
+        looks = {}
+        for candidate in dict.fromkeys(candidates):
+            looks[candidate] = self.evaluator.first_look(candidate)
+            self._count()
+        return sorted(looks, key=lambda each: -looks[each])
+
+    def _best(self, candidates: Sequence[Candidate]) -> Candidate:
+        """Return the most accurate of some candidates; of equals, the first."""
+        best = candidates[0]
+        for candidate in candidates[1:]:
+            accuracy = self.evaluator.accuracy(candidate, best)
+            self._count()
+            if accuracy > self.evaluator.accuracy(best):
+                best = candidate
+        return best
+
+    def _apart(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+        """Return the first candidates of a list that differ in sampler, number of steps or live depth."""
+        apart: dict[tuple, Candidate] = {}
+        for candidate in candidates:
+            assert candidate.policy is not None
+            apart.setdefault((candidate.sampler, candidate.steps, candidate.policy.layers), candidate)
+        return list(apart.values())[:count]
+
+    def _count(self) -> None:
+        if self.tried is not None:
+            self.tried()
+
+
+def _with_full_steps(candidate: Candidate, full_steps: tuple[int, ...]) -> Candidate:
+    assert candidate.policy is not None
+    return replace(candidate, policy=replace(candidate.policy, full_steps=full_steps))
+
+
+def _with_timestep(candidate: Candidate, at: int, share: float) -> Candidate | None:
+    """Return a candidate with one timestep moved towards the next (or, below 0, towards the one before it)."""
+    timesteps = list(candidate.sampler.timesteps or ())
+    neighbour = at + 1 if share > 0 else at - 1
+    if not 0 <= neighbour < len(timesteps):
+        return None
+    timesteps[at] += abs(share) * (timesteps[neighbour] - timesteps[at])
+    return replace(candidate, sampler=replace(candidate.sampler, timesteps=tuple(timesteps)))

@@ -1,0 +1,133 @@
+"""The search for plans: candidates, what their accuracy is measured on, shared prefixes, and what the search finds."""
+
+import pytest
+import torch
+
+from skipdit_cli import CachePolicy
+from skipdit_cli.errors import UsageError
+from skipdit_cli.models import open_model
+from skipdit_cli.planning.calibrate import Calibrator
+from skipdit_cli.planning.candidate import Candidate, full_steps_within, moved, spread_steps
+from skipdit_cli.planning.evaluate import WORST_DB, Evaluator
+from skipdit_cli.planning.flops import StepFlops
+from skipdit_cli.planning.search import Effort
+from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.schedulers import Sampler
+
+LU = Sampler("dpm++", "lu")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_model(None, "digits", dtype=torch.float32)
+
+
+@pytest.fixture
+def evaluator(digits):
+    made = Evaluator(digits, [0, 1, 2, 3], 100, accuracy_db=50, first=2, guidance_scale=1.5)
+    yield made
+    made.close()
+
+
+def cached(full_steps, layers=(1, 0), **changes):
+    return Candidate(LU, 10, CachePolicy(layers, full_steps=full_steps, **changes))
+
+
+# Candidates
+
+
+@pytest.mark.parametrize("steps, count", [(20, 8), (20, 20), (5, 1), (50, 13), (7, 6)])
+@pytest.mark.parametrize("end, power", [(1.0, 1.0), (0.8, 1.0), (0.5, 1.0), (1.0, 0.5), (0.7, 2.0)])
+def test_spread_steps_are_as_many_as_asked_for_from_the_first_on(steps, count, end, power):
+    places = spread_steps(steps, count, end, power)
+    assert len(set(places)) == count and list(places) == sorted(places)
+    assert places[0] == 0 and places[-1] < steps
+
+
+def test_a_move_shifts_one_full_step_and_the_last_ones_come_first():
+    assert moved((0, 2, 5), 7, (1, -1)) == [(0, 2, 6), (0, 2, 4), (0, 3, 5), (0, 1, 5)]
+
+
+def test_the_cost_counts_full_forwards(digits):
+    flops = StepFlops(digits.transformer)
+    assert Candidate(LU, 9).cost(flops) == 9
+    assert cached((0, 3, 6), layers=(0, 0)).cost(flops) == 3
+    share = flops.reused((1, 0)) / flops.full
+    assert cached((0, 3, 6)).cost(flops) == pytest.approx(3 + 7 * share)
+    assert full_steps_within(3 + 7 * share, 10, share) == 3
+    assert full_steps_within(2.9 + 7 * share, 10, share) == 2
+
+
+# Accuracy
+
+
+def test_a_run_that_shares_its_beginning_gives_the_very_samples(digits, evaluator):
+    """Also with explicit timesteps of which the first ones agree, and where the output itself is forecast."""
+    ts = (999.0, 900.0, 700.0, 500.0, 300.0, 150.0, 80.0, 40.0, 10.0, 0.0)
+    late = (*ts[:6], 90.0, *ts[7:])
+    candidates = [
+        cached((0, 2, 4, 6)), cached((0, 2, 4, 7)), cached((0, 2, 5, 7)),
+        cached((0, 2, 4, 6), (0, 0)), cached((0, 2, 4, 8), (0, 0)),
+        *(Candidate(Sampler("dpm++", timesteps=each), 10) for each in (ts, late)),
+    ]  # fmt: skip
+    shared = [evaluator.each(candidate) for candidate in candidates]
+    ran = evaluator.prefixes.forwards
+    evaluator.close()
+    evaluator.results.clear()
+    assert [evaluator.each(candidate) for candidate in candidates] == shared
+    assert ran < 2 * sum(len(candidate.full_steps) for candidate in candidates) + 6 * 6 * 2
+
+
+def test_the_pipeline_is_as_it_was_after_a_search(digits):
+    run = {"num_inference_steps": 4, "guidance_scale": 1.5, "decode": False}
+    before = generate(digits, [1, 2], **run).latents
+    evaluator = Evaluator(digits, [0, 1], 0, accuracy_db=40, guidance_scale=1.5)
+    evaluator.each(cached((0, 5)))
+    evaluator.close()
+    assert torch.equal(generate(digits, [1, 2], **run).latents, before)
+    assert "forward" not in digits.transformer.__dict__
+
+
+def test_a_candidate_that_cannot_run_is_the_worst(evaluator):
+    assert evaluator.each(Candidate(LU, 10, CachePolicy(6, full_steps=(0, 5)))) == [WORST_DB] * 4
+
+
+def test_a_candidate_far_behind_is_not_sampled_to_the_end(evaluator):
+    good, bad = Candidate(LU, 8), Candidate(LU, 2)
+    evaluator.accuracy(good)
+    evaluator.accuracy(bad, good)
+    assert len(evaluator.results[good.key()]) == 4 and len(evaluator.results[bad.key()]) == 2
+
+
+# Plans
+
+
+@pytest.fixture(scope="module")
+def calibration(digits):
+    effort = Effort(samplers=1, starts=1, passes=1)
+    known: dict = {}
+    calibrator = Calibrator(
+        digits, [0, 1, 2, 3], [5, 6, 7, 8], scheduler=LU, known=known, guidance_scale=1.5, steps=20
+    )
+    return calibrator, calibrator.for_costs([6.0], effort), effort, known
+
+
+def test_a_plan_beats_plain_steps_at_its_cost_on_samples_it_was_not_searched_with(calibration):
+    _, found, _, _ = calibration
+    best = found.plans[6.0]
+    assert set(best) == {"plan", "sampler", "timesteps", "same-sampler"}
+    assert all(each.cost <= 6 + 1e-9 for each in best.values())
+    assert best["plan"].mean_db > best["sampler"].mean_db + 3
+    assert best["plan"].searched_db >= best["timesteps"].searched_db >= best["sampler"].searched_db
+
+
+def test_an_interrupted_search_goes_on_to_the_same_plan(digits, calibration):
+    calibrator, found, effort, known = calibration
+    results = dict(list(known.items())[: len(known) // 2])
+    again = Calibrator(digits, [0, 1, 2, 3], [5, 6, 7, 8], scheduler=LU, known=results, guidance_scale=1.5, steps=20)
+    assert again.for_costs([6.0], effort).plans[6.0]["plan"] == found.plans[6.0]["plan"]
+
+
+def test_a_sampler_that_adds_noise_is_refused(digits):
+    with pytest.raises(UsageError, match="deterministic"):
+        Calibrator(digits, [0], [1], scheduler="ddpm")
