@@ -14,10 +14,11 @@ from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
 
-TRIED = 450
+TRIED = 530
 """About how many candidates are tried for a budget, beside the samplers."""
 NAMES = {
     "plan": "plan",
+    "fitted": "fitted sampler, no cache",
     "timesteps": "best timesteps, no cache",
     "sampler": "best sampler, no cache",
     "same-sampler": "same sampler, fewer steps",
@@ -151,7 +152,6 @@ def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
 def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[Path]:
     """Write one plan for each budget, into a file or a folder, and return the files."""
     from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
-
     from skipdit_cli.presets import load_preset
 
     weights = load_preset(preset).weights if preset is not None else ""

@@ -10,8 +10,10 @@ from typing import Any
 from skipdit_cli.planning.candidate import Candidate
 from skipdit_cli.planning.evaluate import Evaluator
 from skipdit_cli.planning.exact import Exact
+from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.search import Effort, Search
+from skipdit_cli.sampling.generate import batches
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import Sampler, as_sampler, candidates, check_deterministic, make_scheduler
 from skipdit_cli.trunk import known_trunk
@@ -47,7 +49,7 @@ class Calibration:
     """The plans of one pipeline.
 
     Args:
-        plans: Budget in full forwards to its candidates: "plan", "sampler" and "timesteps" as of ``Search.best_at``,
+        plans: Budget in full forwards to its candidates: "plan", "sampler" and others as of ``Search.best_at``,
             "same-sampler" (fewer steps of the pipeline's own sampler), and for a model with skip branches "branch"
             (the plan with the first and the last block live, which are joined by one).
         full: The pipeline's own sampler with all steps.
@@ -138,7 +140,15 @@ class Calibrator:
     def _search(self, evaluator: Evaluator, effort: Effort) -> Search:
         needs_sources = self.trunk is not None and self.trunk.needs_sources
         blocks = len(self.flops.units)
-        return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance)
+        fitter = self._fitter(evaluator) if self.own == Sampler() else None
+        return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance, fitter)
+
+    def _fitter(self, evaluator: Evaluator) -> SamplerFitter:
+        """Return what fits samplers to the first batch of samples: to one prompt where there is a batch for each."""
+        conditions = list(self.conditions[: self.settings.get("batch_size") or None])
+        if len(batches(self.pipe, conditions)) > 1:
+            conditions = conditions[:1] * len(conditions)
+        return SamplerFitter(self.pipe, conditions, prefixes=evaluator.prefixes, seed=self.seed, **self.settings)
 
     def _report(
         self, found: Mapping[float, Mapping[str, Candidate]], searched: Mapping[Candidate, float]

@@ -24,6 +24,8 @@ from skipdit_cli.trunk import Interposed, interpose
 
 PATH_STEPS = 64
 """The number of exact states, which are the timesteps that the search may choose from."""
+MIN_EVALUATIONS, MAX_EVALUATIONS = 2, PATH_STEPS // 2
+"""The denoising steps that a fitted sampler may have."""
 FIRST_ORDER_STEPS = 256
 """The number of steps of the exact path where the pipeline has a solver of first order only."""
 POWERS = (1.2, 1.4, 1.6, 1.8, 2.0)
@@ -96,29 +98,30 @@ class SamplerFitter:
         self.settings = {**settings, "batch_size": None, "decode": False}
         count = len(batches(pipe, self.conditions, alone=settings.get("image") is not None))
         if count != 1:
-            raise UsageError(
-                f"Got {count} batches to fit a sampler to, but it is fitted to 1; give all samples one prompt, and no image."
-            )
+            raise UsageError(f"Got {count} batches to fit a sampler to but expected 1; give one prompt, and no image.")
         self.path = self._solve()
 
-    def search(self, evaluations: int, trials: int = 120) -> Fit:
+    def search(self, evaluations: int, trials: int = 120, tried: Callable[[], None] | None = None) -> Fit:
         """Search the timesteps of a sampler of so many evaluations of the model, and fit its coefficients.
 
         Args:
             evaluations: Denoising steps, from 2 on.
             trials: The most lists of timesteps that are tried.
+            tried: Called after each of them.
 
         Raises:
             UsageError: There are too few or too many evaluations.
         """
-        most = PATH_STEPS // 2
-        if not 2 <= evaluations <= most:
-            raise UsageError(f"Got {evaluations} steps for --scheduler fitted but expected 2 to {most}.")
+        if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS:
+            allowed = f"{MIN_EVALUATIONS} to {MAX_EVALUATIONS}"
+            raise UsageError(f"Got {evaluations} steps for --scheduler fitted but expected {allowed}.")
         fits: dict[tuple[int, ...], Fit] = {}
 
         def accuracy(nodes: tuple[int, ...]) -> float:
             if nodes not in fits:
                 fits[nodes] = self.fit(nodes)
+                if tried is not None:
+                    tried()
             return fits[nodes].accuracy_db
 
         best, choice = max(_starts(self.path.timesteps, evaluations), key=accuracy), random.Random(0)

@@ -7,8 +7,13 @@ import torch
 from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db
+from skipdit_cli.planning.candidate import Candidate, candidate_of
+from skipdit_cli.planning.evaluate import Evaluator
 from skipdit_cli.planning.fit_sampler import SamplerFitter
+from skipdit_cli.planning.flops import StepFlops
+from skipdit_cli.planning.plan import Plan, make_made_for
 from skipdit_cli.planning.prefixes import SharedPrefixes
+from skipdit_cli.planning.search import Effort, Search
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler, check_deterministic, make_scheduler
 
@@ -126,5 +131,31 @@ def test_a_number_of_evaluations_outside_of_the_range_is_refused(evaluations, pi
 
 
 def test_calibration_samples_in_several_batches_are_refused(text_pipe):
-    with pytest.raises(UsageError, match="Got 2 batches to fit a sampler to"):
+    with pytest.raises(UsageError, match="Got 2 batches to fit a sampler to but expected 1"):
         SamplerFitter(text_pipe, ["a cat", "a dog"])
+
+
+def test_a_search_has_a_fitted_sampler_among_its_candidates(pipe):
+    evaluator = Evaluator(pipe, [0, 1, 2, 3], 0, accuracy_db=40, first=2, guidance_scale=1.5)
+    try:
+        fitter = SamplerFitter(pipe, [0, 1, 2, 3], prefixes=evaluator.prefixes, seed=0, guidance_scale=1.5)
+        effort = Effort(samplers=0, starts=0, passes=0, fits=6)
+        search = Search(
+            evaluator, StepFlops(pipe.transformer), [Sampler("dpm++", "lu")], 4, effort=effort, fitter=fitter
+        )
+        best = search.best_at(4)
+        assert best["plan"] == best["fitted"] and best["fitted"].steps == 4
+        assert evaluator.accuracy(best["fitted"]) > evaluator.accuracy(best["sampler"])
+        assert best["fitted"].describe() == "fitted at 4 timesteps, 4 steps"
+        assert candidate_of(best["fitted"].flags(), "plan") == best["fitted"]
+        assert "fitted" not in search.best_at(1)
+    finally:
+        evaluator.close()
+
+
+def test_a_plan_with_a_fitted_sampler_is_for_one_architecture(pipe, text_pipe):
+    candidate = Candidate(Sampler("fitted", None, {"coefficients": COEFFICIENTS}, (999, 0)), 2)
+    plan = Plan(candidate, make_made_for(pipe, candidate, 1.5, 2.0, {}))
+    plan.check_run(pipe, candidate.sampler, 2)
+    with pytest.raises(UsageError, match="but the model is a"):
+        plan.check_run(text_pipe, candidate.sampler, 2)

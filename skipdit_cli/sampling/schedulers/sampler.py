@@ -90,7 +90,12 @@ class Sampler:
 
     def at_any_steps(self) -> Sampler:
         """Return the sampler for another number of steps: spaced, or the pipeline's own in place of a fitted one."""
-        return Sampler() if "coefficients" in self.arguments else self.spaced()
+        return Sampler() if self.is_fitted else self.spaced()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its coefficients are fitted to one model, at one list of timesteps."""
+        return "coefficients" in self.arguments
 
 
 def as_sampler(scheduler: Any) -> Sampler:
