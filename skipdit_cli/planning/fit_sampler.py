@@ -139,7 +139,7 @@ class SamplerFitter:
         Args:
             nodes: Indices of the timesteps in the path, ascending from 0.
         """
-        timesteps = [self.path.timesteps[node] for node in nodes]
+        timesteps = [_as_written(self.path.timesteps[node]) for node in nodes]
         targets = [*(self.path.states[node] for node in nodes[1:]), self.path.last]
         scheduler = _FittingScheduler(timesteps, targets)
         samples = self._run("fit", scheduler, timesteps)
@@ -206,11 +206,16 @@ class _FittingScheduler(FittedScheduler):
         stride = -(-len(target) // MAX_EQUATIONS)
         terms = torch.stack([term.flatten()[::stride] for term in self.terms], dim=1).double().cpu()
         solution = torch.linalg.lstsq(terms, target[::stride, None].double().cpu()).solution
-        self.rows.append([float(f"{c:.9g}") for c in solution[:, 0].tolist()])  # as a plan writes them
+        self.rows.append([_as_written(c) for c in solution[:, 0].tolist()])
         return self.rows[index]
 
     def _check_rows(self) -> None:
         """The rows are not fitted yet."""
+
+
+def _as_written(number: float) -> float:
+    """Return a number as a plan writes it: the sampler of the plan is the very one that was fitted."""
+    return float(f"{number:.9g}")
 
 
 def _starts(timesteps: Sequence[float], evaluations: int) -> Iterator[tuple[int, ...]]:
