@@ -54,12 +54,24 @@ class BenchSettings:
     )
     cache_interval: str | None = setting(
         None,
-        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with --cache or --full-steps]",
+        "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with another rule]",
         CACHE,
         metavar="LIST",
     )
     full_steps: str | None = setting(
         None, "List of M: M full steps, denser towards the end. [default: none]", CACHE, metavar="LIST"
+    )
+    cache_threshold: str | None = setting(
+        None,
+        "List of changes of the output of the first blocks, summed since the last full step, that make a step full.",
+        CACHE,
+        metavar="LIST",
+    )
+    target_speedup: str | None = setting(
+        None,
+        "List of speedups, counted in FLOPs, each reached by a --cache-threshold that is found in a short run first.",
+        CACHE,
+        metavar="LIST",
     )
     forecast: str = setting(
         "taylor2",

@@ -50,8 +50,8 @@ def make_cases(
 ) -> list[Case]:
     """Return every case of a bench once, in the order of its table.
 
-    Vanilla with fewer steps gets, for each cached run of Skip-DiT (of vanilla, if the model has no branches), the
-    number of steps that costs the same FLOPs, rounded.
+    Vanilla with fewer steps gets, for each cached run of Skip-DiT (of vanilla, if the model has no branches) whose
+    cost is known before it runs, the number of steps that costs the same FLOPs, rounded.
 
     Args:
         policies: The caches.
@@ -67,7 +67,8 @@ def make_cases(
         cases += [Case("skip", steps), *(Case("skip-cache", steps, policy) for policy in policies)]
     model = vanilla if skip is None else skip
     step_cost = model.full / vanilla.full
-    costs = [steps * step_cost / model.limit(policy.plan(timesteps), policy.layers) for policy in policies]
+    planned = [policy for policy in policies if policy.threshold is None]
+    costs = [steps * step_cost / model.limit(policy.plan(timesteps), policy.layers) for policy in planned]
     fewer = sorted({max(fewest_steps, round(cost)) for cost in costs}, reverse=True)
     return list(dict.fromkeys([*cases, *(Case("fewer-steps", count) for count in fewer if count < steps)]))
 
@@ -78,19 +79,21 @@ def make_policies(
     full_steps: Sequence[int],
     forecasts: Sequence[str],
     targets: Sequence[str | None],
+    thresholds: Sequence[float] = (),
 ) -> list[CachePolicy]:
-    """Return a policy for every combination of N, of K or M, of forecast and of target.
+    """Return a policy for every combination of N, of K, M or threshold, of forecast and of target.
 
     Args:
         layers, intervals, full_steps: Values of N or (front, back), of K and of M.
-        forecasts, targets: Names, as of ``CachePolicy``.
+        forecasts, targets, thresholds: As of ``CachePolicy``.
 
     Raises:
-        UsageError: A value is out of range, or there is no N, or neither K nor M.
+        UsageError: A value is out of range, or there is no N, or no K, M or threshold.
     """
-    if not layers or not (intervals or full_steps):
+    if not layers or not (intervals or full_steps or thresholds):
         raise UsageError("Got nothing to cache; give --cache-layers and --cache-interval or --full-steps.")
     rules: list[dict[str, Any]] = [*({"interval": k} for k in intervals), *({"full_steps": m} for m in full_steps)]
+    rules += [{"threshold": threshold} for threshold in thresholds]
     return [
         CachePolicy(n, forecast=forecast, target=target, **rule)
         for n in layers

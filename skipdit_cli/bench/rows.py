@@ -79,16 +79,20 @@ def make_failed_row(setting: PeerSetting, why: str, keys: Iterable[str]) -> dict
     return {**dict.fromkeys(keys), **known}
 
 
-def _full_steps(sample: Generated, peer: PeerCost | None) -> int:
-    if peer is not None:
-        return peer.full_steps
-    return sample.steps if sample.report is None else sample.report.steps - sample.report.reused_steps
-
-
 def _interval(policy: CachePolicy | None) -> int | None:
-    if policy is None or policy.full_steps is not None:
+    if policy is None or policy.full_steps is not None or policy.threshold is not None:
         return None
     return 2 if policy.interval is None else policy.interval
+
+
+def _full_steps(sample: Generated, peer: PeerCost | None) -> int:
+    """Return the full steps of a batch, the mean of all batches where they differ."""
+    if peer is not None:
+        return peer.full_steps
+    report = sample.report
+    if report is None or not report.steps:
+        return sample.steps
+    return round((report.steps - report.reused_steps) * sample.steps / report.steps)
 
 
 def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
@@ -96,6 +100,7 @@ def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
     if case.policy is None:
         return sample.calls * flops.full
     skipped_blocks = len(flops.units) - sum(both_ends(case.policy.layers))
-    report: Any = sample.report
-    reused_calls = (report.blocks_total - report.blocks_run) // skipped_blocks
+    report: Any = sample.report  # of one batch, or of all of them
+    share = (report.blocks_total - report.blocks_run) / skipped_blocks / (report.blocks_total / len(flops.units))
+    reused_calls = round(sample.calls * share)
     return (sample.calls - reused_calls) * flops.full + reused_calls * flops.reused(case.policy.layers)

@@ -186,7 +186,9 @@ class Bench:
         steps = self.cases[0].steps
         if len(_models(self.pipe)) == 1:
             steps = min(WARM_UP_STEPS * self.fewest_steps, steps)
-        policies = [case.policy and replace(case.policy, interval=2, full_steps=None) for case in self.cases]
+        policies = [
+            case.policy and replace(case.policy, interval=2, full_steps=None, threshold=None) for case in self.cases
+        ]
         return list(dict.fromkeys(Case(case.reference, steps, p) for case, p in zip(self.cases, policies)))
 
     def _generate(self, case: Case, advance: Callable[[], None] | None = None) -> Generated:

@@ -10,6 +10,7 @@ import torch
 from skipdit_cli.cache.generation.following import claim, follow, unfollow
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import SkipCache
+from skipdit_cli.cache.trigger import check_not_compiled
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Scheduler, Transformer
 from skipdit_cli.trunk import (
@@ -154,8 +155,10 @@ def enable_skip_cache(
 
     Raises:
         UsageError: The model has too few blocks for the policy, the policy needs a scheduler, the model has no
-            transformer trunk, or a cache of diffusers is enabled.
+            transformer trunk, a cache of diffusers is enabled, or a model that is compiled is given a threshold.
     """
+    if policy.threshold is not None:
+        check_not_compiled(transformer)
     trunk = known_trunk(transformer)
     cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step))
     refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)

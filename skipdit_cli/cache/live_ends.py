@@ -42,8 +42,11 @@ class LiveEnds:
     def cross(self, call: Call, index: int, streams: list) -> list:
         """Return the streams at the input of unit ``index``: at the boundary of a reused step, the forecast. Unit L is
         what comes after the last one."""
-        if self.has_residual and index == self.front:
-            call.shallow = list(streams)
+        if index == self.front:
+            if self.has_residual:
+                call.shallow = list(streams)
+            if call.trigger is not None:
+                call.trigger.decide(call, streams[self.trunk.joined_position(index)])
         if index != self.boundary or self.policy.forecasts_output:
             return streams
         call.crossed = True

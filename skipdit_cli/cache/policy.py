@@ -41,6 +41,9 @@ class CachePolicy:
             the noise itself (layers (0, 0)) is smoother.
         steps: The number of steps that ``full_steps`` was made for; a run of another number is refused. None for any.
         placement: Where a number of full steps lies: ``late-dense``, or ``mid-dense``, by the noise levels.
+        threshold: In the place of an interval: a step is full where the relative change of the shallow output (the
+            output of the first ``front`` blocks), its cube root for ``taylor2`` and its square root for ``linear``,
+            passes it in the sum over the steps since the last full one; see ``cache/trigger.py``.
 
     Raises:
         UsageError: A value is out of range, or two rules for the full steps are given.
@@ -79,6 +82,8 @@ class CachePolicy:
         count = min(steps, FIRST_FULL_STEPS + share * steps // of)
         return cls(layers=(1, 0), full_steps=count, placement="mid-dense")
 
+    threshold: float | None = None
+
     def __post_init__(self):
         object.__setattr__(self, "layers", both_ends(self.layers))
         self._check_types()
@@ -107,6 +112,8 @@ class CachePolicy:
                     f"Got --cache-window {start:g}:{end:g} but expected START:END with START > END >= 0, "
                     "such as 700:50 (sampling runs from high timesteps to low)."
                 )
+        if self.threshold is not None:
+            self._check_threshold(self.threshold)
         if self.full_steps is None:
             return
         if self.interval is not None or self.window is not None:
@@ -119,11 +126,26 @@ class CachePolicy:
             if not self.full_steps or self.full_steps[0] < 0:
                 raise UsageError(f"Got full steps {self.full_steps} but expected step indices from 0.")
 
+    def _check_threshold(self, threshold: float) -> None:
+        if not 0 < threshold < math.inf:
+            raise UsageError(f"Got --cache-threshold {threshold:g} but expected a finite number above 0.")
+        if (self.interval, self.window, self.full_steps) != (None, None, None):
+            raise UsageError(
+                "Got --cache-threshold together with --cache-interval, --cache-window or --full-steps; give one rule."
+            )
+        if not self.layers[0]:  # type: ignore[index]  # a pair by now
+            raise UsageError(
+                f"Got --cache-threshold with --cache-layers {write_layers(self.layers)}, but it measures the output "  # type: ignore[arg-type]
+                "of the first blocks; give one or more at the front, such as 1:0."
+            )
+
     def _check_types(self) -> None:
         if not _whole(self.interval or 1):
             raise UsageError(f"Got --cache-interval {self.interval!r} but expected a whole number.")
         if not isinstance(self.damping, Real) or isinstance(self.damping, bool):
             raise UsageError(f"Got --forecast-damping {self.damping!r} but expected a number from 0 to 1.")
+        if self.threshold is not None and (not isinstance(self.threshold, Real) or isinstance(self.threshold, bool)):
+            raise UsageError(f"Got --cache-threshold {self.threshold!r} but expected a finite number above 0.")
         window, steps = self.window, self.full_steps
         if window is not None:
             pair = isinstance(window, Sequence) and len(window) == 2 and all(isinstance(t, Real) for t in window)
@@ -156,7 +178,8 @@ class CachePolicy:
         return math.sqrt(timestep) if self.axis == "sqrt" and timestep > 0 else timestep
 
     def plan(self, timesteps: Sequence[float], levels: NoiseLevels | None = None) -> tuple[bool, ...]:
-        """Return one bool per step, True where it is full; the first step always is.
+        """Return one bool per step, True where it is full; the first step always is. With a threshold, they are the
+        steps that must be full whatever it measures.
 
         Args:
             timesteps: The timesteps of the run, in order. Only a window depends on their values.
@@ -177,6 +200,8 @@ class CachePolicy:
             return late_dense(steps, self.full_steps)
         if self.full_steps is not None:
             return explicit(steps, self.full_steps)
+        if self.threshold is not None:
+            return explicit(steps, (0,))
         interval = 2 if self.interval is None else self.interval
         return uniform(steps, interval) if self.window is None else windowed(timesteps, interval, *self.window)
 
@@ -186,6 +211,8 @@ class CachePolicy:
             return f"{self.placement} {self.full_steps}"
         if self.full_steps is not None:
             return "full at " + ",".join(map(str, self.full_steps))
+        if self.threshold is not None:
+            return f"threshold {self.threshold:g}"
         interval = f"every {2 if self.interval is None else self.interval}"
         return interval if self.window is None else f"{interval} in {self.window[0]:g}:{self.window[1]:g}"
 

@@ -8,7 +8,6 @@ N blocks at each end). A model without skip branches can be cached as well, as t
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from skipdit_cli.cache.generation.slot import Slot, find_slot
 from skipdit_cli.cache.generation.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
 from skipdit_cli.cache.live_ends import LiveEnds
 from skipdit_cli.cache.policy import CachePolicy
+from skipdit_cli.cache.trigger import Trigger
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.families.protocols import Scheduler, Transformer
@@ -94,8 +94,7 @@ class SkipCache:
             UsageError: Another thread is in a call of the transformer.
         """
         self.ownership.begin_generation(self.in_generation)
-        self.record = Record()
-        self.peak_bytes = 0
+        self.record, self.peak_bytes = Record(), 0
         self.pending_scheduler = None
         self._begin_steps(self.scheduler)
 
@@ -110,8 +109,13 @@ class SkipCache:
         return self.record.trace
 
     @property
+    def changes(self) -> list[torch.Tensor | None]:
+        """What the trigger of a threshold measured in each step of the trace, one number a sample, or None."""
+        return self.record.changes
+
+    @property
     def plan(self) -> tuple[bool, ...] | None:
-        """One bool per step, True where full; None before the first call of a generation, and without a scheduler."""
+        """One bool per step, True where it must be full; None without a scheduler, or before the first call."""
         return self.steps.plan if self.scheduler is not None else None
 
     def report(self) -> CacheReport:
@@ -128,8 +132,8 @@ class SkipCache:
         """Release every remembered tensor; the counts stay."""
         self.slots = {}
         self.called_slots: set[str | int | tuple] = set()  # in this step
-        self.timestep, self.ran = None, False  # of this step
-        self.call = Call()
+        self.timestep, self.ran, self.call = None, False, Call()  # of this step
+        self.trigger = None if self.policy.threshold is None else Trigger(self.policy)
 
     # Called by the blocks (the protocol ``Cache`` of trunk.py)
 
@@ -168,7 +172,10 @@ class SkipCache:
             self.called_slots.clear()
         self.called_slots.add(key)
         is_reused = bool(slot.times) and not slot.steps.next_is_full
-        self.call = Call(slot, True, slot.predict(slot.steps.time), slot.shallow) if is_reused else Call(slot)
+        if self.trigger is not None:
+            self.call = self.trigger.begin_call(slot, is_reused, opens_step=len(self.called_slots) == 1)
+        else:
+            self.call = Call.reusing(slot) if is_reused else Call(slot)
 
     @torch.compiler.disable
     def end(self, finished: bool) -> None:
@@ -178,7 +185,7 @@ class SkipCache:
             return
         call, self.call, self.ran = self.call, Call(), True
         call.check_crossed(type(self.transformer).__name__, self.ends.back)
-        self.record.add(call.is_reused, self.steps.next)
+        self.record.add(call.is_reused, self.steps.next, call.decision)
         if call.slot is not None and call.boundary is not None:
             call.slot.remember(call.slot.steps.time, call.boundary, call.last_shallow)
             self.peak_bytes = max(self.peak_bytes, self._held_bytes())
@@ -218,11 +225,8 @@ class SkipCache:
 
     def finish(self) -> None:
         """End the generation, complete or not, and warn if no step of it was reused against its plan."""
-        plan = self.plan
-        count = 0 if plan is None else self.record.steps_without_reuse(plan)
-        if plan is not None and count:
-            message = f"Skip-Cache reused none of {count} steps; its schedule leaves out {plan.count(False)}."
-            warnings.warn(message, stacklevel=2)
+        if self.plan is not None:
+            self.record.warn_if_unused(self.plan, self.policy.threshold)
         self.record.begin_generation()
         self.release()
 
@@ -285,4 +289,4 @@ class SkipCache:
 
     def _held_bytes(self) -> int:
         tensors = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in [*tensors, *(self.trigger.tensors() if self.trigger else [])])

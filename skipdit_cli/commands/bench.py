@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipdit_cli import console, files
 from skipdit_cli.bench.bench_settings import BenchSettings
-from skipdit_cli.commands import options, parsing, pipeline_setup
+from skipdit_cli.commands import options, parsing, pipeline_setup, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
@@ -31,7 +31,7 @@ def bench(
     skipdit bench --preset dit-xl-2-256 --random-weights --cache-interval 2,3 --steps 10
     """
     settings.check()
-    policies = _make_policies(settings)
+    policies, speedups = _make_policies(settings)
     conditions = _parse_conditions(settings)
     _check_output(settings, model, preset)
     inputs = parsing.read_inputs(settings.pipeline)
@@ -49,6 +49,7 @@ def bench(
     pipe, vanilla = _open_pipelines(settings, model, preset, device, dtype)
     conditions = _choose_conditions(settings, conditions, pipe)
     settings = _fill_in_defaults(settings, pipe, conditions)
+    policies = _find_thresholds(pipe, policies, speedups, conditions, settings, inputs)
     peers = parse_peers(settings.peers)
     run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     if settings.min_psnr is not None and not run.has_pictures:
@@ -66,29 +67,52 @@ def bench(
     _check_minimums(rows, settings.min_speedup, settings.min_psnr)
 
 
-def _make_policies(settings: BenchSettings) -> list:
-    """Return the policies of the levels, and of every combination of the other cache flags."""
+def _make_policies(settings: BenchSettings) -> tuple[list, list[float]]:
+    """Return the policies of the levels, and of every combination of the other cache flags, those of a target speedup
+    with a threshold that stands for it; and the speedups."""
     from skipdit_cli.bench.cases import make_policies
     from skipdit_cli.cache import CachePolicy
+    from skipdit_cli.cache.trigger import LARGEST_THRESHOLD
 
-    intervals, full_steps = settings.cache_interval, settings.full_steps
+    intervals, full_steps, threshold = settings.cache_interval, settings.full_steps, settings.cache_threshold
     steps = count_steps(settings.pipeline, settings.num_inference_steps)
     levels = [CachePolicy.level(level, steps) for level in _parse_words(settings.cache or "")]
-    if intervals is None and full_steps is None:
+    speedup.check_compile(settings.compile, threshold, settings.target_speedup)
+    speedups = parsing.parse_numbers(settings.target_speedup or "", "--target-speedup")
+    for each in speedups:
+        speedup.check_speedup(each)
+    if (intervals, full_steps, threshold, settings.target_speedup) == (None,) * 4:
         others = ("cache_layers", "forecast", "cache_target")
         stray = next((each for each in others if getattr(settings, each) != getattr(BenchSettings, each)), None)
         if levels and stray:
             raise UsageError(f"Got --cache with {flag_name(stray)}, which it sets; give --cache-interval as well.")
         if levels:
-            return levels
+            return levels, []
         intervals = "2,3,5"
-    return levels + make_policies(
+    thresholds = parsing.parse_numbers(threshold or "", "--cache-threshold")
+    policies = levels + make_policies(
         parsing.parse_layers(settings.cache_layers),
         parsing.parse_integers(intervals or "", "--cache-interval"),
         parsing.parse_integers(full_steps or "", "--full-steps"),
         _parse_words(settings.forecast),
         [None] if settings.cache_target is None else _parse_words(settings.cache_target),
+        [*thresholds, *([LARGEST_THRESHOLD] if speedups else [])],
     )
+    return policies, speedups
+
+
+def _find_thresholds(pipe, policies: list, speedups: list[float], conditions: list, settings, inputs: dict) -> list:
+    """Return the policies, with one for each target speedup in the place of those that stand for them."""
+    from skipdit_cli.cache.trigger import LARGEST_THRESHOLD
+
+    arguments, found = {**run_arguments(settings), **inputs}, []
+    for policy in policies:
+        stands_in = speedups and policy.threshold == LARGEST_THRESHOLD
+        steps = settings.num_inference_steps
+        found += (
+            speedup.find_thresholds(pipe, policy, speedups, conditions, steps, arguments) if stands_in else [policy]
+        )
+    return found
 
 
 def _parse_words(text: str) -> list[str]:

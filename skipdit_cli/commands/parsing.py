@@ -79,7 +79,8 @@ def parse_integers(text: str, flag: str) -> list[int]:
 
 
 def cache_policy(settings: CacheSettings, steps: int):
-    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache`` and ``--cache-layers``.
+    """Return the ``CachePolicy`` that the cache flags describe, or None without ``--cache`` and ``--cache-layers``. With a
+    target speedup its threshold stands for one that is not known yet.
 
     Args:
         settings: The cache flags.
@@ -89,6 +90,7 @@ def cache_policy(settings: CacheSettings, steps: int):
         UsageError: A value is malformed, a cache flag stands beside ``--cache``, or without ``--cache-layers``.
     """
     from skipdit_cli.cache import CachePolicy
+    from skipdit_cli.cache.trigger import LARGEST_THRESHOLD
 
     defaults = vars(CacheSettings())
     others = [name for name, value in vars(settings).items() if name != "cache" and value != defaults[name]]
@@ -107,10 +109,23 @@ def cache_policy(settings: CacheSettings, steps: int):
             settings.cache_target,
             settings.forecast_damping,
             settings.forecast_axis,
+            threshold=settings.cache_threshold if settings.target_speedup is None else LARGEST_THRESHOLD,
         )
     if others:
         raise UsageError(f"Got {flag_name(others[0])} without --cache-layers N, which turns the cache on.")
     return None
+
+
+def parse_numbers(text: str, flag: str) -> list[float]:
+    """Parse ``"0.1,0.2"`` to ``[0.1, 0.2]``.
+
+    Raises:
+        UsageError: An item of the list is not a number.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as cause:
+        raise UsageError(f"Got {flag} '{text}' but expected numbers separated by commas, such as 0.1,0.2.") from cause
 
 
 def parse_layers(text: str, single: bool = False) -> list[int | tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files
+from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
@@ -50,6 +50,7 @@ def sample(
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings.check()
+    speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
@@ -78,11 +79,12 @@ def sample(
         console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_files.check_size(target, pipe, len(conditions), *size)
+    settings, policy = speedup.calibrate(pipe, settings, policy, conditions, arguments)
     with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
         result = generate(pipe, conditions, policy=policy, advance=advance, **arguments)
     record = replay.make_record(settings, name, conditions)
     written = sample_files.save(result.images, target, settings.npz, record, conditions, result.sounds)
-    _report(pipe, result, target, written, record)
+    _report(pipe, result, target, written, record, policy)
 
 
 def _choose_target(
@@ -163,7 +165,7 @@ def _count_steps(pipe, settings: SampleSettings, conditions: list) -> int:
     return count * count_steps(settings.pipeline, settings.num_inference_steps)
 
 
-def _report(pipe, result, target: Path, written: list[Path], record: dict) -> None:
+def _report(pipe, result, target: Path, written: list[Path], record: dict, policy) -> None:
     """Say what was made and how fast; emit the JSON object of ``--json``."""
     from skipdit_cli.sampling.pixels import is_pixel_space
 
@@ -179,7 +181,9 @@ def _report(pipe, result, target: Path, written: list[Path], record: dict) -> No
         console.say(sample_files.where_sounds_are(target, count))
     if result.report:
         console.say(str(result.report))
-        if not result.report.reused_steps:
+        if policy.threshold is not None:
+            speedup.warn_about(result.report, policy)
+        elif not result.report.reused_steps:
             level = record.get("cache")
             hint = f"--cache {level} reuses none of so few" if level else None
             console.warn(f"no step was reused; {hint or 'see --cache-interval, --cache-window and --full-steps'}.")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ EXCLUSIVE = (
     {"timesteps", "num_inference_steps"},
 )
 """Parameters that exclude each other: one that is set removes the other of a lower layer."""
+RULES = [{"cache_interval", "cache_window"}, {"full_steps"}, {"cache_threshold"}, {"target_speedup"}]
 EXCLUSIVE_OF = {
     "sample": (
-        {"cache_interval", "full_steps"},
-        {"cache_window", "full_steps"},
+        *({a, b} for one, other in combinations(RULES, 2) for a in one for b in other),
         *({"cache", other.name} for other in fields(CacheSettings) if other.name != "cache"),
     )
 }

@@ -37,7 +37,8 @@ class Generated:
     Args:
         images: uint8 (N, H, W, 3), or (N, F, H, W, 3) of a video model; None if not decoded.
         latents: float32 (N, C, [F,] h, w) on the CPU; of a text-conditional pipeline in its own layout.
-        report: Counts of the cache in the last batch, summed over two transformers; None without a cache.
+        report: Counts of the cache in the last batch (with a threshold in all of them, for they differ), summed over
+            two transformers; None without a cache.
         denoise_seconds: Seconds in the denoising steps of all batches.
         total_seconds: Seconds of the whole call.
         cache_bytes: The largest size of the cache.
@@ -202,7 +203,7 @@ class _Outputs:
     """The outputs of the batches of a run, and their cost."""
 
     def __init__(self):
-        self.latents, self.images, self.sounds = [], [], []
+        self.latents, self.images, self.sounds, self.reports = [], [], [], []
         self.seconds, self.cache_bytes, self.calls = 0.0, 0, 0
 
     def add(self, output: tuple, watch: Stopwatch, caches: list) -> None:
@@ -212,6 +213,7 @@ class _Outputs:
         self.images.append(images)
         self.sounds += self.last_sounds
         self.seconds, self.calls = self.seconds + watch.seconds, watch.calls
+        self.reports.append(CacheReport.over([cache.report() for cache in caches]) if caches else None)
         self.cache_bytes = max(self.cache_bytes, sum(cache.peak_bytes for cache in caches))
 
     def broken_part(self, decoded: bool) -> str | None:
@@ -228,11 +230,12 @@ class _Outputs:
 
     def generated(self, began: float, caches: list, steps: int) -> Generated:
         """Return all batches as one; without images if a batch has none."""
+        has_threshold = any(cache.policy.threshold is not None for cache in caches)
         has_images = all(images is not None for images in self.images)
         return Generated(
             images=np.concatenate(self.images) if has_images else None,
             latents=torch.cat(self.latents),
-            report=CacheReport.over([cache.report() for cache in caches]) if caches else None,
+            report=CacheReport.over(self.reports) if has_threshold else self.reports[-1],
             denoise_seconds=self.seconds,
             total_seconds=time.perf_counter() - began,
             cache_bytes=self.cache_bytes,

@@ -152,6 +152,20 @@ class CacheSettings:
         metavar="M|LIST",
         recorded=True,
     )
+    cache_threshold: float | None = setting(
+        None,
+        "In place of K: a step is full once the output of the first blocks has changed so much since the last full "
+        "one, as a sum over steps, such as 1 (0.1 with reuse). For few steps; of 50 of DDIM --full-steps is better.",
+        CACHE,
+        metavar="TAU",
+        recorded=True,
+    )
+    target_speedup: float | None = setting(
+        None,
+        "In place of K: the --cache-threshold that gives this speedup, counted in FLOPs, found in a short run first.",
+        CACHE,
+        metavar="S",
+    )
     forecast: str = setting(
         "taylor2",
         "How a reused step predicts the cached tensor: reuse (the paper's way), linear or taylor2.",

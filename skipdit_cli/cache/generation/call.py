@@ -14,6 +14,19 @@ from skipdit_cli.cache.generation.slot import Slot
 from skipdit_cli.errors import UsageError
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a trigger decided in one step.
+
+    Args:
+        change: What it measured of each sample, (batch,); None if it could not.
+        fired: Whether the threshold made the step full, and not the first step or the limit of reused steps.
+    """
+
+    change: torch.Tensor | None
+    fired: bool
+
+
 @dataclass
 class Call:
     """One forward of the transformer.
@@ -31,6 +44,9 @@ class Call:
         shallow: The shallow output of this forward.
         boundary: In a full forward, the streams at the boundary.
         crossed: Whether the boundary has been passed.
+        trigger: Decides at unit ``front`` whether this forward is reused, which ``is_reused`` only allows until then;
+            None where that is decided.
+        decision: What the trigger decided, in the call that it decided in, else None.
     """
 
     slot: Slot | None = None
@@ -40,6 +56,20 @@ class Call:
     shallow: Any = None  # a list from unit N on
     boundary: list | None = None
     crossed: bool = False
+    trigger: Any = None  # a Trigger, or None
+    decision: Decision | None = None
+
+    @classmethod
+    def reusing(cls, slot: Slot) -> Call:
+        """Return a reused forward."""
+        call = cls(slot, is_reused=True)
+        call.take_forecast()
+        return call
+
+    def take_forecast(self) -> None:
+        """Take from memory what a reused forward needs."""
+        slot: Any = self.slot
+        self.predicted, self.last_shallow = slot.predict(slot.steps.time), slot.shallow
 
     def output(self, forward: Callable[[], Any]) -> Any:
         """Return the output of the transformer, which is what is forecast: a full forward runs it.

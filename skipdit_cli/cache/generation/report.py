@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+
+from skipdit_cli.cache.generation.call import Decision
 
 
 @dataclass(frozen=True)
 class CacheReport:
-    """The counts of one run; ``str()`` is the line that every run ends with."""
+    """The counts of one run; ``str()`` is the line that every run ends with. ``triggered_steps`` are the full steps
+    that a threshold forced."""
 
     steps: int = 0
     reused_steps: int = 0
     blocks_run: int = 0
     blocks_total: int = 0
+    triggered_steps: int = 0
 
     @classmethod
     def over(cls, reports: Sequence[CacheReport]) -> CacheReport:
@@ -21,7 +28,8 @@ class CacheReport:
         return cls(*(sum(counts) for counts in zip(*(vars(report).values() for report in reports))))
 
     def __str__(self) -> str:
-        return f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
+        line = f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
+        return line + f", {self.triggered_steps} full by the threshold" * bool(self.triggered_steps)
 
 
 class Record:
@@ -30,12 +38,16 @@ class Record:
     Attributes:
         trace: "full" or "reused", one per forward.
         steps: The step of each forward, counted on from one generation to the next.
+        changes: What a trigger measured in each step: the change of each sample, or None.
+        triggered_steps: How many steps it made full.
         is_read: Whether a report has been made since the trace began.
     """
 
     def __init__(self):
         self.trace: list[str] = []
         self.steps: list[int] = []
+        self.changes: list[torch.Tensor | None] = []
+        self.triggered_steps = 0
         self.earlier, self.is_read = CacheReport(), False
         self.begin_generation()
 
@@ -52,12 +64,16 @@ class Record:
         """
         self.earlier = CacheReport() if self.is_read else self.report(num_blocks, left_out)
         self.trace, self.steps, self.is_read = [], [], False
+        self.changes, self.triggered_steps = [], 0
         self.begin_generation()
 
-    def add(self, is_reused: bool, step: int) -> None:
-        """Add one forward, made in this step of the generation."""
+    def add(self, is_reused: bool, step: int, decision: Decision | None = None) -> None:
+        """Add one forward, made in this step of the generation, and what a trigger decided in it."""
         self.trace.append("reused" if is_reused else "full")
         self.steps.append(self.first_step + step)
+        if decision is not None:
+            self.changes.append(decision.change)
+            self.triggered_steps += decision.fired
 
     def report(self, num_blocks: int, left_out: int) -> CacheReport:
         """Return the counts of the trace, and of what is kept.
@@ -70,15 +86,21 @@ class Record:
         full = {step for step, kind in zip(self.steps, self.trace) if kind == "full"}
         total = len(self.trace) * num_blocks
         run = total - self.trace.count("reused") * left_out
-        return CacheReport.over([self.earlier, CacheReport(len(steps), len(steps - full), run, total)])
+        own = CacheReport(len(steps), len(steps - full), run, total, self.triggered_steps)
+        return CacheReport.over([self.earlier, own])
 
-    def steps_without_reuse(self, plan: Sequence[bool]) -> int:
-        """Return the number of steps of the generation if none was reused although some of them were to be; else 0.
+    def warn_if_unused(self, plan: Sequence[bool], threshold: float | None) -> None:
+        """Warn if no step of the generation was reused although some of them could be.
 
         Args:
-            plan: One bool per step, True where full.
+            plan: One bool per step, True where it must be full.
+            threshold: That of the policy, or None.
         """
         steps = [step - self.first_step for step in self.steps[self.first_forward :]]
         was_planned = not all(plan[step] for step in steps if step < len(plan))
-        is_unused = "reused" not in self.trace[self.first_forward :] and was_planned
-        return len(set(steps)) if is_unused else 0
+        if "reused" in self.trace[self.first_forward :] or not was_planned:
+            return
+        rule = f"schedule leaves out {plan.count(False)}"
+        if threshold is not None:
+            rule = f"threshold of {threshold:g} was passed in each"
+        warnings.warn(f"Skip-Cache reused none of {len(set(steps))} steps; its {rule}.", stacklevel=3)
