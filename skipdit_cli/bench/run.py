@@ -241,7 +241,7 @@ class Bench:
         if case.sampler is not None:
             arguments["scheduler"] = case.sampler
         elif timesteps is not None and len(timesteps) != case.steps:  # a row of fewer steps, or a warm-up
-            arguments["scheduler"] = self.scheduler.spaced()
+            arguments["scheduler"] = self.scheduler.at_any_steps()
         try:
             with self.pipe_of(case) as pipe:
                 return generate(pipe, self.conditions, **arguments)

@@ -14,10 +14,11 @@ from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
 
-TRIED = 450
+TRIED = 530
 """About how many candidates are tried for a budget, beside the samplers."""
 NAMES = {
     "plan": "plan",
+    "fitted": "fitted sampler, no cache",
     "timesteps": "best timesteps, no cache",
     "sampler": "best sampler, no cache",
     "same-sampler": "same sampler, fewer steps",

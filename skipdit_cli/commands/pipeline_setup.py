@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from skipdit_cli.commands import parsing
+from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.sampling.sample_settings import PipelineSettings
 
@@ -63,3 +65,19 @@ def prepare(pipe, settings: PipelineSettings, device, compile: bool = False):
     offline = settings.hub.local_files_only
     fitting.fit(pipe, device, settings.lora, settings.cpu_offload, settings.vae_tiling, compile, offline)
     return pipe
+
+
+def choose_labels(text: str | None, num_images: int | None, outline) -> list[int | None]:
+    """Return one class label per sample: the given ones in turn, else the classes of the model in turn."""
+    num_classes = outline.transformer.config.get("num_embeds_ada_norm")
+    if text is None and num_classes is None:
+        labels = [None]
+    elif text is None:
+        labels = list(range(num_classes))[: num_images or 1]
+    else:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        ids = ",".join(str(outline.labels.get(part, part)) for part in parts)
+        labels = parsing.parse_integers(ids, "--class-labels")
+    if not labels:
+        raise UsageError("Got an empty --class-labels but expected one or more ids, such as 0,1.")
+    return [labels[i % len(labels)] for i in range(num_images or len(labels))]

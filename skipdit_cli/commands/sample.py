@@ -116,23 +116,7 @@ def _choose_conditions(settings: SampleSettings, prompts: list[str] | None, outl
     check_memory(outline, len(prompts or [1]) * count, shared.height, shared.width, shared.num_frames)
     if prompts:
         return [prompt for prompt in prompts for _ in range(count)]
-    return _choose_labels(settings.class_labels, settings.num_images, outline)
-
-
-def _choose_labels(text: str | None, num_images: int | None, outline) -> list[int | None]:
-    """Return one class label per sample: the given ones in turn, else the classes of the model in turn."""
-    num_classes = outline.transformer.config.get("num_embeds_ada_norm")
-    if text is None and num_classes is None:
-        labels = [None]
-    elif text is None:
-        labels = list(range(num_classes))[: num_images or 1]
-    else:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        ids = ",".join(str(outline.labels.get(part, part)) for part in parts)
-        labels = parsing.parse_integers(ids, "--class-labels")
-    if not labels:
-        raise UsageError("Got an empty --class-labels but expected one or more ids, such as 0,1.")
-    return [labels[i % len(labels)] for i in range(num_images or len(labels))]
+    return pipeline_setup.choose_labels(settings.class_labels, settings.num_images, outline)
 
 
 def _fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSettings:

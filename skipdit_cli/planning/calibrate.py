@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from skipdit_cli.planning.exact import Exact
+from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.planning.searching.evaluate import Evaluator
 from skipdit_cli.planning.searching.search import Effort, Search
+from skipdit_cli.sampling.by_class import sample_shape
+from skipdit_cli.sampling.generate import batches
+from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import Sampler, as_sampler, candidates, check_deterministic, make_scheduler
 from skipdit_cli.trunk import known_trunk
@@ -20,6 +25,8 @@ HELD_OUT_SEED = 1_000_000
 """The seeds of the samples that plans are reported on lie so far from those that they are searched with."""
 COSTS = (5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40)
 """Budgets to try, in full forwards, where an accuracy is asked for."""
+MIN_VALUES = 4096
+"""The fewest values of latents, of all samples together, that a sampler is fitted to."""
 MARGIN_DB = 0.3
 """How much more than the accuracy asked for a plan has on the samples that it was searched with."""
 
@@ -47,7 +54,7 @@ class Calibration:
     """The plans of one pipeline.
 
     Args:
-        plans: Budget in full forwards to its candidates: "plan", "sampler" and "timesteps" as of ``Search.best_at``,
+        plans: Budget in full forwards to its candidates: "plan", "sampler" and others as of ``Search.best_at``,
             "same-sampler" (fewer steps of the pipeline's own sampler), and for a model with skip branches "branch"
             (the plan with the first and the last block live, which are joined by one).
         full: The pipeline's own sampler with all steps.
@@ -138,7 +145,21 @@ class Calibrator:
     def _search(self, evaluator: Evaluator, effort: Effort) -> Search:
         needs_sources = self.trunk is not None and self.trunk.needs_sources
         blocks = len(self.flops.units)
-        return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance)
+        fitter = self._fitter(evaluator) if self.own == Sampler() else None
+        return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance, fitter)
+
+    def _fitter(self, evaluator: Evaluator) -> SamplerFitter:
+        """Return what fits samplers to the first batch of samples: to one prompt where there is a batch for each, and
+        with more seeds where samples are small."""
+        conditions, most = list(self.conditions), self.settings.get("batch_size")
+        if most is not None:
+            conditions = conditions[:most]
+        elif not is_text_conditional(self.pipe):
+            values = math.prod(sample_shape(self.pipe, self.settings.get("num_frames"))) * len(conditions)
+            conditions *= math.ceil(MIN_VALUES / values)
+        if len(batches(self.pipe, conditions)) > 1:
+            conditions = conditions[:1] * len(conditions)
+        return SamplerFitter(self.pipe, conditions, prefixes=evaluator.prefixes, seed=self.seed, **self.settings)
 
     def _report(
         self, found: Mapping[float, Mapping[str, Candidate]], searched: Mapping[Candidate, float]

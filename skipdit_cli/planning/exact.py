@@ -83,13 +83,13 @@ def solve_exactly(
     arguments.pop("num_inference_steps", None)
     eta = arguments.get("arguments")
     check_deterministic(make_scheduler(arguments.pop("scheduler", None), pipe), eta)
-    check_deterministic(make_scheduler(_exact_sampler(pipe, FIRST_STEPS, arguments), pipe), eta)
+    check_deterministic(make_scheduler(exact_sampler(pipe, FIRST_STEPS, arguments), pipe), eta)
     if is_text_conditional(pipe):
         _check_repeatable(pipe, conditions, arguments)
     last: Generated | None = None
     agreement = float("nan")
     for steps in _step_counts(pipe):
-        sampler = _exact_sampler(pipe, steps, arguments)
+        sampler = exact_sampler(pipe, steps, arguments)
         run = {**arguments, "num_inference_steps": steps, "scheduler": sampler, "advance": advance}
         samples = generate(pipe, conditions, **run)
         if last is not None:
@@ -107,7 +107,7 @@ def most_steps(pipe) -> int:
 
 def usual_accuracy(pipe) -> float:
     """Return the accuracy in dB that ``solve_exactly`` mostly reaches within ``usual_steps``."""
-    own_scheduler = _exact_sampler(pipe, FIRST_STEPS, {}).name is None  # of order 1, mostly
+    own_scheduler = exact_sampler(pipe, FIRST_STEPS, {}).name is None  # of order 1, mostly
     return 45.0 if own_scheduler else 60.0
 
 
@@ -126,7 +126,7 @@ def _step_counts(pipe) -> Iterator[int]:
     yield most
 
 
-def _exact_sampler(pipe, steps: int, settings: dict[str, Any]) -> Sampler:
+def exact_sampler(pipe, steps: int, settings: dict[str, Any]) -> Sampler:
     """Return the sampler that solves the model's ODE most accurately in so many steps."""
     order: dict[str, object] = {"solver_order": 3}
     config, strength = pipe.scheduler.config, settings.get("strength")
@@ -146,7 +146,7 @@ def _exact_sampler(pipe, steps: int, settings: dict[str, Any]) -> Sampler:
 def _check_repeatable(pipe, conditions: Sequence[int | str | None], settings: dict[str, Any]) -> None:
     """Refuse a pipeline of which two equal calls give different samples."""
     trial = {**settings, "decode": False, "num_inference_steps": TRIAL_STEPS}
-    trial["scheduler"] = _exact_sampler(pipe, TRIAL_STEPS, settings)
+    trial["scheduler"] = exact_sampler(pipe, TRIAL_STEPS, settings)
     first, second = (generate(pipe, conditions[:1], **trial).latents for _ in range(2))
     if not torch.equal(first, second):
         raise UsageError(

@@ -58,7 +58,7 @@ class Plan:
         return self.candidate.steps
 
     def check_run(self, pipe: Any, sampler: Sampler, steps: int) -> None:
-        """Refuse a run that the full steps of the plan do not fit. A plan without a cache fits any.
+        """Refuse a run that the full steps or the coefficients of the plan do not fit. A plan with neither fits any.
 
         Args:
             pipe: The pipeline, or its outline.
@@ -68,7 +68,7 @@ class Plan:
         Raises:
             UsageError: The model has another architecture, or the sampler or the number of steps is another one.
         """
-        if self.policy is None:
+        if self.policy is None and not self.sampler.is_fitted:
             return
         made_for, transformer = self.made_for, transformer_of(pipe)
         actual, trunk = class_name(transformer), known_trunk(transformer)

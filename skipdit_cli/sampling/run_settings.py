@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.sampling.pipelines.call_arguments import FLAGS, call_default, guidance_argument, is_text_conditional
-from skipdit_cli.sampling.schedulers.sampler import Sampler
 
 SHARED = ("num_inference_steps", "guidance_scale", "cfg_channels", "scheduler", "seed", "batch_size", "fps")
 """Settings that do not depend on the arguments of a pipeline's ``__call__``; any video has ``fps``."""
@@ -22,7 +22,7 @@ class RunSettings:
         num_inference_steps: Denoising steps.
         guidance_scale: Classifier-free guidance, off at 1; ``default_guidance`` if None.
         cfg_channels: ``all`` guides every noise channel (diffusers), ``3`` the first three (the DiT repository).
-        scheduler: A ``Sampler``, or a name of ``schedulers.SCHEDULERS``; the pipeline's own if None.
+        scheduler: A ``Sampler``, a name of ``schedulers.SCHEDULERS``, or a scheduler; the pipeline's own if None.
         seed: Sample i starts from noise of a CPU generator seeded ``seed + i``, whatever the batch size.
         batch_size: Samples per batch; all in one if None.
         num_frames: Frames of a video; as many as the model was trained on if None.
@@ -36,7 +36,7 @@ class RunSettings:
     num_inference_steps: int = 50
     guidance_scale: float | None = None
     cfg_channels: str = "all"
-    scheduler: Sampler | str | None = None
+    scheduler: Any = None
     seed: int = 0
     batch_size: int | None = None
     num_frames: int | None = None

@@ -52,7 +52,8 @@ class PipelineSettings:
     )
     scheduler: str | None = setting(
         None,
-        "ddim, ddpm, dpm++, dpm++-sde, unipc, deis, euler, euler-a or heun. [default: the pipeline's]",
+        "ddim, ddpm, dpm++, dpm++-sde, unipc, deis, euler, euler-a or heun; fitted with a plan's coefficients. "
+        "[default: the pipeline's]",
         PIPELINE,
         recorded=True,
     )

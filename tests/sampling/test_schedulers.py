@@ -171,6 +171,9 @@ def test_the_flags_of_a_sampler_describe_it(skipdit, tiny_pipeline, tmp_path):
     for sampler in (
         Sampler("dpm++", "lu", {"solver_order": 3, "euler_at_final": True}),
         Sampler("unipc", timesteps=(999, 700.25, 1 / 3)),
+        Sampler(
+            "fitted", None, {"coefficients": [[1.0, 3e-05], [0.9, -0.5, 0.1], [1.0, 0.2, 1e-09, -0.7]]}, (999, 600, 0)
+        ),
     ):
         steps = 5 if sampler.timesteps is None else 3
         preset = tmp_path / "plan.yaml"
@@ -233,6 +236,14 @@ def test_bench_takes_a_sampler(skipdit, tiny_pipeline):
     assert report["scheduler"] == "DPMSolverMultistepScheduler" and report["timesteps"] == flags[3]
     assert report["num_inference_steps"] == 5 and report["scheduler_arg"] == ["solver_order=3"]
     assert {row["steps"] for row in report["rows"]} > {5}  # those of fewer steps space their own
+
+
+def test_bench_takes_a_fitted_sampler(skipdit, tiny_pipeline):
+    coefficients = "coefficients=[[1.0, -0.5], [1.0, -0.2, 0.1], [1.0, 0.1, 0.1, 0.1]]"
+    flags = ("--scheduler", "fitted", "--timesteps", "999,500,20", "--scheduler-arg", coefficients)
+    ran = skipdit("bench", "-m", tiny_pipeline(), *flags, "--cache-interval", 2, "--rounds", 1, "--json")
+    assert ran.code == 0, ran.stderr
+    assert json.loads(ran.stdout)["scheduler"] == "FittedScheduler"
 
 
 def test_candidates_have_the_noise_schedule_of_the_model(pipe):

@@ -9,6 +9,7 @@ from typing import Any
 
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
+from skipdit_cli.planning.fit_sampler import MAX_EVALUATIONS, MIN_EVALUATIONS, SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
 from skipdit_cli.planning.searching.evaluate import Evaluator
@@ -36,11 +37,13 @@ class Effort:
         samplers: The samplers that are tried with a cache, of those that are best without.
         starts: The candidates with a cache from which a local search starts.
         passes: The most passes of a local search over all full steps, or over all timesteps.
+        fits: The most lists of timesteps that a sampler is fitted at.
     """
 
     samplers: int = 5
     starts: int = 3
     passes: int = 4
+    fits: int = 80
 
 
 class Search:
@@ -54,6 +57,7 @@ class Search:
         needs_sources: Whether the last blocks need the first ones live (see ``check_depth``).
         effort: How much to try.
         tried: Called after each candidate.
+        fitter: Fits samplers to the model, if given.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class Search:
         needs_sources: bool = False,
         effort: Effort = Effort(),
         tried: Callable[[], None] | None = None,
+        fitter: SamplerFitter | None = None,
     ):
+        self.fitter = fitter
         self.evaluator, self.flops, self.samplers, self.effort, self.tried = evaluator, flops, samplers, effort, tried
         self.ends = [
             (front, back) for front, back in ENDS if front + back < num_blocks and not (needs_sources and front < back)
@@ -73,7 +79,8 @@ class Search:
 
     def best_at(self, cost: float) -> dict[str, Candidate]:
         """Return the best candidates that cost no more than ``cost`` full forwards: "plan", the best of all;
-        "sampler", the best without a cache and at timesteps of its own; "timesteps", the best without a cache.
+        "sampler", the best without a cache and at timesteps of its own; "timesteps", the same at searched ones;
+        "fitted", a sampler that is fitted to the model, without a cache.
 
         Raises:
             UsageError: No candidate is so cheap.
@@ -85,7 +92,11 @@ class Search:
         searched = self._move_timesteps(self._explicit(sampler))
         cached = [self._move_full_steps(start) for start in self._starts(plain, cost)]
         best = [self._improved(self._best(cached))] if cached else []
-        return {"plan": self._best([sampler, searched, *best]), "sampler": sampler, "timesteps": searched}
+        named = {"sampler": sampler, "timesteps": searched}
+        if self.fitter is not None and MIN_EVALUATIONS <= int(cost) <= MAX_EVALUATIONS:
+            fit = self.fitter.search(int(cost), self.effort.fits, self.tried)
+            named["fitted"] = Candidate(fit.sampler, int(cost))
+        return {"plan": self._best([*named.values(), *best]), **named}
 
     def _starts(self, plain: Sequence[Candidate], cost: float) -> list[Candidate]:
         """Return the best candidates with a cache, by a first look, no two with the same sampler and live depth."""

@@ -7,7 +7,9 @@ from skipdit_cli.sampling.schedulers.candidates import (
     keeps_noise_schedule,
 )
 from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps, shifted_timesteps
+from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
 from skipdit_cli.sampling.schedulers.make_scheduler import (
+    FITTED,
     SCHEDULERS,
     check_name,
     follows_flow,
@@ -19,9 +21,11 @@ from skipdit_cli.sampling.schedulers.official_schedulers import EvenFlowSchedule
 from skipdit_cli.sampling.schedulers.sampler import SPACINGS, Sampler, as_sampler
 
 __all__ = [
+    "FITTED",
     "SCHEDULERS",
     "SPACINGS",
     "EvenFlowScheduler",
+    "FittedScheduler",
     "RespacedDDIMScheduler",
     "Sampler",
     "as_sampler",

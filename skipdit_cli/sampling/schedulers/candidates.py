@@ -9,6 +9,7 @@ import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Pipeline
+from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
 from skipdit_cli.sampling.schedulers.make_scheduler import choose_class, follows_flow, make_scheduler, spacings_of
 from skipdit_cli.sampling.schedulers.sampler import Sampler
 
@@ -28,6 +29,7 @@ DETERMINISTIC = (
     diffusers.FlowMatchEulerDiscreteScheduler,
     diffusers.FlowMatchHeunDiscreteScheduler,
     diffusers.CogVideoXDDIMScheduler,
+    FittedScheduler,
 )
 """Schedulers that add no noise, unless their config or an ``eta`` says so."""
 ORDERS = {"ddim": (None,), "dpm++": (2, 3), "unipc": (2, 3), "deis": (2, 3)}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
 from skipdit_cli.trunk import Interposed, interpose
 
 SIGMA_SCHEDULERS = (
@@ -134,5 +135,5 @@ def _check_range(scheduler, timesteps: Sequence[float]) -> None:
     most = scheduler.config.get("num_train_timesteps", 1000) - (not flow)
     if timesteps[0] > most:
         raise UsageError(f"Got --timesteps with {timesteps[0]:g}, but the model has timesteps up to {most}.")
-    if flow and timesteps[-1] <= 0:
+    if flow and timesteps[-1] <= 0 and not isinstance(scheduler, FittedScheduler):
         raise UsageError("Got --timesteps with 0, but at timestep 0 a flow has arrived; leave it out.")

@@ -12,8 +12,9 @@ from skipdit_cli.errors import UsageError, nearest, reading
 from skipdit_cli.families.protocols import Pipeline, Transformer
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.schedulers.explicit_timesteps import set_explicit
+from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
 from skipdit_cli.sampling.schedulers.official_schedulers import EvenFlowScheduler, RespacedDDIMScheduler
-from skipdit_cli.sampling.schedulers.sampler import SPACINGS, SWITCHES, Sampler, as_sampler
+from skipdit_cli.sampling.schedulers.sampler import SPACINGS, SWITCHES, Sampler, as_sampler, is_scheduler
 
 SCHEDULERS: dict[str, tuple[type[Any], dict]] = {
     "ddim": (RespacedDDIMScheduler, {}),
@@ -27,6 +28,8 @@ SCHEDULERS: dict[str, tuple[type[Any], dict]] = {
     "heun": (diffusers.HeunDiscreteScheduler, {}),
 }
 
+FITTED = "fitted"
+"""The name of the scheduler that a plan brings with its coefficients. It samples whatever they were fitted to."""
 FLOWS = ("dpm++", "dpm++-sde", "unipc", "deis")
 """Names of ``SCHEDULERS`` that can sample a flow, if the config of the pipeline's own scheduler allows it (Wan)."""
 
@@ -37,22 +40,25 @@ def check_name(name: str | None) -> None:
     Raises:
         UsageError: The name is not in ``SCHEDULERS``, and not None.
     """
-    if name is not None and name not in SCHEDULERS:
+    if name is not None and name not in (*SCHEDULERS, FITTED):
         raise UsageError(
             f"Got --scheduler '{name}' but expected one of {', '.join(SCHEDULERS)}.{nearest(name, SCHEDULERS)}"
         )
 
 
-def make_scheduler(sampler: Sampler | str | None, pipe: Pipeline) -> Any:
+def make_scheduler(sampler: Any, pipe: Pipeline) -> Any:
     """Return a new scheduler for one run.
 
     Args:
-        sampler: The sampler, or the name of its scheduler. None stands for the class of the pipeline's own scheduler,
-            and for DDIM and flow matching of class-conditional models for ours, which step like the official code.
+        sampler: The sampler, or the name of its scheduler; or a scheduler, which is returned. None stands for the
+            class of the pipeline's own scheduler, and for DDIM and flow matching of class-conditional models for
+            ours, which step like the official code.
     Raises:
         UsageError: The name is unknown; its scheduler cannot sample what the model was trained for; or the scheduler
             does not have the spacing, an argument or the timesteps.
     """
+    if is_scheduler(sampler):
+        return sampler
     sampler = as_sampler(sampler)
     kind, config, changes = choose_class(sampler, pipe)
     changes |= _spacing(sampler, kind, config) | _checked_arguments(kind, sampler.arguments)
@@ -71,6 +77,8 @@ def choose_class(sampler: Sampler, pipe: Pipeline) -> tuple[type[Any], dict, dic
     name, original = sampler.name, pipe.scheduler
     check_name(name)
     config = dict(original.config)
+    if name == FITTED:
+        return FittedScheduler, config, {}
     if name is not None and follows_flow(original) and ("beta_schedule" not in config or name not in FLOWS):
         allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "takes its own scheduler only"
         raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {allowed}.")

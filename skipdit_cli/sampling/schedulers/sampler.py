@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from skipdit_cli.errors import UsageError, nearest
 
@@ -28,7 +29,7 @@ class Sampler:
     """The scheduler of a run, as flags describe it; ``make_scheduler`` makes it for a pipeline.
 
     Args:
-        name: One of ``SCHEDULERS``; the pipeline's own scheduler if None.
+        name: One of ``SCHEDULERS``, or ``fitted``; the pipeline's own scheduler if None.
         spacing: One of ``SPACINGS``; that of the scheduler's config if None.
         arguments: Arguments of the scheduler's constructor, which replace those of its config.
         timesteps: Explicit timesteps, strictly descending, one for each denoising step; those of the spacing if None.
@@ -61,6 +62,8 @@ class Sampler:
         """Return a short name: "dpm++ lu", "unipc karras order 3", "ddim at 9 timesteps"."""
         parts = [self.name or "own scheduler", self.spacing or ""]
         for name, value in self.arguments.items():
+            if name == "coefficients":  # of a fitted scheduler: many numbers
+                continue
             parts.append(f"order {value}" if name == "solver_order" else f"{name} {value}")
         if self.timesteps is not None:
             parts.append(f"at {len(self.timesteps)} timesteps")
@@ -85,10 +88,24 @@ class Sampler:
         """Return the sampler without explicit timesteps, which can take any number of steps."""
         return replace(self, timesteps=None)
 
+    def at_any_steps(self) -> Sampler:
+        """Return the sampler for another number of steps: spaced, or the pipeline's own in place of a fitted one."""
+        return Sampler() if self.is_fitted else self.spaced()
 
-def as_sampler(scheduler: Sampler | str | None) -> Sampler:
-    """Return a sampler from itself, or from the name of its scheduler."""
-    return scheduler if isinstance(scheduler, Sampler) else Sampler(scheduler)
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its coefficients are fitted to one model, at one list of timesteps."""
+        return "coefficients" in self.arguments
+
+
+def as_sampler(scheduler: Any) -> Sampler:
+    """Return a sampler from itself, or from the name of its scheduler; of a scheduler, the timesteps are not known."""
+    return scheduler if isinstance(scheduler, Sampler) else Sampler(None if is_scheduler(scheduler) else scheduler)
+
+
+def is_scheduler(scheduler: Any) -> bool:
+    """Return whether this is a scheduler itself, not the description of one."""
+    return hasattr(scheduler, "set_timesteps")
 
 
 def check_descending(timesteps: Sequence[float]) -> None:
