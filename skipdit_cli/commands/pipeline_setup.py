@@ -71,13 +71,13 @@ def choose_labels(text: str | None, num_images: int | None, outline) -> list[int
     """Return one class label per sample: the given ones in turn, else the classes of the model in turn."""
     num_classes = outline.transformer.config.get("num_embeds_ada_norm")
     if text is None and num_classes is None:
-        labels = [None]
+        labels: list[int | None] = [None]
     elif text is None:
         labels = list(range(num_classes))[: num_images or 1]
     else:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         ids = ",".join(str(outline.labels.get(part, part)) for part in parts)
-        labels = parsing.parse_integers(ids, "--class-labels")
+        labels = list(parsing.parse_integers(ids, "--class-labels"))
     if not labels:
         raise UsageError("Got an empty --class-labels but expected one or more ids, such as 0,1.")
     return [labels[i % len(labels)] for i in range(num_images or len(labels))]
