@@ -52,6 +52,9 @@ class BenchSettings:
         CACHE,
         metavar="LIST",
     )
+    plan: list[str] | None = setting(
+        None, "Plan of 'skipdit calibrate' to add as a row; repeat the flag for several.", CACHE, metavar="FILE"
+    )
     cache_interval: str | None = setting(
         None,
         "List of K: every K-th step is full (the paper's n). [default: 2,3,5, or none with another rule]",

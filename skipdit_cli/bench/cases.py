@@ -20,8 +20,8 @@ class Case:
     Args:
         name: "vanilla" and "skip" (uncached), "vanilla-cache" (the boundary cache without skip branches: the control),
             "skip-cache", "uniform" and "paper" (see ``make_baselines``), "fewer-steps" (vanilla), "fewer-steps-best"
-            (vanilla, with the sampler that is closest to the exact solution), or "peer" (vanilla with the cache of
-            another library).
+            (vanilla, with the sampler that is closest to the exact solution), "plan" (of ``skipdit calibrate``), or
+            "peer" (vanilla with the cache of another library).
         steps: Number of denoising steps.
         policy: The cache, or None without one.
         peer: The cache of another library, or None.
@@ -120,8 +120,8 @@ def make_baselines(cached: Sequence[Case], timesteps: Sequence[float], num_block
 def _identity(case: Case, timesteps: Sequence[float]) -> tuple:
     """Return what two cases that do the same have in common."""
     policy: Any = case.policy  # of a cached case
-    schedule: dict[str, Any] = {"interval": 1, "window": None, "full_steps": None, "placement": "late-dense"}
-    settings = replace(policy, **schedule, steps=None, target=policy.target_or_default)
+    schedule: dict[str, Any] = {"interval": 1, "window": None, "full_steps": None, "threshold": None}
+    settings = replace(policy, **schedule, placement="late-dense", steps=None, target=policy.target_or_default)
     return case.sampler, settings, policy.plan(timesteps)
 
 

@@ -133,7 +133,11 @@ class Bench:
 
     def add_baselines(self) -> None:
         """Add the cases of ``make_baselines`` for the model with branches, or for vanilla if it has none."""
-        cached = [case for case in self.cases if case.policy and case.has_branches == self.has_branches]
+        cached = [
+            case
+            for case in self.cases
+            if case.policy and case.sampler is None and case.has_branches == self.has_branches
+        ]
         num_blocks = len(self.flops["vanilla"].units)
         at = max((place for place, case in enumerate(self.cases) if case in cached), default=0) + 1
         self.cases[at:at] = make_baselines(cached, self.timesteps, num_blocks)

@@ -216,6 +216,8 @@ class CachePolicy:
         """
         if isinstance(self.full_steps, tuple):
             return step == 0 or step in self.full_steps
+        if self.threshold is not None:
+            return step == 0
         interval = 2 if self.interval is None else self.interval
         if self.window is None:
             return step % interval == 0

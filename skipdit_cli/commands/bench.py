@@ -34,6 +34,7 @@ def bench(
     """
     settings.check()
     policies, speedups = bench_policies.make_all(settings)
+    plans = bench_policies.read_plans(settings)
     conditions = _parse_conditions(settings)
     _check_output(settings, model, preset)
     inputs = parsing.read_inputs(settings.pipeline)
@@ -53,6 +54,7 @@ def bench(
     policies = bench_policies.with_thresholds(pipe, policies, speedups, conditions, settings, inputs)
     peers = parse_peers(settings.peers)
     run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
+    bench_policies.add_plans(run, plans, settings)
     if settings.min_psnr is not None and not run.has_pictures:
         raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
     rows = _measure(run, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from skipdit_cli import console
 from skipdit_cli.bench.bench_settings import BenchSettings
 from skipdit_cli.commands import parsing, speedup
 from skipdit_cli.errors import UsageError
@@ -60,3 +61,33 @@ def with_thresholds(pipe, policies: list, speedups: list[float], conditions: lis
 def parse_words(text: str) -> list[str]:
     """Parse ``"reuse,linear"`` to ``["reuse", "linear"]``."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def read_plans(settings: BenchSettings) -> list:
+    """Return the plans of ``--plan``.
+
+    Raises:
+        UsageError: One does not exist, or is no plan.
+    """
+    if not settings.plan:
+        return []
+    from skipdit_cli.planning.plan import load_plan
+
+    return [load_plan(path) for path in settings.plan]
+
+
+def add_plans(run, plans: list, settings: BenchSettings) -> None:
+    """Add a case for each plan to a bench.
+
+    Raises:
+        UsageError: A plan was made for another model.
+    """
+    from skipdit_cli.bench.cases import Case
+
+    for plan in plans:
+        plan.check_run(run.pipe, plan.sampler, plan.steps)
+        if difference := plan.difference(run.pipe, settings.guidance_scale):
+            console.warn(difference)
+        candidate, branches = plan.candidate, run.has_branches
+        label = plan.name if candidate.policy is None else f"{plan.name}: {candidate.policy.describe()}"
+        run.cases.append(Case("plan", candidate.steps, candidate.policy, None, candidate.sampler, branches, label))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +98,8 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
 
 
 def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, outline) -> tuple[list, list]:
-    """Return one condition per sample to search with, and per held-out sample: other prompts, where there are two."""
+    """Return one condition per sample to search with, and per held-out sample: other prompts where there are two, and
+    other classes where there are enough of them."""
     parsing.check_conditions(outline, settings.class_labels, prompts)
     classes = outline.transformer.config.get("num_embeds_ada_norm")
     if prompts:
@@ -108,9 +111,10 @@ def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, o
     elif settings.class_labels is not None:
         search = report = parsing.parse_integers(settings.class_labels, "--class-labels")
     else:
-        count = min(settings.num_samples + settings.num_held_out, classes)
-        labels = [at * classes // count for at in range(count)]
-        search, report = labels[::2], labels[1::2] or labels
+        wanted = settings.num_samples + settings.num_held_out
+        labels = [at * classes // min(wanted, classes) for at in range(min(wanted, classes))]
+        few = classes < wanted  # then both take all classes, so that the plan is made for all
+        search, report = (labels, labels) if few else (labels[::2], labels[1::2])
     return (
         [search[at % len(search)] for at in range(settings.num_samples)],
         [report[at % len(report)] for at in range(settings.num_held_out)],
@@ -151,6 +155,7 @@ def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
 
 def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[Path]:
     """Write one plan for each budget, into a file or a folder, and return the files."""
+    from skipdit_cli.cards.plans import PLANS, put_plans
     from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
     from skipdit_cli.presets import load_preset
 
@@ -161,14 +166,16 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
         made_for = make_made_for(pipe, plan.candidate, settings.guidance_scale, plan.cost, _measured(found, cost))
         plans[cost] = Plan(plan.candidate, made_for, weights)
     output = settings.output
+    command = shlex.join(["skipdit", *sys.argv[1:]])
     if output.suffix:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(output) as part:
-            save_plan(next(iter(plans.values())), part)
+        save_plan(next(iter(plans.values())), output, command)
+        if output.parent.name == PLANS:
+            put_plans(output.parent.parent)
         return [output]
     with files.fill_folder(output, files.PLANS) as folder:
         for cost, plan in plans.items():
-            save_plan(plan, folder / f"cost-{cost:g}.yaml")
+            save_plan(plan, folder / f"cost-{cost:g}.yaml", command)
         columns, rows = _table(found)
         lines = [columns, ["---"] * len(columns), *rows]
         (folder / "plans.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines), encoding="utf-8")

@@ -73,7 +73,7 @@ def choose_labels(text: str | None, num_images: int | None, outline) -> list[int
     if text is None and num_classes is None:
         labels: list[int | None] = [None]
     elif text is None:
-        labels = list(range(num_classes))[: num_images or 1]
+        labels = [*range(num_classes)][: num_images or 1]
     else:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         ids = ",".join(str(outline.labels.get(part, part)) for part in parts)

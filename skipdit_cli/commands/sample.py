@@ -179,7 +179,7 @@ def _report(pipe, result, target: Path, written: list[Path], record: dict, polic
             "denoise_seconds": result.denoise_seconds,
             "total_seconds": result.total_seconds,
             "skip_branches": hasattr(pipe.transformer, "skip_branches"),
-            "cache": vars(result.report) if result.report else None,
+            "cache": result.report and result.report.counts(policy.threshold is not None),
         }
     )
 

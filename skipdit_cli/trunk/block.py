@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
+from skipdit_cli.trunk.first_pass import FirstPass
 from skipdit_cli.trunk.forward_state import ForwardState
 from skipdit_cli.trunk.interpose import Interposed
 from skipdit_cli.trunk.trunk import Cache, Trunk, parameters_of
@@ -39,11 +43,17 @@ class InterposedBlock(Interposed):
         if state is not None and self.index < state.due and not torch.is_grad_enabled():
             if state.leaves_out:
                 return self._unchanged(self._inputs(args, kwargs))
-            return self._inner(args, kwargs)
-        return self._run(args, kwargs)
+            return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
+        call = self._prepare(args, kwargs)
+        if call is None:
+            return self._leave(self.trunk.cache, self._unchanged(self._inputs(args, kwargs)))
+        args, kwargs, finish = call
+        result = self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
+        return finish(result)
 
-    def _run(self, args: tuple, kwargs: dict):
-        """Run the block, or leave it out, where streams may have to be kept, joined, taken or given."""
+    def _prepare(self, args: tuple, kwargs: dict) -> tuple[tuple, dict, Callable] | None:
+        """Return the arguments that the block runs with, and what makes its output of its result, where streams may have
+        to be kept, joined, taken or given; None if the cache leaves it out."""
         trunk, merge = self.trunk, self.trunk.merge if self.opens_unit else None
         cache = None if torch.is_grad_enabled() else trunk.cache
         inputs = self._inputs(args, kwargs)
@@ -54,7 +64,7 @@ class InterposedBlock(Interposed):
             state = trunk.forwards.at(self.index, self.opens_unit, trunk.new_first_pass())
             streams = self._enter(state, cache, inputs) if self.opens_unit else inputs
             if cache is not None and cache.leaves_out(self.index):
-                return self._leave(cache, self._unchanged(inputs))
+                return None
             first_pass = None if torch.compiler.is_compiling() else state.first_pass
             if first_pass is not None:
                 first_pass.check_inputs(self.listing, inputs)
@@ -62,11 +72,14 @@ class InterposedBlock(Interposed):
                 streams = merge.join(state, self.index, streams)
         if streams is not inputs:
             args, kwargs = self._with(streams, args, kwargs)
-        result = self._inner(args, kwargs)
+        return args, kwargs, partial(self._finish, cache, first_pass, inputs)
+
+    def _finish(self, cache: Cache | None, first_pass: FirstPass | None, inputs: list, result):
+        """Return what the block returns, after the check of a first forward."""
         if first_pass is not None:
             first_pass.check_outputs(self.listing, inputs, result)
             if self.index == self.last_unit:
-                trunk.first_pass = None
+                self.trunk.first_pass = None
         return self._leave(cache, result)
 
     def _enter(self, state: ForwardState, cache: Cache | None, streams: list) -> list:
@@ -109,10 +122,6 @@ class InterposedBlock(Interposed):
         for place, stream in zip(places, cache.cross(len(self.trunk), [result[place] for place in places])):
             returned[place] = stream
         return tuple(returned)
-
-    def _inner(self, args: tuple, kwargs: dict):
-        """The block itself."""
-        return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
 
     def _inputs(self, args: tuple, kwargs: dict) -> list:
         """The streams among the arguments."""

@@ -94,7 +94,7 @@ def test_an_interval_of_1_is_no_cache_and_longer_ones_count(skip_model):
     plain = generate(pipe, [CAT, DOG], **QUICK)
     every = generate(pipe, [CAT, DOG], policy=CachePolicy(1, 1), **QUICK)
     assert torch.equal(plain.latents, every.latents) and every.report.reused_steps == 0
-    cached = generate(pipe, [CAT, DOG], policy=CachePolicy(1), **QUICK)
+    cached = generate(pipe, [CAT, DOG], policy=CachePolicy(1, forecast="reuse"), **QUICK)
     assert (cached.report.steps, cached.report.reused_steps) == (4, 2)
     assert (cached.report.blocks_run, cached.report.blocks_total) == (12, 16)
     assert 0.001 < relative_l2(cached.latents, plain.latents) < 1

@@ -27,6 +27,10 @@ class CacheReport:
         """Return the sum of several reports: of two transformers (Wan 2.2), or of successive generations."""
         return cls(*(sum(counts) for counts in zip(*(vars(report).values() for report in reports))))
 
+    def counts(self, has_threshold: bool = False) -> dict[str, int]:
+        """Return the counts by name; the steps that a threshold forced only where there is one."""
+        return {name: count for name, count in vars(self).items() if has_threshold or name != "triggered_steps"}
+
     def __str__(self) -> str:
         line = f"{self.reused_steps} of {self.steps} steps reused, {self.blocks_run} of {self.blocks_total} blocks run"
         return line + f", {self.triggered_steps} full by the threshold" * bool(self.triggered_steps)

@@ -13,7 +13,13 @@ from skipdit_cli.planning.fit_sampler import MAX_EVALUATIONS, MIN_EVALUATIONS, S
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
 from skipdit_cli.planning.searching.evaluate import Evaluator
-from skipdit_cli.sampling.schedulers import Sampler, log_snr_timesteps, make_scheduler, shifted_timesteps
+from skipdit_cli.sampling.schedulers import (
+    Sampler,
+    follows_flow,
+    log_snr_timesteps,
+    make_scheduler,
+    shifted_timesteps,
+)
 
 RATIOS = (1.5, 2.0, 2.5, 3.5)
 """Steps to try for each full forward of the budget."""
@@ -79,17 +85,18 @@ class Search:
 
     def best_at(self, cost: float) -> dict[str, Candidate]:
         """Return the best candidates that cost no more than ``cost`` full forwards: "plan", the best of all;
-        "sampler", the best without a cache and at timesteps of its own; "timesteps", the same at searched ones;
+        "sampler", the best without a cache, at timesteps of its own or even in log SNR; "timesteps", the same at
+        searched ones;
         "fitted", a sampler that is fitted to the model, without a cache.
 
         Raises:
             UsageError: No candidate is so cheap.
         """
-        plain = self._ranked([Candidate(sampler, int(cost)) for sampler in self.samplers] if cost >= 1 else [])
-        if not plain:
+        if cost < 1:
             raise UsageError(f"Got a cost of {cost:g} full forwards but expected 1 or more.")
-        sampler = self._best(plain[:3])
-        searched = self._move_timesteps(self._explicit(sampler))
+        plain = self._ranked(Candidate(sampler, int(cost)) for sampler in self.samplers)
+        sampler = self._best([*plain[:3], *self._ranked(self._evenly_spaced(int(cost)))[:2]])
+        searched = self._move_timesteps(self._explicit(sampler), sampler)
         cached = [self._move_full_steps(start) for start in self._starts(plain, cost)]
         best = [self._improved(self._best(cached))] if cached else []
         named = {"sampler": sampler, "timesteps": searched}
@@ -160,20 +167,29 @@ class Search:
                 break
         return candidate
 
+    def _evenly_spaced(self, steps: int) -> list[Candidate]:
+        """Return each sampler at fractional timesteps that are even in the log of the signal-to-noise ratio; none for
+        a flow, whose samplers have such timesteps of their own."""
+        plain = dict.fromkeys(replace(sampler, spacing=None) for sampler in self.samplers)
+        candidates = []
+        for sampler in plain:
+            table = getattr(make_scheduler(sampler, self.evaluator.pipe), "alphas_cumprod", None)
+            if table is not None and steps > 1 and not follows_flow(self.evaluator.pipe.scheduler):
+                even = replace(sampler, timesteps=tuple(log_snr_timesteps(table, steps)))
+                candidates.append(Candidate(even, steps))
+        return candidates
+
     def _explicit(self, candidate: Candidate) -> Candidate:
         """Return a candidate at explicit timesteps that are about its own, from which they can be moved."""
-        pipe = self.evaluator.pipe
-        scheduler = make_scheduler(candidate.sampler, pipe)
+        if candidate.sampler.timesteps is not None:
+            return candidate
+        scheduler = make_scheduler(candidate.sampler, self.evaluator.pipe)
         scheduler.set_timesteps(candidate.steps)
-        timesteps = [float(t) for t in scheduler.timesteps]
-        if len(timesteps) != candidate.steps or any(after >= before for before, after in pairwise(timesteps)):
+        timesteps, steps = [float(t) for t in scheduler.timesteps], candidate.steps
+        if len(timesteps) != steps or any(after >= before for before, after in pairwise(timesteps)):
             table = getattr(scheduler, "alphas_cumprod", None)
             most = scheduler.config.get("num_train_timesteps", 1000)
-            timesteps = (
-                shifted_timesteps(most, candidate.steps)
-                if table is None
-                else log_snr_timesteps(table, candidate.steps)
-            )
+            timesteps = shifted_timesteps(most, steps) if table is None else log_snr_timesteps(table, steps)
         sampler = replace(candidate.sampler, spacing=None, timesteps=tuple(timesteps))
         return replace(candidate, sampler=sampler)
 

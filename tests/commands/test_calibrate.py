@@ -1,0 +1,107 @@
+"""``skipdit calibrate``: its plan, its table, what it refuses, and that it goes on where it was interrupted."""
+
+import json
+
+import pytest
+import yaml
+
+from skipdit_cli.planning.searching.search import Search
+
+QUICK = (
+    "--preset",
+    "digits",
+    "--scheduler",
+    "dpm++",
+    "--scheduler-spacing",
+    "lu",
+    "--num-samples",
+    2,
+    "--num-held-out",
+    2,
+)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """A plan of the embedded digits model, and what the command printed."""
+    from typer.testing import CliRunner
+
+    from skipdit_cli.app import app
+
+    file = tmp_path_factory.mktemp("plans") / "plan.yaml"
+    arguments = ("calibrate", *QUICK, "--cost", 3, "-o", file, "--json")
+    ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert ran.exit_code == 0, ran.stderr
+    return file, json.loads(ran.stdout), ran.stderr
+
+
+def test_a_plan_is_no_dearer_than_its_budget_and_says_what_it_is_worth(calibrated):
+    file, printed, _ = calibrated
+    plan = yaml.safe_load(file.read_text())
+    best = printed["plans"]["3"]
+    assert plan["made_for"]["cost"] <= 3 and plan["made_for"]["class"] == "DiTTransformer2DModel"
+    assert best["plan"]["searched_db"] >= best["sampler"]["searched_db"]
+    assert plan["made_for"]["measured"]["psnr_exact"] == round(best["plan"]["mean_db"], 2)
+    assert not list(file.parent.glob("*.partial*"))
+
+
+def test_sample_and_bench_take_the_plan(calibrated, skipdit, tmp_path):
+    file, _, _ = calibrated
+    out = tmp_path / "a.png"
+    ran = skipdit("sample", "--preset", "digits", "--plan", file, "--class-labels", 3, "-o", out)
+    assert ran.code == 0 and out.exists(), ran.stderr
+    assert skipdit("presets", "check", file).code == 0
+    quick = ("--steps", 6, "--rounds", 1, "--warmup", 0, "--class-labels", 3, "--no-exact", "--cache-interval", 2)
+    ran = skipdit("bench", "--preset", "digits", "--plan", file, *quick, "--json")
+    assert ran.code == 0, ran.stderr
+    row = next(row for row in ran.json["rows"] if row["case"] == "plan")
+    assert row["cost"] <= 3.01 and row["steps"] == yaml.safe_load(file.read_text())["made_for"]["steps"]
+
+
+def test_an_interrupted_calibration_goes_on_and_refuses_other_settings(skipdit, tmp_path, monkeypatch):
+    whole, cut, count = Search._count, tmp_path / "cut.yaml", [0]
+
+    def interrupted(self):
+        whole(self)
+        count[0] += 1
+        if count[0] == 30:
+            raise KeyboardInterrupt
+
+    arguments = ("calibrate", *QUICK, "--cost", 3)
+    monkeypatch.setattr(Search, "_count", interrupted)
+    assert skipdit(*arguments, "-o", cut).code == 130
+    monkeypatch.undo()
+    journal = tmp_path / "cut.yaml.partial.json"
+    assert journal.exists() and not cut.exists()
+    other = skipdit(*arguments, "--guidance-scale", 2, "-o", cut)
+    assert other.code == 2 and "other settings" in other.stderr
+    assert skipdit(*arguments, "-o", cut).code == 0 and cut.exists() and not journal.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("-o", "p.yaml"), "no budget"),
+        (("--cost", "9", "--speedup", "5", "-o", "p.yaml"), "--cost and --speedup"),
+        (("--cost", "0.5", "-o", "p.yaml"), "1 or more"),
+        (("--cost", "50", "-o", "p.yaml"), "less than the full run"),
+        (("--speedup", "1", "-o", "p.yaml"), "less than the full run"),
+        (("--cost", "nine", "-o", "p.yaml"), "numbers separated by commas"),
+        (("--cost", "9"), "no --output"),
+        (("--cost", "9", "-o", "plans"), "a .yaml file"),
+        (("--cost", "8,9", "-o", "p.yaml"), "a folder"),
+        (("--cost", "9", "--scheduler", "ddpm", "-o", "p.yaml"), "deterministic"),
+        (("--cost", "9", "--timesteps", "900,100", "-o", "p.yaml"), "--timesteps"),
+    ],
+)
+def test_bad_budgets(skipdit, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    ran = skipdit("calibrate", "--preset", "digits", *arguments)
+    assert ran.code == 2 and words in ran.stderr, ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_how_long_and_writes_nothing(skipdit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = skipdit("calibrate", "--preset", "digits", "--cost", 9, "--dry-run", "--json")
+    assert ran.code == 0 and ran.json["minutes"] > 0 and not list(tmp_path.iterdir())
