@@ -52,8 +52,8 @@ class InterposedBlock(Interposed):
         return finish(result)
 
     def _prepare(self, args: tuple, kwargs: dict) -> tuple[tuple, dict, Callable] | None:
-        """Return the arguments that the block runs with, and what makes its output of its result, where streams may have
-        to be kept, joined, taken or given; None if the cache leaves it out."""
+        """Return the arguments that the block runs with, and what turns its result into its output; None if the cache
+        leaves it out. Streams are kept, joined, taken or given here."""
         trunk, merge = self.trunk, self.trunk.merge if self.opens_unit else None
         cache = None if torch.is_grad_enabled() else trunk.cache
         inputs = self._inputs(args, kwargs)
