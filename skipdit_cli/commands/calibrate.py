@@ -16,7 +16,7 @@ from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
 
-TRIED = 530
+TRIED = 850
 """About how many candidates are tried for a budget, beside the samplers."""
 NAMES = {
     "plan": "plan",
