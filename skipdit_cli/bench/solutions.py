@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db
 from skipdit_cli.planning.exact import Exact, solve_exactly, usual_accuracy
 from skipdit_cli.sampling.generate import Generated
 from skipdit_cli.sampling.schedulers import (
     SCHEDULERS,
     Sampler,
-    is_deterministic,
-    keeps_noise_schedule,
     log_snr_timesteps,
     make_scheduler,
+    usable_samplers,
 )
 
 MARGIN = 10.0
@@ -127,18 +125,7 @@ def plain_samplers(pipe, own: Sampler, steps: int) -> list[Sampler]:
         proposals.append(Sampler(EXPLICIT, timesteps=log_snr_timesteps(solver.alphas_cumprod, steps)))
     else:
         proposals += [Sampler("dpm++"), Sampler(EXPLICIT)]
-    samplers, known = [], set()
-    for sampler in proposals:
-        try:
-            scheduler = make_scheduler(sampler, pipe)
-        except UsageError:  # a scheduler that cannot sample what the model was trained for
-            continue
-        config = sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
-        key = type(scheduler), repr(config), sampler.timesteps
-        if is_deterministic(scheduler) and keeps_noise_schedule(scheduler, pipe) and key not in known:
-            known.add(key)
-            samplers.append(sampler)
-    return samplers
+    return usable_samplers(proposals, pipe)
 
 
 def describe(sampler: Sampler, pipe) -> str:

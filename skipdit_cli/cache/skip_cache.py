@@ -170,8 +170,9 @@ class SkipCache:
             slot.steps.make_plan(timestep)
         elif slot.steps.count_call(timestep, type(self.transformer).__name__):
             slot.forget()
+        is_reused = bool(slot.times) and not slot.steps.next_is_full
         # Looking into the blocks takes microseconds for each: the first step of a generation does.
-        is_later = bool(slot.times) and (self.scheduler is not None or not slot.steps.next_is_full)
+        is_later = is_reused or (self.scheduler is not None and bool(slot.times))
         refuse_other_cache(self.transformer, self.trunk.blocks if is_later else self.modules, ONE_CACHE)
         if not self.called_slots:
             self.timestep = timestep
@@ -179,7 +180,6 @@ class SkipCache:
             self.steps.next += 1
             self.called_slots.clear()
         self.called_slots.add(key)
-        is_reused = bool(slot.times) and not slot.steps.next_is_full
         if self.trigger is not None:
             self.call = self.trigger.begin_call(slot, is_reused, opens_step=len(self.called_slots) == 1)
         else:

@@ -121,7 +121,7 @@ def _choose_conditions(settings: BenchSettings, conditions: dict, pipe) -> list[
         return samples
     if classes is None or is_text_conditional(pipe):
         return [None] * count
-    return [i * classes // count % classes for i in range(count)]
+    return pipeline_setup.spread_labels(classes, count)
 
 
 def _count_classes(pipe) -> int | None:

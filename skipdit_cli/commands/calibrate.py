@@ -112,7 +112,7 @@ def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, o
         search = report = parsing.parse_integers(settings.class_labels, "--class-labels")
     else:
         wanted = settings.num_samples + settings.num_held_out
-        labels = [at * classes // min(wanted, classes) for at in range(min(wanted, classes))]
+        labels = pipeline_setup.spread_labels(classes, min(wanted, classes))
         few = classes < wanted  # then both take all classes, so that the plan is made for all
         search, report = (labels, labels) if few else (labels[::2], labels[1::2])
     return (
@@ -155,6 +155,7 @@ def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
 
 def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[Path]:
     """Write one plan for each budget, into a file or a folder, and return the files."""
+    from skipdit_cli.cards.card_parts import table
     from skipdit_cli.cards.plans import PLANS, put_plans
     from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
     from skipdit_cli.presets import load_preset
@@ -176,9 +177,7 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
     with files.fill_folder(output, files.PLANS) as folder:
         for cost, plan in plans.items():
             save_plan(plan, folder / f"cost-{cost:g}.yaml", command)
-        columns, rows = _table(found)
-        lines = [columns, ["---"] * len(columns), *rows]
-        (folder / "plans.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines), encoding="utf-8")
+        (folder / "plans.md").write_text(table(*_table(found)) + "\n", encoding="utf-8")
     return [output / f"cost-{cost:g}.yaml" for cost in plans]
 
 

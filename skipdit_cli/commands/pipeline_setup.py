@@ -81,3 +81,8 @@ def choose_labels(text: str | None, num_images: int | None, outline) -> list[int
     if not labels:
         raise UsageError("Got an empty --class-labels but expected one or more ids, such as 0,1.")
     return [labels[i % len(labels)] for i in range(num_images or len(labels))]
+
+
+def spread_labels(classes: int, count: int) -> list[int]:
+    """Return ``count`` class labels, spread evenly over the classes of a model."""
+    return [at * classes // count % classes for at in range(count)]

@@ -97,13 +97,8 @@ class Calibrator:
         seed: int = 0,
         **settings: Any,
     ):
-        self.pipe, self.conditions, self.held_out, self.seed, self.settings = (
-            pipe,
-            conditions,
-            held_out,
-            seed,
-            settings,
-        )
+        self.pipe, self.conditions, self.held_out = pipe, conditions, held_out
+        self.seed, self.settings = seed, settings
         self.own, self.steps = as_sampler(scheduler), steps
         check_deterministic(make_scheduler(self.own, pipe), settings.get("arguments"))
         self.samplers = candidates(pipe) if scheduler is None else [self.own]
@@ -112,35 +107,34 @@ class Calibrator:
 
     def for_costs(self, costs: Sequence[float], effort: Effort = Effort()) -> Calibration:
         """Return the plans for some budgets, in full forwards."""
-        evaluator = self._evaluator()
-        try:
-            search = self._search(evaluator, effort)
-            found = {cost: search.best_at(cost) for cost in sorted(costs)}
-            searched = {each: evaluator.accuracy(each) for best in found.values() for each in best.values()}
-        finally:
-            evaluator.close()
-        return self._report(found, searched)
+        return self._calibrate(lambda search: {cost: search.best_at(cost) for cost in sorted(costs)}, effort)
 
     def for_accuracy(self, accuracy_db: float, effort: Effort = Effort()) -> Calibration:
         """Return the plan for the smallest budget of ``COSTS`` that has an accuracy in dB; the most accurate plan if
         none has it."""
-        evaluator = self._evaluator()
-        try:
-            search = self._search(evaluator, effort)
+
+        def find(search: Search) -> dict[float, dict[str, Candidate]]:
             best: dict[float, dict[str, Candidate]] = {}
+            accuracy: dict[float, float] = {}
             for cost in (float(cost) for cost in COSTS if cost < self.steps):
                 best[cost] = search.best_at(cost)
-                if evaluator.accuracy(best[cost]["plan"]) >= accuracy_db + MARGIN_DB:
+                accuracy[cost] = search.evaluator.accuracy(best[cost]["plan"])
+                if accuracy[cost] >= accuracy_db + MARGIN_DB:
                     break
-            cost = max(best, key=lambda each: evaluator.accuracy(best[each]["plan"]))
-            found = {cost: best[cost]}
-            searched = {each: evaluator.accuracy(each) for each in found[cost].values()}
+            cost = max(accuracy, key=lambda each: accuracy[each])
+            return {cost: best[cost]}
+
+        return self._calibrate(find, effort)
+
+    def _calibrate(self, find: Callable[[Search], dict[float, dict[str, Candidate]]], effort: Effort) -> Calibration:
+        """Return what ``find`` finds by a search, measured on the held-out samples as well."""
+        evaluator = Evaluator(self.pipe, self.conditions, self.seed, known=self.known, **self.settings)
+        try:
+            found = find(self._search(evaluator, effort))
+            searched = {each: evaluator.accuracy(each) for best in found.values() for each in best.values()}
         finally:
             evaluator.close()
         return self._report(found, searched)
-
-    def _evaluator(self) -> Evaluator:
-        return Evaluator(self.pipe, self.conditions, self.seed, known=self.known, **self.settings)
 
     def _search(self, evaluator: Evaluator, effort: Effort) -> Search:
         needs_sources = self.trunk is not None and self.trunk.needs_sources

@@ -100,11 +100,6 @@ def solve_exactly(
     return Exact(samples.latents, samples.images, steps, agreement, sampler)
 
 
-def most_steps(pipe) -> int:
-    """Return the most denoising steps of one batch in ``solve_exactly``, all runs together."""
-    return sum(_step_counts(pipe))
-
-
 def usual_accuracy(pipe) -> float:
     """Return the accuracy in dB that ``solve_exactly`` mostly reaches within ``usual_steps``."""
     own_scheduler = exact_sampler(pipe, FIRST_STEPS, {}).name is None  # of order 1, mostly

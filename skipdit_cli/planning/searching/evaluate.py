@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
-
-import torch
 
 from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.planning.accuracy import each_accuracy_db
@@ -115,4 +114,4 @@ class Evaluator:
         images = self.exact.images
         exact = replace(self.exact, latents=self.exact.latents[part], images=None if images is None else images[part])
         accuracies = each_accuracy_db(self.pipe, samples, exact)
-        return [each if torch.isfinite(torch.tensor(each)) else WORST_DB for each in accuracies]
+        return [each if math.isfinite(each) else WORST_DB for each in accuracies]

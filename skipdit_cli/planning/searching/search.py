@@ -29,8 +29,8 @@ FORECASTS = (("linear", "sqrt", 1.0), ("linear", "sqrt", 0.8), ("taylor2", "time
 """Forecasts to try: name, axis and damping. The first two are likely where nothing is live, the others elsewhere."""
 PLACEMENTS = ((0.8, 1.0), (0.92, 1.0), (0.9, 0.8), (0.75, 1.2))
 """Placements of the full steps to start from, as ``spread_steps`` takes them: the end and the power."""
-SHARES = (0.3, -0.3, 0.12, -0.12)
-"""How far a timestep is moved, as a share of the gap to its neighbour."""
+SHARES = (0.3, 0.12)
+"""How far a timestep is moved, as a share of the gap to its neighbour, either way."""
 DISTANCES = (1, -1, 2, -2)
 """How far a full step is moved."""
 
@@ -86,8 +86,7 @@ class Search:
     def best_at(self, cost: float) -> dict[str, Candidate]:
         """Return the best candidates that cost no more than ``cost`` full forwards: "plan", the best of all;
         "sampler", the best without a cache, at timesteps of its own or even in log SNR; "timesteps", the same at
-        searched ones;
-        "fitted", a sampler that is fitted to the model, without a cache.
+        searched ones; "fitted", a sampler that is fitted to the model, without a cache.
 
         Raises:
             UsageError: No candidate is so cheap.
@@ -195,13 +194,13 @@ class Search:
 
     def _move_timesteps(self, candidate: Candidate, start: Candidate | None = None) -> Candidate:
         """Return the best candidate that moving one timestep after the other leads to; ``start`` if that is better."""
-        for share in SHARES[::2] * (self.effort.passes // 2):
+        for share in SHARES * (self.effort.passes // 2):
             before = candidate
             for at in range(candidate.steps - 1, -1, -1):
                 for moved_by in (share, -share):
                     other = _with_timestep(candidate, at, moved_by)
                     candidate = candidate if other is None else self._best([candidate, other])
-            if candidate == before and share == SHARES[2]:
+            if candidate == before and share == SHARES[-1]:
                 break
         return candidate if start is None else self._best([start, candidate])
 

@@ -5,6 +5,7 @@ from skipdit_cli.sampling.schedulers.candidates import (
     check_deterministic,
     is_deterministic,
     keeps_noise_schedule,
+    usable_samplers,
 )
 from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps, shifted_timesteps
 from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
@@ -41,4 +42,5 @@ __all__ = [
     "predicts_sigma",
     "shifted_timesteps",
     "spacings_of",
+    "usable_samplers",
 ]

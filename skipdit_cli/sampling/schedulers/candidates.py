@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import diffusers
 import torch
@@ -87,15 +87,21 @@ def candidates(pipe: Pipeline) -> list[Sampler]:
 
     No two of them make schedulers of the same class and config.
     """
+    return usable_samplers(_proposals(pipe), pipe)
+
+
+def usable_samplers(proposals: Iterable[Sampler], pipe: Pipeline) -> list[Sampler]:
+    """Return those of some samplers that are deterministic and that a pipeline can take. No two of them make
+    schedulers of the same class and config with the same explicit timesteps."""
     samplers: list[Sampler] = []
     known: set[tuple] = set()
-    for sampler in _proposals(pipe):
+    for sampler in proposals:
         try:
             scheduler = make_scheduler(sampler, pipe)
         except UsageError:  # a scheduler that does not fit the model, or a package that is missing
             continue
         config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-        key = type(scheduler), repr(sorted(config.items()))
+        key = type(scheduler), repr(sorted(config.items())), sampler.timesteps
         if is_deterministic(scheduler) and keeps_noise_schedule(scheduler, pipe) and key not in known:
             known.add(key)
             samplers.append(sampler)
