@@ -1,5 +1,7 @@
 """bench --overhead: the time of the caches in Python, ours and FirstBlockCache's, in the report."""
 
+import math
+
 from skipdit_cli.bench.overhead.call_overhead import METHODS, measure_overhead, overhead_notes
 
 
@@ -7,8 +9,7 @@ def test_each_cache_has_its_row_and_its_sentence():
     rows = measure_overhead(rounds=1)
     figures = {"live_block", "left_out_block", "full_forward", "reused_forward"}
     assert [row["method"] for row in rows] == list(METHODS)
-    assert all(isinstance(row[name], float) for row in rows for name in figures)
-    assert all(row["reused_forward"] > 0 for row in rows)
+    assert all(math.isfinite(row[name]) for row in rows for name in figures)
     assert all("per left-out block" in note for note in overhead_notes(rows))
 
 
