@@ -152,6 +152,9 @@ class TrainingSettings:
     validation_steps: int = _setting(
         0, "Sample a grid at step 0 and every N steps; 0 turns it off.", OUTPUT, least=0, free=True
     )
+    plan: str | None = _setting(
+        None, "Plan that the grids show beside the uncached samples.", OUTPUT, metavar="FILE", free=True
+    )
     report_to: str = _setting(
         "none", "none or tensorboard; metrics.jsonl is always written.", OUTPUT,
         choices=("none", "tensorboard"), free=True,
@@ -182,6 +185,8 @@ class TrainingSettings:
             self._check_choice(each.name, each.metadata["choices"])
         self._check_weighting()
         self._check_cached()
+        if self.plan is not None:
+            self._check_plan(self.plan)
         if self.push_to_hub is not None or self.private:
             from skipdit_cli.cards.publish import check_push
 
@@ -231,6 +236,15 @@ class TrainingSettings:
                 conflict = "--cache-latents, which keeps one latent a sample"
                 raise UsageError(f"Got {flag_name(name)} random with {conflict}; expected center.")
 
+    def _check_plan(self, plan: str) -> None:
+        from skipdit_cli.planning.plan import load_plan
+
+        if not self.validation_steps:
+            raise UsageError(
+                f"Got --plan {plan} without --validation-steps, so no sample grid would show it; give both."
+            )
+        load_plan(plan)
+
     def _check_output(self, models: Mapping[str, object], preset: Path | None) -> None:
         if self.resume_from_checkpoint is not None:
             if self.overwrite:
@@ -239,7 +253,7 @@ class TrainingSettings:
             files.check_resumed(self.output, files.RUN)
             return
         data = {"--data": None if self.data in EMBEDDED else self.data}
-        reads = {**models, "--preset": preset, **data, "--cache-latents": self.cache_latents}
+        reads = {**models, "--preset": preset, "--plan": self.plan, **data, "--cache-latents": self.cache_latents}
         files.check_apart(self.output, reads)
         files.check_outside(self.output, {**models, **data})
         files.check_folder(self.output, files.RUN, self.overwrite)

@@ -7,11 +7,17 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from skipdit_cli import CachePolicy, generate
 from skipdit_cli.models import load_pipeline
+from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
+from skipdit_cli.planning.searching.candidate import Candidate
+from skipdit_cli.sampling.schedulers import Sampler
 from skipdit_cli.training import TrainingSettings
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.run import session, state
@@ -221,6 +227,27 @@ def test_a_failing_sample_grid_is_a_warning(skipdit, tiny_pipeline, tmp_path):
     run = ("finetune", "-m", model, "--train", "all", *RUN, "-o", tmp_path / "run", "--max-train-steps", 1)
     outcome = skipdit(*run, "--validation-steps", 1)
     assert outcome.code == 0 and "training goes on" in outcome.stderr
+
+
+def test_the_grids_of_a_run_with_a_plan_show_its_samples(skipdit, converted, tmp_path):
+    model, plan, output = converted(), tmp_path / "fast.yaml", tmp_path / "run"
+    pipe = load_pipeline(model)
+    candidate = Candidate(Sampler("dpm++", "lu"), 6, CachePolicy((1, 0), full_steps=(0, 2, 3)))
+    save_plan(Plan(candidate, make_made_for(pipe, candidate, 2.0, 3.5, {})), plan)
+    run = ("finetune", "-m", model, *RUN, "--max-train-steps", 1, "--plan", plan)
+    assert skipdit(*run, "--validation-steps", 1, "-o", output).code == 0
+    image = Image.open(output / "samples" / "step-000000.png")
+    record = json.loads(image.text["skipdit"])
+    assert record["columns"] == ["full", "plan fast"] and record["plan"]["full-steps"] == "0,2,3"
+    settings = {"guidance_scale": 2.0, "seed": 0, "scheduler": candidate.sampler, "num_inference_steps": 6}
+    first = generate(pipe, list(range(8)), policy=candidate.policy, **settings).images[0]
+    assert (np.asarray(image)[:64, 65:129] == first.repeat(8, 0).repeat(8, 1)).all()  # enlarged, after a gap of 1
+
+    refused = skipdit(*run, "-o", tmp_path / "second")
+    assert refused.code == 2 and "without --validation-steps" in refused.stderr and not (tmp_path / "second").exists()
+    deeper = converted("deeper", num_layers=8)
+    foreign = skipdit(*run[:2], deeper, *run[3:], "--validation-steps", 1, "-o", tmp_path / "third")
+    assert foreign.code == 2 and "made for 6 blocks, but the model has 8" in foreign.stderr
 
 
 @pytest.mark.parametrize("skips", ["--skip-branches", "--no-skip-branches"])

@@ -17,12 +17,13 @@ from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import note
 from skipdit_cli.finite import first_broken
+from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
 from skipdit_cli.training.data.tensor_store import fingerprint_of_adapters
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.run.interrupt import interrupt
-from skipdit_cli.training.run.logs import RunLog, grid_arguments, grid_name, save_grid
+from skipdit_cli.training.run.logs import RunLog, SampleGrid, grid_name
 from skipdit_cli.training.run.moving_average import MovingAverage
 from skipdit_cli.training.run.prepare import make_schedule, set_train_mode
 from skipdit_cli.training.run.session import Session
@@ -98,7 +99,8 @@ class Trainer:
             "expert": expert,
         }
         size, self.dataset, self.objective = set_up_data(session, pipe)
-        self.grid = grid_arguments(session.samples, pipe, session.num_frames, size)
+        plan = None if settings.plan is None else load_plan(settings.plan)
+        self.grid = SampleGrid(session.samples, pipe, session.num_frames, size, plan)
         optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
         self.schedule = make_schedule(optimizer, settings)
         self.model, self.optimizer = accelerator.prepare(self.transformer, optimizer)
@@ -220,7 +222,7 @@ class Trainer:
             self.transformer.eval()
             with self.average.applied(), self._all_on_device():
                 note(output, f"{SAMPLES}/{grid_name(self.step)}")
-                save_grid(self.pipe, self.grid, output / SAMPLES, self.step, self.settings.seed, observer)
+                self.grid.save(output / SAMPLES, self.step, self.settings.seed, observer)
             set_train_mode(self.transformer)
         self.accelerator.wait_for_everyone()
 
