@@ -69,10 +69,10 @@ class Solutions:
                 self.exact[name] = self.exact[other]  # branches that change nothing yet
                 return
         need = usual_accuracy(pipe)
+        exact: Exact | None = None
         for _ in range(2):
-            exact = solve_exactly(
-                pipe, conditions, accuracy_db=need, least_gain_db=LEAST_GAIN, advance=advance, **arguments
-            )
+            settings = {**arguments, "least_gain_db": LEAST_GAIN, "advance": advance}
+            exact = solve_exactly(pipe, conditions, accuracy_db=need, begin=exact, **settings)
             self.exact[name] = exact
             best = max((self.measure(name, pipe, trial) or 0 for trial in trials), default=0)
             converged = exact.agreement_db >= need

@@ -12,7 +12,7 @@ import torch
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db as agreement_of
-from skipdit_cli.sampling.generate import Generated, generate
+from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import (
@@ -56,6 +56,7 @@ def solve_exactly(
     *,
     accuracy_db: float,
     least_gain_db: float = -math.inf,
+    begin: Exact | None = None,
     advance: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Exact:
@@ -72,6 +73,7 @@ def solve_exactly(
         accuracy_db: How well two runs in a row must agree, by ``planning.accuracy.accuracy_db``.
         least_gain_db: Stop where twice the steps make two runs agree better by less than this: the precision of the
             model is reached.
+        begin: A solution of the same samples to go on from, with twice its steps.
         advance: Called after each denoising step of each run.
         settings: As for ``generate``. The number of steps is chosen here; a ``scheduler`` is only checked.
 
@@ -86,18 +88,20 @@ def solve_exactly(
     check_deterministic(make_scheduler(exact_sampler(pipe, FIRST_STEPS, arguments), pipe), eta)
     if is_text_conditional(pipe):
         _check_repeatable(pipe, conditions, arguments)
-    last: Generated | None = None
-    agreement = float("nan")
+    exact = begin
     for steps in _step_counts(pipe):
+        if begin is not None and steps <= begin.steps:
+            continue
         sampler = exact_sampler(pipe, steps, arguments)
         run = {**arguments, "num_inference_steps": steps, "scheduler": sampler, "advance": advance}
-        samples = generate(pipe, conditions, **run)
-        if last is not None:
-            before, agreement = agreement, agreement_of(pipe, last, samples)
-            if agreement >= accuracy_db or agreement < before + least_gain_db:
-                break
-        last = samples
-    return Exact(samples.latents, samples.images, steps, agreement, sampler)
+        samples, agreement, before = generate(pipe, conditions, **run), math.nan, math.nan
+        if exact is not None:
+            agreement, before = agreement_of(pipe, exact, samples), exact.agreement_db
+        exact = Exact(samples.latents, samples.images, steps, agreement, sampler)
+        if agreement >= accuracy_db or agreement < before + least_gain_db:
+            break
+    assert exact is not None
+    return exact
 
 
 def usual_accuracy(pipe) -> float:
@@ -107,8 +111,8 @@ def usual_accuracy(pipe) -> float:
 
 
 def usual_steps(pipe) -> int:
-    """Return the denoising steps of one batch in the first five runs of ``solve_exactly`` together."""
-    return sum(list(_step_counts(pipe))[:5])
+    """Return the denoising steps of one batch in the first four runs of ``solve_exactly``, which often suffice."""
+    return sum(list(_step_counts(pipe))[:4])
 
 
 def _step_counts(pipe) -> Iterator[int]:

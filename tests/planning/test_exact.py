@@ -61,6 +61,16 @@ def test_a_linear_denoiser_is_solved_to_the_accuracy_that_is_requested(accuracy,
     assert torch.equal(many.latents, exact.latents) and accuracy_db(gaussian, few, many) < accuracy
 
 
+def test_a_solution_goes_on_from_an_earlier_one(gaussian):
+    first = solve_exactly(gaussian, [1, 2], accuracy_db=30, guidance_scale=1.0)
+    steps = []
+    run = {"accuracy_db": 70, "guidance_scale": 1.0}
+    further = solve_exactly(gaussian, [1, 2], begin=first, advance=lambda: steps.append(1), **run)
+    whole = solve_exactly(gaussian, [1, 2], **run)
+    assert first.steps < further.steps == whole.steps and torch.equal(further.latents, whole.latents)
+    assert further.agreement_db == whole.agreement_db and len(steps) == 2 * (further.steps - first.steps)
+
+
 def test_the_embedded_model_converges():
     pipe = open_model(None, "digits", dtype=torch.float32)
     exact = solve_exactly(pipe, [3, 5], accuracy_db=55, guidance_scale=1.5)
