@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,14 @@ def check_values(value: object, what: str) -> None:
         raise UsageError(f"{what} is {value}, but expected a finite number.")
     elif not isinstance(value, (str, int, float, type(None))):
         raise UsageError(f"{what} is a {type(value).__name__} ({value}), but expected a number, a text or a list.")
+
+
+def _markdown_cell(value: object) -> str:
+    """Write a value as the cell of a markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)

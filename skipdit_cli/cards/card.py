@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipdit_cli.cards.card_parts import cell, is_marked, marked, marked_text, replace_marked, without_home
+from skipdit_cli.cards.card_parts import is_marked, marked, marked_text, replace_marked, without_home
 from skipdit_cli.cards.kind import Kind, kind_of
 from skipdit_cli.cards.snippet import loading_snippet, plain_snippet
 from skipdit_cli.console import amount
 from skipdit_cli.errors import UsageError, first_line
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import check_writable, replacing
+from skipdit_cli.formats import markdown_table
 from skipdit_cli.models.build import has_own_keys, has_own_time
 from skipdit_cli.models.index import has_part
 from skipdit_cli.models.outline import Outline, read_outline
@@ -179,12 +180,12 @@ def _body(kind: Kind, outline: Outline, origin: Origin, facts: Mapping, training
     parts = [
         f"# {title}",
         _summary(outline, origin),
-        _table({**_rows(outline, origin), **facts}),
+        markdown_table(["", ""], {**_rows(outline, origin), **facts}.items()),
         "## Loading",
         f"With the Python package `skipdit-cli`:\n\n```python\n{snippet}```",
         *_plain_diffusers(kind, outline, origin),
         *speed,
-        *(["## Training", _table(training)] if training else []),
+        *(["## Training", markdown_table(["", ""], training.items())] if training else []),
         "## How it was made",
         marked(COMMANDS, "\n".join(["```", *origin.commands, origin.command, "```"])),
         _versions(),
@@ -232,13 +233,6 @@ def _plain_diffusers(kind: Kind, outline: Outline, origin: Origin) -> list[str]:
         if null_label(config) is None:
             text.append("The model has no null class to guide away from: it is sampled at a guidance scale of 1.")
     return text
-
-
-def _table(rows: Mapping[str, object]) -> str:
-    """Return a markdown table of two columns without a header."""
-    return "\n".join(
-        ["| | |", "| --- | --- |", *(f"| {cell(name)} | {cell(value)} |" for name, value in rows.items())]
-    )
 
 
 def _versions() -> str:

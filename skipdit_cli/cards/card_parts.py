@@ -1,9 +1,8 @@
-"""Pieces of a card's text: parts between two marks, cells of a table, paths without the user's home folder."""
+"""Pieces of a card's text: parts between two marks, paths without the user's home folder."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,6 @@ def replace_marked(text: str, name: str, new: str) -> str:
 
 def _match(text: str, name: str) -> re.Match | None:
     return re.search(rf"<!-- skipdit {name} -->\n(.*?)\n?<!-- /skipdit {name} -->", text, flags=re.DOTALL)
-
-
-def cell(value: object) -> str:
-    """Write a value as the cell of a markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
 
 
 def without_home(text: str) -> str:

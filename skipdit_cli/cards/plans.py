@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from skipdit_cli.cards.card import CARD, put_section
-from skipdit_cli.cards.card_parts import table
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import markdown_table
 from skipdit_cli.planning.plan import Plan, load_plan
 
 PLANS = "plans"
@@ -50,6 +50,6 @@ def plan_table(folder: Path) -> str:
         [
             "Use one with `skipdit sample -m FOLDER --plan FOLDER/plans/NAME.yaml`. Cost counts full forwards.",
             "",
-            table(["plan", "how", "cost", "dB to exact, held out"], rows),
+            markdown_table(["plan", "how", "cost", "dB to exact, held out"], rows),
         ]
     )

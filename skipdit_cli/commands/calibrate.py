@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from skipdit_cli import console, files
 from skipdit_cli.commands import options, parsing, pipeline_setup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError
+from skipdit_cli.formats import markdown_table
 from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
 
-TRIED = 850
-"""About how many candidates are tried for a budget, beside the samplers."""
 NAMES = {
     "plan": "plan",
     "fitted": "fitted sampler, no cache",
@@ -66,16 +64,19 @@ def calibrate(
     arguments = {**run_arguments(settings), **inputs}
     steps, sampler = arguments.pop("num_inference_steps"), arguments.pop("scheduler")
     run = {"steps": steps, "scheduler": None if sampler == Sampler() else sampler, **arguments}
+    duration = _estimate(pipe, settings, samples, len(held_out), costs, arguments)
     if settings.dry_run:
-        _estimate(pipe, samples, costs, run)
         return
     basis = {"model": str(named_model(model, preset)), "samples": samples, **_plain(run)}
     journal = Journal(settings.output, basis)
     try:
-        with console.progress("Calibrate", TRIED * max(len(costs), 1)) as advance:
+        with console.progress("Calibrate", duration.effort.tries * max(len(costs), 1)) as advance:
             tried = journal.after(advance)
             calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
-            found = calibrator.for_costs(costs) if costs else calibrator.for_accuracy(settings.min_psnr)
+            if costs:
+                found = calibrator.for_costs(costs, duration.effort)
+            else:
+                found = calibrator.for_accuracy(settings.min_psnr, duration.effort)
     except KeyboardInterrupt:
         journal.write()
         raise
@@ -137,25 +138,30 @@ def _plain(run: dict) -> dict[str, object]:
     }
 
 
-def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
-    """Say about how many forwards a calibration makes, and how long they take."""
-    from skipdit_cli.sampling.generate import generate
+def _estimate(pipe, settings: CalibrateSettings, samples: list, held_out: int, costs: list[float], arguments: dict):
+    """Say about how long a calibration takes, and return it; with ``--dry-run`` emit it as well."""
+    from skipdit_cli.planning.duration import EFFORTS, within
 
-    arguments = {name: value for name, value in run.items() if name not in ("steps", "scheduler")}
-    part, steps = samples[:8], 2
-    for _ in range(2):  # the first run warms up
-        began = time.perf_counter()
-        generate(pipe, part, num_inference_steps=steps, decode=False, **arguments)
-        seconds = (time.perf_counter() - began) / steps / len(part)
-    forwards = sum(TRIED * 0.6 * cost for cost in costs or [10.0] * 4) * len(part)
-    minutes = forwards * seconds / 60
-    console.say(f"About {forwards:,.0f} forwards of one sample, {seconds:.3g} s each: about {minutes:.3g} minutes.")
-    console.emit({"command": "calibrate", "forwards": forwards, "seconds_per_forward": seconds, "minutes": minutes})
+    limit = settings.time_limit
+    duration = within(limit, pipe, samples, held_out, costs, **arguments)
+    forwards, seconds, minutes = duration.forwards, duration.seconds_per_forward, duration.minutes
+    tries = duration.effort.tries
+    console.say(
+        f"About {minutes:.2g} minutes: {tries} candidates for each budget, {forwards:,.0f} forwards of one sample, "
+        f"{seconds:.2g} s each."
+    )
+    if minutes > limit:
+        console.warn(f"that is more than the --time-limit of {limit:g} minutes; --num-samples makes it shorter.")
+    elif duration.effort != EFFORTS[0]:
+        console.say(f"More candidates do not fit the --time-limit of {limit:g} minutes.")
+    if settings.dry_run:
+        figures = {"forwards": forwards, "seconds_per_forward": seconds, "minutes": minutes, "tries": tries}
+        console.emit({"command": "calibrate", **figures})
+    return duration
 
 
 def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[Path]:
     """Write one plan for each budget, into a file or a folder, and return the files."""
-    from skipdit_cli.cards.card_parts import table
     from skipdit_cli.cards.plans import PLANS, put_plans
     from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
     from skipdit_cli.presets import load_preset
@@ -177,7 +183,7 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
     with files.fill_folder(output, files.PLANS) as folder:
         for cost, plan in plans.items():
             save_plan(plan, folder / f"cost-{cost:g}.yaml", command)
-        (folder / "plans.md").write_text(table(*_table(found)) + "\n", encoding="utf-8")
+        (folder / "plans.md").write_text(markdown_table(*_table(found)) + "\n", encoding="utf-8")
     return [output / f"cost-{cost:g}.yaml" for cost in plans]
 
 

@@ -9,6 +9,7 @@ from skipdit_cli import console
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import markdown_table
 from skipdit_cli.settings import OUTPUT, HubSettings, setting, steps_setting
 
 INTERVALS = (2, 3, 4, 5)
@@ -170,8 +171,7 @@ def _show_families(markdown: bool) -> None:
     columns = ["class", "trunk", "blocks", "note"]
     rows = [[each.name, each.known, ", ".join(each.blocks) or "-", each.note or "-"] for each in families]
     if markdown:
-        for row in [columns, ["---"] * len(columns), *([f"`{row[0]}`", *row[1:]] for row in rows)]:
-            console.say(f"| {' | '.join(row)} |")
+        console.say(markdown_table(columns, [[f"`{row[0]}`", *row[1:]] for row in rows]))
     else:
         console.table(columns, rows)
     counts = Counter(each.known for each in families)

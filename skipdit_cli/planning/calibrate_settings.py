@@ -54,7 +54,10 @@ class CalibrateSettings:
         None, "Samples per batch. [default: all at once, or 1 with prompts]", PIPELINE, minimum=1, run=True
     )
     pipeline: PipelineSettings = PipelineSettings()
-    dry_run: bool = setting(False, "Say about how long it takes, and stop.", OUTPUT)
+    time_limit: float = setting(
+        60, "Minutes that it may take, about: with few, it tries less.", "Search", minimum=0, maximum=1e6
+    )
+    dry_run: bool = setting(False, "Say about how long it takes, and stop.", "Search")
     overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
 
     def check(self) -> None:

@@ -110,10 +110,6 @@ class Plan:
             return None
         return f"the plan '{self.name}' was measured with {' and '.join(differences)}; its accuracy here is not known."
 
-    def case(self) -> tuple[str, Candidate]:
-        """Return the name and the candidate of the plan, for a row of a bench."""
-        return f"plan {self.name}".strip(), replace(self.candidate, policy=self.policy)
-
 
 def make_made_for(
     pipe: Any, candidate: Candidate, guidance_scale: float | None, cost: float, measured: Mapping[str, Any]

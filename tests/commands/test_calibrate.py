@@ -105,3 +105,10 @@ def test_a_dry_run_says_how_long_and_writes_nothing(skipdit, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     ran = skipdit("calibrate", "--preset", "digits", "--cost", 9, "--dry-run", "--json")
     assert ran.code == 0 and ran.json["minutes"] > 0 and not list(tmp_path.iterdir())
+
+
+def test_a_time_limit_leaves_less_to_try(skipdit):
+    run = ("calibrate", "--preset", "digits", "--cost", 9, "--dry-run", "--json")
+    long, none = (skipdit(*run, "--time-limit", minutes) for minutes in (1e6, 0))
+    assert long.json["tries"] > none.json["tries"] and long.json["forwards"] > none.json["forwards"]
+    assert "more than the --time-limit of 0 minutes" in none.stderr and "time-limit" not in long.stderr

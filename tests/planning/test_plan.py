@@ -123,11 +123,6 @@ def test_other_weights_and_guidance_are_told(pipe, saved, tiny_pipeline):
     assert "no skip branches (the model has skip branches of the merge residual)" in plan.difference(other, 1.5)
 
 
-def test_a_row_of_a_bench(saved):
-    name, candidate = load_plan(saved()).case()
-    assert name == "plan plan" and candidate.policy.steps == 6 and candidate.full_steps == (0, 1, 3)
-
-
 def in_sample(**flags):
     return lambda data: data["sample"].update({name.replace("_", "-"): value for name, value in flags.items()})
 

@@ -13,7 +13,7 @@ import torch
 from skipdit_cli.bench.peers.pareto import save_pareto
 from skipdit_cli.bench.results.plot import save_plot
 from skipdit_cli.console import SCHEMA
-from skipdit_cli.formats import to_json
+from skipdit_cli.formats import markdown_table, to_json
 from skipdit_cli.sampling.device import computes_wide
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.trunk import known_trunk
@@ -87,7 +87,6 @@ def markdown(report: dict) -> str:
 def results(report: dict) -> str:
     """Return the table, its notes, the device and the settings as markdown without a heading."""
     columns, lines = table(report["rows"], markdown=True)
-    lines = [columns, ["---"] * len(columns), *lines]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return "\n".join(
         [
@@ -96,7 +95,7 @@ def results(report: dict) -> str:
             f"batch {report['batch_size']}, seed {report['seed']}, {report['rounds']} interleaved rounds, "
             f"{report['date']}.",
             "",
-            *("| " + " | ".join(line) + " |" for line in lines),
+            markdown_table(columns, lines),
             "",
             *(line for text in sentences(report) for line in (text, "")),
             f"`{report['command']}`",

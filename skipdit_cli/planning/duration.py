@@ -1,0 +1,72 @@
+"""How long a calibration takes, and the effort that a time limit leaves room for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skipdit_cli.planning.exact import usual_steps
+from skipdit_cli.planning.searching.search import EFFORTS, Effort
+from skipdit_cli.sampling.generate import generate
+
+SHARE_OF_TRY = 0.7
+"""The forwards of a try, of those of all its samples: some share their beginning, some end at the first look."""
+STEPS, SAMPLES, SLOW = 2, 8, 5.0
+"""What is timed: the denoising steps, the samples, and the seconds above which one sample is enough."""
+ACCURACY_BUDGETS = 4
+"""About how many budgets are tried for an accuracy."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """About how long a calibration takes.
+
+    Args:
+        effort: How much it tries.
+        forwards: Forwards of one sample.
+        seconds_per_forward: As it was timed on this machine.
+    """
+
+    effort: Effort
+    forwards: float
+    seconds_per_forward: float
+
+    @property
+    def minutes(self) -> float:
+        """The time of all forwards."""
+        return self.forwards * self.seconds_per_forward / 60
+
+
+def within(minutes: float, pipe, conditions: Sequence, held_out: int, costs: Sequence[float], **settings) -> Duration:
+    """Return the duration of the greatest effort that takes no more than some minutes; of the least if all take more.
+
+    Args:
+        minutes: The time limit.
+        pipe: The pipeline, which is timed.
+        conditions: One per sample to search with.
+        held_out: The number of held-out samples.
+        costs: The budgets in full forwards; none where an accuracy is asked for.
+        settings: As for ``generate``.
+    """
+    seconds, exact = _time(pipe, conditions, settings), usual_steps(pipe) * (len(conditions) + held_out)
+    budgets = costs or [10.0] * ACCURACY_BUDGETS
+    for effort in EFFORTS:
+        searched = sum(effort.tries * cost * len(conditions) * SHARE_OF_TRY for cost in budgets)
+        duration = Duration(effort, exact + searched, seconds)
+        if duration.minutes <= minutes:
+            break
+    return duration
+
+
+def _time(pipe, conditions: Sequence, settings: dict[str, Any]) -> float:
+    """Return the seconds of a forward of one sample, after a run that warms up."""
+    seconds = SLOW
+    for count in (1, 1, min(SAMPLES, len(conditions))):
+        if count > 1 and seconds > SLOW:
+            break
+        began = time.perf_counter()
+        generate(pipe, conditions[:count], num_inference_steps=STEPS, decode=False, **settings)
+        seconds = (time.perf_counter() - began) / STEPS / count
+    return seconds
