@@ -9,7 +9,7 @@ from skipdit_cli.models import open_model
 from skipdit_cli.planning.calibrate import Calibrator
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
-from skipdit_cli.planning.searching.evaluate import WORST_DB, Evaluator
+from skipdit_cli.planning.searching.evaluate import BEST_DB, WORST_DB, Evaluator
 from skipdit_cli.planning.searching.search import Effort
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler
@@ -90,6 +90,11 @@ def test_the_pipeline_is_as_it_was_after_a_search(digits):
 
 def test_a_candidate_that_cannot_run_is_the_worst(evaluator):
     assert evaluator.each(Candidate(LU, 10, CachePolicy(6, full_steps=(0, 5)))) == [WORST_DB] * 4
+
+
+def test_what_equals_the_exact_samples_is_the_best(evaluator):
+    exact = evaluator.exact
+    assert evaluator.each(Candidate(exact.sampler, exact.steps)) == [BEST_DB] * 4
 
 
 def test_a_candidate_far_behind_is_not_sampled_to_the_end(evaluator):
