@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from skipdit_cli.cache.forecast import FORECASTS
@@ -84,6 +84,13 @@ class CachePolicy:
         count = min(steps, FULL_STEPS_OF_FEW + LEVELS[name] * max(steps - FEW_STEPS, 0) // 10)
         forecast = "linear" if count < FULL_STEPS_OF_TAYLOR2 else "taylor2"
         return cls(0, full_steps=count, forecast=forecast, damping=0.8, axis="sqrt", placement="mid-dense")
+
+    def with_live_block(self) -> CachePolicy:
+        """Return the form of a level for a stochastic sampler, whose fresh noise only a live block sees, or the policy
+        itself if it is no level."""
+        if not (self.forecasts_output and self.reads_noise_levels):
+            return self
+        return replace(self, layers=(1, 0), forecast="taylor2", damping=1.0, axis="timestep")
 
     def __post_init__(self):
         object.__setattr__(self, "layers", both_ends(self.layers))

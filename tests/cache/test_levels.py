@@ -129,3 +129,11 @@ def latents(preset, sampler, steps, policy=None):
     settings = {"scheduler": Sampler(*SAMPLERS[sampler]), "num_inference_steps": steps, "guidance_scale": scale}
     model = load_pipeline(load_preset(preset).weights_path)
     return generate(model, range(samples), policy=policy, decode=False, **settings).latents
+
+
+def test_a_stochastic_sampler_keeps_a_live_block(digits_model):
+    level = CachePolicy.level("fast", 15)
+    assert level.with_live_block().layers == (1, 0) and CachePolicy(0).with_live_block() == CachePolicy(0)
+    settings = {"scheduler": Sampler("ddpm"), "num_inference_steps": 15, "guidance_scale": 1.0}
+    made = generate(load_pipeline(digits_model), [1], policy=level, decode=False, **settings)
+    assert made.report.blocks_run == 8 * 12 + 7
