@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,29 +12,16 @@ LARGEST = 20.0
 """Bound of the levels, for a step that begins at pure noise or at data."""
 
 
-@dataclass(frozen=True)
-class NoiseLevels:
-    """The noise levels of the steps of a run, x = alpha * data + sigma * noise.
+def noise_levels(scheduler, timesteps: Sequence[float]) -> tuple[float, ...] | None:
+    """Return log(alpha / sigma) before each step of a run, where x = alpha * data + sigma * noise; None where the
+    scheduler has no levels that are known, or where the noise does not fall from step to step (inversion, repainting).
+
+    The ``sigmas`` of diffusers' schedulers are sigma / alpha, from far above 1 on, or the sigma of a flow with alpha =
+    1 - sigma, from 1 on; a scheduler without them has ``alphas_cumprod``, the squares of alpha, by timestep.
 
     Args:
-        log_ratio: log(alpha / sigma) before each step.
-        is_flow: Whether the run follows a flow, alpha = 1 - sigma, so that the model predicts a velocity.
-    """
-
-    log_ratio: tuple[float, ...]
-    is_flow: bool
-
-    def since(self, start: int) -> NoiseLevels:
-        """Return the levels from step ``start`` on."""
-        return NoiseLevels(self.log_ratio[start:], self.is_flow)
-
-
-def noise_levels(scheduler, timesteps: Sequence[float]) -> NoiseLevels | None:
-    """Return the noise levels of a scheduler's timesteps, or None where it has none that are known, or where
-    the noise does not fall from step to step (inversion, repainting).
-
-    The ``sigmas`` of diffusers' schedulers are sigma / alpha, from far above 1 on, or the sigma of a flow, from 1 on;
-    a scheduler without them has ``alphas_cumprod``, the squares of alpha, by timestep.
+        scheduler: The scheduler, after ``set_timesteps``.
+        timesteps: Its timesteps, in order.
     """
     sigmas, alphas = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
     if sigmas is not None and len(sigmas) >= len(timesteps):
@@ -44,12 +30,11 @@ def noise_levels(scheduler, timesteps: Sequence[float]) -> NoiseLevels | None:
         ratios = [_log_ratio(1 - sigma if is_flow else 1.0, sigma) for sigma in values[: len(timesteps)]]
     elif alphas is not None:
         values = torch.as_tensor(alphas).tolist()
-        is_flow, squares = False, [values[min(max(round(t), 0), len(values) - 1)] for t in timesteps]
+        squares = [values[min(max(round(t), 0), len(values) - 1)] for t in timesteps]
         ratios = [_log_ratio(square, 1 - square) / 2 for square in squares]
     else:
         return None
-    is_rising = all(later >= ratio for ratio, later in pairwise(ratios))
-    return NoiseLevels(tuple(ratios), is_flow) if is_rising else None
+    return tuple(ratios) if all(later >= ratio for ratio, later in pairwise(ratios)) else None
 
 
 def _log_ratio(signal: float, noise: float) -> float:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from skipdit_cli.cache.forecast import FORECASTS
-from skipdit_cli.cache.noise_levels import NoiseLevels
 from skipdit_cli.cache.schedule import explicit, is_full_in_window, late_dense, mid_dense, uniform, windowed
 from skipdit_cli.errors import UsageError, nearest
 
 TARGETS = ("boundary", "residual")
 PLACEMENTS = ("late-dense", "mid-dense")
-LEVELS = {"fast": (1, 10), "balanced": (1, 5), "quality": (3, 8)}
-"""Name to (numerator, denominator) of the share of full steps in a run, beside ``FIRST_FULL_STEPS``."""
-FIRST_FULL_STEPS = 5
-"""Full steps of a level in a run of any length, so that it reuses little where there are few steps."""
+LEVELS = {"fast": 1, "balanced": 2, "quality": 4}
+"""Name to the number of full steps in every ten steps of a run beyond ``FEW_STEPS``."""
+FEW_STEPS, FULL_STEPS_OF_FEW = 10, 8
+"""Full steps of every level in a run of so many steps, of which a plain sampler with fewer steps is nearly as good."""
+FULL_STEPS_OF_TAYLOR2 = 13
+"""Full steps from which a level forecasts by ``taylor2``, which overshoots where they are few and far between."""
 AXES = ("timestep", "sqrt")
 
 
@@ -59,13 +60,15 @@ class CachePolicy:
     axis: str = "timestep"
     steps: int | None = None
     placement: str = "late-dense"
+    threshold: float | None = None
 
     @classmethod
     def level(cls, name: str, steps: int) -> CachePolicy:
         """Return the policy of a level, which needs no calibration.
 
-        Its full steps are placed by the noise levels of the scheduler, so that it serves all samplers and spacings.
-        Of 50 steps 10, 15 or 23 are full.
+        A reused step runs nothing: the output of the transformer is forecast. The full steps are placed by the noise
+        levels of the scheduler, so that one rule serves all samplers and spacings. Of 50 steps 12, 16 or 24 are
+        full, of 10 steps 8. Skip branches are not used, for they need live blocks.
 
         Args:
             name: ``fast``, ``balanced`` or ``quality``.
@@ -78,11 +81,16 @@ class CachePolicy:
             raise UsageError(f"Got --cache '{name}' but expected one of {', '.join(LEVELS)}.{nearest(name, LEVELS)}")
         if not _whole(steps) or steps < 1:
             raise UsageError(f"Got a cache level for {steps!r} steps but expected a whole number of 1 or more.")
-        share, of = LEVELS[name]
-        count = min(steps, FIRST_FULL_STEPS + share * steps // of)
-        return cls(layers=(1, 0), full_steps=count, placement="mid-dense")
+        count = min(steps, FULL_STEPS_OF_FEW + LEVELS[name] * max(steps - FEW_STEPS, 0) // 10)
+        forecast = "linear" if count < FULL_STEPS_OF_TAYLOR2 else "taylor2"
+        return cls(0, full_steps=count, forecast=forecast, damping=0.8, axis="sqrt", placement="mid-dense")
 
-    threshold: float | None = None
+    def with_live_block(self) -> CachePolicy:
+        """Return the form of a level for a stochastic sampler, whose fresh noise only a live block sees, or the policy
+        itself if it is no level."""
+        if not (self.forecasts_output and self.reads_noise_levels):
+            return self
+        return replace(self, layers=(1, 0), forecast="taylor2", damping=1.0, axis="timestep")
 
     def __post_init__(self):
         object.__setattr__(self, "layers", both_ends(self.layers))
@@ -177,13 +185,13 @@ class CachePolicy:
         timesteps are not known."""
         return math.sqrt(timestep) if self.axis == "sqrt" and timestep > 0 else timestep
 
-    def plan(self, timesteps: Sequence[float], levels: NoiseLevels | None = None) -> tuple[bool, ...]:
+    def plan(self, timesteps: Sequence[float], levels: Sequence[float] | None = None) -> tuple[bool, ...]:
         """Return one bool per step, True where it is full; the first step always is. With a threshold, they are the
         steps that must be full whatever it measures.
 
         Args:
             timesteps: The timesteps of the run, in order. Only a window depends on their values.
-            levels: Their noise levels, on which the mid-dense placement depends; it is even without them.
+            levels: log(alpha/sigma) at each, on which the mid-dense placement depends; it is even without them.
 
         Raises:
             UsageError: The policy was made for a run of more steps.

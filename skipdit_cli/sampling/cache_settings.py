@@ -13,7 +13,7 @@ class CacheSettings:
 
     cache: str | None = setting(
         None,
-        "Cache by a level, in the place of the flags below: fast, balanced or quality. Of 50 steps 10, 15 or 23 are "
+        "Cache by a level, in the place of the flags below: fast, balanced or quality. Of 50 steps 12, 16 or 24 are "
         "full.",
         CACHE,
         metavar="LEVEL",

@@ -114,7 +114,7 @@ class ScheduledSteps(Steps):
         start = start if start < len(timesteps) else 0  # a scheduler not set for this generation is past its last one
         levels = noise_levels(self.scheduler, timesteps) if self.policy.reads_noise_levels else None
         self.timesteps = timesteps[start:]
-        self.plan = self.policy.plan(self.timesteps, levels and levels.since(start))
+        self.plan = self.policy.plan(self.timesteps, levels and levels[start:])
 
 
 class CountedSteps(Steps):
