@@ -151,6 +151,9 @@ def test_levels_are_rows(skipdit, skip_model):
     report = skipdit("bench", "-m", skip_model, *steps, "--cache", "fast,quality", "--json").json
     rows = [row for row in report["rows"] if row["case"] == "skip-cache"]
     assert [(row["schedule"], row["cache_layers"]) for row in rows] == [("mid-dense 8", 0), ("mid-dense 10", 0)]
+    stochastic = skipdit("bench", "-m", skip_model, *steps, "--cache", "fast", "--scheduler", "ddpm", "--json").json
+    layers = [row["cache_layers"] for row in stochastic["rows"] if row["case"] == "skip-cache"]
+    assert layers == ["1:0"]  # what ran, as generate does
     refused = skipdit("bench", "-m", skip_model, *steps, "--cache", "fast", "--cache-layers", 2)
     assert refused.code == 2 and "--cache with --cache-layers" in refused.stderr
 
