@@ -8,6 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.cache.noise_levels import noise_levels
+from skipdit_cli.cache.schedule import mid_dense
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.fit_sampler import MAX_EVALUATIONS, MIN_EVALUATIONS, SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
@@ -122,7 +124,7 @@ class Search:
             for sampler in samplers
             for ratio in RATIOS
             for ends in self.ends[:2]
-            for candidate in self._cached(sampler, round(cost * ratio), ends, cost, PLACEMENTS[:2])
+            for candidate in self._cached(sampler, round(cost * ratio), ends, cost, PLACEMENTS[:1])
         ]
         near = [
             candidate
@@ -140,16 +142,29 @@ class Search:
         cost: float,
         placements: Iterable[tuple[float, float]],
     ) -> list[Candidate]:
-        """Return candidates with a cache of this live depth: likely forecasts, and placements of the full steps."""
+        """Return candidates with a cache of this live depth: likely forecasts, and placements of the full steps, that
+        by the noise levels among them."""
         count = full_steps_within(cost, steps, self.flops.reused(ends) / self.flops.full)
         if not 2 <= count < steps:
             return []
+        places = [spread_steps(steps, count, end, power) for end, power in placements]
         return [
             Candidate(sampler, steps, CachePolicy(ends, full_steps=full, forecast=name, damping=damping, axis=axis))
-            for end, power in placements
-            for full in [spread_steps(steps, count, end, power)]
+            for full in dict.fromkeys([*self._by_noise_levels(sampler, steps, count), *places])
             for name, axis, damping in (FORECASTS[2:] if any(ends) else FORECASTS[:2])
         ]
+
+    def _by_noise_levels(self, sampler: Sampler, steps: int, count: int) -> list[tuple[int, ...]]:
+        """Return the full steps that a cache level would choose; none for a sampler that cannot do so many steps."""
+        scheduler = make_scheduler(sampler, self.evaluator.pipe)
+        try:
+            scheduler.set_timesteps(steps)
+        except (UsageError, ValueError, IndexError):
+            return []
+        levels = noise_levels(scheduler, [float(t) for t in scheduler.timesteps])
+        if levels is None or len(levels) != steps:
+            return []
+        return [tuple(step for step, is_full in enumerate(mid_dense(steps, count, levels)) if is_full)]
 
     def _improved(self, candidate: Candidate) -> Candidate:
         """Return the best candidate that local search finds from this one: with another forecast, then with moved full
