@@ -17,6 +17,8 @@ from skipdit_cli.sampling.generate import generate
 
 WORST_DB = -99.0
 """Stands for a candidate that cannot run, or whose samples are not finite."""
+BEST_DB = 100.0
+"""Stands for a sample that does not differ from the exact solution, or by less than this."""
 LEAD_DB = 1.0
 """A candidate that is this far behind on the first samples is not sampled on the others."""
 
@@ -114,4 +116,4 @@ class Evaluator:
         images = self.exact.images
         exact = replace(self.exact, latents=self.exact.latents[part], images=None if images is None else images[part])
         accuracies = each_accuracy_db(self.pipe, samples, exact)
-        return [each if math.isfinite(each) else WORST_DB for each in accuracies]
+        return [WORST_DB if math.isnan(each) else min(each, BEST_DB) for each in accuracies]

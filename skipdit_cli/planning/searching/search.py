@@ -193,7 +193,8 @@ class Search:
         if candidate.sampler.timesteps is not None:
             return candidate
         scheduler = make_scheduler(candidate.sampler, self.evaluator.pipe)
-        scheduler.set_timesteps(candidate.steps)
+        shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}  # about that of the pipeline
+        scheduler.set_timesteps(candidate.steps, **shifted)
         timesteps, steps = [float(t) for t in scheduler.timesteps], candidate.steps
         if len(timesteps) != steps or any(after >= before for before, after in pairwise(timesteps)):
             table = getattr(scheduler, "alphas_cumprod", None)
