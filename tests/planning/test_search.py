@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipdit_cli import CachePolicy
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.models import open_model
 from skipdit_cli.planning.calibrate import Calibrator
 from skipdit_cli.planning.flops import StepFlops
@@ -108,6 +108,17 @@ def test_a_scheduler_that_is_shifted_by_the_size_of_the_image_has_timesteps_to_m
     best = search.best_at(2)
     evaluator.close()
     assert len(best["timesteps"].sampler.timesteps or (1, 2)) == 2
+
+
+def test_a_pipeline_that_runs_with_no_fitted_sampler_has_a_plan_without_one(digits, evaluator, caplog):
+    class Unfit:
+        def search(self, *_):
+            raise SkipditError("The WanPipeline failed as it ran.")
+
+    best = Search(evaluator, StepFlops(digits.transformer), [LU], 12, effort=Effort(starts=0), fitter=Unfit()).best_at(
+        2
+    )
+    assert set(best) == {"plan", "sampler", "timesteps"} and "WanPipeline failed" in caplog.text
 
 
 def test_the_pipeline_is_as_it_was_after_a_search(digits):

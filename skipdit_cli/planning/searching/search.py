@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from skipdit_cli.cache import CachePolicy
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.planning.fit_sampler import MAX_EVALUATIONS, MIN_EVALUATIONS, SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
@@ -33,6 +34,8 @@ SHARES = (0.3, 0.12)
 """How far a timestep is moved, as a share of the gap to its neighbour, either way."""
 DISTANCES = (1, -1, 2, -2)
 """How far a full step is moved."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,21 @@ class Search:
         cached = [self._move_full_steps(start) for start in self._starts(plain, cost)]
         best = [self._improved(self._best(cached))] if cached else []
         named = {"sampler": sampler, "timesteps": searched}
-        if self.fitter is not None and MIN_EVALUATIONS <= int(cost) <= MAX_EVALUATIONS:
-            fit = self.fitter.search(int(cost), self.effort.fits, self.tried)
-            named["fitted"] = Candidate(fit.sampler, int(cost))
+        if (fitted := self._fitted(int(cost))) is not None:
+            named["fitted"] = fitted
         return {"plan": self._best([*named.values(), *best]), **named}
+
+    def _fitted(self, steps: int) -> Candidate | None:
+        """Return a sampler that is fitted to the model; None without a fitter, or if none can be fitted: the loop of a
+        pipeline may need what only its own scheduler has."""
+        if self.fitter is None or not MIN_EVALUATIONS <= steps <= MAX_EVALUATIONS:
+            return None
+        try:
+            return Candidate(self.fitter.search(steps, self.effort.fits, self.tried).sampler, steps)
+        except SkipditError as cause:
+            logger.warning("No sampler can be fitted to this pipeline, so plans are without one: %s", cause)
+            self.fitter = None
+            return None
 
     def _starts(self, plain: Sequence[Candidate], cost: float) -> list[Candidate]:
         """Return the best candidates with a cache, by a first look, no two with the same sampler and live depth."""
