@@ -18,6 +18,7 @@ from skipdit_cli.settings import run_arguments
 
 NAMES = {
     "plan": "plan",
+    "cached": "best with a cache",
     "fitted": "fitted sampler, no cache",
     "timesteps": "best timesteps, no cache",
     "sampler": "best sampler, no cache",
@@ -49,8 +50,9 @@ def calibrate(
     inputs = parsing.read_inputs(settings.pipeline)
     _check_output(settings, model, preset)
 
+    from skipdit_cli.families.fingerprint import weights_fingerprint
     from skipdit_cli.models import named_model, open_model
-    from skipdit_cli.planning.calibrate import Calibrator
+    from skipdit_cli.planning.calibrate import Calibrator, check_full_run
     from skipdit_cli.planning.searching.journal import Journal
     from skipdit_cli.sampling.schedulers.sampler import Sampler
 
@@ -64,10 +66,12 @@ def calibrate(
     arguments = {**run_arguments(settings), **inputs}
     steps, sampler = arguments.pop("num_inference_steps"), arguments.pop("scheduler")
     run = {"steps": steps, "scheduler": None if sampler == Sampler() else sampler, **arguments}
+    check_full_run(pipe, sampler, steps, inputs.get("arguments"))
     duration = _estimate(pipe, settings, samples, len(held_out), costs, arguments)
     if settings.dry_run:
         return
-    basis = {"model": str(named_model(model, preset)), "samples": samples, **_plain(run)}
+    weights = {"weights": weights_fingerprint(pipe), "dtype": str(dtype), "lora": settings.pipeline.lora}
+    basis = {"model": str(named_model(model, preset)), **weights, "samples": samples, **_plain(run)}
     journal = Journal(settings.output, basis)
     try:
         with console.progress("Calibrate", duration.effort.tries * max(len(costs), 1)) as advance:

@@ -18,7 +18,16 @@ from skipdit_cli.sampling.by_class import sample_shape
 from skipdit_cli.sampling.generate import batches
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
-from skipdit_cli.sampling.schedulers import Sampler, as_sampler, candidates, check_deterministic, make_scheduler
+from skipdit_cli.sampling.refusals import check_steps
+from skipdit_cli.sampling.run_settings import RunSettings
+from skipdit_cli.sampling.schedulers import (
+    Sampler,
+    as_sampler,
+    candidates,
+    check_deterministic,
+    check_single_forwards,
+    make_scheduler,
+)
 from skipdit_cli.trunk import known_trunk
 
 HELD_OUT_SEED = 1_000_000
@@ -68,6 +77,27 @@ class Calibration:
     held_out: int
 
 
+def check_full_run(
+    pipe, sampler: Sampler | str | None, steps: int, arguments: Mapping[str, object] | None = None
+) -> None:
+    """Refuse a full run that no plan can be compared with.
+
+    Args:
+        pipe: The pipeline.
+        sampler: The sampler of the run; the pipeline's own if None.
+        steps: The number of denoising steps of the run.
+        arguments: The arguments of the pipeline's call.
+
+    Raises:
+        UsageError: The scheduler is unknown, adds noise, cannot do so many steps, or does not evaluate the model once
+            a step.
+    """
+    scheduler = make_scheduler(sampler, pipe)
+    check_deterministic(scheduler, arguments)
+    check_steps(RunSettings(num_inference_steps=steps, scheduler=sampler), scheduler)
+    check_single_forwards(scheduler)
+
+
 class Calibrator:
     """Searches plans of one pipeline, and measures them on held-out samples.
 
@@ -81,7 +111,7 @@ class Calibrator:
         settings: Further settings of ``generate``: guidance_scale, seed, negative_prompt and others.
 
     Raises:
-        UsageError: The scheduler is not deterministic, or a setting does not fit the pipeline.
+        UsageError: As for ``check_full_run``, or a setting does not fit the pipeline.
     """
 
     def __init__(
@@ -100,7 +130,7 @@ class Calibrator:
         self.pipe, self.conditions, self.held_out = pipe, conditions, held_out
         self.seed, self.settings = seed, settings
         self.own, self.steps = as_sampler(scheduler), steps
-        check_deterministic(make_scheduler(self.own, pipe), settings.get("arguments"))
+        check_full_run(pipe, self.own, steps, settings.get("arguments"))
         self.samplers = candidates(pipe) if scheduler is None else [self.own]
         self.flops, self.trunk = StepFlops(pipe.transformer), known_trunk(pipe.transformer)
         self.known, self.advance = {} if known is None else known, advance

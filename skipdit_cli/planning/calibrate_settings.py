@@ -100,8 +100,9 @@ class CalibrateSettings:
         costs = [steps / number if self.speedup is not None else number for number in numbers]
         for number, cost in zip(numbers, costs):
             if not 1 <= cost < steps:
-                raise UsageError(
-                    f"Got {flag} {number:g}, a cost of {cost:.3g} full forwards, but expected 1 or more and less than "
-                    f"the full run of {steps} steps."
-                )
+                meaning = "" if self.speedup is None else f", a cost of {cost:g} full forwards"
+                expected = f"1 or more and less than the full run of {steps} steps"
+                if self.speedup is not None:
+                    expected = f"more than 1 and at most {steps}, the steps of the full run"
+                raise UsageError(f"Got {flag} {number:g}{meaning}, but expected {expected}.")
         return sorted(set(costs))

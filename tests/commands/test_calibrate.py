@@ -73,8 +73,9 @@ def test_an_interrupted_calibration_goes_on_and_refuses_other_settings(skipdit, 
     monkeypatch.undo()
     journal = tmp_path / "cut.yaml.partial.json"
     assert journal.exists() and not cut.exists()
-    other = skipdit(*arguments, "--guidance-scale", 2, "-o", cut)
-    assert other.code == 2 and "other settings" in other.stderr
+    for changed in (("--guidance-scale", 2), ("--dtype", "bf16"), ("--seed", 1)):
+        other = skipdit(*arguments, *changed, "-o", cut)
+        assert other.code == 2 and "other settings" in other.stderr
     assert skipdit(*arguments, "-o", cut).code == 0 and cut.exists() and not journal.exists()
 
 
@@ -85,12 +86,15 @@ def test_an_interrupted_calibration_goes_on_and_refuses_other_settings(skipdit, 
         (("--cost", "9", "--speedup", "5", "-o", "p.yaml"), "--cost and --speedup"),
         (("--cost", "0.5", "-o", "p.yaml"), "1 or more"),
         (("--cost", "50", "-o", "p.yaml"), "less than the full run"),
-        (("--speedup", "1", "-o", "p.yaml"), "less than the full run"),
+        (("--speedup", "1", "-o", "p.yaml"), "more than 1 and at most 50"),
         (("--cost", "nine", "-o", "p.yaml"), "numbers separated by commas"),
         (("--cost", "9"), "no --output"),
         (("--cost", "9", "-o", "plans"), "a .yaml file"),
         (("--cost", "8,9", "-o", "p.yaml"), "a folder"),
         (("--cost", "9", "--scheduler", "ddpm", "-o", "p.yaml"), "deterministic"),
+        (("--cost", "9", "--scheduler", "ddpm", "--dry-run"), "deterministic"),
+        (("--cost", "9", "--scheduler", "heun", "-o", "p.yaml"), "evaluates the model more than once a step"),
+        (("--cost", "9", "--steps", "1001", "--dry-run"), "the model has 1000 timesteps"),
         (("--cost", "9", "--timesteps", "900,100", "-o", "p.yaml"), "--timesteps"),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from skipdit_cli.errors import NotFiniteError, UsageError
+from skipdit_cli.errors import SkipditError
 from skipdit_cli.planning.accuracy import each_accuracy_db
 from skipdit_cli.planning.exact import Exact, solve_exactly
 from skipdit_cli.planning.searching.candidate import Candidate
@@ -111,7 +111,7 @@ class Evaluator:
                 decode=self.decode,
                 **self.settings,
             )
-        except (UsageError, NotFiniteError, ValueError, IndexError):  # a scheduler that cannot do so many steps
+        except (SkipditError, ValueError, IndexError):  # a scheduler that cannot do so many steps, or samples of NaN
             return [WORST_DB] * count
         images = self.exact.images
         exact = replace(self.exact, latents=self.exact.latents[part], images=None if images is None else images[part])

@@ -22,8 +22,9 @@ MOST_BYTES = 1 << 30
 class SharedPrefixes:
     """The forwards of earlier runs, which a run that began alike does not make again.
 
-    The output of a forward depends on the noise, the sampler, and on the timestep and the kind, full or reused, of
-    every forward up to it. A chain of hashes stands for all of these.
+    The output of a forward depends on the noise, the sampler, and on the timestep, the latents and the kind, full or
+    reused, of every forward up to it. A chain of hashes stands for all of these. The timestep alone does not tell two
+    runs apart: a pipeline in bfloat16 rounds it to 8 bits before its transformer gets it.
 
     Args:
         pipe: Its transformers keep their outputs until ``close``.
@@ -88,9 +89,10 @@ class SharedForward(Interposed):
             return self.inner(*args, **kwargs)
         trunk = attached_trunk(self.owner)
         call: Any = None if trunk is None or trunk.cache is None else trunk.cache.call  # type: ignore[attr-defined]
-        timestep = timestep_of({**dict(zip(self.parameters, args)), **kwargs})
+        arguments = {**dict(zip(self.parameters, args)), **kwargs}
+        timestep, latents = timestep_of(arguments), _bits_of(arguments.get(self.parameters[0]))
         time = self.prefixes.timesteps if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
-        key = self.prefixes.extend(time, call is not None and call.is_reused, id(self.owner))
+        key = self.prefixes.extend(time, latents, call is not None and call.is_reused, id(self.owner))
         kept = self.prefixes.find(key)
         if kept is None:
             output = self.inner(*args, **kwargs)
@@ -102,6 +104,12 @@ class SharedForward(Interposed):
             if not call.is_reused:
                 call.boundary, call.last_shallow = kept[1:]
         return tree_map_only(torch.Tensor, torch.clone, kept[0])
+
+
+def _bits_of(latents: Any) -> list[str]:
+    """Return a hash of each tensor in the first argument of a forward."""
+    tensors = [x.detach().cpu().contiguous() for x in tree_leaves(latents) if isinstance(x, torch.Tensor)]
+    return [hashlib.blake2b(x.flatten().view(torch.uint8).numpy()).hexdigest() for x in tensors]
 
 
 def _bytes_of(forward: tuple) -> int:

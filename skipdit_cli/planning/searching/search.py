@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.noise_levels import noise_levels
 from skipdit_cli.cache.schedule import mid_dense
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.planning.fit_sampler import MAX_EVALUATIONS, MIN_EVALUATIONS, SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
@@ -35,6 +36,8 @@ SHARES = (0.3, 0.12)
 """How far a timestep is moved, as a share of the gap to its neighbour, either way."""
 DISTANCES = (1, -1, 2, -2)
 """How far a full step is moved."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Search:
     def best_at(self, cost: float) -> dict[str, Candidate]:
         """Return the best candidates that cost no more than ``cost`` full forwards: "plan", the best of all;
         "sampler", the best without a cache, at timesteps of its own or even in log SNR; "timesteps", the same at
-        searched ones; "fitted", a sampler that is fitted to the model, without a cache.
+        searched ones; "cached", the best with a cache; "fitted", a sampler that is fitted to the model, without one.
 
         Raises:
             UsageError: No candidate is so cheap.
@@ -109,12 +112,24 @@ class Search:
         sampler = self._best([*plain[:3], *self._ranked(self._evenly_spaced(int(cost)))[:2]])
         searched = self._move_timesteps(self._explicit(sampler), sampler)
         cached = [self._move_full_steps(start) for start in self._starts(plain, cost)]
-        best = [self._improved(self._best(cached))] if cached else []
         named = {"sampler": sampler, "timesteps": searched}
-        if self.fitter is not None and MIN_EVALUATIONS <= int(cost) <= MAX_EVALUATIONS:
-            fit = self.fitter.search(int(cost), self.effort.fits, self.tried)
-            named["fitted"] = Candidate(fit.sampler, int(cost))
-        return {"plan": self._best([*named.values(), *best]), **named}
+        if cached:
+            named["cached"] = self._improved(self._best(cached))
+        if (fitted := self._fitted(int(cost))) is not None:
+            named["fitted"] = fitted
+        return {"plan": self._best(list(named.values())), **named}
+
+    def _fitted(self, steps: int) -> Candidate | None:
+        """Return a sampler that is fitted to the model; None without a fitter, or if none can be fitted: the loop of a
+        pipeline may need what only its own scheduler has."""
+        if self.fitter is None or not MIN_EVALUATIONS <= steps <= MAX_EVALUATIONS:
+            return None
+        try:
+            return Candidate(self.fitter.search(steps, self.effort.fits, self.tried).sampler, steps)
+        except SkipditError as cause:
+            logger.warning("No sampler can be fitted to this pipeline, so plans are without one: %s", cause)
+            self.fitter = None
+            return None
 
     def _starts(self, plain: Sequence[Candidate], cost: float) -> list[Candidate]:
         """Return the best candidates with a cache, by a first look, no two with the same sampler and live depth."""
@@ -156,9 +171,8 @@ class Search:
 
     def _by_noise_levels(self, sampler: Sampler, steps: int, count: int) -> list[tuple[int, ...]]:
         """Return the full steps that a cache level would choose; none for a sampler that cannot do so many steps."""
-        scheduler = make_scheduler(sampler, self.evaluator.pipe)
         try:
-            scheduler.set_timesteps(steps)
+            scheduler = self._scheduler(sampler, steps)
         except (UsageError, ValueError, IndexError):
             return []
         levels = noise_levels(scheduler, [float(t) for t in scheduler.timesteps])
@@ -207,8 +221,7 @@ class Search:
         """Return a candidate at explicit timesteps that are about its own, from which they can be moved."""
         if candidate.sampler.timesteps is not None:
             return candidate
-        scheduler = make_scheduler(candidate.sampler, self.evaluator.pipe)
-        scheduler.set_timesteps(candidate.steps)
+        scheduler = self._scheduler(candidate.sampler, candidate.steps)
         timesteps, steps = [float(t) for t in scheduler.timesteps], candidate.steps
         if len(timesteps) != steps or any(after >= before for before, after in pairwise(timesteps)):
             table = getattr(scheduler, "alphas_cumprod", None)
@@ -216,6 +229,13 @@ class Search:
             timesteps = shifted_timesteps(most, steps) if table is None else log_snr_timesteps(table, steps)
         sampler = replace(candidate.sampler, spacing=None, timesteps=tuple(timesteps))
         return replace(candidate, sampler=sampler)
+
+    def _scheduler(self, sampler: Sampler, steps: int):
+        """Return the scheduler of a sampler, with its timesteps set."""
+        scheduler = make_scheduler(sampler, self.evaluator.pipe)
+        shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}  # about that of the pipeline
+        scheduler.set_timesteps(steps, **shifted)
+        return scheduler
 
     def _move_timesteps(self, candidate: Candidate, start: Candidate | None = None) -> Candidate:
         """Return the best candidate that moving one timestep after the other leads to; ``start`` if that is better."""

@@ -3,6 +3,7 @@
 from skipdit_cli.sampling.schedulers.candidates import (
     candidates,
     check_deterministic,
+    check_single_forwards,
     is_deterministic,
     keeps_noise_schedule,
     usable_samplers,
@@ -33,6 +34,7 @@ __all__ = [
     "candidates",
     "check_deterministic",
     "check_name",
+    "check_single_forwards",
     "even_sigmas",
     "follows_flow",
     "is_deterministic",

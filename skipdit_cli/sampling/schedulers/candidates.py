@@ -71,6 +71,22 @@ def check_deterministic(scheduler, arguments: Mapping[str, object] | None = None
     )
 
 
+def check_single_forwards(scheduler) -> None:
+    """Refuse a scheduler that evaluates the model more than once a step, as Heun's does and those of PNDM.
+
+    Args:
+        scheduler: A scheduler, as ``make_scheduler`` makes it.
+
+    Raises:
+        UsageError: It does.
+    """
+    if getattr(scheduler, "order", 1) > 1 or isinstance(scheduler, diffusers.PNDMScheduler):
+        raise UsageError(
+            f"A {type(scheduler).__name__} evaluates the model more than once a step, but a budget counts one forward "
+            f"a step; give --scheduler {', '.join(ORDERS)} or euler."
+        )
+
+
 def keeps_noise_schedule(scheduler, pipe: Pipeline) -> bool:
     """Return whether a scheduler has the signal level of the pipeline's own at each timestep.
 
