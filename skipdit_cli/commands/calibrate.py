@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from skipdit_cli import console, files
 from skipdit_cli.commands import options, parsing, pipeline_setup
@@ -24,6 +25,7 @@ NAMES = {
     "timesteps": "best timesteps, no cache",
     "sampler": "best sampler, no cache",
     "same-sampler": "same sampler, fewer steps",
+    "output-branch": "fitted sampler, output branch",
     "branch": "plan with blocks 0 and L-1 live",
 }
 
@@ -67,19 +69,20 @@ def calibrate(
     steps, sampler = arguments.pop("num_inference_steps"), arguments.pop("scheduler")
     run = {"steps": steps, "scheduler": None if sampler == Sampler() else sampler, **arguments}
     if settings.dry_run:
-        _estimate(pipe, samples, costs, run)
+        _estimate(pipe, samples, costs, run, settings.output_branch)
         return
     basis = {"model": str(named_model(model, preset)), "samples": samples, **_plain(run)}
     journal = Journal(settings.output, basis)
-    try:
-        with console.progress("Calibrate", TRIED * max(len(costs), 1)) as advance:
-            tried = journal.after(advance)
-            calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
-            found = calibrator.for_costs(costs) if costs else calibrator.for_accuracy(settings.min_psnr)
-    except KeyboardInterrupt:
-        journal.write()
-        raise
-    written = _save(pipe, found, settings, preset)
+    with TemporaryDirectory() as folder:
+        try:
+            with console.progress("Calibrate", TRIED * max(len(costs), 1)) as advance:
+                tried = journal.after(advance)
+                calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
+                found = _find(calibrator, costs, settings, folder)
+        except KeyboardInterrupt:
+            journal.write()
+            raise
+        written = _save(pipe, found, settings, preset)
     journal.remove()
     _report(found, settings, written)
 
@@ -93,6 +96,8 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
     files.check_apart(output, reads)
     if output.suffix:
         files.check_file(output, settings.overwrite)
+        if settings.output_branch:
+            files.check_file(output.with_suffix(".safetensors"), settings.overwrite)
     else:
         files.check_folder(output, files.PLANS, settings.overwrite)
 
@@ -137,8 +142,16 @@ def _plain(run: dict) -> dict[str, object]:
     }
 
 
-def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
+def _find(calibrator, costs: list[float], settings: CalibrateSettings, folder: str):
+    """Return the plans for the budgets, or for ``--min-psnr``; with output branches in a folder, if asked for."""
+    found = calibrator.for_costs(costs) if costs else calibrator.for_accuracy(settings.min_psnr)
+    return calibrator.with_output_branches(found, Path(folder)) if settings.output_branch else found
+
+
+def _estimate(pipe, samples: list, costs: list[float], run: dict, output_branch: bool) -> None:
     """Say about how many forwards a calibration makes, and how long they take."""
+    from skipdit_cli.planning.fit_branch import branch_samples
+    from skipdit_cli.planning.fit_sampler import PATH_STEPS
     from skipdit_cli.sampling.generate import generate
 
     arguments = {name: value for name, value in run.items() if name not in ("steps", "scheduler")}
@@ -148,6 +161,8 @@ def _estimate(pipe, samples: list, costs: list[float], run: dict) -> None:
         generate(pipe, part, num_inference_steps=steps, decode=False, **arguments)
         seconds = (time.perf_counter() - began) / steps / len(part)
     forwards = sum(TRIED * 0.6 * cost for cost in costs or [10.0] * 4) * len(part)
+    if output_branch:
+        forwards += branch_samples(pipe, len(samples), run) * (PATH_STEPS + sum(costs or [10.0]))
     minutes = forwards * seconds / 60
     console.say(f"About {forwards:,.0f} forwards of one sample, {seconds:.3g} s each: about {minutes:.3g} minutes.")
     console.emit({"command": "calibrate", "forwards": forwards, "seconds_per_forward": seconds, "minutes": minutes})
@@ -229,6 +244,8 @@ def _report(found, settings: CalibrateSettings, written: list[Path]) -> None:
         f"Held out: {found.held_out} other samples. ±: standard deviation over them. The exact solution is "
         f"{exact.sampler.describe()}; half as many steps agree with it to {exact.agreement_db:.0f} dB."
     )
+    for note in found.notes:
+        console.say(note)
     for path in written:
         console.say(f"Wrote {path}; use it with 'skipdit sample --plan {path}'.")
     rows = {
