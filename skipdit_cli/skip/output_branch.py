@@ -1,8 +1,8 @@
 """The output branch: a linear correction of a transformer's output in each denoising step of a fitted sampler.
 
-In step k the last Linear of the transformer, y = W h + b, gets sum_j (A_kj h_kj + B_kj h_k-1,j) + d_k added, with the sum
-over the parts j of guidance in one call, and h_k-1 its input in the step before. It is GENIE (arXiv 2210.05475) in a
-closed form: ``planning/fit_branch.py`` fits it by least squares.
+In step k, the last Linear of the transformer returns W h_k + b + sum_j (A_kj h_kj + B_kj h_k-1,j) + d_k. The sum is over
+the parts j of guidance in one call, conditional and unconditional, and h_k-1 is the input of the Linear in the step
+before. ``planning/fit_branch.py`` fits the maps; a trained correction of this kind is GENIE (arXiv 2210.05475).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class OutputBranch:
 
     Args:
         module: The name of the transformer's last Linear.
-        calls: The parts of guidance in each call of the transformer in one step: (2,) for one doubled batch, (1, 1) for
-            two calls, (1,) without guidance.
+        calls: The parts of guidance in each call of the transformer in one step: (2,) for one doubled batch, (1, 1)
+            for two calls, (1,) without guidance.
         rows: Rows (first dimension) of the Linear's input for each sample and part: 1, or the frames of a video.
         tokens: The tokens of a sample, in all rows.
         weights: For each step and call (P, F): F is the width D of the Linear's input times the parts of the call,
@@ -63,7 +63,7 @@ class OutputBranch:
 
     def save(self, path: Path) -> str:
         """Write the maps to a safetensors file, and return its SHA-256 checksum."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for step, (weights, biases) in enumerate(zip(self.weights, self.biases)):
             for call, (weight, bias) in enumerate(zip(weights, biases)):
                 tensors |= {f"{step}.{call}.weight": weight.contiguous(), f"{step}.{call}.bias": bias.contiguous()}
@@ -120,13 +120,11 @@ def _branch_of(tensors: dict[str, torch.Tensor], facts: Any) -> OutputBranch | N
             return None
         if not all(each.dtype == torch.float32 and bool(each.isfinite().all()) for each in (weight, bias)):
             return None
-    of = [
-        [[tensors[f"{step}.{call}.{kind}"] for call in range(len(calls))] for step in range(steps)] for kind in KINDS
-    ]
-    return OutputBranch(facts["module"], tuple(calls), facts["rows"], facts["tokens"], *of)
-
-
-KINDS = ("weight", "bias")
+    weights, biases = (
+        [[tensors[f"{step}.{call}.{kind}"] for call in range(len(calls))] for step in range(steps)]
+        for kind in ("weight", "bias")
+    )
+    return OutputBranch(facts["module"], tuple(calls), facts["rows"], facts["tokens"], weights, biases)
 
 
 class BranchedLinear(Interposed):
@@ -206,13 +204,13 @@ def enable_output_branch(transformer: nn.Module, scheduler: Any) -> None:
     linear, kind = modules.get(branch.module), type(transformer).__name__
     if not isinstance(linear, nn.Linear):
         raise UsageError(
-            f"Got an output branch of the Linear '{branch.module}', which a {kind} lacks; calibrate again for this model."
+            f"Got an output branch of the Linear '{branch.module}', which a {kind} lacks; calibrate again."
         )
     expected = (len(branch.biases[0][0]), branch.weights[0][0].shape[1] // branch.calls[0])
     if (linear.out_features, linear.in_features) != expected:
         raise UsageError(
-            f"Got an output branch for {expected[1]} features and {expected[0]} outputs, but '{branch.module}' of this "
-            f"{kind} has {linear.in_features} and {linear.out_features}; calibrate again for this model."
+            f"Got an output branch for {expected[1]} features and {expected[0]} outputs, but '{branch.module}' of "
+            f"this {kind} has {linear.in_features} and {linear.out_features}; calibrate again for this model."
         )
     interpose(linear, "forward", partial(BranchedLinear, scheduler=scheduler, device=linear.weight.device))
 
