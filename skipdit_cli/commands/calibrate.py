@@ -144,6 +144,8 @@ def _plain(run: dict) -> dict[str, object]:
 
 def _find(calibrator, costs: list[float], settings: CalibrateSettings, folder: str):
     """Return the plans for the budgets, or for ``--min-psnr``; with output branches in a folder, if asked for."""
+    if settings.output_branch:
+        calibrator.check_output_branch()
     found = calibrator.for_costs(costs) if costs else calibrator.for_accuracy(settings.min_psnr)
     return calibrator.with_output_branches(found, Path(folder)) if settings.output_branch else found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.exact import Exact
-from skipdit_cli.planning.fit_branch import branch_samples, fit_output_branch
+from skipdit_cli.planning.fit_branch import branch_samples, check_one_transformer, fit_output_branch
 from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate
@@ -193,6 +193,15 @@ class Calibrator:
         """Measure one candidate on the held-out samples."""
         each = self.reporter.each(candidate)
         return Accuracy(candidate, cost, fmean(each), stdev(each) if len(each) > 1 else 0.0, searched_db)
+
+    def check_output_branch(self) -> None:
+        """Refuse output branches where none can be fitted.
+
+        Raises:
+            UsageError: A batch has too few samples, or the pipeline has two transformers.
+        """
+        check_one_transformer(self.pipe)
+        branch_samples(self.pipe, len(self.conditions), self.settings)
 
     def with_output_branches(self, found: Calibration, folder: Path) -> Calibration:
         """Return a calibration with an output branch for each plan that is a fitted sampler ("output-branch"). It is

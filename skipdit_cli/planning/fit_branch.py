@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.planning.fit_sampler import FittingScheduler, SamplerFitter, as_written
 from skipdit_cli.planning.output_layout import OutputLayout, find_layout
 from skipdit_cli.sampling.by_class import sample_shape
@@ -62,6 +62,16 @@ def branch_samples(pipe, count: int, settings: Mapping[str, Any]) -> int:
     return samples
 
 
+def check_one_transformer(pipe) -> None:
+    """Refuse a pipeline of two transformers that take turns.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if len(transformers_of(pipe)) > 1:
+        raise UsageError("Got --output-branch for a pipeline of two transformers; leave the flag out.")
+
+
 def fit_output_branch(fitter: SamplerFitter, sampler: Sampler) -> tuple[Sampler, OutputBranch]:
     """Return a fitted sampler with an output branch, and its branch.
 
@@ -72,13 +82,11 @@ def fit_output_branch(fitter: SamplerFitter, sampler: Sampler) -> tuple[Sampler,
     Raises:
         UsageError: The transformer's output, or its guidance, is not linear in what its last Linear returns.
     """
-    transformers = list(transformers_of(fitter.pipe).values())
-    if len(transformers) > 1:
-        raise UsageError("Got --output-branch for a pipeline of two transformers; leave the flag out.")
+    check_one_transformer(fitter.pipe)
     written = [as_written(t) for t in fitter.path.timesteps]
     timesteps = sampler.timesteps or ()
     nodes = [written.index(t) for t in timesteps]
-    tap = _Tap(transformers[0])
+    tap = _Tap(transformer_of(fitter.pipe))
     try:
         scheduler = _BranchFittingScheduler(timesteps, fitter.targets(nodes), tap)
         fitter.run("branch", scheduler, timesteps)

@@ -1,7 +1,7 @@
 """The output branch: a linear correction of a transformer's output in each denoising step of a fitted sampler.
 
-In step k, the last Linear of the transformer returns W h_k + b + sum_j (A_kj h_kj + B_kj h_k-1,j) + d_k. The sum is over
-the parts j of guidance in one call, conditional and unconditional, and h_k-1 is the input of the Linear in the step
+In step k, the last Linear of the transformer returns W h_k + b + sum_j (A_kj h_kj + B_kj h_k-1,j) + d_k. The sum is
+over the parts j of guidance in one call, conditional and unconditional; h_k-1 is the input of the Linear in the step
 before. ``planning/fit_branch.py`` fits the maps; a trained correction of this kind is GENIE (arXiv 2210.05475).
 """
 
