@@ -13,6 +13,8 @@ from skipdit_cli.formats import check_values, parse_yaml, read_text, to_json
 
 PACKAGE = Path(__file__).parent
 OWN_KEYS = ("about", "source", "weights", "model", "made_for")
+BRANCH = "output_branch="
+"""The argument of a scheduler that names a file; a preset names one beside it."""
 NULLS = ("", "null", "~")
 MAX_BYTES = 1 << 18
 FORBIDDEN_FLAGS = {
@@ -129,8 +131,19 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     if weights and Path(weights).name != weights:
         raise UsageError(f"Preset {path} has 'weights: {weights}' but expected the name of an embedded model: digits.")
     flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
+    _find_branch(path, flags.get("sample", {}).get("scheduler-arg"))
     model, made_for = _model(path, data.get("model")), _made_for(path, data.get("made_for"))
     return Preset(path.stem, about, source, weights, model, made_for, flags)
+
+
+def _find_branch(path: Path, arguments: Any) -> None:
+    """Replace the name of an output branch, a file beside the preset, by its path."""
+    for at, text in enumerate(arguments if isinstance(arguments, list) else ()):
+        if text.startswith(BRANCH):
+            name = parse_yaml(text.removeprefix(BRANCH), f"Preset {path}: {BRANCH}")
+            if not isinstance(name, str) or not name or re.search(r"[/\\]", name):
+                raise UsageError(f"Preset {path} has '{text[:60]}' but expected the name of a file beside it.")
+            arguments[at] = BRANCH + to_json(str(path.absolute().parent / name))
 
 
 def _loader():

@@ -24,6 +24,13 @@ def plans_in(folder: Path) -> dict[Path, Plan]:
     return plans
 
 
+def plan_files(folder: Path) -> list[Path]:
+    """Return the files of the plans that a model folder carries, with those of their output branches."""
+    plans = plans_in(folder)
+    branches = (plan.sampler.arguments.get("output_branch") for plan in plans.values())
+    return [*plans, *(folder / PLANS / Path(str(branch)).name for branch in branches if branch is not None)]
+
+
 def put_plans(folder: Path) -> bool:
     """List the plans of a model folder in its card.
 

@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 
 from skipdit_cli.cards.card import CARD
-from skipdit_cli.cards.plans import PLANS, plans_in
+from skipdit_cli.cards.plans import PLANS, plan_files
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.files import MARKER, names_in, read_marker
 from skipdit_cli.models.folder import is_legal
@@ -62,7 +62,7 @@ def pipeline_patterns(folder: Path) -> list[str]:
     parts = parts_of(folder)
     branches = [skip_folder(part) for part in parts if part.startswith("transformer")]
     legal = sorted(escape(file.name) for file in folder.iterdir() if file.is_file() and is_legal(file.name))
-    plans = [f"{PLANS}/{escape(file.name)}" for file in plans_in(folder)]
+    plans = [f"{PLANS}/{escape(file.name)}" for file in plan_files(folder)]
     return [INDEX, CARD, *legal, *plans, *(f"{part}/*" for part in (*parts, *branches))]
 
 
@@ -72,7 +72,7 @@ def upload_command(folder: Path, hub_id: str) -> str:
     others = [path for path in folder.iterdir() if not any(fnmatchcase(path.name, pattern) for pattern in patterns)]
     if is_part(folder):
         others = [folder / MARKER]
-    plans = plans_in(folder)
+    plans = plan_files(folder)
     excluded = {
         re.sub(r"-\d+$", "-*", path.name) + "/*" * path.is_dir()
         for path in others

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from skipdit_cli import console, files
 from skipdit_cli.commands import options, parsing, pipeline_setup
@@ -23,6 +24,7 @@ NAMES = {
     "timesteps": "best timesteps, no cache",
     "sampler": "best sampler, no cache",
     "same-sampler": "same sampler, fewer steps",
+    "output-branch": "fitted sampler, output branch",
     "branch": "plan with blocks 0 and L-1 live",
 }
 
@@ -73,18 +75,16 @@ def calibrate(
     weights = {"weights": weights_fingerprint(pipe), "dtype": str(dtype), "lora": settings.pipeline.lora}
     basis = {"model": str(named_model(model, preset)), **weights, "samples": samples, **_plain(run)}
     journal = Journal(settings.output, basis)
-    try:
-        with console.progress("Calibrate", duration.effort.tries * max(len(costs), 1)) as advance:
-            tried = journal.after(advance)
-            calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
-            if costs:
-                found = calibrator.for_costs(costs, duration.effort)
-            else:
-                found = calibrator.for_accuracy(settings.min_psnr, duration.effort)
-    except KeyboardInterrupt:
-        journal.write()
-        raise
-    written = _save(pipe, found, settings, preset)
+    with TemporaryDirectory() as folder:
+        try:
+            with console.progress("Calibrate", duration.effort.tries * max(len(costs), 1)) as advance:
+                tried = journal.after(advance)
+                calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
+                found = _find(calibrator, costs, settings, duration.effort, folder)
+        except KeyboardInterrupt:
+            journal.write()
+            raise
+        written = _save(pipe, found, settings, preset)
     journal.remove()
     _report(found, settings, written)
 
@@ -98,6 +98,8 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
     files.check_apart(output, reads)
     if output.suffix:
         files.check_file(output, settings.overwrite)
+        if settings.output_branch:
+            files.check_file(output.with_suffix(".safetensors"), settings.overwrite)
     else:
         files.check_folder(output, files.PLANS, settings.overwrite)
 
@@ -142,12 +144,23 @@ def _plain(run: dict) -> dict[str, object]:
     }
 
 
+def _find(calibrator, costs: list[float], settings: CalibrateSettings, effort, folder: str):
+    """Return the plans for the budgets, or for ``--min-psnr``; with output branches in a folder, if asked for."""
+    if settings.output_branch:
+        calibrator.check_output_branch()
+    if costs:
+        found = calibrator.for_costs(costs, effort)
+    else:
+        found = calibrator.for_accuracy(settings.min_psnr, effort)
+    return calibrator.with_output_branches(found, Path(folder)) if settings.output_branch else found
+
+
 def _estimate(pipe, settings: CalibrateSettings, samples: list, held_out: int, costs: list[float], arguments: dict):
     """Say about how long a calibration takes, and return it; with ``--dry-run`` emit it as well."""
     from skipdit_cli.planning.duration import EFFORTS, within
 
     limit = settings.time_limit
-    duration = within(limit, pipe, samples, held_out, costs, **arguments)
+    duration = within(limit, pipe, samples, held_out, costs, settings.output_branch, **arguments)
     forwards, seconds, minutes = duration.forwards, duration.seconds_per_forward, duration.minutes
     tries = duration.effort.tries
     console.say(
@@ -239,6 +252,8 @@ def _report(found, settings: CalibrateSettings, written: list[Path]) -> None:
         f"Held out: {found.held_out} other samples. ±: standard deviation over them. The exact solution is "
         f"{exact.sampler.describe()}; half as many steps agree with it to {exact.agreement_db:.0f} dB."
     )
+    for note in found.notes:
+        console.say(note)
     for path in written:
         console.say(f"Wrote {path}; use it with 'skipdit sample --plan {path}'.")
     rows = {

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.exact import Exact
+from skipdit_cli.planning.fit_branch import branch_samples, check_one_transformer, fit_output_branch
 from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate
@@ -69,12 +72,14 @@ class Calibration:
         full: The pipeline's own sampler with all steps.
         exact: The exact solution of the held-out samples.
         held_out: The number of held-out samples.
+        notes: One sentence for each budget without an output branch where one was to be fitted.
     """
 
     plans: Mapping[float, Mapping[str, Accuracy]]
     full: Accuracy
     exact: Exact
     held_out: int
+    notes: Sequence[str] = ()
 
 
 def check_full_run(
@@ -159,6 +164,7 @@ class Calibrator:
     def _calibrate(self, find: Callable[[Search], dict[float, dict[str, Candidate]]], effort: Effort) -> Calibration:
         """Return what ``find`` finds by a search, measured on the held-out samples as well."""
         evaluator = Evaluator(self.pipe, self.conditions, self.seed, known=self.known, **self.settings)
+        self.searcher = evaluator
         try:
             found = find(self._search(evaluator, effort))
             searched = {each: evaluator.accuracy(each) for best in found.values() for each in best.values()}
@@ -199,11 +205,10 @@ class Calibrator:
             **self.settings,
         )
         evaluator.close()  # no two of these runs begin alike
+        self.reporter = evaluator
 
         def accuracy(candidate: Candidate) -> Accuracy:
-            each = evaluator.each(candidate)
-            deviation = stdev(each) if len(each) > 1 else 0.0
-            return Accuracy(candidate, candidate.cost(self.flops), fmean(each), deviation, searched.get(candidate))
+            return self._held_out(candidate, candidate.cost(self.flops), searched.get(candidate))
 
         plans = {}
         for cost, best in found.items():
@@ -213,6 +218,65 @@ class Calibrator:
             plans[cost] = {name: accuracy(candidate) for name, candidate in named.items()}
         full = accuracy(Candidate(self.own.spaced(), self.steps))
         return Calibration(plans, full, evaluator.exact, len(self.held_out))
+
+    def _held_out(self, candidate: Candidate, cost: float, searched_db: float | None) -> Accuracy:
+        """Measure one candidate on the held-out samples."""
+        each = self.reporter.each(candidate)
+        return Accuracy(candidate, cost, fmean(each), stdev(each) if len(each) > 1 else 0.0, searched_db)
+
+    def check_output_branch(self) -> None:
+        """Refuse output branches where none can be fitted.
+
+        Raises:
+            UsageError: A batch has too few samples, or the pipeline has two transformers.
+        """
+        check_one_transformer(self.pipe)
+        branch_samples(self.pipe, len(self.conditions), self.settings)
+
+    def with_output_branches(self, found: Calibration, folder: Path) -> Calibration:
+        """Return a calibration with an output branch for each plan that is a fitted sampler ("output-branch"). It is
+        part of the plan where it is more accurate on the held-out samples.
+
+        Args:
+            found: What ``for_costs`` or ``for_accuracy`` returned.
+            folder: For the files of the branches.
+        """
+        plans: dict[float, Mapping[str, Accuracy]] = dict(found.plans)
+        notes, fitter = [], None
+        for cost, best in found.plans.items():
+            plan, what = best["plan"], f"The plan for a cost of {cost:g} has no output branch"
+            if not plan.candidate.sampler.is_fitted:
+                notes.append(f"{what}: it is no fitted sampler.")
+                continue
+            try:
+                fitter = fitter or self._fitter_of(branch_samples(self.pipe, len(self.conditions), self.settings))
+                branched = self._fit_branch(plan.candidate, fitter, folder / f"{cost:g}.safetensors")
+            except UsageError as cause:
+                notes.append(f"{what}: {cause}")
+                continue
+            wins = branched.mean_db > plan.mean_db
+            plans[cost] = {**best, "plan": branched if wins else plan, "output-branch": branched}
+            if not wins:
+                accuracies = f"{branched.mean_db:.1f} dB on held-out samples, and without it {plan.mean_db:.1f}"
+                notes.append(f"{what}: with one it has {accuracies}.")
+        return replace(found, plans=plans, notes=notes)
+
+    def _fit_branch(self, plan: Candidate, fitter: SamplerFitter, file: Path) -> Accuracy:
+        """Fit the output branch of a plan, write it to a file, and measure the plan with it."""
+        sampler, branch = fit_output_branch(fitter, plan.sampler)
+        named = {"output_branch": str(file), "output_branch_sha256": branch.save(file)}
+        sampler = replace(sampler, arguments={**sampler.arguments, **named})
+        candidate = replace(plan, sampler=sampler)
+        cost = candidate.cost(self.flops) + branch.macs / (sum(branch.calls) * self.flops.full)
+        return self._held_out(candidate, cost, self.searcher.accuracy(candidate))
+
+    def _fitter_of(self, count: int) -> SamplerFitter:
+        """Return what fits output branches, to so many samples in one batch."""
+        conditions = [self.conditions[at % len(self.conditions)] for at in range(count)]
+        if len(batches(self.pipe, conditions)) > 1:
+            conditions = conditions[:1] * count
+        settings = {**self.settings, "batch_size": None}
+        return SamplerFitter(self.pipe, conditions, advance=self.advance, seed=self.seed, **settings)
 
     def _with_branch(self, plan: Candidate) -> Candidate | None:
         """Return a plan with the pair (0, L-1) live, which a skip branch joins; None without branches."""

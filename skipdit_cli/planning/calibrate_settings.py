@@ -54,6 +54,12 @@ class CalibrateSettings:
         None, "Samples per batch. [default: all at once, or 1 with prompts]", PIPELINE, minimum=1, run=True
     )
     pipeline: PipelineSettings = PipelineSettings()
+    output_branch: bool = setting(
+        False,
+        "Fit an output branch to a plan that is a fitted sampler: a linear correction of each of its steps, kept in "
+        "a .safetensors file beside the plan where it is more accurate on the held-out samples.",
+        OUTPUT,
+    )
     time_limit: float = setting(
         60, "Minutes that it may take, about: with few, it tries less.", "Search", minimum=0, maximum=1e6
     )

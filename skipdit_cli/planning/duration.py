@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipdit_cli.planning.exact import usual_steps
+from skipdit_cli.planning.fit_branch import branch_samples
+from skipdit_cli.planning.fit_sampler import PATH_STEPS
 from skipdit_cli.planning.searching.search import EFFORTS, Effort
 from skipdit_cli.sampling.generate import generate
 
@@ -39,7 +41,15 @@ class Duration:
         return self.forwards * self.seconds_per_forward / 60
 
 
-def within(minutes: float, pipe, conditions: Sequence, held_out: int, costs: Sequence[float], **settings) -> Duration:
+def within(
+    minutes: float,
+    pipe,
+    conditions: Sequence,
+    held_out: int,
+    costs: Sequence[float],
+    output_branch: bool = False,
+    **settings: Any,
+) -> Duration:
     """Return the duration of the greatest effort that takes no more than some minutes; of the least if all take more.
 
     Args:
@@ -48,10 +58,13 @@ def within(minutes: float, pipe, conditions: Sequence, held_out: int, costs: Seq
         conditions: One per sample to search with.
         held_out: The number of held-out samples.
         costs: The budgets in full forwards; none where an accuracy is asked for.
+        output_branch: Whether output branches are fitted.
         settings: As for ``generate``.
     """
     seconds, exact = _time(pipe, conditions, settings), usual_steps(pipe) * (len(conditions) + held_out)
     budgets = costs or [10.0] * ACCURACY_BUDGETS
+    if output_branch:
+        exact += branch_samples(pipe, len(conditions), settings) * (PATH_STEPS + sum(costs or [10.0]))
     for effort in EFFORTS:
         searched = sum(effort.tries * cost * len(conditions) * SHARE_OF_TRY for cost in budgets)
         duration = Duration(effort, exact + searched, seconds)

@@ -139,12 +139,15 @@ class SamplerFitter:
         Args:
             nodes: Indices of the timesteps in the path, ascending from 0.
         """
-        timesteps = [_as_written(self.path.timesteps[node]) for node in nodes]
-        targets = [*(self.path.states[node] for node in nodes[1:]), self.path.last]
-        scheduler = _FittingScheduler(timesteps, targets)
-        samples = self._run("fit", scheduler, timesteps)
+        timesteps = [as_written(self.path.timesteps[node]) for node in nodes]
+        scheduler = FittingScheduler(timesteps, self.targets(nodes))
+        samples = self.run("fit", scheduler, timesteps)
         sampler = Sampler(FITTED, arguments={"coefficients": scheduler.rows}, timesteps=timesteps)
         return Fit(sampler, accuracy_db(self.pipe, samples, self.path.samples))
+
+    def targets(self, nodes: Sequence[int]) -> list[torch.Tensor]:
+        """Return the exact latents after each step of a sampler that evaluates the model at some nodes of the path."""
+        return [*(self.path.states[node] for node in nodes[1:]), self.path.last]
 
     def _solve(self) -> ExactPath:
         """Return the exact solution at ``PATH_STEPS`` timesteps."""
@@ -154,11 +157,11 @@ class SamplerFitter:
         scheduler = make_scheduler(sampler, self.pipe)
         interpose(scheduler, "step", _RecordedStep)
         record: _RecordedStep = scheduler.step
-        samples = self._run("path", scheduler, range(steps))
+        samples = self.run("path", scheduler, range(steps))
         stride = steps // PATH_STEPS
         return ExactPath(record.timesteps[::stride], record.states[::stride], samples, record.last)
 
-    def _run(self, kind: str, scheduler, timesteps: Sequence[float]) -> Generated:
+    def run(self, kind: str, scheduler, timesteps: Sequence[float]) -> Generated:
         """Sample the calibration samples with a scheduler."""
         if self.prefixes is not None:
             self.prefixes.begin(f"{kind} {self.conditions} {self.settings}", timesteps)
@@ -184,7 +187,7 @@ class _RecordedStep(Interposed):
         return result
 
 
-class _FittingScheduler(FittedScheduler):
+class FittingScheduler(FittedScheduler):
     """A fitted scheduler that fits each row of its coefficients when it comes to it.
 
     Args:
@@ -206,14 +209,14 @@ class _FittingScheduler(FittedScheduler):
         stride = -(-len(target) // MAX_EQUATIONS)
         terms = torch.stack([term.flatten()[::stride] for term in self.terms], dim=1).double().cpu()
         solution = torch.linalg.lstsq(terms, target[::stride, None].double().cpu()).solution
-        self.rows.append([_as_written(c) for c in solution[:, 0].tolist()])
+        self.rows.append([as_written(c) for c in solution[:, 0].tolist()])
         return self.rows[index]
 
     def _check_rows(self) -> None:
         """The rows are not fitted yet."""
 
 
-def _as_written(number: float) -> float:
+def as_written(number: float) -> float:
     """Return a number as a plan writes it: the sampler of the plan is the very one that was fitted."""
     return float(f"{number:.9g}")
 

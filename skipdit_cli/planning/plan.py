@@ -19,6 +19,7 @@ from skipdit_cli.formats import to_json
 from skipdit_cli.planning.searching.candidate import Candidate, candidate_of
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.sampling.schedulers import Sampler
+from skipdit_cli.skip.output_branch import load_output_branch
 from skipdit_cli.trunk import known_trunk
 from skipdit_cli.version import __version__
 
@@ -157,16 +158,16 @@ def _in_words(branches: str) -> str:
 
 
 def save_plan(plan: Plan, path: str | Path, command: str = "") -> None:
-    """Write a plan as a preset that a person can read.
+    """Write a plan as a preset that a person can read, and its output branch, if any, beside it.
 
     Args:
-        path: The file, which is replaced if it exists.
+        path: The file, which is replaced if it exists; an output branch goes to the same name with .safetensors.
         command: The command that made it, for the comment on top.
     """
     import yaml
 
     model = f"--preset {plan.weights}" if plan.weights else "-m MODEL"
-    candidate, made_for = plan.candidate, plan.made_for
+    candidate, made_for = _with_branch_beside(plan.candidate, Path(path)), plan.made_for
     data = {
         "about": f"{candidate.describe()}; cost {made_for['cost']:g} full forwards.",
         "source": f"skipdit calibrate, {made_for['date']}.",
@@ -179,6 +180,18 @@ def save_plan(plan: Plan, path: str | Path, command: str = "") -> None:
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
     with replacing(Path(path)) as part:
         part.write_text("\n".join(lines) + "\n" + text, encoding="utf-8")
+
+
+def _with_branch_beside(candidate: Candidate, path: Path) -> Candidate:
+    """Copy the output branch of a candidate beside the file of its plan, and return the candidate that names it."""
+    arguments: Mapping[str, Any] = candidate.sampler.arguments
+    if "output_branch" not in arguments:
+        return candidate
+    contents, file = Path(arguments["output_branch"]).read_bytes(), path.with_suffix(".safetensors")
+    with replacing(file) as part:
+        part.write_bytes(contents)
+    arguments = {**arguments, "output_branch": file.name}
+    return replace(candidate, sampler=replace(candidate.sampler, arguments=arguments))
 
 
 def _flags(candidate: Candidate, guidance_scale: float | None) -> dict[str, str | list[str]]:
@@ -203,7 +216,8 @@ def plan_of(preset: Preset) -> Plan:
     """Return the plan that a preset holds.
 
     Raises:
-        UsageError: It has no ``made_for``, a key that no plan has, or flags that do not fit together or ``made_for``.
+        UsageError: It has no ``made_for``, a key that no plan has, or flags that do not fit together or ``made_for``;
+            or its output branch is missing, cut short or another one.
     """
     name = f"Plan {preset.name}"
     if not preset.made_for:
@@ -216,6 +230,9 @@ def plan_of(preset: Preset) -> Plan:
     flags = preset.flags["sample"]
     candidate = candidate_of(flags, name)
     _check_made_for(candidate, flags, preset.made_for, name)
+    arguments: Mapping[str, Any] = candidate.sampler.arguments
+    if "output_branch" in arguments:
+        load_output_branch(arguments["output_branch"], arguments.get("output_branch_sha256"))
     return Plan(candidate, preset.made_for, preset.weights, preset.name)
 
 

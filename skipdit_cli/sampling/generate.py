@@ -14,7 +14,7 @@ import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
 from skipdit_cli.errors import NotFiniteError
-from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media import Sound
@@ -28,6 +28,7 @@ from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.sampling.refusals import check_run, check_steps
 from skipdit_cli.sampling.run_settings import RunSettings, default_guidance
 from skipdit_cli.sampling.schedulers import as_sampler, is_deterministic, make_scheduler
+from skipdit_cli.skip.output_branch import output_branch
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def generate(
     outputs = _Outputs()
     if policy is not None and not is_deterministic(scheduler, run.arguments):
         policy = policy.with_live_block()
-    with _caches(pipe, policy, scheduler) as caches:
+    with output_branch(transformer_of(pipe), scheduler), _caches(pipe, policy, scheduler) as caches:
         for batch in batches(pipe, conditions, run.batch_size, alone=run.image is not None):
             steps.count = 0
             for cache in caches:

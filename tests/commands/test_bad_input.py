@@ -226,6 +226,12 @@ CASES = [
     Case("text parts of another width", f"{PARTS}/narrow", 2, "d_model 8, but the model has caption_channels 12"),
     Case("calibrate without a budget", "calibrate -m {w}/skip -o plan.yaml", 2, "one of --cost, --speedup"),
     Case("calibrate a full run", "calibrate -m {w}/skip --cost 50 -o plan.yaml", 2, "less than the full run"),
+    Case(
+        "calibrate a branch on one sample",
+        "calibrate -m {w}/skip --cost 5 --output-branch --batch-size 1 -o plan.yaml",
+        2,
+        "one batch of 8 samples or more",
+    ),
     Case("calibrate with noise", "calibrate -m {w}/skip --cost 5 --scheduler ddpm -o plan.yaml", 2, "deterministic"),
     Case("bench without a text", "bench -m {w}/text --steps 4 -o out", 2, "Got no --prompt"),
     Case("bench a text of classes", f"{BENCH} --prompt cat", 2, "a class-conditional model"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skipdit_cli.cache import CachePolicy
@@ -75,8 +75,9 @@ class Candidate:
         return flags
 
     def key(self) -> str:
-        """Return a text that no other candidate has."""
-        return to_json(self.flags())
+        """Return a text that no other candidate has, wherever the file of its output branch lies."""
+        arguments = {name: value for name, value in self.sampler.arguments.items() if name != "output_branch"}
+        return to_json(replace(self, sampler=replace(self.sampler, arguments=arguments)).flags())
 
 
 def full_steps_within(cost: float, steps: int, share: float) -> int:

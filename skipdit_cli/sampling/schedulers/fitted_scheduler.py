@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.skip.output_branch import OutputBranch, load_output_branch, refusal
 
 
 class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as every scheduler of diffusers
@@ -24,9 +25,17 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
     Args:
         num_train_timesteps: Timesteps of the noise schedule, for the range of explicit timesteps.
         coefficients: One row per denoising step; row k has k + 2 numbers.
+        output_branch: The file of an output branch of the model (``skip/output_branch.py``), which the coefficients
+            were fitted with.
+        output_branch_sha256: The checksum of that file.
+
+    Attributes:
+        branch: The output branch, or None.
+        place: The generation, counted, and the step that comes next.
 
     Raises:
         ValueError: The coefficients are no such rows of finite numbers.
+        UsageError: The output branch cannot be read, or is for another number of steps.
     """
 
     config: Any
@@ -34,11 +43,32 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
     init_noise_sigma = 1.0
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, coefficients: Sequence[Sequence[float]] | None = None):
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        coefficients: Sequence[Sequence[float]] | None = None,
+        output_branch: str | None = None,
+        output_branch_sha256: str | None = None,
+    ):
         self.explicit: Sequence[float] = ()
         self.timesteps = torch.zeros(0)
         self.rows: list[list[float]] = [] if coefficients is None else checked_rows(coefficients)
         self.terms: list[torch.Tensor] = []
+        self.generation = self.branched_rows = 0
+        self.branch: OutputBranch | None = None
+        if output_branch is not None:
+            self.branch = load_output_branch(output_branch, output_branch_sha256)
+            if self.branch.steps != len(self.rows):
+                raise UsageError(
+                    f"Got an output branch for {self.branch.steps} steps, but coefficients for {len(self.rows)}; take "
+                    "both from one plan."
+                )
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The generation and the step that comes next."""
+        done = max(len(self.terms) - 1, 0)
+        return self.generation, done if done < len(self.explicit) else 0
 
     def take_timesteps(self, timesteps: Sequence[float]) -> None:
         """Have ``set_timesteps`` set explicit timesteps, fractions among them."""
@@ -54,14 +84,20 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         whole = all(t == int(t) for t in self.explicit)
         self.timesteps = torch.tensor(self.explicit, dtype=torch.int64 if whole else torch.float32, device=device)
         self.num_inference_steps = len(self.explicit)
-        self.terms = []
+        self.terms, self.generation, self.branched_rows = [], self.generation + 1, 0
 
     def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
         """Return the sample, which the model takes as it is."""
         return sample
 
     def step(self, model_output, timestep, sample, return_dict: bool = True):
-        """Return the sample at the next timestep, of the dtype of ``sample``."""
+        """Return the sample at the next timestep, of the dtype of ``sample``.
+
+        Raises:
+            UsageError: There is an output branch that was not added to this output.
+        """
+        if self.branch is not None:
+            self._check_branch(self.branch, len(sample))
         if len(self.terms) > len(self.explicit):
             self.terms = []  # a loop that takes the same timesteps again
         self.terms = [*(self.terms or [sample.float()]), model_output.float()]
@@ -75,6 +111,16 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+    def _check_branch(self, branch: OutputBranch, samples: int) -> None:
+        rows, self.branched_rows = self.branched_rows, 0
+        if not rows:
+            raise UsageError(
+                "Got a sampler whose output branch is not on the transformer; call "
+                "enable_output_branch(pipe.transformer, scheduler) first, or sample with skipdit_cli.generate."
+            )
+        if rows != samples * branch.rows * sum(branch.calls):
+            raise refusal(branch)
 
     def _check_rows(self) -> None:
         steps, rows = len(self.explicit), len(self.rows)

@@ -62,7 +62,10 @@ class Sampler:
         """Return a short name: "dpm++ lu", "unipc karras order 3", "ddim at 9 timesteps"."""
         parts = [self.name or "own scheduler", self.spacing or ""]
         for name, value in self.arguments.items():
-            if name == "coefficients":  # of a fitted scheduler: many numbers
+            if name in ("coefficients", "output_branch_sha256"):  # of a fitted scheduler: many numbers
+                continue
+            if name == "output_branch":
+                parts.append("with an output branch")
                 continue
             parts.append(f"order {value}" if name == "solver_order" else f"{name} {value}")
         if self.timesteps is not None:
