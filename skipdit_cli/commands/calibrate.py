@@ -148,10 +148,7 @@ def _find(calibrator, costs: list[float], settings: CalibrateSettings, effort, f
     """Return the plans for the budgets, or for ``--min-psnr``; with output branches in a folder, if asked for."""
     if settings.output_branch:
         calibrator.check_output_branch()
-    if costs:
-        found = calibrator.for_costs(costs, effort)
-    else:
-        found = calibrator.for_accuracy(settings.min_psnr, effort)
+    found = calibrator.for_costs(costs, effort) if costs else calibrator.for_accuracy(settings.min_psnr, effort)
     return calibrator.with_output_branches(found, Path(folder)) if settings.output_branch else found
 
 

@@ -61,7 +61,8 @@ def within(
         output_branch: Whether output branches are fitted.
         settings: As for ``generate``.
     """
-    seconds, exact = _time(pipe, conditions, settings), usual_steps(pipe) * (len(conditions) + held_out)
+    seconds = _time(pipe, conditions, settings)
+    exact: float = usual_steps(pipe) * (len(conditions) + held_out)
     budgets = costs or [10.0] * ACCURACY_BUDGETS
     if output_branch:
         exact += branch_samples(pipe, len(conditions), settings) * (PATH_STEPS + sum(costs or [10.0]))

@@ -100,8 +100,7 @@ def generate(
     sampler = _make_sampler(pipe, scheduler, run, pipe_decodes, steps)
 
     outputs = _Outputs()
-    if policy is not None and not is_deterministic(scheduler, run.arguments):
-        policy = policy.with_live_block()
+    policy = policy and (policy if is_deterministic(scheduler, run.arguments) else policy.with_live_block())
     with output_branch(transformer_of(pipe), scheduler), _caches(pipe, policy, scheduler) as caches:
         for batch in batches(pipe, conditions, run.batch_size, alone=run.image is not None):
             steps.count = 0
@@ -110,8 +109,7 @@ def generate(
             with _scheduled(pipe, scheduler), diagnosis.translated_errors(pipe), Stopwatch(pipe) as watch:
                 output = sampler.run(conditions[batch], _generators(run.seed, batch))
             outputs.add(output, watch, caches)
-            part = outputs.broken_part(pipe_decodes)
-            if part is not None:
+            if (part := outputs.broken_part(pipe_decodes)) is not None:
                 break
         generated = outputs.generated(began, caches, steps.count)
         if part is not None:

@@ -109,7 +109,7 @@ class SharedForward(Interposed):
 def _bits_of(latents: Any) -> list[str]:
     """Return a hash of each tensor in the first argument of a forward."""
     tensors = [x.detach().cpu().contiguous() for x in tree_leaves(latents) if isinstance(x, torch.Tensor)]
-    return [hashlib.blake2b(x.flatten().view(torch.uint8).numpy()).hexdigest() for x in tensors]
+    return [hashlib.blake2b(x.flatten().view(torch.uint8).numpy().tobytes()).hexdigest() for x in tensors]
 
 
 def _bytes_of(forward: tuple) -> int:
