@@ -189,7 +189,8 @@ class Calibrator:
             conditions *= math.ceil(MIN_VALUES / values)
         if len(batches(self.pipe, conditions)) > 1:
             conditions = conditions[:1] * len(conditions)
-        return SamplerFitter(self.pipe, conditions, prefixes=evaluator.prefixes, seed=self.seed, **self.settings)
+        settings = {**self.settings, "seed": self.seed}
+        return SamplerFitter(self.pipe, conditions, prefixes=evaluator.prefixes, known=self.known, **settings)
 
     def _report(
         self, found: Mapping[float, Mapping[str, Candidate]], searched: Mapping[Candidate, float]

@@ -74,6 +74,7 @@ class SamplerFitter:
         conditions: One class label or prompt per calibration sample. 32 samples of 64 values are enough, and fewer of
             larger latents; all are one batch.
         prefixes: Shares the beginnings of runs, if given.
+        known: The accuracies of an interrupted search, to which new ones are added.
         advance: Called after each denoising step of the exact path and of each fit.
         settings: As for ``generate``: the guidance scale, the first calibration seed. With a ``policy``, samplers are
             fitted to what the cache forecasts as well.
@@ -91,11 +92,13 @@ class SamplerFitter:
         conditions: Sequence[int | str | None],
         *,
         prefixes: SharedPrefixes | None = None,
+        known: dict[str, list[float]] | None = None,
         advance: Callable[[], None] | None = None,
         **settings: Any,
     ):
         self.pipe, self.conditions, self.prefixes, self.advance = pipe, list(conditions), prefixes, advance
         self.settings = {**settings, "batch_size": None, "decode": False}
+        self.known = {} if known is None else known
         count = len(batches(pipe, self.conditions, alone=settings.get("image") is not None))
         if count != 1:
             raise UsageError(f"Got {count} batches to fit a sampler to but expected 1; give one prompt, and no image.")
@@ -115,23 +118,30 @@ class SamplerFitter:
         if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS:
             allowed = f"{MIN_EVALUATIONS} to {MAX_EVALUATIONS}"
             raise UsageError(f"Got {evaluations} steps for --scheduler fitted but expected {allowed}.")
-        fits: dict[tuple[int, ...], Fit] = {}
+        accuracies: dict[tuple[int, ...], float] = {}
 
         def accuracy(nodes: tuple[int, ...]) -> float:
-            if nodes not in fits:
-                fits[nodes] = self.fit(nodes)
+            if nodes not in accuracies:
+                accuracies[nodes] = self._accuracy(nodes)
                 if tried is not None:
                     tried()
-            return fits[nodes].accuracy_db
+            return accuracies[nodes]
 
         best, choice = max(_starts(self.path.timesteps, evaluations), key=accuracy), random.Random(0)
         for _ in range(20 * trials):
-            if len(fits) >= trials:
+            if len(accuracies) >= trials:
                 break
             nodes = _changed(best, choice)
             if _fit_in(nodes, len(self.path.timesteps)) and accuracy(nodes) > accuracy(best):
                 best = nodes
-        return fits[best]
+        return self.fit(best)
+
+    def _accuracy(self, nodes: Sequence[int]) -> float:
+        """Return the accuracy of a sampler fitted at some timesteps of the path, from an earlier search if known."""
+        key = f"fit at {nodes}"
+        if not self.known.get(key):
+            self.known[key] = [self.fit(nodes).accuracy_db]
+        return self.known[key][0]
 
     def fit(self, nodes: Sequence[int]) -> Fit:
         """Fit the coefficients of a sampler that evaluates the model at given timesteps of the path.

@@ -55,6 +55,18 @@ def test_more_trials_never_lose_on_the_calibration_seeds(pipe):
     assert more.accuracy_db >= few.accuracy_db
 
 
+def test_an_interrupted_search_goes_on_to_the_same_sampler(pipe):
+    known: dict[str, list[float]] = {}
+    fitter = SamplerFitter(pipe, [0, 1, 2, 3], known=known, guidance_scale=1.5)
+    fitter.search(4, trials=5)
+    assert len(known) == 5
+    ran, fit = [], fitter.fit
+    fitter.fit = lambda nodes: ran.append(nodes) or fit(nodes)
+    resumed = fitter.search(4, trials=8)
+    assert len(known) == 8 and len(ran) == 4  # the three that were not known, and the best again
+    assert resumed == SamplerFitter(pipe, [0, 1, 2, 3], guidance_scale=1.5).search(4, trials=8)
+
+
 def test_a_run_equals_the_run_that_fitted_it(pipe):
     fitter = SamplerFitter(pipe, [0, 1, 2], guidance_scale=1.5)
     fit = fitter.fit([0, 20, 50])
