@@ -209,10 +209,6 @@ class FittingScheduler(FittedScheduler):
         super().__init__()
         self.explicit, self.targets = timesteps, targets
 
-    def set_timesteps(self, *args, **kwargs) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self.rows = []
-
     def row(self, index: int) -> Sequence[float]:
         """Fit and return the coefficients of a denoising step."""
         target = self.targets[index].flatten()
@@ -223,7 +219,8 @@ class FittingScheduler(FittedScheduler):
         return self.rows[index]
 
     def _check_rows(self) -> None:
-        """The rows are not fitted yet."""
+        """Begin without rows, which are fitted one by one."""
+        self.rows = []
 
 
 def as_written(number: float) -> float:

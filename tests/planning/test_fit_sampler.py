@@ -16,6 +16,7 @@ from skipdit_cli.planning.searching.prefixes import SharedPrefixes
 from skipdit_cli.planning.searching.search import Effort, Search
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler, check_deterministic, make_scheduler
+from tests.support.tiny_pipelines import build, settings_of
 
 SETTINGS = {"guidance_scale": 1.5, "decode": False}
 COEFFICIENTS = [[1.0, 0.5], [1.0, 0.25, 0.25]]
@@ -98,6 +99,15 @@ def test_a_flow_is_fitted_as_well(pipe):
     fit = SamplerFitter(pipe, [0, 1, 2, 3], guidance_scale=1.5).search(3, 5)
     reference = generate(pipe, [2, 0, 1], num_inference_steps=150, seed=100, **SETTINGS)
     assert held_out(pipe, fit.sampler, reference, 3) > held_out(pipe, None, reference, 3)
+
+
+@pytest.mark.parametrize("name", ["flux", "aura-flow", "hunyuan-video", "ltx"])
+def test_a_pipeline_that_passes_its_scheduler_more_than_the_steps_is_fitted_as_well(name):
+    """They look for ``sigmas`` and ``mu`` in the signature of ``set_timesteps``, or call ``set_begin_index``."""
+    pipe, settings = build(name), settings_of(name)
+    fit = SamplerFitter(pipe, ["a cat"], **settings).search(2, trials=2)
+    made = generate(pipe, ["a cat"], scheduler=fit.sampler, num_inference_steps=2, decode=False, **settings)
+    assert made.steps == 2 and made.latents.isfinite().all() and fit.accuracy_db > 10
 
 
 def test_a_text_conditional_pipeline_is_fitted_as_well(text_pipe):

@@ -74,8 +74,11 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         """Have ``set_timesteps`` set explicit timesteps, fractions among them."""
         self.explicit = timesteps
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device=None, sigmas=None, mu=None) -> None:
-        """Set the explicit timesteps, and begin a generation; the arguments of flow pipelines are not used.
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device=None, timesteps=None, sigmas=None, mu=None
+    ) -> None:
+        """Set the explicit timesteps, and begin a generation; the arguments of pipelines, which look for them here,
+        are not used.
 
         Raises:
             UsageError: There are none, or not one for each row of the coefficients.
@@ -85,6 +88,9 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         self.timesteps = torch.tensor(self.explicit, dtype=torch.int64 if whole else torch.float32, device=device)
         self.num_inference_steps = len(self.explicit)
         self.terms, self.generation, self.branched_rows = [], self.generation + 1, 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Do nothing: a step is told by the outputs so far, and not by its index."""
 
     def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
         """Return the sample, which the model takes as it is."""
@@ -101,9 +107,12 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         if len(self.terms) > len(self.explicit):
             self.terms = []  # a loop that takes the same timesteps again
         self.terms = [*(self.terms or [sample.float()]), model_output.float()]
-        row = self.row(len(self.terms) - 2)
-        prev_sample = torch.stack([c * term for c, term in zip(row, self.terms)]).sum(0).to(sample.dtype)
+        prev_sample = self.combined(self.row(len(self.terms) - 2)).to(sample.dtype)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+
+    def combined(self, row: Sequence[float]) -> torch.Tensor:
+        """Return the combination of the initial noise and all outputs so far by a row of coefficients."""
+        return torch.stack([c * term for c, term in zip(row, self.terms)]).sum(0)
 
     def row(self, index: int) -> Sequence[float]:
         """Return the coefficients of a denoising step."""
