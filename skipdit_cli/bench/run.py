@@ -28,7 +28,7 @@ from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.generate import Generated, batches, generate
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
-from skipdit_cli.sampling.schedulers import Sampler, as_sampler, is_deterministic, make_scheduler
+from skipdit_cli.sampling.schedulers import Sampler, as_sampler, make_scheduler, policy_for
 from skipdit_cli.skip import add_skip_branches, remove_skip_branches
 from skipdit_cli.trunk import Trial, check_class, known_trunk
 
@@ -93,10 +93,9 @@ class Bench:
         self.flops, step = self._count_flops(num_inference_steps)
         self.calls_per_step, self.timesteps = len(step.calls), step.timesteps
         self.macs = {name: flops.full for name, flops in self.flops.items()}
-        if not is_deterministic(make_scheduler(self.scheduler, pipe), arguments.get("arguments")):
-            policies = [policy.with_live_block() for policy in policies]  # as generate does
+        scheduler = make_scheduler(self.scheduler, pipe)
         self.cases = make_cases(
-            policies,
+            [policy_for(policy, scheduler, arguments.get("arguments")) for policy in policies],
             num_inference_steps,
             step.timesteps,
             **self.flops,

@@ -26,6 +26,7 @@ from skipdit_cli.models.config_values import LARGEST, check_arguments, check_num
 from skipdit_cli.models.packages import importable
 from skipdit_cli.models.weights import files_in, read_json
 from skipdit_cli.quiet import quiet
+from skipdit_cli.sampling.schedulers import set_usual_timesteps
 
 LIBRARIES = ("diffusers", "transformers")
 FORMER_KEYS = (".query.weight", ".proj_attn.weight", ".weight_g", ".gamma", "LayerNorm.beta")
@@ -149,9 +150,8 @@ def _make_step(kind: type[Any], config: dict) -> None:
     Some faults show only then: a list of betas that ends too early, an unknown ``prediction_type``.
     """
     scheduler = kind.from_config(config)
-    shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     with torch.random.fork_rng(devices=[]):
-        scheduler.set_timesteps(2, **shifted)
+        set_usual_timesteps(scheduler, 2)
         noise = torch.full((1, 4, 4, 4), 0.5)
         learned = str(scheduler.config.get("variance_type")).startswith("learned")
         scheduler.step(torch.cat([noise] * 2, 1) if learned else noise, scheduler.timesteps[0], noise)

@@ -179,18 +179,20 @@ class Calibrator:
         return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance, fitter)
 
     def _fitter(self, evaluator: Evaluator) -> SamplerFitter:
-        """Return what fits samplers to the first batch of samples: to one prompt where there is a batch for each, and
-        with more seeds where samples are small."""
+        """Return what fits samplers to the first batch of samples, with more seeds where samples are small."""
         conditions, most = list(self.conditions), self.settings.get("batch_size")
         if most is not None:
             conditions = conditions[:most]
         elif not is_text_conditional(self.pipe):
             values = math.prod(sample_shape(self.pipe, self.settings.get("num_frames"))) * len(conditions)
             conditions *= math.ceil(MIN_VALUES / values)
+        return self._make_fitter(conditions, prefixes=evaluator.prefixes, known=self.known)
+
+    def _make_fitter(self, conditions: Sequence[int | str | None], **shared: Any) -> SamplerFitter:
+        """Return what fits samplers to samples in one batch, of one prompt where a pipeline has a batch for each."""
         if len(batches(self.pipe, conditions)) > 1:
-            conditions = conditions[:1] * len(conditions)
-        settings = {**self.settings, "seed": self.seed}
-        return SamplerFitter(self.pipe, conditions, prefixes=evaluator.prefixes, known=self.known, **settings)
+            conditions = list(conditions[:1]) * len(conditions)
+        return SamplerFitter(self.pipe, conditions, seed=self.seed, **shared, **self.settings)
 
     def _report(
         self, found: Mapping[float, Mapping[str, Candidate]], searched: Mapping[Candidate, float]
@@ -250,7 +252,7 @@ class Calibrator:
                 notes.append(f"{what}: it is no fitted sampler.")
                 continue
             try:
-                fitter = fitter or self._fitter_of(branch_samples(self.pipe, len(self.conditions), self.settings))
+                fitter = fitter or self._branch_fitter()
                 branched = self._fit_branch(plan.candidate, fitter, folder / f"{cost:g}.safetensors")
             except UsageError as cause:
                 notes.append(f"{what}: {cause}")
@@ -271,13 +273,11 @@ class Calibrator:
         cost = candidate.cost(self.flops) + branch.macs / (sum(branch.calls) * self.flops.full)
         return self._held_out(candidate, cost, self.searcher.accuracy(candidate))
 
-    def _fitter_of(self, count: int) -> SamplerFitter:
-        """Return what fits output branches, to so many samples in one batch."""
+    def _branch_fitter(self) -> SamplerFitter:
+        """Return what fits output branches, to the samples of the search and to more seeds of them."""
+        count = branch_samples(self.pipe, len(self.conditions), self.settings)
         conditions = [self.conditions[at % len(self.conditions)] for at in range(count)]
-        if len(batches(self.pipe, conditions)) > 1:
-            conditions = conditions[:1] * count
-        settings = {**self.settings, "batch_size": None}
-        return SamplerFitter(self.pipe, conditions, advance=self.advance, seed=self.seed, **settings)
+        return self._make_fitter(conditions, advance=self.advance)
 
     def _with_branch(self, plan: Candidate) -> Candidate | None:
         """Return a plan with the pair (0, L-1) live, which a skip branch joins; None without branches."""

@@ -106,9 +106,10 @@ class CalibrateSettings:
         costs = [steps / number if self.speedup is not None else number for number in numbers]
         for number, cost in zip(numbers, costs):
             if not 1 <= cost < steps:
-                meaning = "" if self.speedup is None else f", a cost of {cost:g} full forwards"
-                expected = f"1 or more and less than the full run of {steps} steps"
-                if self.speedup is not None:
+                if self.speedup is None:
+                    got, expected = "", f"1 or more and less than the full run of {steps} steps"
+                else:
+                    got = f", a cost of {cost:g} full forwards"
                     expected = f"more than 1 and at most {steps}, the steps of the full run"
-                raise UsageError(f"Got {flag} {number:g}{meaning}, but expected {expected}.")
+                raise UsageError(f"Got {flag} {number:g}{got}, but expected {expected}.")
         return sorted(set(costs))

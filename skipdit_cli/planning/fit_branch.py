@@ -115,19 +115,19 @@ class _Tap:
     """
 
     def __init__(self, transformer):
-        self.transformer, self.layout = transformer, None
+        self.transformer = transformer
+        self.layout: OutputLayout | None = None
         self.calls: list[_Call] = []
         self.parts: tuple[int, ...] = ()
         self.handle: Any = None
         self.last_input: Any = None
         interpose(transformer, "forward", lambda inner: _TappedForward(inner, self), _TappedForward)
 
-    def find(self, forward: Callable[..., Any]) -> OutputLayout:
-        """Return the layout, which the first call finds."""
+    def find(self, forward: Callable[..., Any]) -> None:
+        """Find the layout, in the first call, and keep the inputs of its Linear from then on."""
         if self.layout is None:
             self.layout = find_layout(self.transformer, forward)
             self.handle = self.layout.linear.register_forward_pre_hook(self._keep)
-        return self.layout
 
     def _keep(self, module, inputs) -> None:
         self.last_input = inputs[0].detach()
@@ -155,17 +155,16 @@ class _TappedForward(Interposed):
         self.tap = tap
 
     def __call__(self, *args, **kwargs):
-        def forward():
-            result = self.inner(*args, **kwargs)
-            return result[0] if isinstance(result, tuple) else result.sample
-
         if not self.serving:
             return self.inner(*args, **kwargs)
-        self.tap.find(forward)
+        self.tap.find(lambda: _output_of(self.inner(*args, **kwargs)))
         result = self.inner(*args, **kwargs)
-        output = result[0] if isinstance(result, tuple) else result.sample
-        self.tap.calls.append(_Call(self.tap.last_input, output))
+        self.tap.calls.append(_Call(self.tap.last_input, _output_of(result)))
         return result
+
+
+def _output_of(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result.sample
 
 
 class _BranchFittingScheduler(FittingScheduler):
@@ -184,7 +183,7 @@ class _BranchFittingScheduler(FittingScheduler):
     def row(self, index: int) -> Sequence[float]:
         """Fit the coefficients of a step, its branch, and the coefficients again."""
         row = super().row(index)
-        state = torch.stack([c * term for c, term in zip(row, self.terms)]).sum(0)
+        state = self.combined(row)
         error = (self.targets[index].to(state) - state) / row[-1] if row[-1] else torch.zeros_like(state)
         self.terms[-1] = self.terms[-1] + self._fit_branch(error)
         self.rows.pop()
@@ -197,7 +196,8 @@ class _BranchFittingScheduler(FittingScheduler):
             error: (B, C, ...).
         """
         calls, self.tap.calls = self.tap.calls, []
-        layout, output = self.tap.find(lambda: None), self.terms[-1]
+        layout, output = self.tap.layout, self.terms[-1]
+        assert layout is not None
         samples = len(output)
         if any(len(call.output) % samples for call in calls):
             raise _no_guidance()

@@ -27,7 +27,7 @@ from skipdit_cli.sampling.pipelines.call_arguments import encodes_prompts_singly
 from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.sampling.refusals import check_run, check_steps
 from skipdit_cli.sampling.run_settings import RunSettings, default_guidance
-from skipdit_cli.sampling.schedulers import as_sampler, is_deterministic, make_scheduler
+from skipdit_cli.sampling.schedulers import as_sampler, make_scheduler, policy_for
 from skipdit_cli.skip.output_branch import output_branch
 
 
@@ -100,7 +100,7 @@ def generate(
     sampler = _make_sampler(pipe, scheduler, run, pipe_decodes, steps)
 
     outputs = _Outputs()
-    policy = policy and (policy if is_deterministic(scheduler, run.arguments) else policy.with_live_block())
+    policy = policy and policy_for(policy, scheduler, run.arguments)
     with output_branch(transformer_of(pipe), scheduler), _caches(pipe, policy, scheduler) as caches:
         for batch in batches(pipe, conditions, run.batch_size, alone=run.image is not None):
             steps.count = 0

@@ -21,6 +21,7 @@ from skipdit_cli.sampling.schedulers import (
     follows_flow,
     log_snr_timesteps,
     make_scheduler,
+    set_usual_timesteps,
     shifted_timesteps,
 )
 
@@ -233,8 +234,7 @@ class Search:
     def _scheduler(self, sampler: Sampler, steps: int):
         """Return the scheduler of a sampler, with its timesteps set."""
         scheduler = make_scheduler(sampler, self.evaluator.pipe)
-        shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}  # about that of the pipeline
-        scheduler.set_timesteps(steps, **shifted)
+        set_usual_timesteps(scheduler, steps)
         return scheduler
 
     def _move_timesteps(self, candidate: Candidate, start: Candidate | None = None) -> Candidate:

@@ -6,9 +6,14 @@ from skipdit_cli.sampling.schedulers.candidates import (
     check_single_forwards,
     is_deterministic,
     keeps_noise_schedule,
+    policy_for,
     usable_samplers,
 )
-from skipdit_cli.sampling.schedulers.explicit_timesteps import log_snr_timesteps, shifted_timesteps
+from skipdit_cli.sampling.schedulers.explicit_timesteps import (
+    log_snr_timesteps,
+    set_usual_timesteps,
+    shifted_timesteps,
+)
 from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
 from skipdit_cli.sampling.schedulers.make_scheduler import (
     FITTED,
@@ -41,7 +46,9 @@ __all__ = [
     "keeps_noise_schedule",
     "log_snr_timesteps",
     "make_scheduler",
+    "policy_for",
     "predicts_sigma",
+    "set_usual_timesteps",
     "shifted_timesteps",
     "spacings_of",
     "usable_samplers",

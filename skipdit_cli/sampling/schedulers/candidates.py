@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import diffusers
 import torch
 
+from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
@@ -48,6 +49,16 @@ def is_deterministic(scheduler, arguments: Mapping[str, object] | None = None) -
     config, eta = scheduler.config, (arguments or {}).get("eta") or 0
     stochastic = str(config.get("algorithm_type")).startswith("sde") or config.get("stochastic_sampling")
     return isinstance(scheduler, DETERMINISTIC) and not stochastic and eta == 0
+
+
+def policy_for(policy: CachePolicy, scheduler, arguments: Mapping[str, object] | None = None) -> CachePolicy:
+    """Return the cache that a run gets: a level keeps a live block under a scheduler that adds noise.
+
+    Args:
+        policy: The cache that was asked for.
+        scheduler, arguments: As for ``is_deterministic``.
+    """
+    return policy if is_deterministic(scheduler, arguments) else policy.with_live_block()
 
 
 def check_deterministic(scheduler, arguments: Mapping[str, object] | None = None) -> None:

@@ -59,6 +59,13 @@ def set_explicit(scheduler: Any, timesteps: Sequence[float]) -> None:
     interpose(scheduler, "set_timesteps", partial(setter, scheduler=scheduler, timesteps=tuple(timesteps)), _Explicit)
 
 
+def set_usual_timesteps(scheduler: Any, steps: int) -> None:
+    """Have a scheduler space its timesteps outside of a pipeline, with about the shift that a pipeline asks for where
+    it depends on the size of the image."""
+    shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(steps, **shifted)
+
+
 def noise_levels(alphas_cumprod: torch.Tensor, timesteps: Sequence[float]) -> np.ndarray:
     """Return sigma / alpha of timesteps; that of a fraction is interpolated in its logarithm, as lu spacing does."""
     table = np.array(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
