@@ -88,7 +88,7 @@ def fit_output_branch(fitter: SamplerFitter, sampler: Sampler) -> tuple[Sampler,
     nodes = [written.index(t) for t in timesteps]
     tap = _Tap(transformer_of(fitter.pipe))
     try:
-        scheduler = _BranchFittingScheduler(timesteps, fitter.targets(nodes), tap)
+        scheduler = _BranchFittingScheduler(timesteps, fitter.targets(nodes), fitter.pipe.scheduler, tap)
         fitter.run("branch", scheduler, timesteps)
     finally:
         tap.close()
@@ -174,8 +174,8 @@ class _BranchFittingScheduler(FittingScheduler):
         maps: For each step and call (F + 1, P), the bias last.
     """
 
-    def __init__(self, timesteps, targets, tap: _Tap):
-        super().__init__(timesteps, targets)
+    def __init__(self, timesteps, targets, original, tap: _Tap):
+        super().__init__(timesteps, targets, original)
         self.tap = tap
         self.former: list[torch.Tensor] = []
         self.maps: list[list[torch.Tensor]] = []

@@ -19,7 +19,7 @@ from skipdit_cli.planning.accuracy import accuracy_db
 from skipdit_cli.planning.exact import exact_sampler
 from skipdit_cli.planning.searching.prefixes import SharedPrefixes
 from skipdit_cli.sampling.generate import Generated, batches, generate
-from skipdit_cli.sampling.schedulers import FITTED, FittedScheduler, Sampler, make_scheduler
+from skipdit_cli.sampling.schedulers import FITTED, FittedScheduler, Sampler, follows_flow, make_scheduler
 from skipdit_cli.trunk import Interposed, interpose
 
 PATH_STEPS = 64
@@ -150,7 +150,7 @@ class SamplerFitter:
             nodes: Indices of the timesteps in the path, ascending from 0.
         """
         timesteps = [as_written(self.path.timesteps[node]) for node in nodes]
-        scheduler = FittingScheduler(timesteps, self.targets(nodes))
+        scheduler = FittingScheduler(timesteps, self.targets(nodes), self.pipe.scheduler)
         samples = self.run("fit", scheduler, timesteps)
         sampler = Sampler(FITTED, arguments={"coefficients": scheduler.rows}, timesteps=timesteps)
         return Fit(sampler, accuracy_db(self.pipe, samples, self.path.samples))
@@ -203,10 +203,11 @@ class FittingScheduler(FittedScheduler):
     Args:
         timesteps: Descending.
         targets: The latents to reach after each denoising step.
+        original: The pipeline's own scheduler.
     """
 
-    def __init__(self, timesteps: Sequence[float], targets: Sequence[torch.Tensor]):
-        super().__init__()
+    def __init__(self, timesteps: Sequence[float], targets: Sequence[torch.Tensor], original: Any):
+        super().__init__(len(original), flow=follows_flow(original))
         self.explicit, self.targets = timesteps, targets
 
     def row(self, index: int) -> Sequence[float]:

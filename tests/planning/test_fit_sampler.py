@@ -101,9 +101,9 @@ def test_a_flow_is_fitted_as_well(pipe):
     assert held_out(pipe, fit.sampler, reference, 3) > held_out(pipe, None, reference, 3)
 
 
-@pytest.mark.parametrize("name", ["flux", "aura-flow", "hunyuan-video", "ltx"])
+@pytest.mark.parametrize("name", ["flux", "aura-flow", "wan-2.2", "ltx", "cogview-4"])
 def test_a_pipeline_that_passes_its_scheduler_more_than_the_steps_is_fitted_as_well(name):
-    """They look for ``sigmas`` and ``mu`` in the signature of ``set_timesteps``, or call ``set_begin_index``."""
+    """They look for arguments of ``set_timesteps``, call ``set_begin_index``, or read ``sigmas``."""
     pipe, settings = build(name), settings_of(name)
     fit = SamplerFitter(pipe, ["a cat"], **settings).search(2, trials=2)
     made = generate(pipe, ["a cat"], scheduler=fit.sampler, num_inference_steps=2, decode=False, **settings)

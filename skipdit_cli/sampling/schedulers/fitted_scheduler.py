@@ -28,8 +28,11 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         output_branch: The file of an output branch of the model (``skip/output_branch.py``), which the coefficients
             were fitted with.
         output_branch_sha256: The checksum of that file.
+        flow: Whether the model follows a flow, whose noise levels are its timesteps over ``num_train_timesteps``.
 
     Attributes:
+        sigmas: The noise levels of a flow, which some pipelines read in each step (LTX-2, Wan, CogView4); otherwise
+            None.
         branch: The output branch, or None.
         place: The generation, counted, and the step that comes next.
 
@@ -49,8 +52,10 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         coefficients: Sequence[Sequence[float]] | None = None,
         output_branch: str | None = None,
         output_branch_sha256: str | None = None,
+        flow: bool = False,
     ):
         self.explicit: Sequence[float] = ()
+        self.sigmas: torch.Tensor | None = None
         self.timesteps = torch.zeros(0)
         self.rows: list[list[float]] = [] if coefficients is None else checked_rows(coefficients)
         self.terms: list[torch.Tensor] = []
@@ -87,6 +92,9 @@ class FittedScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as 
         whole = all(t == int(t) for t in self.explicit)
         self.timesteps = torch.tensor(self.explicit, dtype=torch.int64 if whole else torch.float32, device=device)
         self.num_inference_steps = len(self.explicit)
+        if self.config.flow:
+            levels = torch.tensor([*self.explicit, 0], dtype=torch.float32, device=device)
+            self.sigmas = levels / self.config.num_train_timesteps
         self.terms, self.generation, self.branched_rows = [], self.generation + 1, 0
 
     def set_begin_index(self, begin_index: int = 0) -> None:

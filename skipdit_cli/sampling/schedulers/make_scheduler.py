@@ -78,7 +78,7 @@ def choose_class(sampler: Sampler, pipe: Pipeline) -> tuple[type[Any], dict, dic
     check_name(name)
     config = dict(original.config)
     if name == FITTED:
-        return FittedScheduler, config, {}
+        return FittedScheduler, config, {"flow": follows_flow(original)}
     if name is not None and follows_flow(original) and ("beta_schedule" not in config or name not in FLOWS):
         allowed = f"takes {', '.join(FLOWS)}" if "beta_schedule" in config else "takes its own scheduler only"
         raise UsageError(f"Got --scheduler {name}, but this model's samples follow a flow, which {allowed}.")
@@ -138,6 +138,8 @@ def _checked_arguments(kind: type[Any], arguments: Mapping[str, object]) -> dict
 def follows_flow(scheduler) -> bool:
     """Return whether a scheduler integrates a flow from noise to data (flow matching), by its config."""
     config = scheduler.config
+    if "flow" in config:  # a fitted scheduler
+        return bool(config["flow"])
     return "beta_schedule" not in config or config.get("prediction_type") == "flow_prediction"
 
 
