@@ -63,7 +63,7 @@ class Effort:
 EFFORTS = (
     Effort(),
     Effort(samplers=2, starts=1, passes=2, fits=48, tries=440),
-    Effort(samplers=1, starts=1, passes=1, fits=24, tries=200),
+    Effort(samplers=1, starts=1, passes=1, fits=24, tries=220),
 )
 """What to choose from for the time there is, the greatest first."""
 
