@@ -136,14 +136,20 @@ def make_made_for(
         "branches": branches_of(pipe),
         "sampler": candidate.sampler.describe(),
         "steps": candidate.steps,
-        "checksum": short_hash(candidate.key()),
         "guidance_scale": guidance_scale,
         "cost": round(cost, 3),
         "measured": measured,
         "date": datetime.date.today().isoformat(),
         "versions": {"skipdit": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return json.loads(to_json(facts))  # plain data, without the scalars of NumPy
+    made_for = json.loads(to_json(facts))  # plain data, without the scalars of NumPy
+    return {**made_for, "checksum": _checksum(candidate, made_for)}
+
+
+def _checksum(candidate: Candidate, made_for: Mapping[str, Any]) -> str:
+    """Return a checksum of the flags of a plan and of all that its ``made_for`` says."""
+    facts = {key: value for key, value in made_for.items() if key != "checksum"}
+    return short_hash(candidate.key() + json.dumps(facts, sort_keys=True))
 
 
 def branches_of(pipe: Any) -> str:
@@ -245,5 +251,7 @@ def _check_made_for(candidate: Candidate, flags: Mapping[str, Any], made_for: Ma
     if candidate.policy is not None and made_for["blocks"] is not None:
         check_depth(candidate.policy.layers, made_for["blocks"])
     guidance = _flags(candidate, made_for["guidance_scale"]).get("guidance-scale")
-    if short_hash(candidate.key()) != made_for["checksum"] or flags.get("guidance-scale") != guidance:
-        raise UsageError(f"{name} has other flags than it was measured with: it is cut short or edited; {advice}.")
+    if _checksum(candidate, made_for) != made_for["checksum"] or flags.get("guidance-scale") != guidance:
+        raise UsageError(
+            f"{name} has other flags or figures than those it was saved with: it is cut short or edited; {advice}."
+        )
