@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from diffusers import DDPMScheduler
+
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.exact import Exact
 from skipdit_cli.planning.fit_branch import branch_samples, check_one_transformer, fit_output_branch
@@ -97,10 +99,18 @@ def check_full_run(
         UsageError: The scheduler is unknown, adds noise, cannot do so many steps, or does not evaluate the model once
             a step.
     """
+    sampler = full_run_sampler(pipe, sampler)
     scheduler = make_scheduler(sampler, pipe)
     check_deterministic(scheduler, arguments)
     check_steps(RunSettings(num_inference_steps=steps, scheduler=sampler), scheduler)
     check_single_forwards(scheduler)
+
+
+def full_run_sampler(pipe, sampler: Sampler | str | None) -> Sampler:
+    """Return the sampler of the full run: ``sampler``, or DDIM in place of a pipeline's own DDPM (HunyuanDiT)."""
+    if as_sampler(sampler) == Sampler() and isinstance(make_scheduler(None, pipe), DDPMScheduler):
+        return Sampler("ddim")
+    return as_sampler(sampler)
 
 
 class Calibrator:
@@ -134,7 +144,7 @@ class Calibrator:
     ):
         self.pipe, self.conditions, self.held_out = pipe, conditions, held_out
         self.seed, self.settings = seed, settings
-        self.own, self.steps = as_sampler(scheduler), steps
+        self.own, self.steps, self.fits = full_run_sampler(pipe, scheduler), steps, scheduler is None
         check_full_run(pipe, self.own, steps, settings.get("arguments"))
         self.samplers = candidates(pipe) if scheduler is None else [self.own]
         self.flops, self.trunk = StepFlops(pipe.transformer), known_trunk(pipe.transformer)
@@ -175,7 +185,7 @@ class Calibrator:
     def _search(self, evaluator: Evaluator, effort: Effort) -> Search:
         needs_sources = self.trunk is not None and self.trunk.needs_sources
         blocks = len(self.flops.units)
-        fitter = self._fitter(evaluator) if self.own == Sampler() else None
+        fitter = self._fitter(evaluator) if self.fits else None
         return Search(evaluator, self.flops, self.samplers, blocks, needs_sources, effort, self.advance, fitter)
 
     def _fitter(self, evaluator: Evaluator) -> SamplerFitter:

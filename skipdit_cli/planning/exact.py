@@ -84,7 +84,8 @@ def solve_exactly(
     arguments = {"decode": getattr(pipe, "vae", None) is not None or is_pixel_space(pipe), **settings}
     arguments.pop("num_inference_steps", None)
     eta = arguments.get("arguments")
-    check_deterministic(make_scheduler(arguments.pop("scheduler", None), pipe), eta)
+    if "scheduler" in arguments:
+        check_deterministic(make_scheduler(arguments.pop("scheduler"), pipe), eta)
     check_deterministic(make_scheduler(exact_sampler(pipe, FIRST_STEPS, arguments), pipe), eta)
     if is_text_conditional(pipe):
         _check_repeatable(pipe, conditions, arguments)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from skipdit_cli import CachePolicy
+from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.models import open_model
 from skipdit_cli.planning.calibrate import Calibrator
@@ -174,3 +175,13 @@ def test_an_interrupted_search_goes_on_to_the_same_plan(digits, calibration):
 def test_a_sampler_that_adds_noise_is_refused(digits):
     with pytest.raises(UsageError, match="deterministic"):
         Calibrator(digits, [0], [1], scheduler="ddpm")
+
+
+def test_a_pipeline_of_ddpm_is_compared_with_ddim(tiny_pipeline):
+    pipe = load_pipeline(tiny_pipeline())
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    calibrator = Calibrator(pipe, [0, 1], [2, 3], steps=6, guidance_scale=1.5)
+    assert calibrator.own == Sampler("ddim") and Sampler() not in calibrator.samplers
+    evaluator = Evaluator(pipe, [0], 0, accuracy_db=20, guidance_scale=1.5)
+    evaluator.close()
+    assert evaluator.accuracy(Candidate(calibrator.own, 20)) > evaluator.accuracy(Candidate(calibrator.own, 2))
