@@ -66,16 +66,16 @@ def play(
 
     skipdit play facebook/DiT-XL-2-256 --plan plans
     """
-    play_sample.check_packages()
     if settings.pipeline.prompts_file is not None:
         raise UsageError("Got --prompts-file, but the page shows one prompt; give --prompt TEXT.")
     model = options.one_model(model_argument, model)
     preset = DEFAULT_PRESET if model is None and preset is None else preset
+    plans = play_sample.read_plans(settings.plan)
+    play_sample.check_packages()
 
     from skipdit_cli.play.play_page import make_page
     from skipdit_cli.play.serve import choose_port, serve
 
     port = choose_port(settings.port)
-    player = play_sample.open_player(ctx, settings, model, preset)
-    page = make_page(player)
-    serve(page, port, settings.open, lambda: console.say(f"The page is at http://127.0.0.1:{port}; Ctrl-C ends it."))
+    player = play_sample.open_player(ctx, settings, plans, model, preset)
+    serve(make_page(player), port, settings.open, lambda url: console.say(f"The page is at {url}; Ctrl-C ends it."))

@@ -123,12 +123,13 @@ class LoadedSample:
         return Sample(content, target.suffix, result, warning)
 
 
-def open_player(ctx, settings, model: str | None, preset: str | None) -> Player:
+def open_player(ctx, settings, plans: Sequence[PlanFile], model: str | None, preset: str | None) -> Player:
     """Load the model and return its player.
 
     Args:
         ctx: The context of ``skipdit play``.
         settings: Its ``PlaySettings``.
+        plans: Those that the slider chooses from.
 
     Raises:
         UsageError: There is no such model, or a plan or a setting does not fit it.
@@ -139,7 +140,6 @@ def open_player(ctx, settings, model: str | None, preset: str | None) -> Player:
     device, dtype = pipeline_setup.choose_device(settings.pipeline, False)
     name = named_model(model, preset)
     outline = pipeline_setup.outline_of(name, settings.pipeline)
-    plans = read_plans(settings.plan)
     for each in plans:
         each.plan.check_run(outline, each.plan.sampler, each.plan.steps)
     flags = [*(["-m", model] if model else []), *(["--preset", preset] if preset else [])]

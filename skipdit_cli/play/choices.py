@@ -28,7 +28,7 @@ class Choice:
     """One way to sample the model.
 
     Args:
-        name: What a reader calls it: "no cache", "balanced", "10 full steps" or the name of a plan.
+        name: What a reader calls it: "no cache", "cache level balanced", "10 full steps", "plan NAME".
         full: One bool per denoising step, True where the step is full.
         cost: In full forwards.
         flags: The flags of ``skipdit sample`` that select it, beside those of an uncached run.
@@ -85,7 +85,7 @@ class Choices:
         cost = count + (steps - count) * self.share if self.has_live_block else float(count)
         for level in LEVELS:
             if CachePolicy.level(level, steps).full_steps == count:
-                return Choice(level, full, cost, ("--cache", level))
+                return Choice(f"cache level {level}", full, cost, ("--cache", level))
         indices = tuple(step for step, is_full in enumerate(full) if is_full)
         flags = Candidate(Sampler(), steps, replace(policy, full_steps=indices)).flags()
         words = [word for name in CACHE_FLAGS if name in flags for word in (f"--{name}", str(flags[name]))]
@@ -96,7 +96,7 @@ def _planned(file: PlanFile) -> Choice:
     candidate = file.plan.candidate
     full = set(candidate.full_steps)
     is_full = tuple(step in full for step in range(candidate.steps))
-    return Choice(file.plan.name, is_full, _cost(file), ("--plan", file.path), file.plan)
+    return Choice(f"plan {file.plan.name}", is_full, _cost(file), ("--plan", file.path), file.plan)
 
 
 def _cost(file: PlanFile) -> float:

@@ -20,20 +20,21 @@ CSS = """
 .play figure { margin: 0; min-width: 0; }
 .play .pair { display: grid; grid-template-columns: 1fr 1fr; gap: clamp(8px, 2vw, 24px); }
 .play figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; padding-bottom: 6px; }
+.play .pair { max-width: 760px; }
 .play figcaption b { font-weight: 600; }
 .play img, .play video, .play .empty {
-  display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px;
+  display: block; margin: 0; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary);
 }
 .play .tiny { image-rendering: pixelated; }
 .play a { color: var(--link-text-color); }
-.play .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 16px 0 0; }
+.play .numbers { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px; margin: 16px 0 0; }
 .play .numbers div { border-top: 2px solid var(--border-color-primary); padding-top: 6px; }
 .play .numbers dt, .play .note, .play figcaption span { color: var(--body-text-color-subdued); font-size: 0.875rem; }
 .play .numbers dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .play .numbers small { display: block; font-size: 0.8125rem; color: var(--body-text-color-subdued); }
 .play .note { margin: 12px 0 0; max-width: 75ch; }
-.play .error { margin: 0; padding: 12px; border-left: 4px solid #dc2626; background: var(--background-fill-secondary); }
+.play .error { margin: 0; padding: 12px; border-left: 4px solid #dc2626; }
 .play svg.steps { display: block; width: 100%; height: 26px; }
 .play svg .full { fill: var(--play-full); }
 .play svg .reused { fill: var(--play-reused); }
@@ -42,10 +43,15 @@ CSS = """
 .play .ends span { color: var(--body-text-color-subdued); font-size: 0.8125rem; }
 :root { --play-full: #0f766e; --play-reused: #b6c2cc; }
 .dark { --play-full: #2dd4bf; --play-reused: #4b5a6a; }
-.gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
-#command textarea, #command code, #command .cm-content { font-size: 0.875rem; }
+.play .legend .note { margin: 0; }
+.gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
+#command textarea { font-family: var(--font-mono); font-size: 0.875rem; line-height: 1.5; }
 footer { display: none !important; }
-@media (max-width: 480px) { .play .numbers { grid-template-columns: 1fr 1fr; } }
+@media (max-width: 700px) {
+  #stage { order: -1; }
+  .play .numbers { grid-template-columns: 1fr 1fr; }
+  .play .numbers div:last-child { grid-column: 1 / -1; }
+}
 """
 
 
@@ -92,7 +98,7 @@ def pictures_html(comparison: Comparison | None) -> str:
         uncached, cached = comparison.uncached, comparison.cached
         figures = [
             _figure("Uncached", _seconds(uncached), uncached),
-            _figure(f"{_capitalised(comparison.choice.name)}", _seconds(cached), cached),
+            _figure(_capitalised(comparison.choice.name), _seconds(cached), cached),
         ]
     return f'<div class="play pair-box"><div class="pair">{"".join(figures)}</div></div>'
 
@@ -138,8 +144,8 @@ def _accuracy_notes(comparison: Comparison) -> list[str]:
         return []
     note = f"'calibrate' measured this plan at {accuracy:.1f} dB from the exact solution"
     if isinstance(full, dict) and isinstance(full.get("psnr_exact"), (int, float)):
-        note += f", and {full.get('what')} at {full['psnr_exact']:.1f} dB"
-    return [f"{note}. The uncached picture is itself only near that solution, so that the distance above has a limit."]
+        note += f", and the full run ({full.get('what')}) at {full['psnr_exact']:.1f} dB"
+    return [f"{note}. Where the two pictures differ, the uncached one is not always the right one."]
 
 
 def _figure(title: str, detail: str, sample: Sample | None) -> str:

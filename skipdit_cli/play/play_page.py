@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from skipdit_cli.errors import SkipditError, UsageError, first_line
@@ -14,6 +14,19 @@ from skipdit_cli.play.serve import stay_offline
 from skipdit_cli.sampling.sample_settings import LARGEST_SEED
 
 FIRST_SPEEDUP, STEP = 3.0, 0.5
+COLOURS = {
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+    "block_label_text_color": "*neutral_700",
+    "block_title_text_color": "*neutral_700",
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_dark": "*primary_700",
+    "button_primary_background_fill_hover_dark": "*primary_800",
+}
+"""Colours of the theme whose contrast is below 4.5 otherwise."""
 MODEL_QUEUE = "model"
 """The queue of all runs: the model makes one picture at a time."""
 
@@ -93,13 +106,13 @@ def make_page(player: Player) -> Any:
         neutral_hue="slate",
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    )
+    ).set(**COLOURS)
     looks = {"theme": theme, "css": CSS}  # Blocks takes them in Gradio 5, launch since Gradio 6
-    in_blocks = "theme" in inspect.signature(gr.Blocks.__init__).parameters
+    in_blocks = "theme" in _parameters(gr.Blocks)
     options = {"analytics_enabled": False, "title": f"{player.model.name} | skipdit play"}
     with gr.Blocks(**options, **(looks if in_blocks else {})) as page:
         _fill(gr, page, player)
-    known = inspect.signature(gr.Blocks.launch).parameters
+    known = _parameters(gr.Blocks.launch)
     arguments = {"ssr_mode": False, "footer_links": [], "show_api": False, **({} if in_blocks else looks)}
     page.launch_arguments = {name: value for name, value in arguments.items() if name in known}
     return page
@@ -109,24 +122,31 @@ def _fill(gr, page, player: Player) -> None:
     """Put the widgets on the page and connect them."""
     callbacks, model, start = Callbacks(player), player.model, player.start
     gr.HTML(title_html(model.name))
-    speedup = gr.Slider(
-        1, 10, FIRST_SPEEDUP, step=STEP, label="Speedup", info="Times fewer FLOPs than the uncached picture"
-    )
-    strip = gr.HTML()
+    speedup = gr.Slider(1, 10, FIRST_SPEEDUP, step=STEP, label="Speedup", info="At least so many times fewer FLOPs")
     with gr.Row():
-        condition = _condition(gr, player)
-        seed = gr.Number(start.seed, label="Seed", precision=0, minimum=0, min_width=90)
-        scale = gr.Number(
-            start.guidance_scale, label="Guidance", step=0.5, minimum=0, min_width=90, visible=model.is_guided
-        )
-        button = gr.Button("Sample", variant="primary", min_width=120)
-    negative = gr.Textbox(start.negative_prompt, label="Negative prompt", visible=model.is_text_conditional)
-    pictures = gr.HTML(pictures_html(None), elem_id="pictures")
-    numbers = gr.HTML(elem_id="numbers")
-    command = gr.Code(
-        language="shell", label="This command makes the cached picture", interactive=False, elem_id="command", lines=1
+        with gr.Column(scale=1, min_width=300):
+            condition = _condition(gr, player)
+            negative = gr.Textbox(start.negative_prompt, label="Negative prompt", visible=model.is_text_conditional)
+            with gr.Row():
+                seed = gr.Number(start.seed, label="Seed", precision=0, minimum=0, min_width=90)
+                scale = gr.Number(
+                    start.guidance_scale, label="Guidance", step=0.5, minimum=0, min_width=90, visible=model.is_guided
+                )
+            automatic = gr.Checkbox(True, label="Sample when the slider moves")
+            button = gr.Button("Sample", variant="primary")
+        with gr.Column(scale=2, min_width=300, elem_id="stage"):
+            strip = gr.HTML()
+            pictures = gr.HTML(pictures_html(None), elem_id="pictures")
+            numbers = gr.HTML(elem_id="numbers")
+    copy = {"show_copy_button": True} if "show_copy_button" in _parameters(gr.Textbox) else {"buttons": ["copy"]}
+    command = gr.Textbox(
+        label="This command makes the cached picture",
+        lines=2,
+        max_lines=6,
+        interactive=False,
+        elem_id="command",
+        **copy,
     )
-    automatic = gr.Checkbox(True, label="Sample at every move of the slider")
 
     def run(progress, *values):
         pictures_now, said = callbacks.sample(
@@ -134,14 +154,21 @@ def _fill(gr, page, player: Player) -> None:
         )
         return gr.skip() if pictures_now is None else pictures_now, said
 
-    def sample(*values, progress=gr.Progress()):  # noqa: B008  # Gradio finds it by its default
+    def sample(*values, progress=gr.Progress()):  # Gradio finds it by its default
         return run(progress, *values)
 
-    def sample_if(is_automatic, *values, progress=gr.Progress()):  # noqa: B008
+    def sample_if(is_automatic, *values, progress=gr.Progress()):
         return run(progress, *values) if is_automatic else (gr.skip(), gr.skip())
 
     inputs, results = [speedup, condition, negative, seed, scale], [pictures, numbers]
-    queue = {"outputs": results, "concurrency_limit": 1, "concurrency_id": MODEL_QUEUE, "api_name": False}
+    queue: dict[str, Any] = {
+        "outputs": results,
+        "concurrency_limit": 1,
+        "concurrency_id": MODEL_QUEUE,
+        "api_name": False,
+    }
+    if "show_progress_on" in _parameters(gr.on):  # else each result shows the progress
+        queue["show_progress_on"] = pictures
     changes = [each.change for each in inputs]
     gr.on(changes, callbacks.preview, inputs, [strip, command], queue=False, show_progress="hidden", api_name=False)
     moves = [speedup.change, *([] if model.is_text_conditional else [condition.change])]
@@ -157,7 +184,10 @@ def _condition(gr, player: Player) -> Any:
     """Return the widget of the prompt or the class label; an invisible one for an unconditional model."""
     model, start = player.model, player.start
     if model.is_text_conditional:
-        return gr.Textbox(start.prompt, label="Prompt", placeholder="a cat on a roof", scale=4)
-    return gr.Dropdown(
-        list(model.labels), value=start.label, label="Class label", visible=bool(model.labels), scale=2, min_width=140
-    )
+        return gr.Textbox(start.prompt, label="Prompt", placeholder="a cat on a roof", lines=2, max_lines=6)
+    return gr.Dropdown(list(model.labels), value=start.label, label="Class label", visible=bool(model.labels))
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or class of Gradio, which differ between its versions."""
+    return inspect.signature(function).parameters

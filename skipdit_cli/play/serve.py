@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ def _is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server binds it
         try:
             probe.bind((HOST, port))
+            probe.listen()
         except OSError:
             return False
         return True
@@ -45,14 +47,14 @@ def stay_offline() -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
-def serve(page: Any, port: int, opens_browser: bool, announce: Callable[[], None]) -> None:
+def serve(page: Any, port: int, opens_browser: bool, announce: Callable[[str], None]) -> None:
     """Serve a page of ``make_page`` until Ctrl-C.
 
     Args:
-        announce: Called once the page can be opened.
+        announce: Called with the address of the page once it can be opened.
     """
-    start(page, port, opens_browser)
-    announce()
+    announce(start(page, port, opens_browser))
+    sys.stdout.flush()  # a server's log is often a file
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -61,8 +63,8 @@ def serve(page: Any, port: int, opens_browser: bool, announce: Callable[[], None
         page.close(verbose=False)
 
 
-def start(page: Any, port: int, opens_browser: bool = False) -> None:
-    """Start the server of a page in another thread."""
+def start(page: Any, port: int, opens_browser: bool = False) -> str:
+    """Start the server of a page in another thread, and return the address of the page."""
     page.queue().launch(
         server_name=HOST,
         server_port=port,
@@ -72,3 +74,4 @@ def start(page: Any, port: int, opens_browser: bool = False) -> None:
         quiet=True,
         **page.launch_arguments,
     )
+    return f"http://{HOST}:{page.server_port}"
