@@ -14,7 +14,7 @@ from skipdit_cli.commands.sample import choose_conditions, fill_in_defaults, ope
 from skipdit_cli.commands.values import SCHEDULER_NAMES
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.sample_settings import PipelineSettings, SampleSettings, count_steps
-from skipdit_cli.settings import flag_name, run_arguments, setting_fields, values_of
+from skipdit_cli.settings import flag_name, plain_type, run_arguments, setting_fields, values_of
 
 if TYPE_CHECKING:
     from skipdit_cli.play.choices import Choices, PlanFile
@@ -91,6 +91,12 @@ class LoadedSample:
         """Return the settings that ``skipdit sample`` reads from these flags, and its other parameters by name."""
         command = self.root.command.commands["sample"]
         parameters = command.make_context("sample", list(flags), parent=self.root).params
+        for field, kind in setting_fields(SampleSettings):  # as Typer converts them for the command itself
+            value = parameters[field.name]
+            if plain_type(kind) is list:
+                parameters[field.name] = list(value) if value else None
+            elif plain_type(kind) is Path and value is not None:
+                parameters[field.name] = Path(value)
         return settings_from(SampleSettings, parameters), parameters
 
     def __call__(self, flags: Sequence[str], is_cached: bool, advance: Callable[[], None]) -> Sample:
@@ -111,7 +117,7 @@ class LoadedSample:
         policy = policy if is_cached else None
         conditions = choose_conditions(settings, prompts, self.outline)
         settings = fill_in_defaults(settings, self.outline, self.dtype)
-        arguments = {**run_arguments(settings), **inputs}
+        arguments: dict[str, Any] = {**run_arguments(settings), **inputs}
         check_unloaded(self.outline, conditions, policy, **arguments)
         result = generate(self.pipe, conditions, policy=policy, advance=advance, **arguments)
         record = replay.make_record(settings, self.name, conditions)
@@ -189,7 +195,7 @@ def _choices(command: LoadedSample, run: SampleSettings, start: Conditions, plan
     from skipdit_cli.sampling.schedulers import make_scheduler
     from skipdit_cli.sampling.schedulers.candidates import is_deterministic
 
-    inputs = parsing.read_inputs(run.pipeline)
+    inputs: dict[str, Any] = parsing.read_inputs(run.pipeline)
     settings = fill_in_defaults(run, command.outline, command.dtype)
     scheduler = make_scheduler(inputs["scheduler"], command.pipe)
     step = first_step(command.pipe, [start.label], decode=False, **run_arguments(settings), **inputs)
