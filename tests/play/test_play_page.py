@@ -52,7 +52,7 @@ def address(browser, skipdit, monkeypatch):
 
 @pytest.fixture
 def visit(browser, address):
-    """``visit(width, scheme)`` opens the page; returns it, its complaints in the console and the addresses it loads."""
+    """``visit(width, scheme)`` opens the page; returns it, its console errors, and the addresses that it loads."""
 
     def open_page(width, scheme):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
