@@ -18,7 +18,7 @@ CSS = """
 .play h1 { font-size: 1.5rem; font-weight: 600; margin: 8px 0 0; overflow-wrap: anywhere; }
 .play h1 + .note { margin-top: 2px; }
 .play figure { margin: 0; min-width: 0; }
-.play .pair { display: grid; grid-template-columns: 1fr 1fr; gap: clamp(8px, 2vw, 24px); }
+.play .pair { display: grid; grid-template-columns: 1fr 1fr; gap: clamp(8px, 2vw, 24px); align-items: end; }
 .play figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; padding-bottom: 6px; }
 .play .pair { max-width: 760px; }
 .play figcaption b { font-weight: 600; }
@@ -120,9 +120,9 @@ def numbers_html(comparison: Comparison) -> str:
         ("Time saved", *measured),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{what}</small></dd></div>" for name, value, what in items)
-    notes = [] if is_same else [
-        "Seconds are those of one run of each, the denoising steps alone; 'skipdit bench' measures them in rounds."
-    ]  # fmt: skip
+    earlier = ", the uncached one made earlier" if comparison.was_kept else ""
+    rule = f"Seconds are those of one run of each{earlier}, the denoising steps alone; 'skipdit bench' times rounds."
+    notes = [] if is_same else [rule]
     notes += _accuracy_notes(comparison)
     notes += [_capitalised(comparison.cached.warning)] if comparison.cached.warning else []
     said = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)

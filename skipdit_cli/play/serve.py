@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from skipdit_cli.errors import UsageError
@@ -55,12 +56,8 @@ def serve(page: Any, port: int, opens_browser: bool, announce: Callable[[str], N
     """
     announce(start(page, port, opens_browser))
     sys.stdout.flush()  # a server's log is often a file
-    try:
+    with suppress(KeyboardInterrupt):  # the usual end; the server ends with the process
         threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        page.close(verbose=False)
 
 
 def start(page: Any, port: int, opens_browser: bool = False) -> str:
