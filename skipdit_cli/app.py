@@ -24,6 +24,7 @@ from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.flags import check_ranges
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
+from skipdit_cli.commands.play import play
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.train import train
@@ -182,6 +183,7 @@ app.command()(convert)
 app.command()(finetune)
 app.command()(train)
 app.command()(sample)
+app.command()(play)
 app.command()(calibrate)
 app.command()(bench)
 app.command()(info)

@@ -81,7 +81,11 @@ class CachePolicy:
             raise UsageError(f"Got --cache '{name}' but expected one of {', '.join(LEVELS)}.{nearest(name, LEVELS)}")
         if not _whole(steps) or steps < 1:
             raise UsageError(f"Got a cache level for {steps!r} steps but expected a whole number of 1 or more.")
-        count = min(steps, FULL_STEPS_OF_FEW + LEVELS[name] * max(steps - FEW_STEPS, 0) // 10)
+        return cls.output_forecast(min(steps, FULL_STEPS_OF_FEW + LEVELS[name] * max(steps - FEW_STEPS, 0) // 10))
+
+    @classmethod
+    def output_forecast(cls, count: int) -> CachePolicy:
+        """Return the policy of a level with another number of full steps, at least 1."""
         forecast = "linear" if count < FULL_STEPS_OF_TAYLOR2 else "taylor2"
         return cls(0, full_steps=count, forecast=forecast, damping=0.8, axis="sqrt", placement="mid-dense")
 

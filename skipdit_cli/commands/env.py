@@ -14,7 +14,7 @@ from skipdit_cli.version import __version__
 
 PACKAGES = (
     "torch", "diffusers", "accelerate", "transformers", "safetensors", "huggingface_hub", "peft", "typer", "rich",
-    "numpy", "pillow", "imageio", "imageio-ffmpeg", "decord", "scikit-learn", "matplotlib", "tensorboard",
+    "numpy", "pillow", "imageio", "imageio-ffmpeg", "decord", "scikit-learn", "matplotlib", "tensorboard", "gradio",
 )  # fmt: skip
 GIB = 2**30
 

@@ -36,7 +36,7 @@ def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
 
         @functools.wraps(command)
         def run_with_flags(**values):
-            return command(settings=_settings_from(settings_class, values), **values)
+            return command(settings=settings_from(settings_class, values), **values)
 
         run: Any = run_with_flags
         run.__signature__ = inspect.Signature([*before, *flags, *after])
@@ -71,12 +71,12 @@ def _parameter(field: Field, kind: type) -> inspect.Parameter:
     )
 
 
-def _settings_from(settings_class: Any, values: dict[str, object]):
+def settings_from(settings_class: Any, values: dict[str, object]):
     """Build an instance of a settings class from ``values``, removing what it takes."""
     types = get_type_hints(settings_class)
     return settings_class(
         **{
-            field.name: _settings_from(kind, values) if is_dataclass(kind) else values.pop(field.name)
+            field.name: settings_from(kind, values) if is_dataclass(kind) else values.pop(field.name)
             for field in fields(settings_class)
             for kind in [types[field.name]]
         }

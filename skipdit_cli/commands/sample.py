@@ -69,12 +69,12 @@ def sample(
     if chosen_plan is not None:
         chosen_plan.check_run(outline, inputs["scheduler"], settings.num_inference_steps)
         policy = chosen_plan.policy
-    conditions = _choose_conditions(settings, prompts, outline)
+    conditions = choose_conditions(settings, prompts, outline)
     sample_files.check_kind(target, outline)
-    settings = _fill_in_defaults(settings, outline, dtype)
+    settings = fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
     check_unloaded(outline, conditions, policy, **arguments)
-    pipe = _open_pipeline(outline, settings, device, dtype)
+    pipe = open_pipeline(outline, settings, device, dtype)
     if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
         console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
@@ -96,7 +96,7 @@ def _choose_target(
     return sample_files.choose_target(settings.output, settings.npz, settings.overwrite, reads)
 
 
-def _open_pipeline(outline, settings: SampleSettings, device, dtype):
+def open_pipeline(outline, settings: SampleSettings, device, dtype):
     """Load the pipeline, with another VAE if one was given, and prepare it."""
     from skipdit_cli.models import load_pipeline, load_vae
 
@@ -107,7 +107,7 @@ def _open_pipeline(outline, settings: SampleSettings, device, dtype):
     return pipeline_setup.prepare(pipe, settings.pipeline, device, settings.compile)
 
 
-def _choose_conditions(settings: SampleSettings, prompts: list[str] | None, outline) -> list[int | str | None]:
+def choose_conditions(settings: SampleSettings, prompts: list[str] | None, outline) -> list[int | str | None]:
     """Return one condition per sample: a prompt, a class label, or None for an unconditional model."""
     from skipdit_cli.sampling.pixels import check_memory
 
@@ -119,7 +119,7 @@ def _choose_conditions(settings: SampleSettings, prompts: list[str] | None, outl
     return pipeline_setup.choose_labels(settings.class_labels, settings.num_images, outline)
 
 
-def _fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSettings:
+def fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSettings:
     """Return the settings with the defaults that depend on the model or the machine, so that a record holds them.
 
     Raises:

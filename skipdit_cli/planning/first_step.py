@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skipdit_cli.cache.forward_arguments import timestep_of
-from skipdit_cli.cache.generation.steps import generation_timesteps
+from skipdit_cli.cache.generation.steps import generation_timesteps, timesteps_of
+from skipdit_cli.cache.noise_levels import noise_levels
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.sampling.generate import generate
 
@@ -20,10 +21,12 @@ class FirstStep:
         calls: The arguments by name of each call of a transformer (guidance may take two calls), for the whole batch,
             on the device.
         timesteps: The timesteps of the whole run.
+        levels: log(alpha / sigma) at each of them; None where the scheduler has no levels that are known.
     """
 
     calls: Sequence[Mapping[str, object]]
     timesteps: Sequence[float]
+    levels: Sequence[float] | None = None
 
 
 class _FirstStepDone(Exception):
@@ -41,6 +44,7 @@ def first_step(pipe, conditions: Sequence[int | str | None], **arguments) -> Fir
     """
     calls: list[dict] = []
     timesteps: list = []
+    levels: list = []
 
     def record_call(transformer, args: tuple, kwargs: dict) -> None:
         names = list(inspect.signature(type(transformer).forward).parameters)[1:]
@@ -48,6 +52,8 @@ def first_step(pipe, conditions: Sequence[int | str | None], **arguments) -> Fir
 
     def stop() -> None:
         timesteps[:] = generation_timesteps(pipe.scheduler, timestep_of(calls[-1]))
+        known = noise_levels(pipe.scheduler, timesteps_of(pipe.scheduler))
+        levels[:] = [] if known is None else known[len(known) - len(timesteps) :]
         raise _FirstStepDone
 
     transformers = transformers_of(pipe).values()
@@ -59,4 +65,4 @@ def first_step(pipe, conditions: Sequence[int | str | None], **arguments) -> Fir
     finally:
         for hook in hooks:
             hook.remove()
-    return FirstStep(calls, timesteps)
+    return FirstStep(calls, timesteps, levels or None)

@@ -1,10 +1,12 @@
 """Bad input, one table: every row ends with its exit code and one sentence on stderr, and leaves nothing behind."""
 
+import importlib.util
 import json
 import os
 import pickle
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -57,7 +59,12 @@ def no_token(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
-MACHINE = {"no room": no_room, "full disk": full_disk, "no gpu": no_gpu, "no token": no_token}
+def no_gradio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+
+
+MACHINE = {"no gradio": no_gradio, "no room": no_room, "full disk": full_disk, "no gpu": no_gpu, "no token": no_token}
 CONVERT, SAMPLE = "convert {w}/tiny -o out", "sample -m {w}/skip -o out.png --class-labels 0 --steps 4"
 VIDEO, FREE = "sample -m {w}/latte -o out.mp4 --steps 2", "sample -m {w}/free -o out.gif --steps 2"
 TEXT = "sample -m {w}/text -o out.mp4 --steps 2"
@@ -112,6 +119,13 @@ CASES = [
     Case("push of a dry run", f"{CONVERT} --dry-run --push-to-hub alice/dit", 2, "HF_HUB_OFFLINE=1"),
     Case("private without a push", f"{CONVERT} --private", 2, "--private without --push-to-hub"),
     Case("preset that pushes", f"{CONVERT} --preset {{w}}/push.yaml", 2, "give --push-to-hub by hand"),
+    Case("page without gradio", "play", 2, "run pip install 'skipdit-cli[play]'", "no gradio"),
+    Case("page of two models", "play {w}/tiny -m {w}/skip", 2, "Got a model twice"),
+    Case("page of a prompts file", "play --prompts-file {w}/file", 2, "give --prompt TEXT"),
+    Case("page of no plan", "play --plan {w}/tiny.yaml", 2, "has no 'made_for'"),
+    Case("page of a folder without plans", "play --plan {w}/nothing", 2, "a folder without .yaml files"),
+    Case("page on a port too large", "play --port 70000", 2, "--port 70000 but expected at most 65535"),
+    Case("page of one step", "play --steps 1", 2, "expected 2 or more"),
     Case("no model to sample", "sample -o out.png", 2, "model"),
     Case("preset without weights", "sample --preset dit-s-8-256 -o out.png", 2, "dit-s-8-256"),
     Case("truncated branches", "sample -m {w}/cut -o out.png --steps 2", 2, "cannot be read"),
