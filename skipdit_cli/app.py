@@ -22,6 +22,7 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.flags import check_ranges
+from skipdit_cli.commands.guide import guide
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
 from skipdit_cli.commands.presets import presets
@@ -185,6 +186,7 @@ app.command()(sample)
 app.command()(calibrate)
 app.command()(bench)
 app.command()(info)
+app.command()(guide)
 app.command()(env)
 
 

@@ -170,6 +170,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     screen().print(grid)
 
 
+def markdown(text: str, formatted: str | None = None) -> None:
+    """Print Markdown: formatted and wrapped on a terminal, as it is elsewhere.
+
+    Args:
+        formatted: What to print on a terminal, if it differs.
+    """
+    console = screen()
+    if not console.is_terminal:
+        say(text.rstrip("\n"))
+        return
+    from rich.markdown import Markdown
+    from rich.theme import Theme
+
+    console.soft_wrap = False
+    console.push_theme(Theme({"markdown.code": "cyan", "markdown.code_block": "cyan"}))
+    page = Markdown(printable(formatted or text), code_theme="ansi_dark", hyperlinks=False)
+    console.print(page, width=min(console.width, 100))
+
+
 def _is_numeric(cell: object) -> bool:
     return str(cell).strip("x%+-").replace(",", "").replace(".", "", 1).isdigit() or str(cell) in ("-", "")
 

@@ -40,6 +40,7 @@ def bench(
     inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.peers.known_peers import parse_peers
+    from skipdit_cli.bench.results.picture import save_pictures
     from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.cards.card import check_card
@@ -55,16 +56,17 @@ def bench(
     peers = parse_peers(settings.peers)
     run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     bench_policies.add_plans(run, plans, settings)
-    if settings.min_psnr is not None and not run.has_pictures:
-        raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
+    _check_has_pictures(run, settings)
     rows = _measure(run, settings)
     report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
     if settings.overhead:
         _add_overhead(report)
+    if settings.picture is not None:
+        save_pictures(run, rows, settings.picture_paths())
     if settings.output is not None:
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
-    _print_report(report, settings.output, card)
+    _print_report(report, settings, card)
     _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
@@ -79,10 +81,14 @@ def _parse_conditions(settings: BenchSettings) -> dict[str, list | None]:
 
 def _check_output(settings: BenchSettings, model: str | None, preset: str | None) -> None:
     output, shared = settings.output, settings.pipeline
-    if output is None:
-        return
     models = {"model": model, "--vanilla": settings.vanilla, "--lora": shared.lora}
     inputs = {"--image": shared.image, "--prompts-file": shared.prompts_file}
+    for path in settings.picture_paths():
+        files.check_apart(path, {**models, **inputs, "--preset": preset and preset_path(preset)})
+        files.check_outside(path, models)
+        files.check_file(path, settings.overwrite)
+    if output is None:
+        return
     files.check_apart(output, {**models, **inputs, "--preset": preset and preset_path(preset)})
     files.check_outside(output, models)
     files.check_folder(output, files.BENCH, settings.overwrite)
@@ -184,6 +190,13 @@ def _measure(run, settings: BenchSettings) -> list[dict]:
         return run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
 
 
+def _check_has_pictures(run, settings: BenchSettings) -> None:
+    """Refuse what needs pixels of a model that decodes none."""
+    for flag, value in (("--min-psnr", settings.min_psnr), ("--picture", settings.picture)):
+        if value is not None and not run.has_pictures:
+            raise UsageError(f"Got {flag}, but this model has no VAE to make pictures; leave the flag out.")
+
+
 def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> dict:
     """Return what the report records of the settings, beside the device and the versions."""
     shared = settings.pipeline
@@ -215,7 +228,7 @@ def _add_overhead(report: dict) -> None:
     report["notes"] += overhead_notes(report["overhead"])
 
 
-def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
+def _print_report(report: dict, settings: BenchSettings, card: Path | None) -> None:
     """Print the table and what it says, put both into the card, and emit the JSON object of ``--json``."""
     from skipdit_cli.bench.results.tables import results, sentences, table
     from skipdit_cli.cards.card import put_bench
@@ -227,9 +240,11 @@ def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
         console.say(f"Too wide for this terminal, but in the report of -o and in --json: {', '.join(left_out)}.")
     for line in sentences(report):
         console.say(line)
-    if output is not None:
+    if settings.output is not None:
         *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
-        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
+        console.say(f"Wrote {settings.output}/{', '.join(others)} and {last}.")
+    if settings.picture is not None:
+        console.say(f"Wrote {' and '.join(map(str, settings.picture_paths()))}.")
     if card is not None:
         put_bench(card, results(report))
         console.say(f"Wrote the table into {card}.")
