@@ -253,6 +253,8 @@ CASES = [
     Case("bench label out of range", f"{BENCH} --class-labels 99", 2, "0..9"),
     Case("bench random weights of nothing", "bench --random-weights", 2, "--preset"),
     Case("bench existing output", f"{BENCH} -o {{w}}/latte", 2, "exists"),
+    Case("bench picture of another kind", f"{BENCH} --picture a.jpg", 2, "expected a .png file"),
+    Case("bench existing picture", f"{BENCH} --picture {{w}}/plain.png", 2, "exists"),
     Case("bench into no card", f"{BENCH} --update-card", 2, "README.md does not exist"),
     Case("bench into a card of the hub", "bench -m a/b --update-card", 2, "-m/--model FOLDER"),
     Case("bench into a card of nothing", "bench --preset digits --update-card", 2, "-m/--model FOLDER"),

@@ -6,15 +6,20 @@ import re
 import shlex
 
 import pytest
-from PIL import Image
 
 from skipdit_cli.guide.topics import FOLDER, INDEX, name_commands, topics
 from tests.support.markdown_blocks import PAGES, blocks, check_command
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = sorted({shlex.join(words) for block in BLOCKS for words in block.commands})
-RUN_ELSEWHERE = {"demo"}
-"""Commands that other tests run: ``tests/commands/test_demo.py``."""
+RUN_ELSEWHERE = {
+    "demo",
+    "demo --video",
+    "calibrate --preset digits --guidance-scale 1.5 --cost 9 -o plan.yaml",
+    "sample --preset digits --plan plan.yaml -o planned.png",
+    "bench --preset digits --plan plan.yaml",
+}
+"""Commands that other tests run: ``test_demo.py`` and ``test_calibrate.py`` of ``tests/commands``."""
 TRAINING = ("--max-train-steps", "1", "--train-batch-size", "2", "--lr-warmup-steps", "0", "--overwrite")
 SHORT = {
     "sample": ("--steps", "14", "--overwrite"),
@@ -22,7 +27,6 @@ SHORT = {
     "train": TRAINING,
     "finetune": TRAINING,
     "convert": ("--no-verify", "--overwrite"),
-    "calibrate": ("--dry-run",),
 }
 """Flags that make a run short, added to what the page says."""
 
@@ -89,16 +93,18 @@ def test_commands_in_a_sentence_name_flags_that_exist():
             check_command([word for word in words.split() if word not in ("|", "...")])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_the_commands_of_a_page_run_in_its_order(page, skipdit, plan_of_digits, tmp_path, monkeypatch):
+def test_the_commands_that_need_nothing_run_in_the_order_of_the_guide(skipdit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan_of_digits("plan.yaml")
-    for block in blocks(page):
-        for words in [] if block.needs else block.commands:
-            if words[0] not in RUN_ELSEWHERE:
-                ran = skipdit(*words, *SHORT.get(words[0], ()))
-                assert ran.code == 0, f"skipdit {shlex.join(words)}: {ran.stderr}"
+    pages = [blocks(FOLDER / f"{topic}.md") for topic in topics()]
+    words = [words for page in pages for block in page if not block.needs for words in block.commands]
+    commands = list(dict.fromkeys(map(shlex.join, words)))
+    assert RUN_ELSEWHERE < set(commands)
+    for command in commands:
+        if command not in RUN_ELSEWHERE:
+            words = shlex.split(command)
+            ran = skipdit(*words, *SHORT.get(words[0], ()))
+            assert ran.code == 0, f"skipdit {command}: {ran.stderr}"
 
 
 @pytest.mark.parametrize("block", [each for each in BLOCKS if each.language == "python"], ids=lambda b: b.page.stem)
@@ -110,21 +116,3 @@ def test_python_runs_or_at_least_imports(block, digits_model, tmp_path, monkeypa
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom):
             assert all(hasattr(importlib.import_module(node.module), each.name) for each in node.names)
-
-
-@pytest.fixture
-def plan_of_digits():
-    """``plan_of_digits(path)`` writes a plan for the embedded digits model."""
-    from skipdit_cli.models import open_model
-    from skipdit_cli.planning.plan import Plan, make_made_for, save_plan
-    from skipdit_cli.planning.searching.candidate import Candidate
-    from skipdit_cli.sampling.schedulers import Sampler
-
-    def write(path):
-        from pathlib import Path
-
-        candidate = Candidate(Sampler("dpm++", "lu"), 4, None)
-        made_for = make_made_for(open_model(None, "digits"), candidate, 1.5, 4.0, {"psnr_exact": 30.0})
-        save_plan(Plan(candidate, made_for), Path(path))
-
-    return write

@@ -54,10 +54,10 @@ def check_command(words: list[str]) -> None:
         command = command.commands[words.pop(0)]
         context = command.context_class(command, info_name=command.name, parent=context)
     values, rest, _ = command.make_parser(context).parse_args(words)
-    assert rest == [] or all(value is not None for value in values.values()), rest
+    assert len(rest) <= 1
     converted = {
-        parameter.name: parameter.type_cast_value(context, values[parameter.name])
+        parameter.name: parameter.process_value(context, values[parameter.name])
         for parameter in command.params
-        if values.get(parameter.name) is not None
+        if values.get(parameter.name) is not None and parameter.callback is None
     }
     check_ranges(command, converted)

@@ -85,7 +85,7 @@ def save_pictures(bench, rows: Sequence[dict], paths: Sequence[Path]) -> None:
     ]
     reference = "the exact solution" if is_exact else "the uncached run"
     legend = f"Error to {reference}, {AMPLIFICATION} times enlarged"
-    record = {"command": "bench", "rows": [row for row in rows if not row["why"]]}
+    record = {"command": "bench", "macs": bench.macs, "rows": [row for row in rows if not row["why"]]}
     for path, theme in zip(paths, (LIGHT, DARK)):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(draw(columns, theme, legend), path, record)
