@@ -180,13 +180,23 @@ def markdown(text: str, formatted: str | None = None) -> None:
     if not console.is_terminal:
         say(text.rstrip("\n"))
         return
-    from rich.markdown import Markdown
+    from rich.markdown import CodeBlock, Markdown
     from rich.theme import Theme
 
+    class Code(CodeBlock):
+        """A block of code whose lines are never broken, so that a command can be copied."""
+
+        def __rich_console__(self, console, options):
+            lines = "\n".join(f"    {line}" for line in str(self.text).rstrip().splitlines())
+            yield Text(lines, "markdown.code", no_wrap=True, overflow="ignore")
+
+    class Page(Markdown):
+        elements = {**Markdown.elements, "fence": Code, "code_block": Code}
+
     console.soft_wrap = False
-    console.push_theme(Theme({"markdown.code": "cyan", "markdown.code_block": "cyan"}))
-    page = Markdown(printable(formatted or text), code_theme="ansi_dark", hyperlinks=False)
-    console.print(page, width=min(console.width, 100))
+    console.push_theme(Theme({"markdown.code": "cyan"}))
+    page = Page(printable(formatted or text), hyperlinks=False)
+    console.print(page, width=min(console.width, 100), crop=False)
 
 
 def _is_numeric(cell: object) -> bool:

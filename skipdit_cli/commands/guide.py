@@ -8,7 +8,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands.options import Debug, Json
-from skipdit_cli.guide.topics import name_commands, topic_path, topics
+from skipdit_cli.guide.topics import for_terminal, topic_path, topics
 
 Topic = Annotated[
     str | None, typer.Argument(metavar="[TOPIC]", help="Topic to read. [default: list all topics]", show_default=False)
@@ -30,5 +30,5 @@ def guide(topic: Topic = None, json: Json = False, debug: Debug = False) -> None
         return
     path = topic_path(topic)
     text = path.read_text(encoding="utf-8")
-    console.markdown(text, name_commands(text))
+    console.markdown(text, for_terminal(text))
     console.emit({"topic": topic, "path": path, "markdown": text})

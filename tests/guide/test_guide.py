@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from skipdit_cli.guide.topics import FOLDER, INDEX, name_commands, topics
+from skipdit_cli.guide.topics import FOLDER, INDEX, for_terminal, topics
 from tests.support.markdown_blocks import PAGES, blocks, check_command
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -56,9 +56,12 @@ def test_on_a_terminal_it_is_formatted_and_links_are_commands(monkeypatch, capsy
     from skipdit_cli import console
 
     monkeypatch.setattr(console, "screen", lambda: Console(force_terminal=True, width=60))
-    console.markdown("# Title\n\nSee `a`.", name_commands("# Title\n\nSee [plans](plans.md#x), [it](plans.md)."))
+    command = "skipdit sample --preset digits --cache balanced --class-labels 3,8 -o digits.png"
+    text = f"# Title\n\nSee [plans](plans.md#x), [it](plans.md).\n\n```sh needs weights\n{command}\n```\n"
+    console.markdown(text, for_terminal(text))
     printed = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert "# Title" not in printed and "See skipdit guide plans, it (skipdit guide plans)." in printed
+    assert f"    # needs weights\n    {command}\n" in printed, "a command to copy is in one line"
 
 
 # The pages
