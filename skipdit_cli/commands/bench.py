@@ -61,12 +61,13 @@ def bench(
     report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
     if settings.overhead:
         _add_overhead(report)
-    if settings.picture is not None:
-        save_pictures(run, rows, settings.picture_paths())
     if settings.output is not None:
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
-    _print_report(report, settings, card)
+    _print_report(report, settings.output, card)
+    if settings.picture is not None:
+        save_pictures(run, rows, settings.picture_paths())
+        console.say(f"Wrote {' and '.join(map(str, settings.picture_paths()))}.")
     _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
@@ -228,7 +229,7 @@ def _add_overhead(report: dict) -> None:
     report["notes"] += overhead_notes(report["overhead"])
 
 
-def _print_report(report: dict, settings: BenchSettings, card: Path | None) -> None:
+def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
     """Print the table and what it says, put both into the card, and emit the JSON object of ``--json``."""
     from skipdit_cli.bench.results.tables import results, sentences, table
     from skipdit_cli.cards.card import put_bench
@@ -240,11 +241,9 @@ def _print_report(report: dict, settings: BenchSettings, card: Path | None) -> N
         console.say(f"Too wide for this terminal, but in the report of -o and in --json: {', '.join(left_out)}.")
     for line in sentences(report):
         console.say(line)
-    if settings.output is not None:
+    if output is not None:
         *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
-        console.say(f"Wrote {settings.output}/{', '.join(others)} and {last}.")
-    if settings.picture is not None:
-        console.say(f"Wrote {' and '.join(map(str, settings.picture_paths()))}.")
+        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
     if card is not None:
         put_bench(card, results(report))
         console.say(f"Wrote the table into {card}.")

@@ -260,6 +260,7 @@ CASES = [
     Case("bench into a card of nothing", "bench --preset digits --update-card", 2, "-m/--model FOLDER"),
     Case("bench into a card of no text", "bench -m {w}/binary --update-card", 2, "cannot be read"),
     Case("bench too slow", f"{BENCH} --cache-interval 2 --min-speedup 1000", 3, "1000"),
+    Case("guide without such a topic", "guide plan", 2, "Did you mean 'plans'"),
     Case("demo existing output", "demo -o {w}/tiny", 2, "exists"),
     Case("demo unwritable output", "demo -o {w}/file/out", 2, "Cannot write to"),
     Case("demo of no step", "demo --steps 0", 2, "--num-inference-steps"),

@@ -74,8 +74,8 @@ def save_pictures(bench, rows: Sequence[dict], paths: Sequence[Path]) -> None:
     Raises:
         SkipditError: No cached row has a quality.
     """
-    is_exact = bool(bench.solutions.exact)
     shown = choose_rows(rows, bench.macs)
+    is_exact = all(rows[at]["reference"] in bench.solutions.exact for at, _ in shown)
     runs = [_samples(bench, rows, at, is_exact) for at, _ in shown]
     cached = next(errors for (at, _), (_, errors) in zip(shown, runs) if rows[at]["cache_layers"] is not None)
     sample = np.square(cached).mean((1, 2)).argsort()[len(cached) // 2]
@@ -120,7 +120,9 @@ def choose_rows(rows: Sequence[dict], macs: dict[str, float]) -> list[tuple[int,
         (_nearest(rows, "fewer-steps-best", steps), ("{steps} steps", "{sampler}")),
         (_first(rows, case="plan"), ("plan", "{steps} steps")),
     ):
-        if row is not None and rows.index(row) not in found:
+        if row is None or (row["case"] != row["reference"] and _accuracy(row) is None):
+            continue  # there is none, or its result is NaN
+        if rows.index(row) not in found:
             sampler = (row["sampler"] or "own sampler").split(" at ")[0].split()[0]
             shown = {**row, "sampler": sampler}
             found[rows.index(row)] = (title[0].format(**shown), title[1].format(**shown))
