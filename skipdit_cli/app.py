@@ -169,7 +169,8 @@ app = App(
     cls=Group,
     name="skipdit",
     help="Add skip branches to a Diffusion Transformer, train it, sample it with a cache, and measure the speedup.",
-    epilog="'skipdit guide' explains every task. A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
+    epilog="'skipdit guide' explains every task. "
+    "A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
     "Exit codes: 0 done, 1 the run failed, 2 bad input, 3 a stated check missed, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
