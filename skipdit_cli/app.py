@@ -22,6 +22,7 @@ from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.flags import check_ranges
+from skipdit_cli.commands.guide import guide
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
@@ -169,7 +170,8 @@ app = App(
     cls=Group,
     name="skipdit",
     help="Add skip branches to a Diffusion Transformer, train it, sample it with a cache, and measure the speedup.",
-    epilog="A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
+    epilog="'skipdit guide' explains every task. "
+    "A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
     "Exit codes: 0 done, 1 the run failed, 2 bad input, 3 a stated check missed, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
@@ -187,6 +189,7 @@ app.command()(play)
 app.command()(calibrate)
 app.command()(bench)
 app.command()(info)
+app.command()(guide)
 app.command()(env)
 
 

@@ -170,6 +170,35 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     screen().print(grid)
 
 
+def markdown(text: str, formatted: str | None = None) -> None:
+    """Print Markdown: formatted and wrapped on a terminal, as it is elsewhere.
+
+    Args:
+        formatted: What to print on a terminal, if it differs.
+    """
+    console = screen()
+    if not console.is_terminal:
+        say(text.rstrip("\n"))
+        return
+    from rich.markdown import CodeBlock, Markdown
+    from rich.theme import Theme
+
+    class Code(CodeBlock):
+        """A block of code whose lines are never broken, so that a command can be copied."""
+
+        def __rich_console__(self, console, options):
+            lines = "\n".join(f"    {line}" for line in str(self.text).rstrip().splitlines())
+            yield Text(lines, "markdown.code", no_wrap=True, overflow="ignore")
+
+    class Page(Markdown):
+        elements = {**Markdown.elements, "fence": Code, "code_block": Code}
+
+    console.soft_wrap = False
+    console.push_theme(Theme({"markdown.code": "cyan"}))
+    page = Page(printable(formatted or text), hyperlinks=False)
+    console.print(page, width=min(console.width, 100), crop=False)
+
+
 def _is_numeric(cell: object) -> bool:
     return str(cell).strip("x%+-").replace(",", "").replace(".", "", 1).isdigit() or str(cell) in ("-", "")
 

@@ -137,6 +137,13 @@ class BenchSettings:
     min_psnr: float | None = setting(
         None, "Exit with code 3 unless the same row has at least this PSNR in dB.", MEASUREMENT
     )
+    picture: Path | None = setting(
+        None,
+        "Picture of the main rows from the same noise, each with its error, cost and accuracy: FILE.png, and on black "
+        "FILE-dark.png.",
+        OUTPUT,
+        metavar="FILE.png",
+    )
     update_card: bool = setting(False, "Write the table into README.md of the --model folder.", OUTPUT)
     overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
 
@@ -152,5 +159,12 @@ class BenchSettings:
             raise UsageError("Got a prompt with --random-weights, which has no text encoder; leave it out.")
         if parse_peers(self.peers) and self.compile:
             raise UsageError("Got --peers with --compile, but peers run eagerly; leave one of the two out.")
+        if self.picture is not None and self.picture.suffix != ".png":
+            raise UsageError(f"Got --picture {self.picture} but expected a .png file, such as --picture bench.png.")
         check_strength(shared.strength, shared.image, self.num_inference_steps)
         check_count(shared, self.num_inference_steps)
+
+    def picture_paths(self) -> list[Path]:
+        """Return the files of ``--picture``: the light and the dark one; none without the flag."""
+        path = self.picture
+        return [] if path is None else [path, path.with_name(f"{path.stem}-dark{path.suffix}")]

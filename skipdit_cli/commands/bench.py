@@ -40,6 +40,7 @@ def bench(
     inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.peers.known_peers import parse_peers
+    from skipdit_cli.bench.results.picture import save_pictures
     from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.cards.card import check_card
@@ -55,8 +56,7 @@ def bench(
     peers = parse_peers(settings.peers)
     run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     bench_policies.add_plans(run, plans, settings)
-    if settings.min_psnr is not None and not run.has_pictures:
-        raise UsageError("Got --min-psnr, but this model has no VAE to make pictures; leave the flag out.")
+    _check_has_pictures(run, settings)
     rows = _measure(run, settings)
     report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
     if settings.overhead:
@@ -65,6 +65,9 @@ def bench(
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
     _print_report(report, settings.output, card)
+    if settings.picture is not None:
+        save_pictures(run, rows, settings.picture_paths())
+        console.say(f"Wrote {' and '.join(map(str, settings.picture_paths()))}.")
     _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
@@ -79,10 +82,14 @@ def _parse_conditions(settings: BenchSettings) -> dict[str, list | None]:
 
 def _check_output(settings: BenchSettings, model: str | None, preset: str | None) -> None:
     output, shared = settings.output, settings.pipeline
-    if output is None:
-        return
     models = {"model": model, "--vanilla": settings.vanilla, "--lora": shared.lora}
     inputs = {"--image": shared.image, "--prompts-file": shared.prompts_file}
+    for path in settings.picture_paths():
+        files.check_apart(path, {**models, **inputs, "--preset": preset and preset_path(preset)})
+        files.check_outside(path, models)
+        files.check_file(path, settings.overwrite)
+    if output is None:
+        return
     files.check_apart(output, {**models, **inputs, "--preset": preset and preset_path(preset)})
     files.check_outside(output, models)
     files.check_folder(output, files.BENCH, settings.overwrite)
@@ -182,6 +189,13 @@ def _measure(run, settings: BenchSettings) -> list[dict]:
         console.progress("Bench", run.steps(settings.rounds)) as advance,
     ):
         return run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
+
+
+def _check_has_pictures(run, settings: BenchSettings) -> None:
+    """Refuse what needs pixels of a model that decodes none."""
+    for flag, value in (("--min-psnr", settings.min_psnr), ("--picture", settings.picture)):
+        if value is not None and not run.has_pictures:
+            raise UsageError(f"Got {flag}, but this model has no VAE to make pictures; leave the flag out.")
 
 
 def _make_record(settings: BenchSettings, conditions: list, arguments: dict) -> dict:

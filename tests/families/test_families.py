@@ -5,7 +5,6 @@ import inspect
 import json
 import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from skipdit_cli import (
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families import FAMILIES, Backbone, BlockList
 from skipdit_cli.families.table import RECORD, transformer_classes
+from skipdit_cli.guide.topics import FOLDER
 from skipdit_cli.trunk import trunk_of
 from tests.support.tiny_dit_runs import train_a_little
 from tests.support.tiny_transformers import CONFIGS, WIDTH, arguments, run, tiny
@@ -712,8 +712,7 @@ def test_the_table_of_families_is_what_was_found_out(skipdit):
 def test_the_table_as_markdown(skipdit):
     table = skipdit("info", "--families", "--markdown").stdout
     assert "| `PixArtTransformer2DModel` | declared | transformer_blocks | - |" in table
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    if "`PixArtTransformer2DModel` |" in readme:
-        assert [line for line in table.splitlines() if line.startswith("| `") and line not in readme] == []
+    page = (FOLDER / "backbones.md").read_text()
+    assert [line for line in table.splitlines() if line.startswith("| `") and line not in page] == []
     for wrong in (["--markdown"], ["--families", "-m", "x"]):
         assert skipdit("info", *wrong).code == 2

@@ -1,0 +1,1 @@
+"""The guide: one Markdown file a topic, and the topics by name."""
