@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipdit_cli import console, files
 from skipdit_cli.bench.bench_settings import BenchSettings
-from skipdit_cli.commands import bench_policies, options, parsing, pipeline_setup
+from skipdit_cli.commands import bench_policies, options, parsing, pipeline_setup, report_file
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
@@ -40,6 +40,7 @@ def bench(
     inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.peers.known_peers import parse_peers
+    from skipdit_cli.bench.results.html_report import collect_samples, make_report
     from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.cards.card import check_card
@@ -65,6 +66,8 @@ def bench(
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
     _print_report(report, settings.output, card)
+    if settings.html is not None:
+        report_file.save_html(make_report(report, collect_samples(run), f"Bench of {report['model']}"), settings.html)
     _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
@@ -79,11 +82,13 @@ def _parse_conditions(settings: BenchSettings) -> dict[str, list | None]:
 
 def _check_output(settings: BenchSettings, model: str | None, preset: str | None) -> None:
     output, shared = settings.output, settings.pipeline
-    if output is None:
-        return
     models = {"model": model, "--vanilla": settings.vanilla, "--lora": shared.lora}
     inputs = {"--image": shared.image, "--prompts-file": shared.prompts_file}
-    files.check_apart(output, {**models, **inputs, "--preset": preset and preset_path(preset)})
+    reads = {**models, **inputs, "--preset": preset and preset_path(preset)}
+    report_file.check_html(settings.html, settings.overwrite, reads)
+    if output is None:
+        return
+    files.check_apart(output, reads)
     files.check_outside(output, models)
     files.check_folder(output, files.BENCH, settings.overwrite)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.exact import Exact
 from skipdit_cli.planning.fit_branch import branch_samples, check_one_transformer, fit_output_branch
@@ -226,6 +228,10 @@ class Calibrator:
         """Measure one candidate on the held-out samples."""
         each = self.reporter.each(candidate)
         return Accuracy(candidate, cost, fmean(each), stdev(each) if len(each) > 1 else 0.0, searched_db)
+
+    def sample(self, candidate: Candidate, count: int) -> np.ndarray | None:
+        """Return the images of the first held-out samples, uint8; None where they are not decoded or not finite."""
+        return self.reporter.images(candidate, count)
 
     def check_output_branch(self) -> None:
         """Refuse output branches where none can be fitted.

@@ -44,6 +44,28 @@ MARKDOWN_COLUMNS = {
 }
 EXPENDABLE = ("rel L2", "SSIM", "peak MB", "flicker", "N", "limit", "forecast", "x skip", "PSNR", "seconds")
 """Columns that a narrow terminal does without, the first of them first."""
+HELP = {
+    "case": "The model, and whether it is cached; or the library whose cache ran.",
+    "N": "Blocks at each end of the trunk that run in every step.",
+    "schedule": "The rule that says which steps are full; the sampler of a run without a cache.",
+    "forecast": "How a reused step predicts the cached tensor.",
+    "full": "Full steps of all steps.",
+    "cost": "FLOPs of the run in full forwards of its model.",
+    "seconds": "Median and, of several rounds, interquartile range of the denoising loop.",
+    "x vanilla": "Measured speedup over vanilla with all steps.",
+    "x skip": "Measured speedup over Skip-DiT with all steps.",
+    "limit": "FLOPs of the uncached run of the same model over the FLOPs of this run.",
+    "of it": "Measured speedup over that limit.",
+    "exact": "psnr_exact, the PSNR in dB to the exact solution of the sampling ODE from the same noise, by which "
+    "samplers, steps and caches compare.",
+    "PSNR": "In dB, to the uncached run of the same model at the same seeds; of fewer steps, to vanilla with all.",
+    "SSIM": "Structural similarity to the same run as PSNR, at most 1.",
+    "flicker": "Error of the change from frame to frame, relative to that change.",
+    "rel L2": "Relative distance of the latents to the same run as PSNR.",
+    "peak MB": "Peak memory of the device.",
+    "read": "Share of digits that a support vector machine trained on real ones recognises.",
+}
+"""What each column says."""
 READING = (
     "full: full steps of all steps. cost: FLOPs of the run in full forwards of its model. seconds: median and, of "
     "several rounds, interquartile range of the denoising loop. limit: FLOPs of the uncached run of the same model "
