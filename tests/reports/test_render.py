@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_sections_come_in_order_and_headings_skip_no_level(page):
         "Feature similarity by step and block", "Which steps were full", "Make it again", "Notes and versions",
     ]  # fmt: skip
     levels = [int(level) for level, _ in headings]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:]))
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in pairwise(levels))
 
 
 def test_the_page_loads_nothing_and_escapes_text(page):
@@ -77,16 +78,8 @@ def test_pictures_that_are_too_many_are_scaled_down_and_left_out():
 
 
 def test_the_levels_of_a_heat_map():
-    assert [level_of(value) for value in (1.0, 0.9999, 0.9998, 0.998, 0.99, 0.95, 0.5, -1.0)] == [
-        0,
-        0,
-        1,
-        3,
-        4,
-        5,
-        6,
-        6,
-    ]
+    cosines = (1.0, 0.9999, 0.9998, 0.998, 0.99, 0.95, 0.5, -1.0)
+    assert [level_of(cosine) for cosine in cosines] == [0, 0, 1, 3, 4, 5, 6, 6]
 
 
 def test_the_data_of_the_comparison_is_json(page):
