@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from skipdit_cli.planning.calibrate import Accuracy, Calibration, Calibrator
-    from skipdit_cli.reports import Comparison, Plot, Report
+    from skipdit_cli.reports import Comparison, Plot, Point, Report
 
 NAMES = {
     "plan": "plan",
@@ -71,6 +71,7 @@ def make_report(
     from skipdit_cli.reports import Column, Command, Report, Table
 
     columns, rows = table(found)
+    lead, *details = [_verdict(best, found.full) for best in found.plans.values()]
     transformer = calibrator.pipe.transformer
     facts = environment(transformer.device, transformer.dtype)
     again = Command(shlex.join(["skipdit", *sys.argv[1:]]), "Calibrate again.")
@@ -78,8 +79,8 @@ def make_report(
     return Report(
         f"Calibration of {model}",
         subtitle=f"{facts['device_name']}, {facts['dtype']}, {facts['date'][:10]}",
-        lead=" ".join(_verdict(cost, best, found.full) for cost, best in found.plans.items()),
-        details=[exact_sentence(found)],
+        lead=lead,
+        details=[*details, exact_sentence(found)],
         comparison=_comparison(found, calibrator),
         plots=[_plot(found)],
         tables=[Table("All figures", [Column(name, COLUMNS[name], name == "cost") for name in columns], rows)],
@@ -100,7 +101,7 @@ def _accuracy(each: Accuracy) -> str:
     return f"{each.mean_db:.1f} ±{each.deviation_db:.1f}{searched}"
 
 
-def _verdict(cost: float, best: Mapping[str, Accuracy], full: Accuracy) -> str:
+def _verdict(best: Mapping[str, Accuracy], full: Accuracy) -> str:
     """Return what the plan of a budget is worth, in one sentence."""
     plan, same = best["plan"], best["same-sampler"]
     difference = plan.mean_db - full.mean_db
@@ -147,20 +148,17 @@ def _plot(found: Calibration) -> Plot:
     from skipdit_cli.reports import Plot, Point, Series
     from skipdit_cli.reports.charts import SHAPES
 
-    kinds = [name for name in NAMES if any(name in best for best in found.plans.values())]
-    series = []
-    for number, kind in enumerate(kinds):
-        candidates = [best[kind] for best in found.plans.values() if kind in best]
-        points = [
-            Point(
-                each.cost,
-                each.mean_db,
-                NAMES[kind] if len(found.plans) == 1 else f"{each.cost:.3g}",
-                f"{NAMES[kind]}, {each.candidate.describe()}: {each.mean_db:.1f} dB at a cost of {each.cost:.2f}",
-            )
-            for each in candidates
-        ]
-        series.append(Series(NAMES[kind], points, number, SHAPES[number % len(SHAPES)], joined=len(points) > 1))
+    kinds = [name for name in NAMES if _candidates(found, name)]
+    series = [
+        Series(
+            NAMES[kind],
+            [_point(kind, each, len(found.plans) == 1) for each in _candidates(found, kind)],
+            number,
+            SHAPES[number % len(SHAPES)],
+            joined=len(found.plans) > 1,
+        )
+        for number, kind in enumerate(kinds)
+    ][::-1]  # the plan is drawn last, above those that equal it
     full = Point(found.full.cost, found.full.mean_db, "full run", f"full run: {found.full.mean_db:.1f} dB")
     series.append(Series("full run", [full], hollow=True))
     return Plot(
@@ -172,6 +170,22 @@ def _plot(found: Calibration) -> Plot:
         log_x=True,
         has_front=True,
     )
+
+
+def _candidates(found: Calibration, kind: str) -> list[Accuracy]:
+    """Return the candidates of one kind that are not those of the plans as well."""
+    return [
+        best[kind]
+        for best in found.plans.values()
+        if kind in best and (kind == "plan" or best[kind].candidate != best["plan"].candidate)
+    ]
+
+
+def _point(kind: str, each: Accuracy, is_named: bool) -> Point:
+    from skipdit_cli.reports import Point
+
+    title = f"{NAMES[kind]}, {each.candidate.describe()}: {each.mean_db:.1f} dB at a cost of {each.cost:.2f}"
+    return Point(each.cost, each.mean_db, NAMES[kind] if is_named else f"{each.cost:.3g}", title)
 
 
 def _schedules(found: Calibration) -> list:

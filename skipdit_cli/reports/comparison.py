@@ -136,7 +136,7 @@ def _data_uri(frames: np.ndarray, side: int) -> str:
     if (frames == frames[..., :1]).all():
         strip = strip.convert("L")
     file = io.BytesIO()
-    strip.save(file, format="PNG", optimize=True)
+    strip.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
