@@ -80,12 +80,13 @@ def _make_report(trained: Path, report: dict, samples: Samples, commands: Sequen
     is_video = samples.images[0].ndim == 5
     purposes = ("Convert the model: add skip branches.", "Train the branches.", "Train all weights.")
     notes = ["It recognises 90 % of the frames of the real moving digits."] if is_video else []
+    verdicts = [text for text in (report["verdict"], report["target"]) if text]
     curves = make_loss_plot({name: trained / stage / "metrics.jsonl" for stage, name in STAGES.items()})
     return make_report(
         report,
         samples,
         f"skipdit demo: handwritten digits{' in motion' if is_video else ''}",
-        details=[_digits_read(report["rows"]), *notes, *summary(report)[1:3]],
+        details=[_digits_read(report["rows"]), *notes, *verdicts],
         tables=[make_table(report["rows"], read=_shares(report["rows"]))],
         curves=[] if curves is None else [curves],
         commands=[

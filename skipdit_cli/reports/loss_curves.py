@@ -9,8 +9,8 @@ from statistics import fmean
 
 from skipdit_cli.reports.charts import Plot, Point, Series
 
-WINDOWS = 20
-"""A curve is smoothed over this fraction of its steps."""
+WINDOWS = 5
+"""A curve is smoothed over so many parts of it."""
 MOST_POINTS = 500
 """Points of a curve; of longer runs every second or third step is drawn."""
 
@@ -30,7 +30,7 @@ def make_loss_plot(runs: Mapping[str, Path]) -> Plot | None:
     for colour, (name, values) in enumerate((name, values) for name, values in losses.items() if len(values) > 1):
         smooth = _smoothed(values)
         series.append(Series("", _points(values, start), colour, shape="", joined=True, faint=True))
-        title = f"{name}, {smooth[0]:.4f} to {smooth[-1]:.4f}"
+        title = f"{name}, mean {fmean(values):.4f}"
         series.append(Series(title, _points(smooth, start), colour, shape="", joined=True))
         start += len(values)
     if not series:

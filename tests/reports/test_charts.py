@@ -63,5 +63,5 @@ def test_loss_curves_follow_each_other(tmp_path):
         (tmp_path / name).write_text("\n".join(lines))
     plot = make_loss_plot({"one": tmp_path / "one", "two": tmp_path / "two", "none": tmp_path / "none"})
     assert [len(series.points) for series in plot.series] == [39, 39, 3, 3]
-    assert plot.series[2].points[0].x == 40 and plot.series[1].name == "one, 1.0000 to 1.0000"
+    assert plot.series[2].points[0].x == 40 and plot.series[1].name == "one, mean 1.0000"
     assert make_loss_plot({"none": tmp_path / "none"}) is None

@@ -102,9 +102,9 @@ def _share_of_time(row: dict, full: dict) -> str:
 def _closeness(row: dict, full: dict) -> str:
     difference = row["psnr_exact"] - full["psnr_exact"]
     if abs(difference) <= TOLERANCE:
-        return f"as close to the exact solution as {row_name(full)}"
+        return f"as close to the exact solution as {_name(full)}"
     word = "closer to the exact solution than" if difference > 0 else "further from the exact solution than"
-    return f"{abs(difference):.1f} dB {word} {row_name(full)}"
+    return f"{abs(difference):.1f} dB {word} {_name(full)}"
 
 
 def _twin(row: dict, rows: Sequence[dict]) -> dict | None:
@@ -159,22 +159,22 @@ def reached_by(rows: Sequence[dict], macs: Mapping[str, float]) -> str | None:
     others = [row for row in rows if row["psnr_exact"] is not None and row["case"] not in full_runs]
     others = [row for row in others if row["cost"] < full_runs[row["reference"]]["cost"]]
     equal = [row for row in others if _reaches(row, full_runs[row["reference"]])]
-    what = f"Accuracy of {row_name(full)} ({full['psnr_exact']:.1f} dB, within {TOLERANCE:g} dB)"
+    what = f"Accuracy of {_name(full)} ({full['psnr_exact']:.1f} dB, within {TOLERANCE:g} dB)"
     if not equal:
         return f"{what}: reached by no cheaper row."
     row = min(equal, key=lambda row: _relative_cost(row, macs))
-    return f"{what}: reached at a cost of {_number(row['cost'])} by {row_name(row)}, {row['psnr_exact']:.1f} dB."
+    return f"{what}: reached at a cost of {_number(row['cost'])} by {_name(row)}, {row['psnr_exact']:.1f} dB."
 
 
 def _describe_best(best: dict, full: dict) -> str:
     cost, difference = best["cost"], best["psnr_exact"] - full["psnr_exact"]
-    more = f"{abs(difference):.1f} dB {'more' if difference > 0 else 'less'} than {row_name(full)}"
+    more = f"{abs(difference):.1f} dB {'more' if difference > 0 else 'less'} than {_name(full)}"
     if abs(difference) < EQUAL:
-        more = f"as many as {row_name(full)}"
+        more = f"as many as {_name(full)}"
     forwards = "full forward" if _number(cost) == "1" else "full forwards"
     return (
         f"At a cost of {_number(cost)} {forwards} ({full['cost'] / cost:.1f} times fewer), the best cached row "
-        f"({row_name(best)}) has {best['psnr_exact']:.1f} dB to the exact solution, {more}."
+        f"({_name(best)}) has {best['psnr_exact']:.1f} dB to the exact solution, {more}."
     )
 
 
@@ -234,7 +234,7 @@ def _reaches(row: dict, full: dict) -> bool:
     return row["psnr_exact"] >= full["psnr_exact"] - TOLERANCE
 
 
-def row_name(row: dict) -> str:
+def _name(row: dict) -> str:
     """Return a row in words: "13 steps of dpm++ lu order 2", "skip-cache, late-dense 13, taylor2 residual, N=1"."""
     if row.get("peer"):
         return f"{row['peer']}, {row['schedule']}"
@@ -246,7 +246,7 @@ def row_name(row: dict) -> str:
 
 
 def _alone(row: dict) -> str:
-    return f"{row_name(row)} alone {'has' if row['steps'] == 1 else 'have'}"
+    return f"{_name(row)} alone {'has' if row['steps'] == 1 else 'have'}"
 
 
 def _number(value: float) -> str:
