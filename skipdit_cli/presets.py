@@ -19,7 +19,7 @@ NULLS = ("", "null", "~")
 MAX_BYTES = 1 << 18
 FORBIDDEN_FLAGS = {
     **dict.fromkeys(("push-to-hub", "private"), "publishes"),
-    **dict.fromkeys(("output", "npz", "cache-latents", "update-card"), "says where to write"),
+    **dict.fromkeys(("output", "npz", "html", "cache-latents", "update-card"), "says where to write"),
     "overwrite": "replaces files",
     "prompts-file": "reads a text of yours",
 }

@@ -20,6 +20,12 @@ class BenchSettings:
     output: Path | None = setting(
         None, "Folder for the report: bench.json, bench.md and bench.png. [default: no report is written]"
     )
+    html: Path | None = setting(
+        None,
+        "Report with pictures and plots, one HTML file that opens from disk. [default: none]",
+        OUTPUT,
+        metavar="FILE",
+    )
     class_labels: str | None = setting(
         None,
         "Class ids of a class-conditional model, one per sample, such as 207,360. [default: spread over its classes]",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipdit_cli import console, files
 from skipdit_cli.bench.bench_settings import BenchSettings
-from skipdit_cli.commands import bench_policies, options, parsing, pipeline_setup
+from skipdit_cli.commands import bench_policies, options, parsing, pipeline_setup, report_file
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
@@ -40,6 +40,7 @@ def bench(
     inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.peers.known_peers import parse_peers
+    from skipdit_cli.bench.results.html_report import collect_samples, make_report
     from skipdit_cli.bench.results.picture import save_pictures
     from skipdit_cli.bench.results.tables import save_report
     from skipdit_cli.bench.run import Bench
@@ -68,6 +69,8 @@ def bench(
     if settings.picture is not None:
         save_pictures(run, rows, settings.picture_paths())
         console.say(f"Wrote {' and '.join(map(str, settings.picture_paths()))}.")
+    if settings.html is not None:
+        report_file.save_html(make_report(report, collect_samples(run), f"Bench of {report['model']}"), settings.html)
     _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
@@ -84,13 +87,15 @@ def _check_output(settings: BenchSettings, model: str | None, preset: str | None
     output, shared = settings.output, settings.pipeline
     models = {"model": model, "--vanilla": settings.vanilla, "--lora": shared.lora}
     inputs = {"--image": shared.image, "--prompts-file": shared.prompts_file}
+    reads = {**models, **inputs, "--preset": preset and preset_path(preset)}
     for path in settings.picture_paths():
-        files.check_apart(path, {**models, **inputs, "--preset": preset and preset_path(preset)})
+        files.check_apart(path, reads)
         files.check_outside(path, models)
         files.check_file(path, settings.overwrite)
+    report_file.check_html(settings.html, settings.overwrite, reads)
     if output is None:
         return
-    files.check_apart(output, {**models, **inputs, "--preset": preset and preset_path(preset)})
+    files.check_apart(output, reads)
     files.check_outside(output, models)
     files.check_folder(output, files.BENCH, settings.overwrite)
 

@@ -9,24 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from skipdit_cli import console, files
-from skipdit_cli.commands import options, parsing, pipeline_setup
+from skipdit_cli.commands import calibrate_report, options, parsing, pipeline_setup, report_file
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError
 from skipdit_cli.formats import markdown_table
 from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
-
-NAMES = {
-    "plan": "plan",
-    "cached": "best with a cache",
-    "fitted": "fitted sampler, no cache",
-    "timesteps": "best timesteps, no cache",
-    "sampler": "best sampler, no cache",
-    "same-sampler": "same sampler, fewer steps",
-    "output-branch": "fitted sampler, output branch",
-    "branch": "plan with blocks 0 and L-1 live",
-}
 
 
 @with_settings(CalibrateSettings)
@@ -85,16 +74,19 @@ def calibrate(
             journal.write()
             raise
         written = _save(pipe, found, settings, preset)
-    journal.remove()
+        journal.remove()
+        if settings.html is not None:
+            _save_html(found, calibrator, written, settings, model or preset)
     _report(found, settings, written)
 
 
 def _check_output(settings: CalibrateSettings, model: str | None, preset: str | None) -> None:
     output, shared = settings.output, settings.pipeline
-    if output is None:
-        return
     reads = {"model": model, "--lora": shared.lora, "--preset": preset and preset_path(preset)}
     reads |= {"--prompts-file": shared.prompts_file}
+    report_file.check_html(settings.html, settings.overwrite, reads)
+    if output is None:
+        return
     files.check_apart(output, reads)
     if output.suffix:
         files.check_file(output, settings.overwrite)
@@ -197,7 +189,7 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
     with files.fill_folder(output, files.PLANS) as folder:
         for cost, plan in plans.items():
             save_plan(plan, folder / f"cost-{cost:g}.yaml", command)
-        (folder / "plans.md").write_text(markdown_table(*_table(found)) + "\n", encoding="utf-8")
+        (folder / "plans.md").write_text(markdown_table(*calibrate_report.table(found)) + "\n", encoding="utf-8")
     return [output / f"cost-{cost:g}.yaml" for cost in plans]
 
 
@@ -221,20 +213,11 @@ def _measured(found, cost: float) -> dict[str, object]:
     }
 
 
-def _table(found) -> tuple[list[str], list[list[str]]]:
-    """Return the column names and the rows of the table of plans."""
-    rows = [
-        [f"{cost:g}", NAMES[name], each.candidate.describe(), f"{each.cost:.2f}", _accuracy(each)]
-        for cost, best in found.plans.items()
-        for name, each in best.items()
-    ]
-    rows.append(["all", "full run", found.full.candidate.describe(), f"{found.full.cost:g}", _accuracy(found.full)])
-    return ["budget", "what", "how", "cost", "dB to exact, held out"], rows
-
-
-def _accuracy(each) -> str:
-    searched = "" if each.searched_db is None else f" ({each.searched_db:.1f} searched)"
-    return f"{each.mean_db:.1f} ±{each.deviation_db:.1f}{searched}"
+def _save_html(found, calibrator, written: list[Path], settings: CalibrateSettings, model: str | None) -> None:
+    """Write the report of ``--html``."""
+    budgets = {"budgets": ", ".join(f"{cost:g}" for cost in found.plans)}
+    report = calibrate_report.make_report(found, calibrator, written, model, budgets | _plain(run_arguments(settings)))
+    report_file.save_html(report, settings.html)
 
 
 def _report(found, settings: CalibrateSettings, written: list[Path]) -> None:
@@ -243,12 +226,8 @@ def _report(found, settings: CalibrateSettings, written: list[Path]) -> None:
     Raises:
         CheckError: No plan has the accuracy that was asked for.
     """
-    console.table(*_table(found))
-    exact = found.exact
-    console.say(
-        f"Held out: {found.held_out} other samples. ±: standard deviation over them. The exact solution is "
-        f"{exact.sampler.describe()}; half as many steps agree with it to {exact.agreement_db:.0f} dB."
-    )
+    console.table(*calibrate_report.table(found))
+    console.say(calibrate_report.exact_sentence(found))
     for note in found.notes:
         console.say(note)
     for path in written:

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from skipdit_cli import console, files
-from skipdit_cli.commands import demo_page, options
+from skipdit_cli.commands import demo_report, options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.settings import OUTPUT, SAMPLES, setting, steps_setting
@@ -70,8 +70,8 @@ def demo(
 ) -> None:
     """Run everything once on handwritten digits, in 3 minutes.
 
-    Converts, trains, samples and benches the embedded model: no GPU, no network. Writes a page with images. With
-    --video the digits move; the model is trained on mp4 files that are written first, and the page has animations.
+    Converts, trains, samples and benches the embedded model: no GPU, no network. Writes a report with pictures,
+    one HTML file. With --video the digits move, and the model is trained on mp4 files that are written first.
     """
     import torch
 
@@ -82,8 +82,8 @@ def demo(
         with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
             commands = _train(ctx, output, scenario, settings.train_steps or scenario.train_steps)
         report = _bench(settings, scenario, commands)
-    console.table(*demo_page.table(report["rows"], console.screen().width))
-    for line in demo_page.summary(report):
+    console.table(*demo_report.table(report["rows"], console.screen().width))
+    for line in demo_report.summary(report):
         console.say(line)
     console.say(f"The report, with all pictures: {output}/report.html")
     console.emit({**report, "command": "demo", "output": str(output)})
@@ -91,6 +91,7 @@ def demo(
 
 def _bench(settings: DemoSettings, scenario: Scenario, commands: list[str]) -> dict:
     """Bench the trained model and write the page; return the report of the bench."""
+    from skipdit_cli.bench.results.html_report import collect_samples
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.bench.solving import count_steps, solve
     from skipdit_cli.models import open_model
@@ -107,9 +108,10 @@ def _bench(settings: DemoSettings, scenario: Scenario, commands: list[str]) -> d
         rows = bench.run(settings.rounds, advance=advance)
     for reason in bench.broken.values():
         raise NotFiniteError(reason)
+    samples = collect_samples(bench)
     report = bench.report(rows, scenario.preset, {**arguments, "class_labels": labels, "rounds": settings.rounds})
     with files.install(settings.output) as folder:
-        demo_page.save(folder, report, bench.generated, labels, commands)
+        demo_report.save(folder, settings.output, report, samples, labels, commands)
     return report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from diffusers import DDPMScheduler
+import numpy as np
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.exact import Exact
@@ -27,10 +27,10 @@ from skipdit_cli.sampling.refusals import check_steps
 from skipdit_cli.sampling.run_settings import RunSettings
 from skipdit_cli.sampling.schedulers import (
     Sampler,
-    as_sampler,
     candidates,
     check_deterministic,
     check_single_forwards,
+    full_run_sampler,
     make_scheduler,
 )
 from skipdit_cli.trunk import known_trunk
@@ -104,13 +104,6 @@ def check_full_run(
     check_deterministic(scheduler, arguments)
     check_steps(RunSettings(num_inference_steps=steps, scheduler=sampler), scheduler)
     check_single_forwards(scheduler)
-
-
-def full_run_sampler(pipe, sampler: Sampler | str | None) -> Sampler:
-    """Return the sampler of the full run: ``sampler``, or DDIM in place of a pipeline's own DDPM (HunyuanDiT)."""
-    if as_sampler(sampler) == Sampler() and isinstance(make_scheduler(None, pipe), DDPMScheduler):
-        return Sampler("ddim")
-    return as_sampler(sampler)
 
 
 class Calibrator:
@@ -236,6 +229,10 @@ class Calibrator:
         """Measure one candidate on the held-out samples."""
         each = self.reporter.each(candidate)
         return Accuracy(candidate, cost, fmean(each), stdev(each) if len(each) > 1 else 0.0, searched_db)
+
+    def sample(self, candidate: Candidate, count: int) -> np.ndarray | None:
+        """Return the images of the first held-out samples, uint8; None where they are not decoded or not finite."""
+        return self.reporter.images(candidate, count)
 
     def check_output_branch(self) -> None:
         """Refuse output branches where none can be fitted.

@@ -19,6 +19,12 @@ class CalibrateSettings:
     output: Path | None = setting(
         None, "The plan, a .yaml file; for several budgets a folder of plans and their table.", metavar="FILE|FOLDER"
     )
+    html: Path | None = setting(
+        None,
+        "Report with pictures and plots, one HTML file that opens from disk. [default: none]",
+        OUTPUT,
+        metavar="FILE",
+    )
     cost: str | None = setting(
         None, "Budget in full forwards of the model, such as 9, or several: 6,9,12.", BUDGET, metavar="LIST"
     )

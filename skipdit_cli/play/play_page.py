@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from skipdit_cli.errors import SkipditError, UsageError, first_line
@@ -107,14 +106,9 @@ def make_page(player: Player) -> Any:
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
     ).set(**COLOURS)
-    looks = {"theme": theme, "css": CSS}  # Blocks takes them in Gradio 5, launch since Gradio 6
-    in_blocks = "theme" in _parameters(gr.Blocks)
-    options = {"analytics_enabled": False, "title": f"{player.model.name} | skipdit play"}
-    with gr.Blocks(**options, **(looks if in_blocks else {})) as page:
+    with gr.Blocks(analytics_enabled=False, title=f"{player.model.name} | skipdit play") as page:
         _fill(gr, page, player)
-    known = _parameters(gr.Blocks.launch)
-    arguments = {"ssr_mode": False, "footer_links": [], "show_api": False, **({} if in_blocks else looks)}
-    page.launch_arguments = {name: value for name, value in arguments.items() if name in known}
+    page.launch_arguments = {"theme": theme, "css": CSS, "ssr_mode": False, "footer_links": []}
     return page
 
 
@@ -138,14 +132,13 @@ def _fill(gr, page, player: Player) -> None:
             strip = gr.HTML()
             pictures = gr.HTML(pictures_html(None), elem_id="pictures")
             numbers = gr.HTML(elem_id="numbers")
-    copy = {"show_copy_button": True} if "show_copy_button" in _parameters(gr.Textbox) else {"buttons": ["copy"]}
     command = gr.Textbox(
         label="This command makes the cached picture",
         lines=2,
         max_lines=6,
         interactive=False,
         elem_id="command",
-        **copy,
+        buttons=["copy"],
     )
 
     def run(progress, *values):
@@ -166,9 +159,8 @@ def _fill(gr, page, player: Player) -> None:
         "concurrency_limit": 1,
         "concurrency_id": MODEL_QUEUE,
         "api_name": False,
+        "show_progress_on": pictures,
     }
-    if "show_progress_on" in _parameters(gr.on):  # else each result shows the progress
-        queue["show_progress_on"] = pictures
     changes = [each.change for each in inputs]
     gr.on(changes, callbacks.preview, inputs, [strip, command], queue=False, show_progress="hidden", api_name=False)
     moves = [speedup.change, *([] if model.is_text_conditional else [condition.change])]
@@ -186,8 +178,3 @@ def _condition(gr, player: Player) -> Any:
     if model.is_text_conditional:
         return gr.Textbox(start.prompt, label="Prompt", placeholder="a cat on a roof", lines=2, max_lines=6)
     return gr.Dropdown(list(model.labels), value=start.label, label="Class label", visible=bool(model.labels))
-
-
-def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function or class of Gradio, which differ between its versions."""
-    return inspect.signature(function).parameters

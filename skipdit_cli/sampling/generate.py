@@ -46,6 +46,7 @@ class Generated:
         sounds: One per video of a pipeline that makes sound and decodes.
         steps: Denoising steps of the last batch.
         calls: Calls of the transformers in the last batch.
+        full_steps: Indices of the full steps of the last batch; all steps without a cache.
     """
 
     images: np.ndarray | None
@@ -57,6 +58,7 @@ class Generated:
     sounds: list[Sound] = field(default_factory=list)
     steps: int = 0
     calls: int = 0
+    full_steps: tuple[int, ...] = ()
 
 
 def generate(
@@ -243,7 +245,15 @@ class _Outputs:
             sounds=self.sounds,
             steps=steps,
             calls=self.calls,
+            full_steps=_full_steps(caches, steps),
         )
+
+
+def _full_steps(caches: list, steps: int) -> tuple[int, ...]:
+    """Return the indices of the full steps of the last batch; two transformers count the steps of one generation."""
+    if not caches:
+        return tuple(range(steps))
+    return tuple(sorted({step for cache in caches for step in cache.record.full_steps}))
 
 
 def _decode(pipe, generated: Generated, batch_size: int | None, began: float) -> Generated:

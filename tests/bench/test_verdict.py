@@ -3,7 +3,7 @@
 import pytest
 
 from skipdit_cli.bench.machine import find_warnings, is_in_doubt
-from skipdit_cli.bench.results.verdict import make_verdict, reached_by
+from skipdit_cli.bench.results.verdict import make_headline, make_verdict, reached_by
 
 MACS = {"vanilla": 100, "skip": 110}
 
@@ -111,3 +111,32 @@ def test_noise_hides_a_speedup_that_is_near_the_minimum():
     assert is_in_doubt(speedup=1.6, limit=1.7, minimum=1.4) and is_in_doubt(1.6, 1.7, 2.0)
     assert not is_in_doubt(1.6, 1.7, 1.0) and not is_in_doubt(1.6, 1.7, 3.0)
     assert is_in_doubt(3.0, 1.7, 1.9), "faster than its FLOPs allow"
+
+
+def headline(*rows):
+    timed = [{"peer": None, **each, "speedup_vs_vanilla": 50 / each["cost"]} for each in rows]
+    return make_headline(timed, MACS)
+
+
+def test_the_headline_names_the_time_the_control_and_the_plain_steps_that_come_as_close():
+    skip = [uncached(case="skip"), cached(50 / 3, 40.1, case="skip-cache", reference="skip")]
+    assert headline(uncached(), cached(50 / 3, 39.0), *skip, plain(13, 40.0), plain(19, 44.0)) == (
+        "In about a third of the time, this model's cached samples are as close to the exact solution as 50 steps of "
+        "ddim; without skip branches the same cache is 1.1 dB further away; 13 plain steps of dpm++ lu come as close, "
+        "at a cost of 13 instead of 18.3."
+    )
+    assert headline(uncached(), cached(10, 36.0), plain(9, 30.0)) == (
+        "In about a fifth of the time, this model's cached samples are 4.0 dB further from the exact solution than 50 "
+        "steps of ddim; no measured run of fewer plain steps comes as close."
+    )
+    better = headline(uncached(), cached(22, 42.0), plain(20, 45.0))
+    assert better.startswith("In 44 % of the time, this model's cached samples are 2.0 dB closer to the exact")
+    assert better.endswith("20 plain steps of dpm++ lu are 3.0 dB closer, at a cost of 20 instead of 22.")
+
+
+def test_the_headline_without_an_exact_solution():
+    rows = [{**uncached(None), "psnr": None}, {**cached(25, None), "psnr": 31.24}]
+    assert headline(*rows) == (
+        "In about half of the time, this model's cached samples have a PSNR of 31.2 dB to its uncached ones."
+    )
+    assert headline({**uncached(None), "psnr": None}, {**cached(25, None), "psnr": None}) == ""

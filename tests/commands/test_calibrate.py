@@ -29,7 +29,7 @@ def calibrated(tmp_path_factory):
     from skipdit_cli.app import app
 
     file = tmp_path_factory.mktemp("plans") / "plan.yaml"
-    arguments = ("calibrate", *QUICK, "--cost", 3, "-o", file, "--json")
+    arguments = ("calibrate", *QUICK, "--cost", 3, "-o", file, "--html", file.parent / "report.html", "--json")
     ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert ran.exit_code == 0, ran.stderr
     return file, json.loads(ran.stdout), ran.stderr
@@ -43,6 +43,14 @@ def test_a_plan_is_no_dearer_than_its_budget_and_says_what_it_is_worth(calibrate
     assert best["plan"]["searched_db"] >= best["sampler"]["searched_db"]
     assert plan["made_for"]["measured"]["psnr_exact"] == round(best["plan"]["mean_db"], 2)
     assert not list(file.parent.glob("*.partial*"))
+
+
+def test_a_report_shows_the_plan_beside_what_it_is_compared_with(calibrated):
+    file, printed, _ = calibrated
+    page, best = file.with_name("report.html").read_text(), printed["plans"]["3"]
+    assert f"the plan has {best['plan']['mean_db']:.1f} dB to the exact solution" in page
+    assert "best sampler, no cache" in page and "Compare the pictures" in page
+    assert f"skipdit sample --plan {file}" in page.replace("</span>", "").replace("<span>", "")
 
 
 def test_sample_and_bench_take_the_plan(calibrated, skipdit, tmp_path):

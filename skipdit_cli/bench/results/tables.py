@@ -44,14 +44,32 @@ MARKDOWN_COLUMNS = {
 }
 EXPENDABLE = ("rel L2", "SSIM", "peak MB", "flicker", "N", "limit", "forecast", "x skip", "PSNR", "seconds")
 """Columns that a narrow terminal does without, the first of them first."""
-READING = (
-    "full: full steps of all steps. cost: FLOPs of the run in full forwards of its model. seconds: median and, of "
-    "several rounds, interquartile range of the denoising loop. limit: FLOPs of the uncached run of the same model "
-    "over the FLOPs of this run; 'of it': measured speedup over that limit. exact: psnr_exact, the PSNR in dB to the "
-    "exact solution of the sampling ODE from the same noise, by which samplers, steps and caches compare. PSNR, "
-    "SSIM, rel L2: at the same seeds, cached rows against the uncached run of the same model, fewer-steps against "
-    "vanilla with all steps. flicker: error of the change from frame to frame, relative to that change."
-)
+HELP = {
+    "case": "the model, and whether it is cached; or the library whose cache ran.",
+    "N": "blocks at each end of the trunk that run in every step.",
+    "schedule": "the rule that says which steps are full; the sampler of a run of the best one.",
+    "forecast": "how a reused step predicts the cached tensor.",
+    "full": "full steps of all steps.",
+    "cost": "FLOPs of the run in full forwards of its model.",
+    "seconds": "median and, of several rounds, interquartile range of the denoising loop.",
+    "x vanilla": "measured speedup over vanilla with all steps.",
+    "x skip": "measured speedup over Skip-DiT with all steps.",
+    "limit": "FLOPs of the uncached run of the same model over the FLOPs of this run.",
+    "of it": "measured speedup over that limit.",
+    "exact": "psnr_exact, the PSNR in dB to the exact solution of the sampling ODE from the same noise, by which "
+    "samplers, steps and caches compare.",
+    "PSNR": "in dB, at the same seeds: of cached rows to the uncached run of the same model, of fewer steps to "
+    "vanilla with all steps.",
+    "SSIM": "structural similarity to the same run, at most 1.",
+    "rel L2": "relative distance of the latents to the same run.",
+    "flicker": "error of the change from frame to frame, relative to that change.",
+    "peak MB": "peak memory of the device.",
+    "read": "share of digits that a support vector machine trained on real ones recognises.",
+}
+"""What each column says."""
+EXPLAINED = ("full", "cost", "seconds", "limit", "of it", "exact", "PSNR", "SSIM", "rel L2", "flicker")
+READING = " ".join(f"{name}: {HELP[name]}" for name in EXPLAINED)
+"""What the columns say that do not explain themselves."""
 
 
 def table(rows: Sequence[dict], markdown: bool = False, width: int | None = None) -> tuple[list[str], list[list[str]]]:

@@ -27,19 +27,123 @@ def make_verdict(rows: Sequence[dict], macs: Mapping[str, float]) -> str:
     measured = [row for row in rows if row["psnr_exact"] is not None]
     if not measured:
         return NOT_MEASURED
-    cached = [row for row in measured if row["cache_layers"] is not None]
-    full_runs = {row["case"]: row for row in measured if row["case"] == row["reference"]}
-    if not cached or any(row["reference"] not in full_runs for row in cached):
+    best = best_cached(rows)
+    if best is None:
         return "No cached row has an accuracy, so there is nothing to compare with fewer steps."
+    cached = [row for row in measured if row["cache_layers"] is not None]
     plain = [row for row in measured if _is_plain(row)]
-    as_accurate = [row for row in cached if _reaches(row, full_runs[row["reference"]])]
-    most_accurate = max(cached, key=lambda row: (row["psnr_exact"], -row["cost"]))
-    best = min(as_accurate, key=_cost) if as_accurate else most_accurate
-    sentences = [_describe_best(best, full_runs[best["reference"]]), _compare_plain(best, plain, macs)]
+    sentences = [_describe_best(best, _full_run(best, rows)), _compare_plain(best, plain, macs)]
     if plain:
         wins = [row for row in cached if _beats(row, _affordable(row, plain, macs))]
         sentences.append(_count_wins(len(wins), len(cached)))
     return " ".join(sentences)
+
+
+def best_cached(rows: Sequence[dict]) -> dict | None:
+    """Return the cheapest cached row with the accuracy of the full run, or, where none has it, the most accurate.
+
+    Args:
+        rows: As for ``make_verdict``.
+
+    Returns:
+        The row; None if no cached row and its full run have an accuracy.
+    """
+    measured = [row for row in rows if row["psnr_exact"] is not None]
+    cached = [row for row in measured if row["cache_layers"] is not None]
+    if not cached or not all(any(row["case"] == each["reference"] for row in measured) for each in cached):
+        return None
+    as_accurate = [row for row in cached if _reaches(row, _full_run(row, measured))]
+    most_accurate = max(cached, key=lambda row: (row["psnr_exact"], -row["cost"]))
+    return min(as_accurate, key=_cost) if as_accurate else most_accurate
+
+
+def make_headline(rows: Sequence[dict], macs: Mapping[str, float]) -> str:
+    """Return the result in one sentence: the time that the best cached row takes and how close it comes to the exact
+    solution, the same cache with or without skip branches, and the plain steps that come as close.
+
+    Args:
+        rows, macs: As for ``make_verdict``.
+
+    Returns:
+        The sentence; without accuracies, one on the distance to the uncached run; empty if there is none either.
+    """
+    best = best_cached(rows)
+    if best is None:
+        return _headline_without_accuracy(rows)
+    full = _full_run(best, rows)
+    parts = [f"In {_share_of_time(best, full)} of the time, this model's cached samples are {_closeness(best, full)}"]
+    twin = _twin(best, rows)
+    if twin is not None:
+        difference = twin["psnr_exact"] - best["psnr_exact"]
+        parts.append(f"{_branches(twin)} the same cache is {_apart(difference)}")
+    plain = [row for row in rows if row["psnr_exact"] is not None and _is_plain(row)]
+    if plain:
+        parts.append(_plain_steps(best, plain, macs))
+    return "; ".join(parts) + "."
+
+
+def _headline_without_accuracy(rows: Sequence[dict]) -> str:
+    cached = [row for row in rows if row["cache_layers"] is not None and row["psnr"] is not None]
+    if not cached:
+        return ""
+    best = max(cached, key=lambda row: row["psnr"])
+    text = f"In {_share_of_time(best, _full_run(best, rows))} of the time, this model's cached samples have a PSNR of"
+    return f"{text} {best['psnr']:.1f} dB to its uncached ones."
+
+
+def _share_of_time(row: dict, full: dict) -> str:
+    """Return the share of the full run's time that a row takes: "a third", "44 %"."""
+    share = full["speedup_vs_vanilla"] / row["speedup_vs_vanilla"]
+    names = {"half": 1 / 2, "a third": 1 / 3, "a quarter": 1 / 4, "a fifth": 1 / 5, "a tenth": 1 / 10}
+    near = [name for name, value in names.items() if abs(share / value - 1) < 0.04]
+    return f"about {near[0]}" if near else f"{share:.0%}".replace("%", " %")
+
+
+def _closeness(row: dict, full: dict) -> str:
+    difference = row["psnr_exact"] - full["psnr_exact"]
+    if abs(difference) <= TOLERANCE:
+        return f"as close to the exact solution as {_name(full)}"
+    word = "closer to the exact solution than" if difference > 0 else "further from the exact solution than"
+    return f"{abs(difference):.1f} dB {word} {_name(full)}"
+
+
+def _twin(row: dict, rows: Sequence[dict]) -> dict | None:
+    """Return the row of the other model, with or without skip branches, that has the same cache."""
+    names = ("skip-cache", "vanilla-cache")
+    keys = ("schedule", "forecast", "cache_target", "cache_layers", "sampler")
+    for other in rows:
+        is_other = {row["case"], other["case"]} == {*names} and other["psnr_exact"] is not None
+        if is_other and all(row[key] == other[key] for key in keys):
+            return other
+    return None
+
+
+def _branches(row: dict) -> str:
+    return "with skip branches" if row["reference"] == "skip" else "without skip branches"
+
+
+def _apart(difference: float) -> str:
+    """Return what a difference in dB to the best row means."""
+    if abs(difference) <= TOLERANCE:
+        return "just as close"
+    return f"{abs(difference):.1f} dB {'closer' if difference > 0 else 'further away'}"
+
+
+def _plain_steps(best: dict, plain: Sequence[dict], macs: Mapping[str, float]) -> str:
+    """Return the fewest plain steps that come as close as the best cached row, and the cost of both."""
+    close = [row for row in plain if row["psnr_exact"] >= best["psnr_exact"] - TOLERANCE]
+    if not close:
+        return "no measured run of fewer plain steps comes as close"
+    row = min(close, key=_cost)
+    difference = row["psnr_exact"] - best["psnr_exact"]
+    cost = f"at a cost of {_number(row['cost'])} instead of {_number(_relative_cost(best, macs))}"
+    are = "come as close" if difference <= TOLERANCE else f"are {_apart(difference)}"
+    return f"{row['steps']} plain steps of {row['sampler'].split(' at ')[0]} {are}, {cost}"
+
+
+def _full_run(row: dict, rows: Sequence[dict]) -> dict:
+    """Return the uncached run of a row's model."""
+    return next(other for other in rows if other["case"] == row["reference"])
 
 
 def reached_by(rows: Sequence[dict], macs: Mapping[str, float]) -> str | None:

@@ -79,6 +79,11 @@ class Record:
             self.changes.append(decision.change)
             self.triggered_steps += decision.fired
 
+    @property
+    def full_steps(self) -> set[int]:
+        """The steps of the trace in which a forward was full."""
+        return {step for step, kind in zip(self.steps, self.trace) if kind == "full"}
+
     def report(self, num_blocks: int, left_out: int) -> CacheReport:
         """Return the counts of the trace, and of what is kept.
 
@@ -86,8 +91,7 @@ class Record:
             num_blocks: L, the blocks of the trunk.
             left_out: The blocks that a reused forward leaves out.
         """
-        steps = set(self.steps)
-        full = {step for step, kind in zip(self.steps, self.trace) if kind == "full"}
+        steps, full = set(self.steps), self.full_steps
         total = len(self.trace) * num_blocks
         run = total - self.trace.count("reused") * left_out
         own = CacheReport(len(steps), len(steps - full), run, total, self.triggered_steps)

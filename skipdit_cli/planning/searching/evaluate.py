@@ -8,12 +8,14 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from skipdit_cli.errors import SkipditError
 from skipdit_cli.planning.accuracy import each_accuracy_db
 from skipdit_cli.planning.exact import Exact, solve_exactly
 from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.planning.searching.prefixes import SharedPrefixes
-from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.generate import Generated, generate
 
 WORST_DB = -99.0
 """Stands for a candidate that cannot run, or whose samples are not finite."""
@@ -101,19 +103,29 @@ class Evaluator:
         same = {"cache": policy and repr(replace(policy, full_steps=(0,))), "sampler": candidate.sampler.spaced()}
         self.prefixes.begin(f"{same} {candidate.steps} {part}", candidate.sampler.timesteps)
         try:
-            samples = generate(
-                self.pipe,
-                self.conditions[part],
-                policy=policy,
-                scheduler=candidate.sampler,
-                num_inference_steps=candidate.steps,
-                seed=self.seed + part.start,
-                decode=self.decode,
-                **self.settings,
-            )
+            samples = self._generate(candidate, part)
         except (SkipditError, ValueError, IndexError):  # a scheduler that cannot do so many steps, or samples of NaN
             return [WORST_DB] * count
         images = self.exact.images
         exact = replace(self.exact, latents=self.exact.latents[part], images=None if images is None else images[part])
         accuracies = each_accuracy_db(self.pipe, samples, exact)
         return [WORST_DB if math.isnan(each) else min(max(each, WORST_DB), BEST_DB) for each in accuracies]
+
+    def images(self, candidate: Candidate, count: int) -> np.ndarray | None:
+        """Return the images of the first ``count`` samples, uint8; None where they are not decoded or not finite."""
+        try:
+            return self._generate(candidate, slice(0, count)).images
+        except (SkipditError, ValueError, IndexError):
+            return None
+
+    def _generate(self, candidate: Candidate, part: slice) -> Generated:
+        return generate(
+            self.pipe,
+            self.conditions[part],
+            policy=candidate.policy,
+            scheduler=candidate.sampler,
+            num_inference_steps=candidate.steps,
+            seed=self.seed + part.start,
+            decode=self.decode,
+            **self.settings,
+        )

@@ -12,7 +12,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.sampling.schedulers.fitted_scheduler import FittedScheduler
 from skipdit_cli.sampling.schedulers.make_scheduler import choose_class, follows_flow, make_scheduler, spacings_of
-from skipdit_cli.sampling.schedulers.sampler import Sampler
+from skipdit_cli.sampling.schedulers.sampler import Sampler, as_sampler
 
 DETERMINISTIC = (
     diffusers.DDIMScheduler,
@@ -115,6 +115,14 @@ def candidates(pipe: Pipeline) -> list[Sampler]:
     No two of them make schedulers of the same class and config.
     """
     return usable_samplers(_proposals(pipe), pipe)
+
+
+def full_run_sampler(pipe: Pipeline, sampler: Sampler | str | None) -> Sampler:
+    """Return the sampler of a full run that plans are compared with: a given one, the pipeline's own if None, and DDIM
+    where that is DDPM, which adds noise (HunyuanDiT)."""
+    chosen = as_sampler(sampler)
+    is_ddpm = chosen == Sampler() and isinstance(make_scheduler(chosen, pipe), diffusers.DDPMScheduler)
+    return Sampler("ddim") if is_ddpm else chosen
 
 
 def usable_samplers(proposals: Iterable[Sampler], pipe: Pipeline) -> list[Sampler]:

@@ -1,0 +1,67 @@
+"""Colours, charts and the placement of labels."""
+
+import json
+
+import pytest
+
+from skipdit_cli.reports import make_loss_plot
+from skipdit_cli.reports.charts import NARROW, WIDE, Plot, Point, Series, draw
+from skipdit_cli.reports.palette import COLOURS, GRAPHIC_PAIRS, TEXT_PAIRS, contrast
+from skipdit_cli.reports.placement import MARK, Box, place_labels
+from tests.support.small_report import small_report
+
+
+def test_contrast_is_that_of_wcag():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_colours_have_the_contrast_of_level_aa(mode):
+    for pairs, least in ((TEXT_PAIRS, 4.5), (GRAPHIC_PAIRS, 3.0)):
+        for one, other in pairs:
+            value = contrast(COLOURS[one][mode], COLOURS[other][mode])
+            assert value >= least, f"{one} on {other} has a contrast of {value:.2f}"
+    levels = [contrast(COLOURS[f"level-{at}"][mode], COLOURS["page"][mode]) for at in range(7)]
+    assert levels == sorted(levels), "the scale of a heat map is read by its lightness alone"
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_no_two_labels_overlap_and_none_hides_a_mark(size):
+    plot = small_report().plots[0]
+    chart = draw(plot, size)
+    boxes = [label.box for label in chart.labels]
+    marks = [Box(mark.x - MARK, mark.y - MARK, mark.x + MARK, mark.y + MARK) for mark in chart.marks]
+    assert len(boxes) >= len(plot.front())
+    for at, box in enumerate(boxes):
+        assert box.is_inside(chart.area)
+        assert not any(box.overlaps(other) for other in (*boxes[at + 1 :], *marks))
+
+
+def test_labels_of_points_in_one_place_lead_to_it_or_are_left_out():
+    crowd = [(50.0, 50.0, f"point {at}") for at in range(60)]
+    labels = place_labels(crowd, Box(0, 0, 300, 200), 12)
+    assert 4 < len(labels) < 60 and labels[0].text == "point 0" and labels[0].leader is None
+    assert labels[-1].leader[:2] == (50.0, 50.0)
+    assert place_labels(crowd[:1], Box(45, 45, 55, 55), 12) == []
+
+
+def test_the_front_has_the_points_that_no_cheaper_one_reaches():
+    series = [Series("a", [Point(1, 5), Point(2, 4), Point(3, 7)]), Series("b", [Point(2, 6), Point(3, 7)])]
+    plot = Plot("", "", "", "", series, has_front=True)
+    assert [(point.x, point.y) for point in plot.front()] == [(1, 5), (2, 6), (3, 7)]
+
+
+def test_a_plot_of_one_point_has_axes():
+    chart = draw(Plot("", "", "", "", [Series("a", [Point(9, 30.0, "one")])], log_x=True), NARROW)
+    assert chart.x_ticks and chart.y_ticks and chart.labels[0].text == "one"
+
+
+def test_loss_curves_follow_each_other(tmp_path):
+    for name, count in (("one", 40), ("two", 3)):
+        lines = (json.dumps({"step": step + 1, "loss": None if step == 7 else 1.0}) for step in range(count))
+        (tmp_path / name).write_text("\n".join(lines))
+    plot = make_loss_plot({"one": tmp_path / "one", "two": tmp_path / "two", "none": tmp_path / "none"})
+    assert [len(series.points) for series in plot.series] == [39, 39, 3, 3]
+    assert plot.series[2].points[0].x == 40 and plot.series[1].name == "one, mean 1.0000"
+    assert make_loss_plot({"none": tmp_path / "none"}) is None
