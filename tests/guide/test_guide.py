@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from skipdit_cli.guide.topics import FOLDER, INDEX, for_terminal, topics
-from tests.support.markdown_blocks import PAGES, blocks, check_command
+from tests.support.markdown_blocks import PAGES, README, blocks, check_command
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = sorted({shlex.join(words) for block in BLOCKS for words in block.commands})
@@ -99,7 +99,7 @@ def test_commands_in_a_sentence_name_flags_that_exist():
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_the_commands_that_need_nothing_run_in_the_order_of_the_guide(skipdit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pages = [blocks(FOLDER / f"{topic}.md") for topic in topics()]
+    pages = [blocks(README), *(blocks(FOLDER / f"{topic}.md") for topic in topics())]
     words = [words for page in pages for block in page if not block.needs for words in block.commands]
     commands = list(dict.fromkeys(map(shlex.join, words)))
     assert RUN_ELSEWHERE < set(commands)
