@@ -1,7 +1,7 @@
 """Read and write images and videos; each written file carries its metadata, or has it in a JSON file beside it."""
 
 from skipdit_cli.media.history import history_file, read_metadata
-from skipdit_cli.media.intake import read_picture
+from skipdit_cli.media.intake import decode_picture, read_picture
 from skipdit_cli.media.names import VIDEO_SUFFIXES, is_frame, is_hidden, is_picture, is_video
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
 from skipdit_cli.media.reading import VideoFacts, frame_files, frame_times, is_frame_folder, probe_video, read_video
@@ -14,6 +14,7 @@ __all__ = [
     "VideoFacts",
     "check_video_size",
     "contact_sheet",
+    "decode_picture",
     "frame_files",
     "frame_times",
     "grid",

@@ -123,7 +123,7 @@ class Trainer:
             while self.step < settings.max_train_steps and not stopped:
                 row = self.optimize(batches)
                 log.write(row)
-                advance(1, f"loss {row['loss']:.4f}")
+                advance(1, self._progress_note(row))
                 if settings.validation_steps and self.step % settings.validation_steps == 0:
                     self.validate()
                 stopped = self.any_process(stop.is_set())
@@ -132,6 +132,11 @@ class Trainer:
                     saved = self.step
         log.close()
         return self._finish(row, saved, stopped)
+
+    def _progress_note(self, row: dict) -> str:
+        """Return the loss, and of a run with a number of epochs the epoch, for the progress bar."""
+        epochs, loss = self.settings.num_train_epochs, f"loss {row['loss']:.4f}"
+        return loss if epochs is None else f"epoch {min(row['epoch'], epochs):.2f} of {epochs}, {loss}"
 
     def _finish(self, row: dict, saved: int, stopped: bool) -> Outcome:
         """Leave the averaged weights in the transformer and return how the run ended."""
@@ -170,9 +175,10 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - start
         self.seconds, self.data_seconds = self.seconds + seconds, self.data_seconds + waited
-        batch = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+        batch = settings.batch(accelerator.num_processes)
         times = {"seconds": seconds, "data_seconds": waited, "samples_per_second": batch / seconds}
-        row = {"step": self.step, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": norm}
+        epoch = round(self.step * batch / len(self.session.samples), 4)
+        row = {"step": self.step, "epoch": epoch, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": norm}
         return {**row, **{name: round(value, 4) for name, value in times.items()}}
 
     def _accumulate(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]:
