@@ -6,12 +6,14 @@ from skipdit_cli.media.names import VIDEO_SUFFIXES, is_frame, is_hidden, is_pict
 from skipdit_cli.media.pictures import grid, save_npz, save_png, to_uint8
 from skipdit_cli.media.reading import VideoFacts, frame_files, frame_times, is_frame_folder, probe_video, read_video
 from skipdit_cli.media.sound import Sound, save_wav
+from skipdit_cli.media.titles import add_titles
 from skipdit_cli.media.video import check_video_size, contact_sheet, save_video, video_grid
 
 __all__ = [
     "VIDEO_SUFFIXES",
     "Sound",
     "VideoFacts",
+    "add_titles",
     "check_video_size",
     "contact_sheet",
     "decode_picture",

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import tarfile
 from contextlib import nullcontext
 
@@ -124,8 +123,6 @@ def test_pictures_that_are_named_and_not_held_are_read_from_the_folder_alone(tmp
         ("https://example.org/a.png", "not read"),
     ):
         path = str(folder / name) if name == "inside.png" else name
-        source = f"hf:{folder / 'saved'}"
-        shutil.rmtree(folder / "saved", ignore_errors=True)
         datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path}]}).to_parquet(folder / "train.parquet")
         if said is None:
             assert len(read(f"hf:{folder}", NOTHING)) == 1

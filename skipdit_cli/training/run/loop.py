@@ -117,7 +117,7 @@ class Trainer:
         batches, row, saved, stopped = iter(self.loader()), {}, self.step, False
         log = RunLog(settings, self.accelerator, self.step)
         if self.step == 0:
-            self.validate()
+            self.validate(log)
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
             advance(self.step)
             while self.step < settings.max_train_steps and not stopped:
@@ -125,7 +125,7 @@ class Trainer:
                 log.write(row)
                 advance(1, self._progress_note(row))
                 if settings.validation_steps and self.step % settings.validation_steps == 0:
-                    self.validate()
+                    self.validate(log)
                 stopped = self.any_process(stop.is_set())
                 if stopped or self.step % settings.checkpointing_steps == 0 or self.step == settings.max_train_steps:
                     self.save()
@@ -219,8 +219,8 @@ class Trainer:
             "--learning-rate or --max-grad-norm."
         )
 
-    def validate(self) -> None:
-        """Save a sample grid of the current step, made with the averaged weights, if the settings ask for it."""
+    def validate(self, log: RunLog) -> None:
+        """Save and log a sample grid, made with the averaged weights, if the settings ask for it."""
         if not self.settings.validation_steps:
             return
         if self.accelerator.is_main_process:
@@ -228,7 +228,8 @@ class Trainer:
             self.transformer.eval()
             with self.average.applied(), self._all_on_device():
                 note(output, f"{SAMPLES}/{grid_name(self.step)}")
-                self.grid.save(output / SAMPLES, self.step, self.settings.seed, observer)
+                image = self.grid.save(output / SAMPLES, self.step, self.settings.seed, observer)
+            log.write_grid(image, self.step, self.grid.titles)
             set_train_mode(self.transformer)
         self.accelerator.wait_for_everyone()
 
