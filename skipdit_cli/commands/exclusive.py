@@ -13,6 +13,7 @@ EXCLUSIVE = (
     {"class_labels", "prompts_file"},
     {"prompt", "prompts_file"},
     {"timesteps", "num_inference_steps"},
+    {"num_train_epochs", "max_train_steps"},
 )
 """Parameters that exclude each other: one that is set removes the other of a lower layer."""
 RULES = [{"cache_interval", "cache_window"}, {"full_steps"}, {"cache_threshold"}, {"target_speedup"}]

@@ -10,7 +10,7 @@ from skipdit_cli.commands.training_options import ConsoleObserver, report
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import preset_path
 from skipdit_cli.training.data.demand import EXPERTS
-from skipdit_cli.training.training_settings import FinetuneSettings
+from skipdit_cli.training.finetune_settings import FinetuneSettings
 
 PARTS = ("skip", "all")
 

@@ -24,8 +24,9 @@ from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
 from skipdit_cli.sampling.cache_settings import CacheSettings
 from skipdit_cli.sampling.sample_settings import split_timesteps
 from skipdit_cli.settings import flag_name
+from skipdit_cli.training.data_source import parse_data
 
-FETCHED = ("model", "vae", "lora", "text_from", "vanilla")
+FETCHED = ("model", "vae", "lora", "text_from", "vanilla", "data")
 """Parameters whose value is fetched from the hub where it is no path here; ``revision`` belongs to the model."""
 CACHE_NAMES = tuple(each.name for each in fields(CacheSettings))
 SCHEDULER_NAMES = ("scheduler", "scheduler_spacing", "scheduler_arg", "timesteps")
@@ -255,7 +256,7 @@ def _check_nothing_is_fetched(
     A ``revision`` of such a file is dropped where the model is a folder here, for a folder has only one.
     """
     for name in FETCHED:
-        if name in values and origins[name].foreign and not is_here(values[name]):
+        if name in values and origins[name].foreign and _is_fetched(name, values[name]):
             flag = flag_name(name)
             other = "-m MODEL" if name == "model" else f"{flag} with another"
             raise UsageError(
@@ -272,6 +273,11 @@ def _check_nothing_is_fetched(
                 f"{_capitalised(origins['revision'].source)} says --revision {values['revision']}, and what may be "
                 f"fetched has to be typed: give --revision {values['revision']}, or give another."
             )
+
+
+def _is_fetched(name: str, value: object) -> bool:
+    """Return whether the hub is asked for the value of a parameter of ``FETCHED``."""
+    return parse_data(str(value)).is_fetched if name == "data" else not is_here(value)
 
 
 def is_here(name: object) -> bool:

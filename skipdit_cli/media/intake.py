@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,33 @@ def read_picture(path: Path, quick: bool = False) -> Image.Image:
         UsageError: The file is missing or no image, has an unknown white level, or is fully transparent.
     """
     with open_image(path) as image:
-        if quick:
-            image.draft("RGB", (1, 1))
-        if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
-            message = "%s holds %d pictures: of it and its like the first one is taken."
-            logger.warning(message, path, image.n_frames, extra={"topic": "frames"})
-        return flatten(image, path, allow_transparent=False)
+        return _first_picture(image, path, quick)
+
+
+def decode_picture(encoded: bytes, name: str, quick: bool = False) -> Image.Image:
+    """Decode an image that is held in memory, under the rules of ``read_picture``.
+
+    Args:
+        encoded: The content of an image file.
+        name: Its name for messages.
+        quick: As for ``read_picture``.
+    Raises:
+        UsageError: It is no image, has an unknown white level, or is fully transparent.
+    """
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    with reading(f"Got {name}, which", failed="cannot be read as a picture"), Image.open(BytesIO(encoded)) as image:
+        return _first_picture(image, name, quick)
+
+
+def _first_picture(image: Any, name: Path | str, quick: bool) -> Image.Image:
+    if quick:
+        image.draft("RGB", (1, 1))
+    if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+        message = "%s holds %d pictures: of it and its like the first one is taken."
+        logger.warning(message, name, image.n_frames, extra={"topic": "frames"})
+    return flatten(image, name, allow_transparent=False)
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:
@@ -74,7 +96,7 @@ def displayed_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if image.getexif().get(0x0112) in (5, 6, 7, 8) else image.size
 
 
-def flatten(image: Any, path: Path, allow_transparent: bool = True) -> Image.Image:
+def flatten(image: Any, path: Path | str, allow_transparent: bool = True) -> Image.Image:
     """Convert the current frame of an open image to mode L or RGB, as ``read_picture`` does.
 
     Args:
@@ -105,7 +127,7 @@ def flatten(image: Any, path: Path, allow_transparent: bool = True) -> Image.Ima
     return _on_white(image, alpha, path, allow_transparent)
 
 
-def _eight_bits(values: np.ndarray, path: Path, shift: int, is_16_bit: bool) -> np.ndarray:
+def _eight_bits(values: np.ndarray, path: Path | str, shift: int, is_16_bit: bool) -> np.ndarray:
     """Convert grey levels of more than 8 bits to uint8, without guessing the white level from the brightest pixel.
 
     Args:
@@ -146,7 +168,7 @@ def _alpha_of_colour(image: Image.Image, key, stored: str) -> np.ndarray:
     return 255 * (colours != np.array(key)).any(axis=-1).astype(np.uint8)
 
 
-def _on_white(image: Image.Image, alpha: np.ndarray | None, path: Path, allow_transparent: bool) -> Image.Image:
+def _on_white(image: Image.Image, alpha: np.ndarray | None, path: Path | str, allow_transparent: bool) -> Image.Image:
     """Blend an image with white by ``alpha``, uint8 (H, W)."""
     from PIL import Image
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
 from pathlib import Path
 
 from skipdit_cli import files
 from skipdit_cli.errors import UsageError, nearest
-from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, flag_name, setting
+from skipdit_cli.settings import OUTPUT, flag_name, setting
+from skipdit_cli.training.data_source import check_source, parse_data
+from skipdit_cli.training.weighting import WEIGHTINGS, Weighting, check_weighting
 
-EMBEDDED = {"digits": "images", "moving-digits": "videos"}
-"""The data sets that need no folder, and what their samples are."""
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
-WEIGHTINGS = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
+DEFAULT_STEPS = 1000
+TRACKERS = ("tensorboard", "wandb")
 POSITIONS = ("center", "random")
 """Where a clip lies in its video and a crop in its picture."""
 DATA, VIDEO, FLOW = "Data", "Video", "Flow matching"
@@ -35,27 +37,13 @@ def _setting(default, help: str, panel: str | None = None, *, least=None, choice
 
 
 @dataclass(frozen=True)
-class Weighting:
-    """The distribution of timesteps and their weights in a flow matching loss, as in diffusers' training scripts.
-
-    Args:
-        scheme: ``logit_normal`` and ``mode`` are distributions of timesteps; ``sigma_sqrt`` and ``cosmap`` are weights
-            of timesteps drawn uniformly; ``none`` is neither.
-    """
-
-    scheme: str = "logit_normal"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    mode_scale: float = 1.29
-
-
-@dataclass(frozen=True)
 class TrainingSettings:
     """The settings of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
 
     data: str | None = _setting(
         None,
-        "Folder of images or videos, with one folder per class or a metadata.jsonl; or 'digits', 'moving-digits'.",
+        "Folder of images or videos, with one folder per class or a metadata.jsonl; hf:NAME[:SPLIT] of Hugging Face "
+        "datasets; WebDataset shards, 'wds:shards/{000..009}.tar'; or 'digits', 'moving-digits'.",
         free=True,
     )
     output: Path | None = _setting(None, "Folder for checkpoints, metrics and the finished pipeline.", free=True)
@@ -63,6 +51,16 @@ class TrainingSettings:
     allow_outside: bool = _setting(
         False, "Accept files outside --data, listed by path or reached by a link.", DATA, free=True
     )
+    image_column: str | None = _setting(
+        None, "Column of images in hf: data, or extension in shards. [default: found by type]", DATA, free=True
+    )
+    caption_column: str | None = _setting(
+        None, "Column of captions, or extension or JSON key in shards. [default: found by type]", DATA, free=True
+    )
+    label_column: str | None = _setting(
+        None, "Column of class labels, or extension or JSON key in shards. [default: found by type]", DATA, free=True
+    )
+    dataset_config_name: str | None = _setting(None, "Configuration (subset) of hf: data on the hub.", DATA, free=True)
     random_flip: bool = _setting(False, "Mirror a random half of the images, drawn anew each time.", DATA)
     label_dropout: float = _setting(0.1, "Share of labels or captions dropped, for classifier-free guidance.", DATA)
     crop: str = _setting(
@@ -115,7 +113,10 @@ class TrainingSettings:
     gradient_accumulation_steps: int = _setting(
         1, "Forward passes per optimizer step.", OPTIMISATION, least=1, maximum=100_000
     )
-    max_train_steps: int = _setting(1000, "Number of optimizer steps.", OPTIMISATION, least=1)
+    max_train_steps: int | None = _setting(None, "Number of optimizer steps. [default: 1000]", OPTIMISATION, least=1)
+    num_train_epochs: int | None = _setting(
+        None, "Number of passes over the data, in place of --max-train-steps.", OPTIMISATION, least=1, free=True
+    )
     learning_rate: float = _setting(1e-4, "Peak learning rate of AdamW.", OPTIMISATION)
     lr_scheduler: str = _setting(
         "constant", f"Learning rate schedule: {', '.join(SCHEDULES)}.", OPTIMISATION, choices=SCHEDULES
@@ -156,8 +157,8 @@ class TrainingSettings:
         None, "Plan that the grids show beside the uncached samples.", OUTPUT, metavar="FILE", free=True
     )
     report_to: str = _setting(
-        "none", "none or tensorboard; metrics.jsonl is always written.", OUTPUT,
-        choices=("none", "tensorboard"), free=True,
+        "none", "Tracker of metrics and sample grids: none, tensorboard or wandb; metrics.jsonl is always written.",
+        OUTPUT, choices=("none", *TRACKERS), free=True,
     )  # fmt: skip
     push_to_hub: str | None = _setting(
         None, "Repository to upload the finished pipeline to.", OUTPUT, metavar="OWNER/NAME", free=True
@@ -178,12 +179,14 @@ class TrainingSettings:
             raise UsageError("Got no --data but expected a folder of images or videos, or --data digits.")
         if self.output is None:
             raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
+        columns = {flag_name(name): getattr(self, name) for name in ("image_column", "caption_column", "label_column")}
+        check_source(parse_data(self.data), columns, self.dataset_config_name)
         for each in fields(self):
             self._check_least(each.name, each.metadata["least"])
         self._check_ranges()
         for each in fields(self):
             self._check_choice(each.name, each.metadata["choices"])
-        self._check_weighting()
+        check_weighting(self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
         self._check_cached()
         if self.plan is not None:
             self._check_plan(self.plan)
@@ -192,9 +195,9 @@ class TrainingSettings:
 
             check_push(self.push_to_hub, self.private)
         self._check_output(models or {}, preset)
-        if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        if self.report_to in TRACKERS and importlib.util.find_spec(self.report_to) is None:
             raise UsageError(
-                "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
+                f"Got --report-to {self.report_to}, which is not installed: run pip install 'skipdit-cli[trackers]'."
             )
 
     def _check_least(self, name: str, least: int | None) -> None:
@@ -209,6 +212,11 @@ class TrainingSettings:
             raise UsageError(f"Got {flag_name(name)} {value} {expected}")
 
     def _check_ranges(self) -> None:
+        if self.num_train_epochs is not None and self.max_train_steps is not None:
+            raise UsageError(
+                f"Got --num-train-epochs {self.num_train_epochs} and --max-train-steps {self.max_train_steps}, which "
+                "both set the length of the run; give one."
+            )
         if self.fps_target is not None and not 0 < self.fps_target <= 1000:
             raise UsageError(f"Got --fps-target {self.fps_target:g} but expected more than 0 and at most 1000.")
         if self.fps_target is not None and self.frame_stride != 1:
@@ -221,14 +229,6 @@ class TrainingSettings:
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"Got {flag_name(name)} {getattr(self, name)} but expected 0 <= value < 1.")
-
-    def _check_weighting(self) -> None:
-        if self.logit_std is not None and not self.logit_std > 0:
-            raise UsageError(f"Got --logit-std {self.logit_std} but expected a number above 0.")
-        scheme = self.weighting_scheme or Weighting.scheme
-        for name, owner in {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}.items():
-            if getattr(self, name) is not None and scheme != owner:
-                raise UsageError(f"Got {flag_name(name)} {getattr(self, name)} without --weighting-scheme {owner}.")
 
     def _check_cached(self) -> None:
         for name in ("clip", "crop"):
@@ -252,7 +252,7 @@ class TrainingSettings:
             files.check_apart(self.output, models)
             files.check_resumed(self.output, files.RUN)
             return
-        data = {"--data": None if self.data in EMBEDDED else self.data}
+        data = {"--data": parse_data(self.data).path}
         reads = {**models, "--preset": preset, "--plan": self.plan, **data, "--cache-latents": self.cache_latents}
         files.check_apart(self.output, reads)
         files.check_outside(self.output, {**models, **data})
@@ -270,6 +270,21 @@ class TrainingSettings:
         """Whether the clip of a video is drawn anew each time."""
         return self.clip == "random" or (self.clip is None and self.cache_latents is None)
 
+    def with_steps(self, samples: int, processes: int) -> TrainingSettings:
+        """Return the settings with the number of optimizer steps of a run, from the number of epochs if that is given.
+
+        Args:
+            samples: Samples of the data.
+            processes: Processes that train.
+        """
+        if self.num_train_epochs is None:
+            return replace(self, max_train_steps=self.max_train_steps or DEFAULT_STEPS)
+        return replace(self, max_train_steps=ceil(self.num_train_epochs * samples / self.batch(processes)))
+
+    def batch(self, processes: int) -> int:
+        """Return the number of samples in one optimizer step of all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * processes
+
     def recorded(self) -> dict:
         """Return the settings that a resumed run must share with its checkpoint."""
         recorded = {name: value for name, value in asdict(self).items() if name not in free_to_change()}
@@ -277,22 +292,6 @@ class TrainingSettings:
         if self.lr_scheduler.startswith("constant"):
             del recorded["max_train_steps"]  # a constant schedule does not depend on it: a longer run may go on
         return recorded
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """The settings of ``skipdit finetune``: which part of the model is trained, and how."""
-
-    train: str = setting("skip", "Train 'skip': the branches alone, the trunk frozen (stage 1); or 'all': everything.")
-    expert: str | None = setting(None, "Transformer to train, of two (Wan 2.2): high (noise) or low.", MODEL)
-    lora: str | None = setting(None, "LoRA to load under the branches: train with the one you sample with.", MODEL)
-    hub: HubSettings = field(default_factory=HubSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-    @property
-    def only_branches(self) -> bool:
-        """Whether the skip branches alone are trained."""
-        return self.train == "skip"
 
 
 def free_to_change() -> set[str]:

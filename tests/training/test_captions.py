@@ -15,7 +15,7 @@ from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of
 from skipdit_cli.training.objective.loss import DiffusionLoss
 from skipdit_cli.training.objective.objective import Objective
-from skipdit_cli.training.training_settings import Weighting
+from skipdit_cli.training.weighting import Weighting
 from tests.support.caption_training import SIDE, TEXTS, changed, command, losses, prepare, rename
 from tests.support.tiny_pipelines import build
 from tests.support.tiny_training_pipelines import BASES, VARIANTS, text_pipeline

@@ -32,7 +32,7 @@ BAD_FLAGS = [
     (("--ema-decay", 1), "0 <= value < 1"),
     (("--lr-scheduler", "cosin"), "Did you mean 'cosine'?"),
     (("--mixed-precision", "bf61"), "Did you mean 'bf16'?"),
-    (("--report-to", "wandb"), "none, tensorboard"),
+    (("--report-to", "comet"), "none, tensorboard, wandb"),
     (("--train", "skp"), "Did you mean 'skip'?"),
     (("--resume-from-checkpoint", "gone"), "is no checkpoint"),
     (("--resume-from-checkpoint", "latest", "--overwrite"), "would delete the checkpoints"),

@@ -12,7 +12,7 @@ from skipdit_cli.training.data.order import draw
 from skipdit_cli.training.data.pixel_dataset import Batch
 from skipdit_cli.training.objective.flow import loss_of, span_of
 from skipdit_cli.training.objective.objective import Objective
-from skipdit_cli.training.training_settings import WEIGHTINGS, Weighting
+from skipdit_cli.training.weighting import WEIGHTINGS, Weighting
 from tests.support.caption_training import command, differ, losses, prepare, rename
 from tests.support.tiny_training_pipelines import text_pipeline
 

@@ -1,15 +1,21 @@
 """The training loop through its commands: both stages, exact resuming, and what happens when a run breaks off."""
 
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -222,6 +228,45 @@ def test_sample_grids_and_tensorboard(skipdit, converted, tmp_path):
     assert_same_run(output, tmp_path / "without", 2)  # looking on changes nothing
 
 
+def test_trackers_get_the_sample_grids_as_images(skipdit, converted, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Stub(accelerate.tracking.GeneralTracker):
+        """A tracker in the place of wandb's, which would start a process."""
+
+        name, requires_logging_directory, tracker, main_process_only = "wandb", False, None, True
+
+        def __init__(self, run_name, **options):
+            options["dir"] and calls.append(options)
+
+        def store_init_configuration(self, values):
+            calls.append(values)
+
+        def log(self, values, step=None, **more):
+            calls.append((step, values))
+
+    calls, model = [], converted()
+    run = ("finetune", "-m", model, *RUN, "--max-train-steps", 2, "--validation-steps", 2)
+    assert skipdit(*run, "--report-to", "tensorboard", "-o", tmp_path / "one").code == 0
+    events = EventAccumulator(str(next((tmp_path / "one" / "logs").rglob("events*")).parent)).Reload()
+    assert [image.step for image in events.Images("samples")] == [0, 2]
+    with Image.open(tmp_path / "one" / "samples" / "step-000002.png") as grid:
+        assert Image.open(io.BytesIO(events.Images("samples")[1].encoded_image_string)).tobytes() == grid.tobytes()
+
+    image = SimpleNamespace(Image=lambda image, caption: (image.size, caption))
+    monkeypatch.setitem(sys.modules, "wandb", image)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: image)
+    monkeypatch.setattr(accelerate.tracking, "is_wandb_available", lambda: True)
+    monkeypatch.setitem(accelerate.accelerator.LOGGER_TYPE_TO_CLASS, "wandb", Stub)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [LoggerType.WANDB])
+    AcceleratorState._reset_state(True)
+    assert skipdit(*run, "--report-to", "wandb", "-o", tmp_path / "two").code == 0
+    assert calls[0]["dir"] == str(tmp_path / "two" / "logs") and calls[1]["train_batch_size"] == 4
+    steps = [(step, *values) for step, values in calls[2:]]
+    assert [step[0] for step in steps] == [0, 1, 2, 2] and steps[0][1] == steps[-1][1] == "samples"
+    assert calls[-1][1]["samples"] == [(grid.size, ", ".join(f"class {label}" for label in range(8)))]
+
+
 def test_a_failing_sample_grid_is_a_warning(skipdit, tiny_pipeline, tmp_path):
     model = tiny_pipeline(num_layers=2)  # too few blocks for any cache
     run = ("finetune", "-m", model, "--train", "all", *RUN, "-o", tmp_path / "run", "--max-train-steps", 1)
@@ -241,7 +286,10 @@ def test_the_grids_of_a_run_with_a_plan_show_its_samples(skipdit, converted, tmp
     assert record["columns"] == ["full", "plan fast"] and record["plan"]["full-steps"] == "0,2,3"
     settings = {"guidance_scale": 2.0, "seed": 0, "scheduler": candidate.sampler, "num_inference_steps": 6}
     first = generate(pipe, list(range(8)), policy=candidate.policy, **settings).images[0]
-    assert (np.asarray(image)[:64, 65:129] == first.repeat(8, 0).repeat(8, 1)).all()  # enlarged, after a gap of 1
+    left, top = record["offset"]  # behind the titles
+    assert (
+        np.asarray(image)[top : top + 64, left + 65 : left + 129] == first.repeat(8, 0).repeat(8, 1)
+    ).all()  # enlarged, after a gap of 1
 
     refused = skipdit(*run, "-o", tmp_path / "second")
     assert refused.code == 2 and "without --validation-steps" in refused.stderr and not (tmp_path / "second").exists()

@@ -17,7 +17,7 @@ from skipdit_cli.models import load_pipeline
 from skipdit_cli.training.data.order import draw, generator
 from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of
-from skipdit_cli.training.training_settings import Weighting
+from skipdit_cli.training.weighting import Weighting
 from tests.support.caption_training import command, differ, losses, prepare
 from tests.support.tiny_training_pipelines import text_pipeline
 

@@ -17,20 +17,23 @@ from skipdit_cli.training.observer import SILENT, Observer
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
 IMAGENET_CLASSES = 1000
 NUMBERS, OF_MODEL, IMAGENET, SORTED = "by their numbers", "by the model's names", "in ImageNet's order", "sorted"
+DATA_SET = "as the data set numbers them"
 SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The labels of class folders.
+    """The labels of class folders, or of the classes of a data set.
 
     Args:
         labels: The label of each folder, by its name.
         order: The rule that gave the labels.
+        noun: What the labels belong to, in the plural.
     """
 
     labels: dict[str, int]
     order: str = SORTED
+    noun: str = "class folders"
 
     def of(self, folder: str) -> int:
         """Return the label of a class folder."""
@@ -39,7 +42,7 @@ class Classes:
     def __str__(self) -> str:
         pairs = [f"{name} {label}" for name, label in self.labels.items()]
         shown = pairs if len(pairs) <= SHOWN else [*pairs[: SHOWN // 2], "...", pairs[-1]]
-        return f"Labels of the class folders, {self.order}: {', '.join(shown)}."
+        return f"Labels of the {self.noun}, {self.order}: {', '.join(shown)}."
 
 
 def read_classes(
@@ -225,6 +228,6 @@ def record_names(index: Path, classes: Classes | None) -> None:
     config = json.loads(index.read_text(encoding="utf-8"))
     folder_names = {str(label): name for name, label in classes.labels.items()}
     model_names = config.get("id2label") or {}
-    names = {**model_names, **folder_names} if classes.order == SORTED else {**folder_names, **model_names}
+    names = {**model_names, **folder_names} if classes.order != IMAGENET else {**folder_names, **model_names}
     config["id2label"] = names
     index.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -131,10 +131,10 @@ def _condition(row: dict, demand: Demand, observer: Observer) -> Condition:
         if len(set(map(json.dumps, captions.values()))) > 1:
             raise ValueError(f"it has a {' and another '.join(captions)}; keep one")
         _warn_unused(row, ("label",), "text-conditional", observer)
-        return _caption(row[next(iter(captions), CAPTION_KEYS[0])])
+        return check_caption(row[next(iter(captions), CAPTION_KEYS[0])])
     kind = "class-conditional" if demand.num_classes is not None else "unconditional"
     _warn_unused(row, CAPTION_KEYS, kind, observer)
-    return None if demand.num_classes is None else _label(row["label"])
+    return None if demand.num_classes is None else check_label(row["label"])
 
 
 def _warn_unused(row: dict, keys: tuple[str, ...], kind: str, observer: Observer) -> None:
@@ -143,7 +143,12 @@ def _warn_unused(row: dict, keys: tuple[str, ...], kind: str, observer: Observer
         observer.warn(f"the metadata has a '{unused[0]}', which is not used: the model is {kind}.", "unused")
 
 
-def _caption(text: object) -> str:
+def check_caption(text: object) -> str:
+    """Return a caption.
+
+    Raises:
+        ValueError: It is no text, or empty.
+    """
     if not isinstance(text, str | None):
         raise ValueError(f"the caption {json.dumps(text)} is no text")
     if text is None or not text.strip():
@@ -160,7 +165,12 @@ def _check_quotes(caption: str, folder: Path) -> None:
             raise ValueError(f"its caption goes on with the line of {name}; a quote is not closed")
 
 
-def _label(value: object) -> int:
+def check_label(value: object) -> int:
+    """Return a class label.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
     if type(value) is not int:
         raise ValueError(f"label {json.dumps(value)} is no whole number")
     return value

@@ -20,8 +20,8 @@ from skipdit_cli.training.data.class_folders import Classes
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.listing import Probed, list_samples, readable
 from skipdit_cli.training.data.metadata import Condition
+from skipdit_cli.training.data_source import EMBEDDED
 from skipdit_cli.training.observer import SILENT, Observer
-from skipdit_cli.training.training_settings import EMBEDDED
 
 RATE_TOLERANCE = 1.01
 """The ratio up to which two frame rates count as equal."""

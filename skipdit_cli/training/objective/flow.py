@@ -11,7 +11,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.pipelines.sit_pipeline import SiTPipeline
 from skipdit_cli.training.objective.loss import PREDICTIONS, DiffusionLoss, Losses
-from skipdit_cli.training.training_settings import Weighting
+from skipdit_cli.training.weighting import Weighting
 
 DRAWS_PER_ROUND, ROUNDS = 1024, 1000
 """Timesteps are drawn in rounds until enough of them lie in a span."""

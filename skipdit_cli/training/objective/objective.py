@@ -19,7 +19,7 @@ from skipdit_cli.training.objective.flow import loss_of, span_of, usual_weightin
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.objective.text_conditioning import patch_of
 from skipdit_cli.training.observer import SILENT, Observer
-from skipdit_cli.training.training_settings import Weighting
+from skipdit_cli.training.weighting import Weighting
 
 
 class Objective:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 from skipdit_cli.training.data.demand import EXPERTS
+from skipdit_cli.training.data_source import parse_data
 from skipdit_cli.training.run.loop import Outcome, Trainer
-from skipdit_cli.training.training_settings import EMBEDDED, TrainingSettings, free_to_change
+from skipdit_cli.training.training_settings import TrainingSettings, free_to_change
 
 ALWAYS_SHOWN = ("learning_rate", "lr_scheduler", "mixed_precision", "label_dropout", "seed")
 SHOWN_IN_FACTS = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "use_ema", "ema_decay")
@@ -23,8 +23,8 @@ def training_facts(trainer: Trainer, outcome: Outcome, source: str) -> dict[str,
     """
     settings, recorded, session = trainer.settings, trainer.recorded, trainer.session
     trained = "the skip branches alone, the trunk frozen" if recorded["only_branches"] else "everything"
-    batch = settings.train_batch_size * settings.gradient_accumulation_steps * recorded["processes"]
-    data = settings.data if settings.data in EMBEDDED else Path(settings.data).resolve().name
+    batch = settings.batch(recorded["processes"])
+    data = parse_data(settings.data).title
     facts = {
         "trained": f"{trained} ({outcome.trained_parameters:,} parameters)" + ", from scratch" * (not source),
         "data": f"{data}: {session.samples}",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from skipdit_cli import media
 from skipdit_cli.cache import CachePolicy
+from skipdit_cli.errors import SkipditError, first_line
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import names_in, note, replacing
 from skipdit_cli.formats import to_json
 from skipdit_cli.planning.plan import Plan
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
+from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.objective.conditioning import captured_logs
 from skipdit_cli.training.observer import SILENT, Observer
@@ -68,15 +73,22 @@ class RunLog:
     """
 
     def __init__(self, settings: TrainingSettings, accelerator, step: int):
-        self.accelerator, self.metrics = accelerator, None
+        self.accelerator, self.settings, self.metrics = accelerator, settings, None
         if not accelerator.is_main_process:
             return
         self.metrics = Metrics(settings.output / METRICS, step)
         if settings.report_to != "none":
             folder = settings.output / "logs"
-            former = {*names_in(folder)}
-            accelerator.init_trackers("skipdit")
-            note(settings.output, *(f"logs/{name}" for name in {*names_in(folder)} - former))
+            folder.mkdir(parents=True, exist_ok=True)
+            self.former = {*names_in(folder)}
+            try:
+                accelerator.init_trackers("skipdit", **_tracker_options(settings))
+            except Exception as cause:  # of a server or an account: dozens of types
+                hint = "; WANDB_MODE=offline needs no account" if settings.report_to == "wandb" else ""
+                raise SkipditError(
+                    f"The tracker {settings.report_to} cannot start: {first_line(cause)}{hint}."
+                ) from cause
+            self._note_files()
 
     def write(self, row: dict) -> None:
         """Log the numbers of a step."""
@@ -84,11 +96,55 @@ class RunLog:
             self.metrics.write(row)
             self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
 
+    def write_grid(self, grid: Image.Image | None, step: int, captions: Sequence[str]) -> None:
+        """Log the sample grid of a step as an image.
+
+        Args:
+            grid: The grid; None if it could not be made.
+            captions: The titles of its rows.
+        """
+        for tracker in self.accelerator.trackers if grid is not None else ():
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+                tracker.writer.add_text("samples", ", ".join(captions), global_step=step)
+            elif tracker.name == "wandb":
+                import wandb
+
+                tracker.log({"samples": [wandb.Image(grid, caption=", ".join(captions))]}, step=step)
+            else:
+                tracker.log_images({"samples": [np.asarray(grid)]}, step=step)
+
     def close(self) -> None:
         """Close the metrics and the tracker."""
         if self.metrics is not None:
             self.metrics.close()
         self.accelerator.end_training()
+        if self.metrics is not None and self.settings.report_to != "none":
+            _remove_links(self.settings.output / "logs" / "wandb")
+            self._note_files()
+
+    def _note_files(self) -> None:
+        """List the files of the tracker among those of the run."""
+        output = self.settings.output
+        note(output, *(f"logs/{name}" for name in {*names_in(output / "logs")} - self.former))
+
+
+def _remove_links(folder: Path) -> None:
+    """Remove the links and the empty folders that wandb leaves, which no manifest can list."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _tracker_options(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the arguments of ``init_trackers``: wandb gets the settings, and keeps its files in the run's folder."""
+    if settings.report_to != "wandb":
+        return {}
+    values = {name: value for name, value in asdict(settings).items() if value is not None}
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {"config": config, "init_kwargs": {"wandb": {"dir": str(settings.output / "logs")}}}
 
 
 def grid_name(step: int) -> str:
@@ -115,6 +171,7 @@ class SampleGrid:
 
     def __init__(self, samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, int], plan: Plan | None):
         self.pipe, self.conditions, self.arguments = pipe, *_conditions(samples, pipe, num_frames, size)
+        self.titles = _titles(self.conditions, {**(getattr(pipe, "labels", None) or {}), **samples.labels})
         self.name, self.cached = "cached", {"policy": CachePolicy(**GRID_POLICY)}
         self.record: dict[str, Any] = {"cache": GRID_POLICY}
         if plan is not None:
@@ -125,10 +182,10 @@ class SampleGrid:
             if plan.made_for["guidance_scale"] is not None:
                 self.arguments["guidance_scale"] = plan.made_for["guidance_scale"]
 
-    def save(self, folder: Path, step: int, seed: int, observer: Observer = SILENT) -> None:
-        """Save the grid of a step.
+    def save(self, folder: Path, step: int, seed: int, observer: Observer = SILENT) -> Image.Image | None:
+        """Save the grid of a step and return it, with titles.
 
-        A failure is a warning, because training goes on. Global random states stay as they are.
+        A failure is a warning and returns None, because training goes on. Global random states stay as they are.
         """
         arguments = {"num_inference_steps": GRID_STEPS, "seed": seed, **self.arguments}
         try:
@@ -138,12 +195,38 @@ class SampleGrid:
             pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])
             folder.mkdir(exist_ok=True)
             scale = max(1, 64 // full.shape[-3])
-            image = media.grid(pairs, columns=2, scale=scale) if full.ndim == 4 else media.contact_sheet(pairs, scale)
+            image, offset = self._arrange(pairs, scale, step)
             history = {"step": step, "conditions": self.conditions, "columns": ["full", self.name], **self.record}
-            media.save_png(image, folder / grid_name(step), {**history, **arguments})
+            media.save_png(image, folder / grid_name(step), {**history, "offset": offset, **arguments})
+            return image
         except Exception as cause:
             reason = f"{type(cause).__name__}: {cause}"
             observer.warn(f"the sample grid of step {step} failed ({reason}); training goes on.")
+            return None
+
+    def _arrange(self, pairs: np.ndarray, scale: int, step: int) -> tuple[Image.Image, tuple[int, int]]:
+        """Return the grid with its titles, and where its pixels begin.
+
+        Args:
+            pairs: uint8 (2N, [F,] H, W, 3), uncached and cached samples in turn.
+        """
+        columns, title = ("uncached", self.name), f"step {step:,}"
+        if pairs.ndim == 4:
+            return media.add_titles(media.grid(pairs, columns=2, scale=scale), title, columns, self.titles)
+        rows = [f"{text}, {column}" for text in self.titles for column in columns]
+        return media.add_titles(media.contact_sheet(pairs, scale), title, (), rows)
+
+
+def _titles(conditions: Sequence[Condition], labels: Mapping[str, int]) -> list[str]:
+    """Return the titles of rows: captions, names of classes, or numbers."""
+    names = {label: name for name, label in labels.items() if not name.isdecimal()}
+    titles = []
+    for number, condition in enumerate(conditions, 1):
+        if isinstance(condition, str):
+            titles.append(condition)
+        else:
+            titles.append(f"sample {number}" if condition is None else names.get(condition, f"class {condition}"))
+    return titles
 
 
 def _conditions(samples: SampleSet, pipe, num_frames: int | None, size: tuple[int, int]) -> tuple[list, dict]:

@@ -117,21 +117,26 @@ class Trainer:
         batches, row, saved, stopped = iter(self.loader()), {}, self.step, False
         log = RunLog(settings, self.accelerator, self.step)
         if self.step == 0:
-            self.validate()
+            self.validate(log)
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
             advance(self.step)
             while self.step < settings.max_train_steps and not stopped:
                 row = self.optimize(batches)
                 log.write(row)
-                advance(1, f"loss {row['loss']:.4f}")
+                advance(1, self._progress_note(row))
                 if settings.validation_steps and self.step % settings.validation_steps == 0:
-                    self.validate()
+                    self.validate(log)
                 stopped = self.any_process(stop.is_set())
                 if stopped or self.step % settings.checkpointing_steps == 0 or self.step == settings.max_train_steps:
                     self.save()
                     saved = self.step
         log.close()
         return self._finish(row, saved, stopped)
+
+    def _progress_note(self, row: dict) -> str:
+        """Return the loss, and of a run with a number of epochs the epoch, for the progress bar."""
+        epochs, loss = self.settings.num_train_epochs, f"loss {row['loss']:.4f}"
+        return loss if epochs is None else f"epoch {min(row['epoch'], epochs):.2f} of {epochs}, {loss}"
 
     def _finish(self, row: dict, saved: int, stopped: bool) -> Outcome:
         """Leave the averaged weights in the transformer and return how the run ended."""
@@ -170,9 +175,10 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - start
         self.seconds, self.data_seconds = self.seconds + seconds, self.data_seconds + waited
-        batch = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+        batch = settings.batch(accelerator.num_processes)
         times = {"seconds": seconds, "data_seconds": waited, "samples_per_second": batch / seconds}
-        row = {"step": self.step, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": norm}
+        epoch = round(self.step * batch / len(self.session.samples), 4)
+        row = {"step": self.step, "epoch": epoch, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": norm}
         return {**row, **{name: round(value, 4) for name, value in times.items()}}
 
     def _accumulate(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]:
@@ -213,8 +219,8 @@ class Trainer:
             "--learning-rate or --max-grad-norm."
         )
 
-    def validate(self) -> None:
-        """Save a sample grid of the current step, made with the averaged weights, if the settings ask for it."""
+    def validate(self, log: RunLog) -> None:
+        """Save and log a sample grid, made with the averaged weights, if the settings ask for it."""
         if not self.settings.validation_steps:
             return
         if self.accelerator.is_main_process:
@@ -222,7 +228,8 @@ class Trainer:
             self.transformer.eval()
             with self.average.applied(), self._all_on_device():
                 note(output, f"{SAMPLES}/{grid_name(self.step)}")
-                self.grid.save(output / SAMPLES, self.step, self.settings.seed, observer)
+                image = self.grid.save(output / SAMPLES, self.step, self.settings.seed, observer)
+            log.write_grid(image, self.step, self.grid.titles)
             set_train_mode(self.transformer)
         self.accelerator.wait_for_everyone()
 

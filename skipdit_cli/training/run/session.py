@@ -11,11 +11,12 @@ from skipdit_cli.cards.card import Origin, find_origin
 from skipdit_cli.errors import UsageError
 from skipdit_cli.settings import flag_name
 from skipdit_cli.training.data.demand import Demand
-from skipdit_cli.training.data.samples import SampleSet, read_samples
+from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.run.prepare import make_accelerator
 from skipdit_cli.training.run.run_folder import check_run
 from skipdit_cli.training.run.state import Checkpoints
+from skipdit_cli.training.sources.read_source import read_source
 from skipdit_cli.training.training_settings import TrainingSettings
 
 
@@ -58,11 +59,12 @@ def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILEN
         check_run(settings.output)
     num_frames = clip_frames(settings, demand)
     span = ((num_frames or 1) - 1) * settings.frame_stride + 1
-    samples = read_samples(settings.data, demand, span, settings.fps_target, settings.allow_outside, observer)
+    samples = read_source(settings, demand, span, observer)
     observer.say(str(samples))
     if samples.classes is not None:
         observer.say(str(samples.classes))
     samples.check_labels(demand.num_classes)
+    settings = settings.with_steps(len(samples), accelerator.num_processes)
     return Session(settings, samples, num_frames, checkpoint, accelerator, observer, demand.expert)
 
 

@@ -1,0 +1,1 @@
+"""The sources of training data: folders, Hugging Face `datasets`, and WebDataset shards."""
