@@ -19,7 +19,7 @@ ROOT = TESTS.parent
 FLOORS = [
     {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "version", "media"},
     {"families", "trunk", "skip", "cache"},
-    {"models", "conversion", "sampling", "cards", "training", "bench", "planning", "pipelines"},
+    {"models", "conversion", "sampling", "cards", "training", "bench", "planning", "pipelines", "adapters"},
     {"commands", "app", "__main__"},
 ]
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}

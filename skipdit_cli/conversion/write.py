@@ -69,8 +69,9 @@ def write_model(plan: Conversion, folder: Path) -> None:
     else:
         _copy_pipeline(plan, folder)
     for each in plan.conversions:
-        dtype = plan.dtype or next(iter(each.source.weights().values())).dtype
-        save_branches(torch.nn.Module.to(each.branches, dtype=dtype), folder, each.source.part)
+        weights = each.source.weights()
+        dtype = plan.dtype or next(iter(weights.values())).dtype
+        save_branches(torch.nn.Module.to(each.branches, dtype=dtype), folder, each.source.part, weights)
     drop_paths(folder)
     name_as_now(folder)
     for each in plan.conversions:

@@ -186,7 +186,15 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     Raises:
         UsageError: The files are incomplete or damaged.
     """
-    where = Path(folder) / skip_folder(part)
+    return read_branches(Path(folder) / skip_folder(part))
+
+
+def read_branches(where: Path) -> SkipBranches:
+    """Load the skip branches of their own folder.
+
+    Raises:
+        UsageError: The files are incomplete or damaged.
+    """
     branches_config(where)
     arguments = {"variant": variant_of(where), "use_safetensors": True, "output_loading_info": True}
     with quiet(errors_only=True), reading(f"Skip branches {where}"):
