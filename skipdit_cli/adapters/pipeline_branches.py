@@ -81,7 +81,7 @@ def load_skip_branches(
     branches = [read_branches(folder) for folder in [where, second][: len(transformers)]]
     is_alone = where == Path(pretrained_model_name_or_path).expanduser()
     chosen = None if plan is False else _find_plan(None if is_alone else where.parent / PLANS, plan, holder)
-    has_its_base = all([_fits(*pair) for pair in zip(transformers, branches)])
+    fits = [_fits(*pair) for pair in zip(transformers, branches)]  # each is checked
     if chosen is not None:
         check_plan(pipe, chosen)
     former = _attach(pipe, transformers, branches)
@@ -89,7 +89,7 @@ def load_skip_branches(
     source = str(pretrained_model_name_or_path)
     loaded = LoadedBranches(source, config.merge, config.time_embedding, chosen, former)
     setattr(unwrap_compiled(pipe), LOADED, loaded)
-    if not has_its_base:
+    if not all(fits):
         logger.warning("the skip branches of %s were trained with other weights than this model has.", source)
     if chosen is not None:
         use_plan(pipe, chosen)

@@ -65,7 +65,9 @@ class SkipCache:
         self.ends = LiveEnds(policy)
         self.trunk: Trunk = None  # type: ignore[assignment]  # None until it is found, which no block runs before
         if scheduler is None and isinstance(policy.full_steps, int):
-            raise UsageError(f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler.")
+            raise UsageError(
+                f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
+            )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
         self.ownership, self.modules, self.slots = Ownership(), list(self.transformer.modules()), {}
         self.num_blocks, self.enabled = 0, True

@@ -64,7 +64,7 @@ def find_branches(path, subfolder: str = SKIP, **arguments) -> Path:
     if not os.path.exists(folder) and HUB_ID.fullmatch(str(path)):
         folder = _download_branches(str(path), subfolder, arguments)
     elif not os.path.isdir(folder):
-        raise UsageError(f"Got skip branches {path}, which is no folder; give a model folder or a hub id (OWNER/NAME).")
+        raise UsageError(f"Got skip branches {path}, which is no folder; give one, or a hub id (OWNER/NAME).")
     if (folder / subfolder / "config.json").is_file():
         return folder / subfolder
     if is_part(folder) and read_json(folder / "config.json").get("_class_name") == SkipBranches.__name__:
