@@ -67,7 +67,7 @@ def prepare(pipe, settings: PipelineSettings, device, compile: bool = False):
 
 
 def choose_labels(text: str | None, num_images: int | None, outline) -> list[int | None]:
-    """Return one class label per sample: those of ``--class-labels`` in turn, else the classes of the model in turn."""
+    """Return one class label per sample: those of ``--class-labels`` in turn, else all of the model."""
     num_classes = outline.transformer.config.get("num_embeds_ada_norm")
     if text is None and num_classes is None:
         labels: list[int | None] = [None]

@@ -15,6 +15,7 @@ from skipdit_cli.files import MARKER
 from skipdit_cli.finite import first_broken
 from skipdit_cli.models.build import default_scheduler, has_own_time, pipeline_around
 from skipdit_cli.models.folder import (
+    add_pipeline_code,
     copy_legal,
     drop_paths,
     drop_variant,
@@ -74,6 +75,7 @@ def write_model(plan: Conversion, folder: Path) -> None:
         save_branches(torch.nn.Module.to(each.branches, dtype=dtype), folder, each.source.part, weights)
     drop_paths(folder)
     name_as_now(folder)
+    add_pipeline_code(folder)
     for each in plan.conversions:
         _record_time_embedding(each, folder if source.alone else folder / each.source.part)
 

@@ -68,8 +68,8 @@ def class_names(id2label: Mapping) -> dict[str, list[int]]:
 def read_labels(text: str, id2label: Mapping | None = None) -> list[int]:
     """Return the class labels of ``--class-labels``: numbers, ranges and names, such as ``0-3,circle``.
 
-    A comma separates; a class whose name has a comma in it goes by one of the parts, or alone by all of it. A number is
-    always a label. Names are told apart by case only where that is needed.
+    A comma separates; a class whose name has a comma in it goes by one of the parts, or alone by all of it. A number
+    is always a label. Names are told apart by case only where that is needed.
 
     Args:
         text: The labels.
