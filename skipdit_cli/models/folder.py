@@ -17,7 +17,6 @@ from skipdit_cli.sampling.pipelines import standalone_pipeline
 from skipdit_cli.skip import SkipBranches, skip_folder
 from skipdit_cli.skip.base_weights import record_base
 
-
 PIPELINE_CODE = "pipeline.py"
 """The file of a model folder from which diffusers loads a custom pipeline."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import SECOND
 from skipdit_cli.models.index import INDEX, check_denoiser, check_folder, is_part, pipeline_class
-from skipdit_cli.models.weights import read_json, variant_among
+from skipdit_cli.models.weights import check_variant, read_json, variant_among
 from skipdit_cli.quiet import quiet
 from skipdit_cli.skip import SKIP, SkipBranches, skip_folder
 
@@ -37,6 +37,7 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
     folder = Path(path).expanduser()
     if os.path.isdir(folder):  # pathlib's own raises where the text is too long for a path
         check_folder(folder)
+        check_variant(folder, arguments.get("variant"))
         return folder
     if os.path.isfile(folder):
         raise UsageError(f"Got {flag} {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
@@ -45,6 +46,7 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
     arguments = {key: arguments[key] for key in (*HUB_ARGUMENTS, "variant") if key in arguments}
     folder = _download(str(path), arguments, without)
     check_folder(folder)
+    check_variant(folder, arguments.get("variant"))
     return folder
 
 

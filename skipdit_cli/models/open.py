@@ -124,7 +124,7 @@ def _loading_arguments(path, folder: Path, index: dict, config: dict, arguments:
     if has_own_keys(config):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         arguments["transformer"] = _load_transformer(folder / "transformer", config, dtype)
-    variant = arguments["variant"] if "variant" in arguments else _variant(path, folder, index, arguments)
+    variant = arguments.get("variant") or _variant(path, folder, index, arguments)
     if variant:
         arguments["variant"] = variant
     if index.get("id2label"):
