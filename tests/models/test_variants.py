@@ -28,7 +28,8 @@ def test_the_variant_is_read_and_a_missing_one_is_refused_by_all_commands(skipdi
         ("bench",),
         ("calibrate", "--cost", 4, "-o", tmp_path / "p.yaml"),
     ]
-    commands += [("finetune", "--data", tmp_path, "-o", tmp_path / "run")]
+    commands += [("finetune", "--data", tmp_path / "data", "-o", tmp_path / "run")]
+    (tmp_path / "data").mkdir()
     for command in commands:
         result = skipdit(*command, "-m", both, "--variant", "bf16")
         assert result.code == 2 and "has weights in the variants: fp16; leave --variant out" in result.stderr, command
