@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 from skipdit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from skipdit_cli.cache import CachePolicy, SkipCache, disable_skip_cache, enable_skip_cache
+    from skipdit_cli.adapters.pipeline_branches import (
+        load_skip_branches,
+        loaded_skip_branches,
+        unload_skip_branches,
+    )
+    from skipdit_cli.adapters.pipeline_cache import disable_skip_cache, enable_skip_cache
+    from skipdit_cli.cache import CachePolicy, SkipCache
     from skipdit_cli.families.latte_class_model import LatteClassTransformer3DModel
     from skipdit_cli.models import load_pipeline
     from skipdit_cli.planning.plan import load_plan
@@ -19,8 +25,11 @@ _HOMES = {
     "remove_skip_branches": "skip",
     "CachePolicy": "cache",
     "SkipCache": "cache",
-    "enable_skip_cache": "cache",
-    "disable_skip_cache": "cache",
+    "enable_skip_cache": "adapters.pipeline_cache",
+    "disable_skip_cache": "adapters.pipeline_cache",
+    "load_skip_branches": "adapters.pipeline_branches",
+    "loaded_skip_branches": "adapters.pipeline_branches",
+    "unload_skip_branches": "adapters.pipeline_branches",
     "load_pipeline": "models",
     "load_plan": "planning.plan",
     "generate": "sampling.generate",
@@ -38,7 +47,10 @@ __all__ = [
     "generate",
     "load_pipeline",
     "load_plan",
+    "load_skip_branches",
+    "loaded_skip_branches",
     "remove_skip_branches",
+    "unload_skip_branches",
 ]
 
 

@@ -64,6 +64,13 @@ class HubSettings:
     revision: str | None = setting(
         None, "Branch, tag or commit of the model on the hub. [default: its main branch]", MODEL, recorded=True
     )
+    variant: str | None = setting(
+        None,
+        "Variant of the weight files, such as fp16 for *.fp16.safetensors. [default: the files without one, else the "
+        "only one]",
+        MODEL,
+        recorded=True,
+    )
     local_files_only: bool = setting(False, "Use the local cache of the hub and never its server.", MODEL)
 
 

@@ -31,6 +31,7 @@ FLOORS = [
         "play",
         "guide",
         "reports",
+        "adapters",
     },
     {"commands", "app", "__main__"},
 ]

@@ -28,7 +28,7 @@ class BenchSettings:
     )
     class_labels: str | None = setting(
         None,
-        "Class ids of a class-conditional model, one per sample, such as 207,360. [default: spread over its classes]",
+        "Class ids, ranges or names, one class per sample, such as 207,0-3,circle. [default: spread over its classes]",
         SAMPLES,
         metavar="LABELS",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -134,6 +135,7 @@ def enable_skip_cache(
     policy: CachePolicy,
     scheduler: Scheduler | None = None,
     example_inputs: dict[str, Any] | None = None,
+    policy_for: Callable[[Any], CachePolicy] | None = None,
 ) -> SkipCache:
     """Cache the deep part of a transformer, with or without skip branches attached.
 
@@ -147,6 +149,8 @@ def enable_skip_cache(
             pipeline was given in its place. Without a scheduler every forward of one branch of guidance (its cache
             context, else its condition) is one step, and ``reset()`` begins a generation.
         example_inputs: The arguments of one forward, to find and verify the trunk now and not in the first forward.
+        policy_for: Returns the policy of a generation, given its scheduler after ``set_timesteps``. It then replaces
+            ``policy`` in each generation.
 
     Returns:
         The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the cache of the first.
@@ -158,7 +162,7 @@ def enable_skip_cache(
     if policy.threshold is not None:
         check_not_compiled(transformer)
     trunk = known_trunk(transformer)
-    cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step))
+    cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step), policy_for=policy_for)
     refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)

@@ -15,6 +15,7 @@ class LiveEnds:
 
     Args:
         policy: Says how many they are, and what is forecast.
+        trunk: The trunk; None until it is found.
 
     Attributes:
         boundary: The unit at whose input the boundary lies; L if it is the output of the last one.
@@ -22,12 +23,14 @@ class LiveEnds:
         left_out: The number of units that a reused step leaves out.
     """
 
-    def __init__(self, policy: CachePolicy):
+    def __init__(self, policy: CachePolicy, trunk: Trunk | None = None):
         self.policy = policy
         self.front, self.back = both_ends(policy.layers)
         self.has_residual = policy.target_or_default == "residual"
         self.trunk: Trunk = None  # type: ignore[assignment]  # None until it is found, which no block runs before
         self.boundary = self.left_out = 0
+        if trunk is not None:
+            self.set_trunk(trunk)
 
     def set_trunk(self, trunk: Trunk) -> None:
         """Take the ends of this trunk.

@@ -40,6 +40,7 @@ class SkipCache:
         policy: What is cached, and when.
         scheduler: The scheduler that is followed, or None.
         callbacks: What a followed scheduler calls after ``set_timesteps`` and ``step`` (see ``follow``).
+        policy_for: Returns the policy of a generation, given its scheduler; None if one policy serves all.
 
     Attributes:
         peak_bytes: The most that was remembered at once.
@@ -57,8 +58,9 @@ class SkipCache:
         policy: CachePolicy,
         scheduler: Scheduler | None = None,
         callbacks: Sequence[Callable] = (),
+        policy_for: Callable[[Any], CachePolicy] | None = None,
     ):
-        self.policy, self.scheduler, self.callbacks = policy, scheduler, callbacks
+        self.policy, self.scheduler, self.callbacks, self.policy_for = policy, scheduler, callbacks, policy_for
         self.outer, self.transformer = transformer, unwrap_compiled(transformer)
         self.ends = LiveEnds(policy)
         self.trunk: Trunk = None  # type: ignore[assignment]  # None until it is found, which no block runs before
@@ -67,9 +69,8 @@ class SkipCache:
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
+        self.ownership, self.modules, self.slots = Ownership(), list(self.transformer.modules()), {}
         self.num_blocks, self.enabled = 0, True
-        self.slots: dict[str | int | tuple, Slot] = {}
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
@@ -131,7 +132,7 @@ class SkipCache:
 
     def release(self) -> None:
         """Release every remembered tensor; the counts stay."""
-        self.slots = {}
+        self.slots: dict[str | int | tuple, Slot] = {}
         self.called_slots: set[str | int | tuple] = set()  # in this step
         self.timestep, self.ran, self.call = None, False, Call()  # of this step
         self.trigger = None if self.policy.threshold is None else Trigger(self.policy)
@@ -217,8 +218,7 @@ class SkipCache:
             scheduler: The scheduler that has made the step, or a copy of it; the one followed if not given.
             timestep: The timestep it was made at; that of the forward if not given.
         """
-        steps = self.steps
-        timestep = self.timestep if timestep is None else timestep
+        steps, timestep = self.steps, self.timestep if timestep is None else timestep
         steps.advance(self.scheduler if scheduler is None else scheduler, timestep)
         if self.ran and steps.plan is None:  # the cache was bypassed, and the end of the steps has to be known
             steps.make_plan(None)
@@ -239,6 +239,9 @@ class SkipCache:
         self.release()
 
     def _begin_steps(self, scheduler) -> None:
+        if self.policy_for is not None:
+            self.policy = self.policy_for(scheduler)
+            self.ends = LiveEnds(self.policy, self.trunk)
         self.steps: Any = Steps(self.policy) if scheduler is None else ScheduledSteps(self.policy, scheduler)
         self.record.begin_generation()
         self.release()
@@ -296,5 +299,5 @@ class SkipCache:
         return key, None
 
     def _held_bytes(self) -> int:
-        tensors = [tensor for slot in self.slots.values() for tensor in slot.tensors()]
-        return sum(tensor.nbytes for tensor in [*tensors, *(self.trigger.tensors() if self.trigger else [])])
+        holders = [*self.slots.values(), *([self.trigger] if self.trigger else [])]
+        return sum(tensor.nbytes for holder in holders for tensor in holder.tensors())

@@ -12,7 +12,7 @@ from skipdit_cli.cards.card import CARD
 from skipdit_cli.cards.plans import PLANS, plan_files
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.files import MARKER, names_in, read_marker
-from skipdit_cli.models.folder import is_legal
+from skipdit_cli.models.folder import PIPELINE_CODE, is_legal
 from skipdit_cli.models.hub import check_upload, upload_folder
 from skipdit_cli.models.index import INDEX, is_part, parts_of
 from skipdit_cli.skip import skip_folder
@@ -63,7 +63,7 @@ def pipeline_patterns(folder: Path) -> list[str]:
     branches = [skip_folder(part) for part in parts if part.startswith("transformer")]
     legal = sorted(escape(file.name) for file in folder.iterdir() if file.is_file() and is_legal(file.name))
     plans = [f"{PLANS}/{escape(file.name)}" for file in plan_files(folder)]
-    return [INDEX, CARD, *legal, *plans, *(f"{part}/*" for part in (*parts, *branches))]
+    return [INDEX, CARD, PIPELINE_CODE, *legal, *plans, *(f"{part}/*" for part in (*parts, *branches))]
 
 
 def upload_command(folder: Path, hub_id: str) -> str:

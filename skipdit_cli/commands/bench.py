@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from skipdit_cli import console, files
 from skipdit_cli.bench.bench_settings import BenchSettings
@@ -74,11 +75,10 @@ def bench(
     _check_minimums(rows, settings.min_speedup, settings.min_psnr, report["warnings"])
 
 
-def _parse_conditions(settings: BenchSettings) -> dict[str, list | None]:
+def _parse_conditions(settings: BenchSettings) -> dict[str, Any]:
     """Return the class labels and the prompts that were given, each None where there are none."""
-    labels = settings.class_labels
     return {
-        "class_labels": None if labels is None else parsing.parse_integers(labels, "--class-labels"),
+        "class_labels": settings.class_labels,
         "prompts": parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file),
     }
 
@@ -127,7 +127,8 @@ def _choose_conditions(settings: BenchSettings, conditions: dict, pipe) -> list[
     if not settings.random_weights:
         parsing.check_conditions(pipe, **conditions)
     shared, count = settings.pipeline, settings.batch_size or (1 if settings.random_weights else 4)
-    samples, classes = conditions["class_labels"] or conditions["prompts"], _count_classes(pipe)
+    labels, classes = conditions["class_labels"], _count_classes(pipe)
+    samples = conditions["prompts"] if labels is None else pipeline_setup.parse_labels(labels, pipe)
     check_memory(pipe, len(samples or range(count)), shared.height, shared.width, shared.num_frames)
     if samples:
         return samples

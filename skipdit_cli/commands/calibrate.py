@@ -108,7 +108,7 @@ def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, o
     elif classes is None:
         search = report = [None]
     elif settings.class_labels is not None:
-        search = report = parsing.parse_integers(settings.class_labels, "--class-labels")
+        search = report = pipeline_setup.parse_labels(settings.class_labels, outline)
     else:
         wanted = settings.num_samples + settings.num_held_out
         labels = pipeline_setup.spread_labels(classes, min(wanted, classes))

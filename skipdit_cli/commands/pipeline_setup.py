@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from skipdit_cli.commands import parsing
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.sampling.sample_settings import PipelineSettings
@@ -68,19 +67,31 @@ def prepare(pipe, settings: PipelineSettings, device, compile: bool = False):
 
 
 def choose_labels(text: str | None, num_images: int | None, outline) -> list[int | None]:
-    """Return one class label per sample: the given ones in turn, else the classes of the model in turn."""
+    """Return one class label per sample: those of ``--class-labels`` in turn, else all of the model."""
     num_classes = outline.transformer.config.get("num_embeds_ada_norm")
     if text is None and num_classes is None:
         labels: list[int | None] = [None]
     elif text is None:
         labels = [*range(num_classes)][: num_images or 1]
     else:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        ids = ",".join(str(outline.labels.get(part, part)) for part in parts)
-        labels = list(parsing.parse_integers(ids, "--class-labels"))
+        labels = [*parse_labels(text, outline)]
     if not labels:
         raise UsageError("Got an empty --class-labels but expected one or more ids, such as 0,1.")
     return [labels[i % len(labels)] for i in range(num_images or len(labels))]
+
+
+def parse_labels(text: str, pipe) -> list[int]:
+    """Return the labels of ``--class-labels``: numbers, ranges, and names that the model has for its classes.
+
+    Args:
+        pipe: The pipeline or its outline.
+
+    Raises:
+        UsageError: A name is unknown or belongs to several classes, or a range is none.
+    """
+    from skipdit_cli.families.labels import read_labels
+
+    return read_labels(text, (getattr(pipe, "config", None) or {}).get("id2label"))
 
 
 def spread_labels(classes: int, count: int) -> list[int]:

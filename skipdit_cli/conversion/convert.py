@@ -33,6 +33,7 @@ def plan_from_settings(model, settings: ConvertSettings) -> Conversion:
     """
     hub_arguments = vars(settings.hub)
     source = open_source(model, settings.official_file, **hub_arguments)
+    hub_arguments = {**hub_arguments, "variant": None}  # that of the model alone
     vae, text, text_from = None, None, settings.text_from
     if settings.vae is not None:
         vae = load_vae(settings.vae, source.config["in_channels"], **hub_arguments)

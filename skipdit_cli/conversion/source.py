@@ -18,7 +18,7 @@ from skipdit_cli.models.build import build_transformer, has_own_time
 from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, has_part, is_part, transformer_config
 from skipdit_cli.models.packages import check_plain
-from skipdit_cli.models.weights import assign_weights, read_weights, variant_of
+from skipdit_cli.models.weights import assign_weights, check_variant, read_weights, variant_of
 from skipdit_cli.settings import flag_name
 from skipdit_cli.skip import SKIP, SkipBranches
 from skipdit_cli.skip.time_embedding import RECORD
@@ -117,7 +117,9 @@ def open_source(name, official_file: Mapping[str, int | str | None], **hub_argum
             raise UsageError(f"Got {flag_name(argument)} with a folder or hub id, whose configs say it; leave it out.")
     if is_part(path):
         return _transformer_source(name, path)
-    return _pipeline_source(name, find_folder(name, **hub_arguments), path.is_dir())
+    folder = find_folder(name, **hub_arguments)
+    check_variant(folder, hub_arguments.get("variant"), alone=True)
+    return _pipeline_source(name, folder, path.is_dir())
 
 
 def _official_source(name, path: Path, arguments: Mapping[str, int | str | None]) -> Source:

@@ -15,6 +15,7 @@ from skipdit_cli.files import MARKER
 from skipdit_cli.finite import first_broken
 from skipdit_cli.models.build import default_scheduler, has_own_time, pipeline_around
 from skipdit_cli.models.folder import (
+    add_pipeline_code,
     copy_legal,
     drop_paths,
     drop_variant,
@@ -69,10 +70,12 @@ def write_model(plan: Conversion, folder: Path) -> None:
     else:
         _copy_pipeline(plan, folder)
     for each in plan.conversions:
-        dtype = plan.dtype or next(iter(each.source.weights().values())).dtype
-        save_branches(torch.nn.Module.to(each.branches, dtype=dtype), folder, each.source.part)
+        weights = each.source.weights()
+        dtype = plan.dtype or next(iter(weights.values())).dtype
+        save_branches(torch.nn.Module.to(each.branches, dtype=dtype), folder, each.source.part, weights)
     drop_paths(folder)
     name_as_now(folder)
+    add_pipeline_code(folder)
     for each in plan.conversions:
         _record_time_embedding(each, folder if source.alone else folder / each.source.part)
 

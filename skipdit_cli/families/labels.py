@@ -1,10 +1,14 @@
-"""Class labels: those that a model has, and its null label."""
+"""Class labels: those that a model has, their names, and its null label."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, nearest
+
+LONGEST_RANGE = 10_000
+"""The most class labels in one range of ``--class-labels``."""
 
 
 def null_label(config: Mapping) -> int | None:
@@ -45,3 +49,61 @@ def check_labels(class_labels: Sequence[int | str | None], num_classes: int | No
     for label in class_labels:
         if not 0 <= label < num_classes:  # type: ignore[operator]  # no prompt is left, and None is for no classes
             raise UsageError(f"Got --class-labels {label} but the model has classes 0..{num_classes - 1}.")
+
+
+def class_names(id2label: Mapping) -> dict[str, list[int]]:
+    """Return the labels of class names. A class has several names where they are separated by commas, as ImageNet's
+    "tench, Tinca tinca" in diffusers' ``DiTPipeline``; a name may belong to several classes.
+
+    Args:
+        id2label: Names by label, as ``model_index.json`` holds them.
+    """
+    labels: dict[str, list[int]] = {}
+    for label, names in id2label.items():
+        for name in {names.strip(), *(part.strip() for part in names.split(","))}:
+            labels.setdefault(name, []).append(int(label))
+    return labels
+
+
+def read_labels(text: str, id2label: Mapping | None = None) -> list[int]:
+    """Return the class labels of ``--class-labels``: numbers, ranges and names, such as ``0-3,circle``.
+
+    A comma separates; a class whose name has a comma in it goes by one of the parts, or alone by all of it. A number
+    is always a label. Names are told apart by case only where that is needed.
+
+    Args:
+        text: The labels.
+        id2label: Names by label, if the model has them.
+    Raises:
+        UsageError: A name is unknown or belongs to several classes, or a range descends or is too long.
+    """
+    labels = class_names(id2label or {})
+    parts = [text.strip()] if text.strip() in labels else [part.strip() for part in text.split(",") if part.strip()]
+    return [label for part in parts for label in _labels_of(part, labels, text)]
+
+
+def _labels_of(part: str, labels: Mapping[str, list[int]], text: str) -> Sequence[int]:
+    """Return the labels of one number, name or range of a list."""
+    if re.fullmatch(r"[+-]?\d+", part):
+        return [int(part)]
+    matches = labels.get(part) or [n for name in labels if name.lower() == part.lower() for n in labels[name]]
+    if len(set(matches)) > 1:
+        classes = " and ".join(map(str, sorted(set(matches))))
+        raise UsageError(f"Got --class-labels {part}, which is a name of the classes {classes}; give the number.")
+    if matches:
+        return matches[:1]
+    ends = re.fullmatch(r"(\d{1,9})-(\d{1,9})", part)
+    if ends is None and not labels:
+        raise UsageError(
+            f"Got --class-labels '{text}' but expected integers separated by commas, such as 1,2,3 or 0-3; this model "
+            "has no names of classes."
+        )
+    if ends is None:
+        hint = nearest(part, labels) or " 'skipdit info' shows their number."
+        raise UsageError(f"Got --class-labels {part}, which is no name of one of the model's classes.{hint}")
+    first, last = int(ends[1]), int(ends[2])
+    if not first <= last < first + LONGEST_RANGE:
+        raise UsageError(
+            f"Got --class-labels {part} but expected FIRST-LAST, ascending, of at most {LONGEST_RANGE} classes."
+        )
+    return range(first, last + 1)

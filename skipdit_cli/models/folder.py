@@ -5,19 +5,34 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.models.index import INDEX, transformer_config
 from skipdit_cli.models.weights import files_in, plain_name, read_json, variant_of
+from skipdit_cli.sampling.pipelines import standalone_pipeline
 from skipdit_cli.skip import SkipBranches, skip_folder
+from skipdit_cli.skip.base_weights import record_base
+
+PIPELINE_CODE = "pipeline.py"
+"""The file of a model folder from which diffusers loads a custom pipeline."""
 
 
-def save_branches(branches: SkipBranches, folder, part: str = "transformer") -> None:
+def save_branches(
+    branches: SkipBranches, folder, part: str = "transformer", base: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write skip branches to ``folder/skip/`` (``skip_2/`` for the second transformer).
 
     That is all that stage 1 of training changes, and small enough to share like an adapter.
+
+    Args:
+        base: The state dict of the transformer that they belong to, which their config records a few values of.
     """
+    if base is not None:
+        record_base(branches, base)
     branches.save_pretrained(Path(folder) / skip_folder(part), safe_serialization=True)
     drop_paths(Path(folder) / skip_folder(part))
 
@@ -35,6 +50,16 @@ def save_pipeline(pipe, folder) -> None:
     pipe.save_config(folder)
     drop_paths(folder)
     name_as_now(folder)
+    add_pipeline_code(folder)
+
+
+def add_pipeline_code(folder: Path) -> None:
+    """Put ``pipeline.py`` into the folder of a DiT or SiT, with which plain diffusers samples it.
+
+    ``DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)`` loads it.
+    """
+    if (folder / INDEX).is_file() and read_json(folder / INDEX).get("_class_name") in ("DiTPipeline", "SiTPipeline"):
+        shutil.copyfile(standalone_pipeline.__file__, folder / PIPELINE_CODE)
 
 
 def drop_paths(folder: Path) -> None:

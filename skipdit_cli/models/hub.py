@@ -10,13 +10,15 @@ from pathlib import Path
 
 from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import SECOND
-from skipdit_cli.models.index import INDEX, check_denoiser, check_folder, pipeline_class
-from skipdit_cli.models.weights import read_json, variant_among
+from skipdit_cli.models.index import INDEX, check_denoiser, check_folder, is_part, pipeline_class
+from skipdit_cli.models.weights import check_variant, read_json, variant_among
 from skipdit_cli.quiet import quiet
-from skipdit_cli.skip import SKIP, skip_folder
+from skipdit_cli.skip import SKIP, SkipBranches, skip_folder
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 """Arguments of ``from_pretrained`` that say how the hub is asked."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""A hub id, OWNER/NAME."""
 TIMEOUT = 10
 """Seconds until an unreachable hub is given up; its own client tries for half a minute, for each file anew."""
 
@@ -35,14 +37,57 @@ def find_folder(path, flag: str = "--model", without: Sequence[str] = (), **argu
     folder = Path(path).expanduser()
     if os.path.isdir(folder):  # pathlib's own raises where the text is too long for a path
         check_folder(folder)
+        check_variant(folder, arguments.get("variant"))
         return folder
     if os.path.isfile(folder):
         raise UsageError(f"Got {flag} {path}, a file; run 'skipdit convert -m {path} -o FOLDER' first.")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+    if not HUB_ID.fullmatch(str(path)):
         raise UsageError(f"Got {flag} {path}, which does not exist; give a pipeline folder or a hub id (OWNER/NAME).")
     arguments = {key: arguments[key] for key in (*HUB_ARGUMENTS, "variant") if key in arguments}
     folder = _download(str(path), arguments, without)
     check_folder(folder)
+    check_variant(folder, arguments.get("variant"))
+    return folder
+
+
+def find_branches(path, subfolder: str = SKIP, **arguments) -> Path:
+    """Return the folder of skip branches of a model folder or a repository, downloading them without the model.
+
+    Args:
+        path: A model folder, its ``skip/`` alone, or a hub id (OWNER/NAME) of either.
+        subfolder: The folder of the branches in it.
+        arguments: revision, token, cache_dir, ... as for ``from_pretrained``.
+    Returns:
+        The folder of the branches. A second transformer's lie beside it, and plans in ``plans`` beside it.
+    Raises:
+        UsageError: There are none, or neither the hub nor the local cache has them.
+    """
+    folder = Path(path).expanduser()
+    if not os.path.exists(folder) and HUB_ID.fullmatch(str(path)):
+        folder = _download_branches(str(path), subfolder, arguments)
+    elif not os.path.isdir(folder):
+        raise UsageError(f"Got skip branches {path}, which is no folder; give one, or a hub id (OWNER/NAME).")
+    if (folder / subfolder / "config.json").is_file():
+        return folder / subfolder
+    if is_part(folder) and read_json(folder / "config.json").get("_class_name") == SkipBranches.__name__:
+        return folder
+    raise UsageError(f"Got {path}, which holds no {subfolder}/ of skip branches; 'skipdit convert' writes one.")
+
+
+def _download_branches(hub_id: str, subfolder: str, requested: dict) -> Path:
+    """Return the snapshot of a repository's skip branches and plans, without the weights of its model."""
+    from huggingface_hub import snapshot_download
+
+    arguments = {**requested, "local_files_only": is_local(requested)}
+    second = subfolder.replace(SKIP, skip_folder(SECOND))
+    patterns = [f"{subfolder}/*", f"{second}/*", "plans/*", "config.json"]
+    with quiet(errors_only=True):
+        try:
+            folder = Path(snapshot_download(hub_id, allow_patterns=patterns, **arguments))
+            if not (folder / subfolder).is_dir() and (folder / "config.json").is_file():  # skip/ was uploaded alone
+                snapshot_download(hub_id, allow_patterns=["*.safetensors"], **arguments)
+        except Exception as cause:  # the hub's client raises many
+            raise UsageError(_refusal(hub_id, cause, requested)) from cause
     return folder
 
 

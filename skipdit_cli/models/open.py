@@ -124,7 +124,7 @@ def _loading_arguments(path, folder: Path, index: dict, config: dict, arguments:
     if has_own_keys(config):
         dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         arguments["transformer"] = _load_transformer(folder / "transformer", config, dtype)
-    variant = arguments["variant"] if "variant" in arguments else _variant(path, folder, index, arguments)
+    variant = arguments.get("variant") or _variant(path, folder, index, arguments)
     if variant:
         arguments["variant"] = variant
     if index.get("id2label"):
@@ -186,7 +186,15 @@ def load_branches(folder, part: str = "transformer") -> SkipBranches:
     Raises:
         UsageError: The files are incomplete or damaged.
     """
-    where = Path(folder) / skip_folder(part)
+    return read_branches(Path(folder) / skip_folder(part))
+
+
+def read_branches(where: Path) -> SkipBranches:
+    """Load the skip branches of their own folder.
+
+    Raises:
+        UsageError: The files are incomplete or damaged.
+    """
     branches_config(where)
     arguments = {"variant": variant_of(where), "use_safetensors": True, "output_loading_info": True}
     with quiet(errors_only=True), reading(f"Skip branches {where}"):

@@ -59,13 +59,6 @@ class Outline:
         """The skip branches of the transformer, if it has any."""
         return None if self.trunk is None else self.trunk.branches
 
-    @property
-    def labels(self) -> dict[str, int]:
-        """Class labels by name; a class may have several names, separated by commas, as diffusers' ``DiTPipeline``
-        reads them."""
-        names_of = self.config.get("id2label") or {}
-        return {name.strip(): int(label) for label, names in names_of.items() for name in names.split(",")}
-
 
 def read_outline(
     model: str | Path | None, preset_name: str | None = None, lone: bool = False, **hub_arguments

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.formats import parse_json, read_text
 
 STEM = "diffusion_pytorch_model"
@@ -75,6 +76,34 @@ def variant_among(names: Iterable[str]) -> str | None:
             f"Got weights in the variants {', '.join(sorted(variants))} and none without; keep one of them."
         )
     return variants.pop()
+
+
+def variants_in(folder: Path) -> set[str | None]:
+    """Return the variants of the weight files in a part; None stands for files without one."""
+    matches = filter(None, (WEIGHTS.fullmatch(file.name) for file in files_in(folder)))
+    return {match["variant"] or match["former"] for match in matches}
+
+
+def check_variant(pipeline: Path, variant: str | None, alone: bool = False) -> None:
+    """Refuse a variant that the transformers of a pipeline do not have.
+
+    Args:
+        alone: Refuse files without a variant beside it, too, which would be read in its place.
+    Raises:
+        UsageError: Their folders have no such files; the sentence names those that exist.
+    """
+    if variant is None:
+        return
+    found = set().union(*(variants_in(pipeline / part) for part in TRANSFORMERS if (pipeline / part).is_dir()))
+    if variant not in found:
+        names = ", ".join(sorted(name for name in found if name is not None)) or "none"
+        without = "; leave --variant out for the files without one" if None in found else ""
+        raise UsageError(f"Got --variant {variant}, but {pipeline} has weights in the variants: {names}{without}.")
+    if alone and None in found:
+        raise UsageError(
+            f"Got --variant {variant}, but {pipeline} has weights without a variant as well, which are read here; "
+            "leave it out, or give a copy of the folder without those."
+        )
 
 
 def plain_name(name: str, variant: str) -> str:

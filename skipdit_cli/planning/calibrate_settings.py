@@ -40,7 +40,7 @@ class CalibrateSettings:
     )
     class_labels: str | None = setting(
         None,
-        "Class ids to sample with, such as 207,360. [default: spread over the model's classes]",
+        "Class ids, ranges or names to sample with, such as 207,0-3,circle. [default: spread over all classes]",
         SAMPLES,
         metavar="LABELS",
     )

@@ -126,7 +126,7 @@ class SampleSettings:
     )
     class_labels: str | None = setting(
         None,
-        "Class ids or class names of a class-conditional model, such as 207,360; repeated up to --num-images.",
+        "Class ids, ranges or names, such as 207,0-3,circle; repeated up to --num-images.",
         SAMPLES,
         metavar="LABELS",
         recorded=True,

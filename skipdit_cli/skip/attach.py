@@ -11,6 +11,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.families import Backbone
 from skipdit_cli.families.pipeline_parts import FIRST, TRANSFORMERS, unwrap_compiled
 from skipdit_cli.families.protocols import Transformer
+from skipdit_cli.skip.base_weights import record_base
 from skipdit_cli.skip.branches import SkipBranches
 from skipdit_cli.skip.merge import SkipMerge
 from skipdit_cli.skip.time_embedding import RECORD, set_time_embedding, time_embedding_of
@@ -91,6 +92,17 @@ def add_skip_branches(
                 _attach(transformer, trunk, former)
             raise
     return branches
+
+
+def check_branches(transformer: Transformer, branches: SkipBranches) -> None:
+    """Check that skip branches were made for a transformer of this class, depth and width.
+
+    Raises:
+        UsageError: They were made for another model. A trunk that is not known yet is checked when it is found.
+    """
+    trunk = known_trunk(transformer)
+    if trunk is not None:
+        _check_fit(transformer, trunk, branches)
 
 
 def remove_skip_branches(transformer: Transformer) -> SkipBranches | None:
@@ -186,6 +198,7 @@ class SeparateSave(Interposed):
             transformer.skip_branches = branches
         beside = folder.name in TRANSFORMERS
         if kwargs.get("is_main_process", True):  # each of several processes that train one model calls this
+            record_base(branches, transformer.state_dict())
             branches.save_pretrained(folder.parent / skip_folder(folder.name) if beside else folder / SKIP)
 
 

@@ -46,7 +46,7 @@ def is_deterministic(scheduler, arguments: Mapping[str, object] | None = None) -
         scheduler: A scheduler, as ``make_scheduler`` makes it.
         arguments: The arguments of the pipeline's call; an ``eta`` above 0 turns DDIM stochastic.
     """
-    config, eta = scheduler.config, (arguments or {}).get("eta") or 0
+    config, eta = getattr(scheduler, "config", {}), (arguments or {}).get("eta") or 0
     stochastic = str(config.get("algorithm_type")).startswith("sde") or config.get("stochastic_sampling")
     return isinstance(scheduler, DETERMINISTIC) and not stochastic and eta == 0
 

@@ -14,7 +14,7 @@ from skipdit_cli.models.bounds import in_memory
 from skipdit_cli.models.build import preset_config
 from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, transformer_config
-from skipdit_cli.models.weights import read_json
+from skipdit_cli.models.weights import check_variant, read_json
 from skipdit_cli.presets import Preset
 from skipdit_cli.skip import add_skip_branches
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
@@ -76,6 +76,7 @@ def model_folder(model: str | None, preset: str | None, **arguments) -> Path:
     """
     name = named_model(model, preset)
     folder = find_folder(name, **arguments)
+    check_variant(folder, arguments.get("variant"), alone=True)
     check_index(name, folder, weights=False, plain=True)
     return folder
 

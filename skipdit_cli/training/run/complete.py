@@ -98,7 +98,7 @@ def copy_with_trained(transformer, model: Path, folder: Path, name: str, only_br
     for path in filter(Path.is_dir, folder.iterdir()):
         drop_variant(path)
     if only_branches:
-        save_branches(transformer.skip_branches, folder, name)
+        save_branches(transformer.skip_branches, folder, name, transformer.state_dict())
     else:
         transformer.save_pretrained(folder / name)
         drop_paths(folder)

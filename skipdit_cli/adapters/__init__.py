@@ -1,0 +1,1 @@
+"""Skip branches and Skip-Cache on whole pipelines, as a LoRA is loaded onto one."""
