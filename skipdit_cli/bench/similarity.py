@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from skipdit_cli.trunk import Trunk, known_trunk
 
 SAMPLES = 4
 """The most samples of the run."""
+MOST_VALUES = 1 << 22
+"""Values of a block's output that are compared; of a larger one, as many at even distances."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,27 @@ def measure_similarity(pipe, conditions: Sequence[int | str | None], **arguments
     watch = _Watch()
     with watch.on(trunks):
         generate(pipe, conditions, **{**arguments, "decode": False, "advance": watch.end_step})
-    return Similarity(tuple(map(tuple, watch.cosines))) if watch.step > 1 else None
+    has_values = any(value is not None for block in watch.cosines for value in block)
+    return Similarity(tuple(map(tuple, watch.cosines))) if has_values else None
 
 
 class _Watch:
-    """The outputs of the blocks in the last step, and their cosines with those of the step before."""
+    """The outputs of the blocks in the last step, and the cosines of successive ones.
+
+    Attributes:
+        step: The number of finished steps.
+        cosines: One list per block, with one entry per step from the second on.
+        outputs: The output of each call of a block in the last step it ran in: by trunk, block and number of the call.
+        calls: The calls of each block in this step.
+        found: The cosines of each block in this step, one per call.
+    """
 
     def __init__(self) -> None:
         self.step = 0
         self.cosines: list[list[float | None]] = []
-        self.former: dict[tuple, torch.Tensor] = {}
-        self.current: dict[tuple, torch.Tensor] = {}
+        self.outputs: dict[tuple[int, int, int], torch.Tensor] = {}
+        self.calls: Counter[tuple[int, int]] = Counter()
+        self.found: dict[int, list[float]] = {}
 
     @contextmanager
     def on(self, trunks: Sequence[Any]) -> Iterator[None]:
@@ -75,6 +88,7 @@ class _Watch:
             for trunk in trunks
             for at, unit in enumerate(trunk.units)
         ]
+        self.cosines = [[] for _ in range(max(map(len, trunks)))]
         try:
             yield
         finally:
@@ -85,28 +99,28 @@ class _Watch:
         listing, name = trunk.listings[at][-1], trunk.backbone.joined
         place = listing.streams.index(name if name in listing.names else listing.names[0])
 
-        def keep(block, args, output) -> None:
-            call = sum(key[:2] == (id(trunk), at) for key in self.current)
-            self.current[id(trunk), at, call] = (output if listing.bare else output[place]).detach()
+        def compare(block, args, result) -> None:
+            block_key = (id(trunk), at)
+            key = (*block_key, self.calls[block_key])
+            self.calls[block_key] += 1
+            values = (result if listing.bare else result[place]).detach().flatten()
+            values = values[:: -(-values.numel() // MOST_VALUES)].clone()
+            former = self.outputs.get(key)
+            if former is not None and former.shape == values.shape:
+                self.found.setdefault(at, []).append(_cosine(values, former))
+            self.outputs[key] = values
 
-        return keep
+        return compare
 
     def end_step(self) -> None:
-        """Compare the outputs of a finished step with those of the step before."""
-        cosines: dict[int, list[float]] = {}
-        for key, output in self.current.items():
-            former = self.former.get(key)
-            if former is not None and former.shape == output.shape:
-                cosines.setdefault(key[1], []).append(_cosine(output, former))
-        blocks = 1 + max((key[1] for key in self.current), default=-1)
+        """Keep the cosines of a step, and forget the outputs of a transformer that did not run in it."""
         if self.step:
-            self.cosines += [[] for _ in range(blocks - len(self.cosines))]
             for at, values in enumerate(self.cosines):
-                values.append(fmean(cosines[at]) if at in cosines else None)
+                values.append(fmean(self.found[at]) if at in self.found else None)
+        self.outputs = {key: output for key, output in self.outputs.items() if key[2] < self.calls[key[:2]]}
+        self.calls, self.found = Counter(), {}
         self.step += 1
-        self.former, self.current = self.current, {}
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.float().flatten(), b.float().flatten()
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+    return float(torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=0))

@@ -51,6 +51,16 @@ class HeatMap:
     title: str
     values: Sequence[Sequence[float | None]]
 
+    @property
+    def lowest(self) -> tuple[float, int, int]:
+        """The lowest value, with its block and its step."""
+        return min(
+            (value, block, step)
+            for block, row in enumerate(self.values)
+            for step, value in enumerate(row, 2)
+            if value is not None
+        )
+
 
 @dataclass(frozen=True)
 class HeatMaps:
