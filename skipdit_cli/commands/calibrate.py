@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 from skipdit_cli import console, files
 from skipdit_cli.commands import options, parsing, pipeline_setup
 from skipdit_cli.commands.flags import with_settings
-from skipdit_cli.errors import CheckError
+from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.formats import markdown_table
 from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
@@ -190,7 +191,11 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
     command = shlex.join(["skipdit", *sys.argv[1:]])
     if output.suffix:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_plan(next(iter(plans.values())), output, command)
+        former = _output_branch_beside(output)
+        plan = next(iter(plans.values()))
+        save_plan(plan, output, command)
+        if former is not None and "output_branch" not in plan.candidate.sampler.arguments:
+            former.unlink()
         if output.parent.name == PLANS:
             put_plans(output.parent.parent)
         return [output]
@@ -199,6 +204,20 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
             save_plan(plan, folder / f"cost-{cost:g}.yaml", command)
         (folder / "plans.md").write_text(markdown_table(*_table(found)) + "\n", encoding="utf-8")
     return [output / f"cost-{cost:g}.yaml" for cost in plans]
+
+
+def _output_branch_beside(output: Path) -> Path | None:
+    """Return the file of the output branch of a plan that is replaced, or None where it has none."""
+    from skipdit_cli.planning.plan import load_plan
+
+    file = output.with_suffix(".safetensors")
+    if not (output.exists() and file.exists()):
+        return None
+    try:
+        named = load_plan(output).candidate.sampler.arguments.get("output_branch")
+    except UsageError:  # a damaged plan, whose files stay
+        return None
+    return file if named is not None and Path(str(named)).name == file.name else None
 
 
 def _measured(found, cost: float) -> dict[str, object]:
@@ -245,9 +264,10 @@ def _report(found, settings: CalibrateSettings, written: list[Path]) -> None:
     """
     console.table(*_table(found))
     exact = found.exact
+    agreement = f"agree with it to {exact.agreement_db:.0f} dB" if exact.agreement_db < math.inf else "give the same"
     console.say(
         f"Held out: {found.held_out} other samples. ±: standard deviation over them. The exact solution is "
-        f"{exact.sampler.describe()}; half as many steps agree with it to {exact.agreement_db:.0f} dB."
+        f"{exact.sampler.describe()}; half as many steps {agreement}."
     )
     for note in found.notes:
         console.say(note)
