@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from skipdit_cli import files
-from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.errors import UsageError, install_extra, nearest
 from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, flag_name, setting
 
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
@@ -193,9 +193,7 @@ class TrainingSettings:
             check_push(self.push_to_hub, self.private)
         self._check_output(models or {}, preset)
         if self.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-            raise UsageError(
-                "Got --report-to tensorboard, which is not installed: run pip install 'skipdit-cli[trackers]'."
-            )
+            raise UsageError(f"Got --report-to tensorboard, which is not installed: run {install_extra('trackers')}.")
 
     def _check_least(self, name: str, least: int | None) -> None:
         value = getattr(self, name)
