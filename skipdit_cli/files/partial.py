@@ -57,6 +57,7 @@ class PartialFolder:
     def __init__(self, target: Path, kind: str, settings: Mapping[str, object], resume: bool):
         self.target, self.kind, self.settings, self.resume = target, kind, settings, resume
         self.place, self.stack, self.is_open = Path(os.path.realpath(target)), ExitStack(), False
+        self.is_kept = False
 
     def __enter__(self) -> PartialFolder:
         return self
@@ -77,7 +78,9 @@ class PartialFolder:
 
     def keep(self) -> None:
         """Say that the folder holds something to resume from, so that a failure does not remove it."""
-        note(self.place, state=RESUMABLE)
+        if not self.is_kept:  # the manifest may be long
+            note(self.place, state=RESUMABLE)
+            self.is_kept = True
 
     def finish(self, *temporary: str) -> None:
         """Delete what only an unfinished run needs: its settings, and ``temporary`` files."""
