@@ -20,6 +20,7 @@ from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
 from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
+from skipdit_cli.commands.exclusive import check_once
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.flags import check_ranges
 from skipdit_cli.commands.guide import guide
@@ -28,9 +29,10 @@ from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
+from skipdit_cli.commands.synonyms import flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
-from skipdit_cli.errors import SkipditError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.version import __version__
 
 ClickException = typer.BadParameter.__mro__[2]
@@ -78,7 +80,13 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
 
 def _refusal(cause) -> str:
     """Return the sentence for an error of Click: a flag or value that it cannot parse."""
-    where = cause.ctx.command_path if getattr(cause, "ctx", None) else "skipdit"
+    ctx = getattr(cause, "ctx", None)
+    where = ctx.command_path if ctx else "skipdit"
+    typed = getattr(cause, "option_name", None)  # of an option that does not exist
+    if ctx and typed and type(cause).__name__ == "NoSuchOption":
+        meant = flag_meant(typed, (name for parameter in ctx.command.params for name in parameter.opts))
+        if meant is not None:
+            return f"No such option: {typed}. Did you mean '{meant}'? See '{where} --help'."
     return f"{cause.format_message().rstrip('.')}. See '{where} --help'."
 
 
@@ -108,8 +116,14 @@ class Command(PanelCommand):
 
     def parse_args(self, ctx, args):
         """Parse the command line over the record, the environment and the preset, and check the ranges of numbers."""
+        ctx.meta["arguments"] = list(args)
+        with self._naming_typed_flags(ctx):
+            return self._parse_args(ctx, args)
+
+    def _parse_args(self, ctx, args):
         try:
             if not ctx.resilient_parsing:
+                check_once(self, args)
                 parsed, *_ = self.make_parser(ctx).parse_args(list(args))
                 typed = {name: value for name, value in parsed.items() if value is not None and value != ()}
                 if "help" not in typed:
@@ -125,8 +139,21 @@ class Command(PanelCommand):
 
     def invoke(self, ctx):
         """Run the command; an error about a value that was not typed says where the value comes from."""
-        with naming_source(ctx):
+        with self._naming_typed_flags(ctx), naming_source(ctx):
             return super().invoke(ctx)
+
+    @contextmanager
+    def _naming_typed_flags(self, ctx) -> Iterator[None]:
+        """Name each flag in an error as the user typed it."""
+        try:
+            yield
+        except UsageError as cause:
+            names = [[opt for opt in p.opts if opt.startswith("--")] for p in self.params]
+            spellings = [spelling for spelling in names if len(spelling) > 1]
+            message = with_typed_names(str(cause), spellings, ctx.meta.get("arguments", ()))
+            if message == str(cause):
+                raise
+            raise UsageError(message) from cause
 
 
 class App(typer.Typer):
@@ -174,7 +201,6 @@ app = App(
     "A flag can also come from the environment (SKIPDIT_SAMPLE_SEED=1) or from a --preset. "
     "Exit codes: 0 done, 1 the run failed, 2 bad input, 3 a stated check missed, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -202,7 +228,8 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.", show_envvar=False)
+        bool,
+        typer.Option("-V", "--version", callback=_version, is_eager=True, help="Show the version.", show_envvar=False),
     ] = False,
 ) -> None:
     """Hold the flags of ``skipdit`` itself."""

@@ -157,7 +157,34 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Print a table; columns of numbers (or "-") are right-aligned."""
+    """Print a table; columns of numbers (or "-") are right-aligned.
+
+    One that is wider than the terminal is folded: the columns that do not fit follow below, behind the first one. A
+    single wide column is wrapped.
+    """
+    console = screen()
+    for index, some in enumerate(_fold(columns, rows, console.width)):
+        grid = _make_table([columns[at] for at in some], [[row[at] for at in some] for row in rows], title)
+        console.print("\n" * bool(index), end="")
+        console.print(grid, soft_wrap=not console.is_terminal)
+        title = ""
+
+
+def _fold(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[list[int]]:
+    """Return the columns of each of the tables that a table is folded into."""
+    widths = [
+        2 + max(len(printable(cell)) for cell in (name, *(row[at] for row in rows))) for at, name in enumerate(columns)
+    ]
+    parts, room = [[0]], width - widths[0]
+    for at in range(1, len(columns)):
+        if widths[at] > room + 2 and len(parts[-1]) > 1:
+            parts, room = [*parts, [0]], width - widths[0]
+        parts[-1].append(at)
+        room -= widths[at]
+    return parts
+
+
+def _make_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str):
     from rich.table import Table
 
     grid = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
@@ -167,7 +194,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         grid.add_column(Text(printable(name)), justify="right" if numeric else "left")
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
-    screen().print(grid)
+    return grid
 
 
 def markdown(text: str, formatted: str | None = None) -> None:
@@ -211,6 +238,17 @@ def emit(payload: dict) -> None:
         sys.stdout.write(to_json({"schema": SCHEMA, **payload}, indent=2) + "\n")
 
 
+def _rate(rate: float) -> str:
+    """Return a rate in words: "2.1 it/s", or "4.8 s/it" of slow ones."""
+    return f"{rate:.1f} it/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/it"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    minutes, rest = divmod(round(min(seconds, 1e9)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 class Advance:
     """Advance the progress of ``progress``: call it once per unit of work, with an optional note to display."""
 
@@ -230,20 +268,28 @@ class Advance:
         is_tenth = 10 * self.done // max(self.total, 1) > 10 * self.printed // max(self.total, 1)
         if now - self.last >= PLAIN_INTERVAL or (is_tenth and now - self.last >= 1):
             rate = self.done / max(now - self.start, 1e-9)
-            say(f"{self.description} {self.done}/{self.total} {rate:.1f} it/s {note}".rstrip())
+            left = _duration(max(self.total - self.done, 0) / max(rate, 1e-9))
+            say(f"{self.description} {self.done}/{self.total} {_rate(rate)}, {left} left {note}".rstrip())
             self.last, self.printed = now, self.done
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Display progress over ``total`` units: a bar on a terminal, otherwise a plain line every 30 s or 10 %."""
+    """Display progress over ``total`` units: a bar on a terminal, otherwise a plain line every 30 s or 10 %; both
+    with the rate and the time that is left."""
     console = screen()
     if not console.is_terminal:
         yield Advance(description, total)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    class RateColumn(ProgressColumn):
+        """The rate of a task."""
+
+        def render(self, task) -> Text:
+            return Text("" if task.speed is None else _rate(task.speed), "progress.data.speed")
 
     label, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
-    columns = (label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    columns = (label, BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn(), note)
     with Progress(*columns, console=console, transient=True) as bar:
         yield Advance(description, total, bar)

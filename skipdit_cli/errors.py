@@ -78,6 +78,11 @@ def reading(what: str, advice: str = "", failed: str = "cannot be read") -> Iter
         raise UsageError(f"{what} {failed}: {message}{ending}.") from cause
 
 
+def install_extra(extra: str) -> str:
+    """Return how to install an optional part of the package, from the index and in a clone."""
+    return f"pip install 'skipdit-cli[{extra}]' (in a clone: pip install -e '.[{extra}]')"
+
+
 def nearest(word: str, choices) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest choice, or an empty string if none is close."""
     import difflib

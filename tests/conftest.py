@@ -2,11 +2,13 @@
 
 import json
 import os
+import tempfile
 
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["COLUMNS"] = "80"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="skipdit-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTEST_ADDOPTS", None)
 for _name in [name for name in os.environ if name.startswith("SKIPDIT_")]:

@@ -246,7 +246,7 @@ def test_memory_that_runs_out_is_a_sentence(skipdit, tiny_pipeline, monkeypatch,
         def generate(*args, failure=failure, **kwargs):
             raise failure
 
-        monkeypatch.setattr(generation, "generate", generate)
+        monkeypatch.setattr(generation, "generate_batches", generate)
         ran = skipdit("sample", "-m", model, "--class-labels", 1, "-o", tmp_path / "a.png")
         assert ran.code == 1 and "ran out of memory; give a smaller --batch-size" in ran.stderr
 
@@ -254,3 +254,31 @@ def test_memory_that_runs_out_is_a_sentence(skipdit, tiny_pipeline, monkeypatch,
 def test_no_help_tells_the_environment_flag_by_flag(skipdit):
     for command in ((), ("sample",), ("presets",), ("presets", "check")):
         assert "env var" not in skipdit(*command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("train", "--lr", 1), "No such option: --lr. Did you mean '--learning-rate'?"),
+        (("train", "--output_dir", "x"), "Did you mean '--output'?"),
+        (("finetune", "--train_data_dir", "x"), "Did you mean '--data'?"),
+        (("finetune", "--report_to", "wandb"), "Did you mean '--report-to'?"),
+        (("finetune", "--pretrained_model_name_or_path", "x"), "Did you mean '--model'?"),
+        (("sample", "--cfg-scale", 2), "Did you mean '--guidance-scale'?"),
+        (("sample", "--steps", 0), "Got --steps 0 but expected 1 or more"),
+        (("sample", "--num-inference-steps", 0), "Got --num-inference-steps 0 but expected 1 or more"),
+        (("sample", "--plan", "a", "--plan=b"), "Got --plan twice, a and b"),
+        (("sample", "some/model", "-m", "other"), "Got a model twice, some/model and --model other"),
+        (("calibrate", "no/model", "--cost", 3, "-o", "p.yaml"), "no/model"),
+    ],
+)
+def test_a_flag_of_other_tools_leads_to_ours_and_errors_say_what_was_typed(skipdit, arguments, says):
+    ran = skipdit(*arguments)
+    assert ran.code == 2 and says in ran.stderr, ran.stderr
+
+
+def test_the_version_has_a_short_flag_and_names_of_presets_are_completed(skipdit):
+    assert skipdit("-V").stdout == skipdit("--version").stdout
+    from skipdit_cli.commands.options import _complete_preset
+
+    assert _complete_preset("digits-") == ["digits-video"]

@@ -61,7 +61,7 @@ def test_progress_away_from_a_terminal_is_a_line_per_tenth_or_half_minute(capsys
             advance(note="full")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
-    assert lines[0].startswith("Sampling 1/4 ") and lines[0].endswith(" it/s full")
+    assert lines[0] == "Sampling 1/4 40.0 s/it, 0:02:00 left full"
 
 
 def test_a_quick_loop_prints_nothing(capsys):

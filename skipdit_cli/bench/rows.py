@@ -14,6 +14,7 @@ from skipdit_cli.cache import CachePolicy
 from skipdit_cli.cache.policy import both_ends, write_layers
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.sampling.generate import Generated
+from skipdit_cli.skip.output_branch import load_output_branch
 
 NO_QUALITY = Quality(None, None, None, None)  # type: ignore[arg-type]  # None: no sample is compared
 
@@ -43,7 +44,8 @@ def make_row(
     speedup = {name: ratios(each.seconds, result.seconds) for name, each in uncached.items()}
     limit, quality = None, NO_QUALITY
     if case.name != case.reference:
-        limit = peer.limit if peer else reference.calls * flops.full / _run_flops(case, sample, flops)
+        spent = _run_flops(case, sample, flops) + _output_branch_flops(case, calls_per_step)
+        limit = peer.limit if peer else reference.calls * flops.full / spent
         quality = compare(sample.images, reference.images, sample.latents, reference.latents)
     full_forwards = reference.calls / calls_per_step
     return {
@@ -120,3 +122,12 @@ def _run_flops(case: Case, sample: Generated, flops: StepFlops) -> int:
     share = (report.blocks_total - report.blocks_run) / skipped_blocks / (report.blocks_total / len(flops.units))
     reused_calls = round(sample.calls * share)
     return (sample.calls - reused_calls) * flops.full + reused_calls * flops.reused(case.policy.layers)
+
+
+def _output_branch_flops(case: Case, calls_per_step: int) -> float:
+    """Return the multiply-adds of the output branch of a case's sampler in a run, in the unit of ``_run_flops``."""
+    arguments: Mapping[str, Any] = {} if case.sampler is None else case.sampler.arguments
+    if "output_branch" not in arguments:
+        return 0.0
+    branch = load_output_branch(arguments["output_branch"], arguments.get("output_branch_sha256"))
+    return branch.macs * calls_per_step / sum(branch.calls)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from skipdit_cli.bench.cases import Case, make_baselines, make_cases
+from skipdit_cli.bench.kept_rounds import KeptRounds
 from skipdit_cli.bench.machine import find_warnings, load_average
 from skipdit_cli.bench.peers.peer import PeerSetting, RunFacts
 from skipdit_cli.bench.peers.peer_runs import PeerRuns
@@ -19,7 +20,7 @@ from skipdit_cli.bench.results.tables import environment, make_notes
 from skipdit_cli.bench.results.verdict import make_verdict, reached_by
 from skipdit_cli.bench.rows import make_failed_row, make_row
 from skipdit_cli.bench.solutions import Solutions, describe
-from skipdit_cli.bench.timing import MOST_ROUNDS, Measured, interleave
+from skipdit_cli.bench.timing import MOST_ROUNDS, Measured
 from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformers_of
@@ -149,13 +150,20 @@ class Bench:
         timed = (rounds or MOST_ROUNDS) * sum(case.steps for case in self.cases)
         return self.batches * (timed + sum(case.steps for case in trials))
 
-    def run(self, rounds: int | None = None, warmup: int = 1, advance: Callable[[], None] | None = None) -> list[dict]:
+    def run(
+        self,
+        rounds: int | None = None,
+        warmup: int = 1,
+        advance: Callable[[], None] | None = None,
+        kept: KeptRounds | None = None,
+    ) -> list[dict]:
         """Time and compare all cases; return one row for each, with the keys of ``bench --json``.
 
         Args:
             rounds: Timed runs of each case (see ``interleave``); the results of the first round are compared.
             warmup: Short runs of each model and each cache before the first round.
             advance: Called after each denoising step of the rounds.
+            kept: The rounds of an interrupted bench, which this one goes on from.
 
         Raises:
             NotFiniteError: The result of an uncached case, with which others are compared, is NaN or infinite.
@@ -170,7 +178,8 @@ class Bench:
         self.cases = [case for case in self.cases if case.peer not in self.peers.failures]
         runs = [lambda case=case: self.generate_case(case, advance) for case in self.cases]
         self.load = [load_average()]
-        measured = dict(zip(self.cases, interleave(runs, rounds, self.pipe.transformer.device)))
+        self.kept = kept or KeptRounds(None, {})
+        measured = self.kept.measure(self.cases, runs, rounds, self.pipe.transformer.device)
         self.load.append(load_average())
         self.rounds = len(measured[self.cases[0]].seconds)
         self.generated = [measured[case].first for case in self.cases]
@@ -210,6 +219,7 @@ class Bench:
             "warnings": find_warnings(rows, self.load),
             warm_up: self.warm_up_seconds,
             "macs": self.macs,
+            "sessions": [count for count in self.kept.sessions if count],
             "notes": make_notes(self, settings.get("random_weights", False), settings.get("compile", False)),
             "rows": rows,
         }

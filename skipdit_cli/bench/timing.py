@@ -35,17 +35,26 @@ class Measured:
     first: Generated
 
 
-def interleave(runs: Sequence[Callable[[], Generated]], rounds: int | None, device: torch.device) -> list[Measured]:
+def interleave(
+    runs: Sequence[Callable[[], Generated]],
+    rounds: int | None,
+    device: torch.device,
+    known: Sequence[Measured | None] | None = None,
+    save: Callable[[list[Measured]], None] = lambda measured: None,
+) -> list[Measured]:
     """Run every case once per round, every other round in reverse order; return the measurements of each case.
 
     Args:
         runs: One function per case, which times itself and returns once its device is done.
         rounds: Number of rounds; None for ``MOST_ROUNDS``, or fewer if the next one would end after ``TIME_LIMIT``.
         device: The device of the model.
+        known: What earlier rounds measured of each case, if there are any; they count as rounds of this bench.
+        save: Called with all measurements after each whole round.
     """
-    start = time.perf_counter()
-    measured: list[Any] = [None for _ in runs]
-    for number in range(rounds or MOST_ROUNDS):
+    measured: list[Any] = list(known or [None for _ in runs])
+    done = 0 if measured[0] is None else len(measured[0].seconds)
+    start = time.perf_counter() - sum(sum(each.seconds_end_to_end) for each in measured if each is not None)
+    for number in range(done, rounds or MOST_ROUNDS):
         elapsed = time.perf_counter() - start
         if rounds is None and number and elapsed * (number + 1) / number > TIME_LIMIT:
             break
@@ -58,6 +67,7 @@ def interleave(runs: Sequence[Callable[[], Generated]], rounds: int | None, devi
             measured[case] = measured[case] or Measured([], [], peak, result)
             measured[case].seconds.append(result.denoise_seconds)
             measured[case].seconds_end_to_end.append(result.total_seconds)
+        save(measured)
     return measured
 
 

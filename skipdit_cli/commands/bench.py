@@ -59,13 +59,15 @@ def bench(
     run = Bench(pipe, policies, conditions, vanilla=vanilla, peers=peers, **run_arguments(settings), **inputs)
     bench_policies.add_plans(run, plans, settings)
     _check_has_pictures(run, settings)
-    rows = _measure(run, settings)
-    report = run.report(rows, model or preset, _make_record(settings, conditions, inputs["arguments"]))
+    record = _make_record(settings, conditions, inputs["arguments"])
+    rows = _measure(run, settings, {"model": model or preset, "vanilla": settings.vanilla, **record})
+    report = run.report(rows, model or preset, record)
     if settings.overhead:
         _add_overhead(report)
     if settings.output is not None:
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
+        run.kept.remove()
     _print_report(report, settings.output, card)
     if settings.picture is not None:
         save_pictures(run, rows, settings.picture_paths())
@@ -181,20 +183,38 @@ def _fill_in_defaults(settings: BenchSettings, pipe, conditions: list) -> BenchS
     return replace(settings, guidance_scale=scale, batch_size=max(part.stop - part.start for part in slices))
 
 
-def _measure(run, settings: BenchSettings) -> list[dict]:
-    """Compute the exact solutions, unless they are off, and run all cases in rounds; return the rows."""
+def _measure(run, settings: BenchSettings, record: dict) -> list[dict]:
+    """Compute the exact solutions, unless they are off, and run all cases in rounds; return the rows.
+
+    Args:
+        record: The settings that the rows depend on.
+    """
+    from skipdit_cli.bench.kept_rounds import KeptRounds
+    from skipdit_cli.bench.results.tables import environment
     from skipdit_cli.bench.solving import count_steps, solve
+    from skipdit_cli.bench.timing import MOST_ROUNDS
+    from skipdit_cli.families.fingerprint import weights_fingerprint
     from skipdit_cli.sampling.fitting import compiled
 
+    machine = environment(run.pipe.transformer.device, run.pipe.transformer.dtype)
+    weights = [weights_fingerprint(pipe) for pipe in (run.pipe, run.vanilla)]
+    basis = {**record, **machine, "date": None, "weights": weights, "rounds": settings.rounds}
+    kept = KeptRounds(settings.output, {name: repr(value) for name, value in basis.items()}, settings.overwrite)
     if settings.exact or (settings.exact is None and not settings.random_weights):
         run.add_baselines()
         with console.progress("Exact solution", count_steps(run)) as advance:
             solve(run, EXACT_LIMIT if settings.exact is None else None, advance)
     with (
         compiled([run.pipe, run.vanilla]) if settings.compile else nullcontext(),
-        console.progress("Bench", run.steps(settings.rounds)) as advance,
+        console.progress("Bench", run.steps((settings.rounds or MOST_ROUNDS) - kept.rounds)) as advance,
     ):
-        return run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance)
+        try:
+            return run.run(settings.rounds, max(settings.warmup, int(settings.compile)), advance, kept)
+        except KeyboardInterrupt:
+            if kept.path is not None and sum(kept.sessions):
+                rounds = console.count(sum(kept.sessions), "round")
+                console.say(f"{kept.path} keeps {rounds}; the same command goes on from there.")
+            raise
 
 
 def _check_has_pictures(run, settings: BenchSettings) -> None:

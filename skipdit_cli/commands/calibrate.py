@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from skipdit_cli import console, files
 from skipdit_cli.commands import calibrate_report, options, parsing, pipeline_setup, report_file
 from skipdit_cli.commands.flags import with_settings
-from skipdit_cli.errors import CheckError
+from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.formats import markdown_table
 from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
@@ -99,7 +99,12 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
 def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, outline) -> tuple[list, list]:
     """Return one condition per sample to search with, and per held-out sample: other prompts where there are two, and
     other classes where there are enough of them."""
+    from skipdit_cli.families.labels import check_labels
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
+
     parsing.check_conditions(outline, settings.class_labels, prompts)
+    if prompts and not is_text_conditional(outline):  # refused before anything is said about them
+        check_labels(prompts, outline.transformer.config.get("num_embeds_ada_norm"))
     classes = outline.transformer.config.get("num_embeds_ada_norm")
     if prompts:
         search, report = prompts[::2], prompts[1::2] or prompts
@@ -182,7 +187,11 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
     command = shlex.join(["skipdit", *sys.argv[1:]])
     if output.suffix:
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_plan(next(iter(plans.values())), output, command)
+        former = _output_branch_beside(output)
+        plan = next(iter(plans.values()))
+        save_plan(plan, output, command)
+        if former is not None and "output_branch" not in plan.candidate.sampler.arguments:
+            former.unlink()
         if output.parent.name == PLANS:
             put_plans(output.parent.parent)
         return [output]
@@ -191,6 +200,20 @@ def _save(pipe, found, settings: CalibrateSettings, preset: str | None) -> list[
             save_plan(plan, folder / f"cost-{cost:g}.yaml", command)
         (folder / "plans.md").write_text(markdown_table(*calibrate_report.table(found)) + "\n", encoding="utf-8")
     return [output / f"cost-{cost:g}.yaml" for cost in plans]
+
+
+def _output_branch_beside(output: Path) -> Path | None:
+    """Return the file of the output branch of a plan that is replaced, or None where it has none."""
+    from skipdit_cli.planning.plan import load_plan
+
+    file = output.with_suffix(".safetensors")
+    if not (output.exists() and file.exists()):
+        return None
+    try:
+        named = load_plan(output).candidate.sampler.arguments.get("output_branch")
+    except UsageError:  # a damaged plan, whose files stay
+        return None
+    return file if named is not None and Path(str(named)).name == file.name else None
 
 
 def _measured(found, cost: float) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -49,9 +50,10 @@ def table(found: Calibration) -> tuple[list[str], list[list[str]]]:
 def exact_sentence(found: Calibration) -> str:
     """Return how many held-out samples there are, and how the exact solution was computed."""
     exact = found.exact
+    agreement = f"agree with it to {exact.agreement_db:.0f} dB" if exact.agreement_db < math.inf else "give the same"
     return (
         f"Held out: {found.held_out} other samples. ±: standard deviation over them. The exact solution is "
-        f"{exact.sampler.describe()}; half as many steps agree with it to {exact.agreement_db:.0f} dB."
+        f"{exact.sampler.describe()}; half as many steps {agreement}."
     )
 
 

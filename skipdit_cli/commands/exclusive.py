@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
-from itertools import combinations
+from itertools import combinations, pairwise
 
+from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.cache_settings import CacheSettings
 
 EXCLUSIVE = (
@@ -24,3 +26,21 @@ EXCLUSIVE_OF = {
     )
 }
 """The same for one command; ``bench`` takes both and measures both."""
+
+
+def check_once(command, arguments: Sequence[str]) -> None:
+    """Refuse a file of settings that is typed twice where only the last would count.
+
+    Args:
+        command: The Click command.
+        arguments: The command line.
+
+    Raises:
+        UsageError: A plan, a preset or a record is typed twice.
+    """
+    names = {opt for p in command.params if not getattr(p, "multiple", False) for opt in p.opts}
+    for flag in names & {"--plan", "--preset", "--from"}:
+        values = [after for before, after in pairwise(arguments) if before == flag]
+        values += [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{flag}=")]
+        if len(values) > 1:
+            raise UsageError(f"Got {flag} twice, {values[0]} and {values[1]}; give one of the two.")

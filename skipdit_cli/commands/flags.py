@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from skipdit_cli.commands import options
 from skipdit_cli.errors import UsageError
 from skipdit_cli.settings import flag_name, setting_fields
 
@@ -23,12 +24,19 @@ SHORT = {"output": "-o"}
 def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
     """Give a command one flag for each field of a settings class in place of its argument ``settings``.
 
-    A field whose type is itself a settings class gives the flags of that class. No two fields may share a name.
+    A field whose type is itself a settings class gives the flags of that class. No two fields may share a name. A
+    command that takes ``-m MODEL`` takes it as an argument as well. ``HELP`` of the class replaces help texts by the
+    names of fields; None hides a flag, which the command refuses.
     """
-    flags = [_parameter(field, kind) for field, kind in setting_fields(settings_class)]
+    texts = getattr(settings_class, "HELP", {})
+    flags = [_parameter(field, kind, texts) for field, kind in setting_fields(settings_class)]
 
     def decorate(command: Callable) -> Callable:
         parameters = list(inspect.signature(command, eval_str=True).parameters.values())
+        takes_argument = {p.name for p in parameters} & {"model", "model_argument"} == {"model"}
+        if takes_argument:
+            argument = inspect.Parameter("model_argument", inspect.Parameter.KEYWORD_ONLY)
+            parameters.insert(0, argument.replace(default=None, annotation=options.ModelArgument))
         at = next(i for i, parameter in enumerate(parameters) if parameter.name == "settings")
         before, after = (
             [p.replace(kind=p.KEYWORD_ONLY) for p in part] for part in (parameters[:at], parameters[at + 1 :])
@@ -36,6 +44,8 @@ def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
 
         @functools.wraps(command)
         def run_with_flags(**values):
+            if takes_argument:
+                values["model"] = options.one_model(values.pop("model_argument", None), values.get("model"))
             return command(settings=settings_from(settings_class, values), **values)
 
         run: Any = run_with_flags
@@ -50,7 +60,7 @@ def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parameter(field: Field, kind: type) -> inspect.Parameter:
+def _parameter(field: Field, kind: type, texts: Mapping[str, str | None]) -> inspect.Parameter:
     """Make the parameter of a command that a field stands for, which Typer turns into a flag."""
     default, metadata = field.default, field.metadata
     spelled = flag_name(field.name)
@@ -61,7 +71,8 @@ def _parameter(field: Field, kind: type) -> inspect.Parameter:
         names = (spelled,)  # without a name Typer adds a --no- form, which app.py does where a preset may set the flag
     option = typer.Option(
         *names,
-        help=metadata["help"],
+        help=texts.get(field.name) or metadata["help"],
+        hidden=texts.get(field.name, "") is None,
         metavar=metadata["metavar"],
         rich_help_panel=metadata["panel"],
         show_default=default is not None and default is not False,  # 0 is shown

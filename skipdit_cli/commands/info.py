@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from skipdit_cli import console
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.known_facts import KnownFacts
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import markdown_table
 from skipdit_cli.settings import OUTPUT, HubSettings, setting, steps_setting
@@ -59,17 +60,26 @@ def info(
             raise UsageError("Got --families with a model, but it shows all classes; leave one of the two out.")
         _show_families(settings.markdown)
         return
+    steps = settings.num_inference_steps
+    known = KnownFacts(model, preset, steps)
+    facts, speedups = known.read() or (None, [])
+    if facts is None:
+        facts, speedups = _count(model, preset, settings)
+        known.write([facts, speedups])
+    console.table(["what", "here"], _rows(facts))
+    if speedups:
+        _show_speedups(speedups, steps)
+    console.emit({**facts, "num_inference_steps": steps, "ideal_speedups": speedups})
+
+
+def _count(model: str | None, preset: str | None, settings: InfoSettings) -> tuple[dict, list[dict]]:
+    """Return the facts about a model and its ideal speedups, from its configs."""
     from skipdit_cli.models.outline import read_outline
     from skipdit_cli.planning.flops import count_step
 
     outline = read_outline(model, preset, lone=True, **vars(settings.hub))
     flops = None if outline.trunk is None else count_step(outline.transformer)
-    facts, steps = _facts(outline, flops), settings.num_inference_steps
-    speedups = _ideal_speedups(flops, steps) if flops else []
-    console.table(["what", "here"], _rows(facts))
-    if speedups:
-        _show_speedups(speedups, steps)
-    console.emit({**facts, "num_inference_steps": steps, "ideal_speedups": speedups})
+    return _facts(outline, flops), _ideal_speedups(flops, settings.num_inference_steps) if flops else []
 
 
 def _facts(outline, flops) -> dict:
@@ -78,6 +88,7 @@ def _facts(outline, flops) -> dict:
     Args:
         flops: The ``StepFlops`` of its transformer, or None.
     """
+    from skipdit_cli.models.build import has_own_time
     from skipdit_cli.skip.parameters import count_parameters
 
     parameters = count_parameters(outline.transformer)
@@ -92,6 +103,7 @@ def _facts(outline, flops) -> dict:
         "pairs": None if branches is None else blocks // 2,
         "merge": branches and branches.merge,
         "time_embedding": branches and branches.time_embedding,
+        "own_time": has_own_time(outline.transformer.config["_class_name"]),
         "parameters": parameters.model,
         "parameters_copied_by_diffusers": parameters.copies,
         "macs": flops and flops.vanilla,
@@ -136,15 +148,13 @@ def _rows(facts: dict) -> list[list[str]]:
 
 
 def _skip_rows(facts: dict) -> list[list[str]]:
-    from skipdit_cli.models.build import has_own_time
-
     skip, macs = facts["skip_parameters"], facts["skip_macs"]
     attached = "attached" if facts["attached"] else "none yet; what 'skipdit convert' would add"
     rows = [
         ["skip branches", f"{attached}; {facts['merge']} merge"],
         ["skip parameters", f"+{console.amount(skip)} (+{100 * skip / facts['parameters']:.1f} %)"],
     ]
-    if not has_own_time(facts["class"]):  # where there is a choice
+    if not facts["own_time"]:  # where there is a choice
         rows.insert(0, ["time embedding", facts["time_embedding"]])
     if facts["macs"]:
         rows.append(["skip multiply-adds", f"+{console.amount(macs)} (+{100 * macs / facts['macs']:.1f} %)"])

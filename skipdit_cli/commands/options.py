@@ -21,6 +21,13 @@ def _note_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
+def _complete_preset(incomplete: str) -> list[str]:
+    """Return the names of presets that begin like this, for the completion of a shell."""
+    from skipdit_cli.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str | None, typer.Option("-m", "--model", help="Pipeline folder or hub id.", metavar="PATH|ID", show_default=False)
 ]
@@ -35,6 +42,7 @@ Preset = Annotated[
         help="Preset of a model and flags, by name or YAML file; 'skipdit presets list' shows them.",
         metavar="NAME|PATH",
         is_eager=True,
+        autocompletion=_complete_preset,
     ),
 ]
 Plan = Annotated[

@@ -12,7 +12,7 @@ from skipdit_cli.commands import parsing, pipeline_setup, replay, sample_files
 from skipdit_cli.commands.flags import settings_from
 from skipdit_cli.commands.sample import choose_conditions, fill_in_defaults, open_pipeline
 from skipdit_cli.commands.values import SCHEDULER_NAMES
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, install_extra
 from skipdit_cli.sampling.sample_settings import PipelineSettings, SampleSettings, count_steps
 from skipdit_cli.settings import flag_name, plain_type, run_arguments, setting_fields, values_of
 
@@ -31,7 +31,7 @@ def check_packages() -> None:
         UsageError: It is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise UsageError("The page needs one more package, gradio; run pip install 'skipdit-cli[play]'.")
+        raise UsageError(f"The page needs one more package, gradio; run {install_extra('play')}.")
 
 
 def typed_flags(settings: PipelineSettings) -> tuple[list[str], list[str]]:
@@ -123,7 +123,9 @@ class LoadedSample:
         record = replay.make_record(settings, self.name, conditions)
         with TemporaryDirectory(prefix="skipdit-play-") as folder:
             target = Path(folder) / ("play.mp4" if is_video(self.outline) else "play.png")
-            sample_files.save(result.images, target, None, record, conditions, result.sounds)
+            with sample_files.SampleFile(target, None, record) as output:
+                output.add(slice(len(conditions)), result)
+                output.finish()
             content = target.read_bytes()
         warning = None if plan is None else plan.difference(self.pipe, settings.guidance_scale)
         return Sample(content, target.suffix, result, warning)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skipdit_cli import console
-from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, speedup
+from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
 from skipdit_cli.sampling.sample_settings import SampleSettings, count_steps
 from skipdit_cli.settings import SAMPLES, flag_name, run_arguments
+from skipdit_cli.version import __version__
 
 From = Annotated[
     Path | None,
@@ -58,7 +60,7 @@ def sample(
 
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers
-    from skipdit_cli.sampling.generate import generate
+    from skipdit_cli.sampling.generate import generate_batches
     from skipdit_cli.sampling.refusals import check_unloaded
 
     schedulers.check_name(settings.pipeline.scheduler)
@@ -70,21 +72,53 @@ def sample(
         chosen_plan.check_run(outline, inputs["scheduler"], settings.num_inference_steps)
         policy = chosen_plan.policy
     conditions = choose_conditions(settings, prompts, outline)
-    sample_files.check_kind(target, outline)
+    sample_target.check_kind(target, outline)
     settings = fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
     check_unloaded(outline, conditions, policy, **arguments)
+    run = _describe_run(settings, name, conditions, outline)
+    resume = sample_target.is_resumed(target, run, settings.overwrite)
     pipe = open_pipeline(outline, settings, device, dtype)
     if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
         console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
-    sample_files.check_size(target, pipe, len(conditions), *size)
+    sample_target.check_size(target, pipe, len(conditions), settings.batch_size, *size)
     settings, policy = speedup.calibrate(pipe, settings, policy, conditions, arguments)
-    with console.progress("denoise", _count_steps(pipe, settings, conditions)) as advance:
-        result = generate(pipe, conditions, policy=policy, advance=advance, **arguments)
+    output = _open_output(pipe, settings, target, conditions, name, run, resume)
+    with output, console.progress("denoise", _count_steps(pipe, settings, conditions, output)) as advance:
+        made = generate_batches(pipe, conditions, policy=policy, advance=advance, skip=output.has, **arguments)
+        for batch, part in made:
+            output.add(batch, part)
+        written = output.finish()
+    _report(pipe, output, written, policy)
+
+
+def _open_output(pipe, settings: SampleSettings, target: Path, conditions: list, name, run: dict, resume: bool):
+    """Return what writes the samples: a ``SampleFile`` or a ``SampleFolder``."""
+    from skipdit_cli.sampling.pixels import is_video
+
     record = replay.make_record(settings, name, conditions)
-    written = sample_files.save(result.images, target, settings.npz, record, conditions, result.sounds)
-    _report(pipe, result, target, written, record, policy)
+    if target.suffix:
+        return sample_files.SampleFile(target, settings.npz, record)
+    suffix = ".mp4" if is_video(pipe) else f".{settings.format or 'png'}"
+    return sample_files.SampleFolder(target, settings.npz, record, conditions, suffix, run, resume)
+
+
+def _count_steps(pipe, settings: SampleSettings, conditions: list, output) -> int:
+    """Return the number of denoising steps over all batches that are not there yet."""
+    from skipdit_cli.sampling.generate import batches
+
+    slices = batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None)
+    return sum(not output.has(b) for b in slices) * count_steps(settings.pipeline, settings.num_inference_steps)
+
+
+def _describe_run(settings: SampleSettings, name, conditions: list, outline) -> dict:
+    """Return all that the files of a run depend on, as plain data: what a resumed run has to share."""
+    record, npz = replay.make_record(settings, name, conditions), settings.npz
+    weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
+    versions = {package: version(package) for package in ("torch", "diffusers")}
+    facts = {"weights of the model": weights, "versions": {**versions, "skipdit": __version__}}
+    return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
 
 
 def _choose_target(
@@ -93,7 +127,7 @@ def _choose_target(
     reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
     reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
     reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
-    return sample_files.choose_target(settings.output, settings.npz, settings.overwrite, reads)
+    return sample_target.choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
 
 
 def open_pipeline(outline, settings: SampleSettings, device, dtype):
@@ -141,33 +175,29 @@ def fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSettings
     )
 
 
-def _count_steps(pipe, settings: SampleSettings, conditions: list) -> int:
-    """Return the number of denoising steps over all batches."""
-    from skipdit_cli.sampling.generate import batches
-
-    count = len(batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None))
-    return count * count_steps(settings.pipeline, settings.num_inference_steps)
-
-
-def _report(pipe, result, target: Path, written: list[Path], record: dict, policy) -> None:
+def _report(pipe, output, written: list[Path], policy) -> None:
     """Say what was made and how fast; emit the JSON object of ``--json``."""
+    from skipdit_cli.sampling.generate import join
     from skipdit_cli.sampling.pixels import is_pixel_space
 
+    cost = join(output.costs, policy) if output.costs else None  # none where an interrupted run had made all
     if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
-    _warn_about_size(result.images.shape, record)
-    count = len(result.latents)
-    made = console.count(count, "image" if result.images.ndim == 4 else "video")
-    if result.images.ndim == 5:
-        made += f" of {console.count(result.images.shape[1], 'frame')}"
-    console.say(f"{made} in {result.denoise_seconds:.2f} s of denoising: {target}")
-    if result.sounds:
-        console.say(sample_files.where_sounds_are(target, count))
-    if result.report:
-        console.say(str(result.report))
+    shape, record, report = output.shape, output.record, cost and cost.report
+    _warn_about_size(shape, record)
+    made = console.count(shape[0], "image" if len(shape) == 4 else "video")
+    if len(shape) == 5:
+        made += f" of {console.count(shape[1], 'frame')}"
+    if output.kept:
+        made += f", {output.kept:,} of them from before the interruption,"
+    console.say(f"{made} in {cost.denoise_seconds if cost else 0:.2f} s of denoising: {output.target}")
+    if output.has_sound:
+        console.say(sample_files.where_sounds_are(output.target, shape[0]))
+    if report:
+        console.say(str(report))
         if policy.threshold is not None:
-            speedup.warn_about(result.report, policy)
-        elif not result.report.reused_steps:
+            speedup.warn_about(report, policy)
+        elif not report.reused_steps:
             level = record.get("cache")
             hint = f"--cache {level} reuses none of so few" if level else None
             console.warn(f"no step was reused; {hint or 'see --cache-interval, --cache-window and --full-steps'}.")
@@ -176,10 +206,11 @@ def _report(pipe, result, target: Path, written: list[Path], record: dict, polic
             "command": "sample",
             "files": [str(path) for path in written],
             "settings": record,
-            "denoise_seconds": result.denoise_seconds,
-            "total_seconds": result.total_seconds,
+            "kept": output.kept,
+            "denoise_seconds": cost.denoise_seconds if cost else 0.0,
+            "total_seconds": cost.total_seconds if cost else 0.0,
             "skip_branches": hasattr(pipe.transformer, "skip_branches"),
-            "cache": result.report and result.report.counts(policy.threshold is not None),
+            "cache": report and report.counts(policy.threshold is not None),
         }
     )
 

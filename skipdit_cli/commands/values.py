@@ -204,7 +204,7 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
     if "from_file" in chosen:
         file = Path(chosen["from_file"])
         record = Layer(f"the record of {file}", read_record(file), foreign=True)
-        if "model" not in record.values and not {"model", "preset"} & set(chosen):
+        if "model" not in record.values and not {"model_argument", "model", "preset"} & set(chosen):
             raise UsageError(f"The record of {file} names no model; give the --preset it was made with, or -m MODEL.")
         _warn_of_overruled(ctx, command, record, layers, typed)
         layers += [record, *(plans if over_record else [])]

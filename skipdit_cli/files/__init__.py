@@ -13,6 +13,7 @@ from skipdit_cli.files.marker import (
 )
 from skipdit_cli.files.one import check_file, check_writable, checksum, replacing
 from skipdit_cli.files.output import fill_folder, install, replace_folder, work_in
+from skipdit_cli.files.partial import PartialFolder, is_partial, read_partial
 from skipdit_cli.files.target import BENCH, CONVERT, DEMO, PLANS, RUN, SAMPLE, check_folder, check_resumed, check_room
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RESUMABLE",
     "RUN",
     "SAMPLE",
+    "PartialFolder",
     "check_apart",
     "check_file",
     "check_folder",
@@ -35,9 +37,11 @@ __all__ = [
     "fill_folder",
     "forget",
     "install",
+    "is_partial",
     "names_in",
     "note",
     "read_marker",
+    "read_partial",
     "remove_listed",
     "replace_folder",
     "replacing",

@@ -13,7 +13,7 @@ from skipdit_cli.files.one import check_writable
 
 CONVERT, RUN, BENCH, SAMPLE, DEMO, PLANS = "convert", "train", "bench", "sample", "demo", "calibrate"
 """The kinds of output folder, each named after the command that writes it; ``finetune`` writes that of ``train``."""
-IN_PLACE = (RUN, DEMO)
+IN_PLACE = (RUN, DEMO, SAMPLE)
 """The kinds that are written in place (``work_in``); others are written elsewhere and renamed (``fill_folder``)."""
 
 

@@ -1,4 +1,4 @@
-"""Metadata of generated files: JSON in a text chunk of an image, or in a file beside a video."""
+"""Metadata of generated files: JSON in an image, or in a file beside a video."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.files import replacing
 from skipdit_cli.formats import parse_json, read_text, to_json
 from skipdit_cli.media.intake import open_image
-from skipdit_cli.media.pictures import METADATA_KEY
+from skipdit_cli.media.pictures import METADATA_KEY, read_comment
 
 MAX_BYTES = 1 << 24  # the metadata of thousands of prompts has a tenth of that
 SIDECAR_SUFFIXES = (".mp4", ".gif", ".json")
@@ -26,10 +26,10 @@ def save_history(video: Path, metadata: dict) -> None:
 
 
 def read_metadata(path: Path) -> dict:
-    """Return the metadata that ``save_png`` or ``save_video`` wrote.
+    """Return the metadata that ``save_picture`` or ``save_video`` wrote.
 
     Args:
-        path: A PNG, a video, or the JSON file beside a video.
+        path: A PNG, JPEG or WebP, a video, or the JSON file beside a video.
     Raises:
         UsageError: The file is missing, no image or video, or was not written by skipdit.
     """
@@ -37,6 +37,8 @@ def read_metadata(path: Path) -> dict:
     if path.suffix.lower() not in SIDECAR_SUFFIXES:
         with open_image(path) as image:
             image.load()
+            if METADATA_KEY not in image.info and (comment := read_comment(image)):
+                return _parse(comment, path, lambda data: data[METADATA_KEY])
             return _parse(image.info.get(METADATA_KEY, ""), path)
     sidecar = history_file(path)
     for required in (path, sidecar):

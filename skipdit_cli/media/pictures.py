@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 METADATA_KEY = "skipdit"
+LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""The format of each suffix that is written with loss."""
+QUALITY = 95
+"""Of a JPEG or WebP, from 1 to 100."""
+EXIF_IFD, EXIF_COMMENT, EXIF_CHARSET = 0x8769, 0x9286, b"ASCII\0\0\0"
+"""Where EXIF 2.3 keeps a UserComment, and how one begins."""
+MOST_EXIF = 60_000
+"""Bytes of a comment; a segment of a JPEG has 65,533, of which the rest of the EXIF data takes some."""
+
+logger = logging.getLogger(__name__)
 
 
 def to_uint8(images) -> np.ndarray:
@@ -60,6 +72,33 @@ def grid(
     return Image.fromarray(canvas)
 
 
+def save_picture(image: Image.Image, path: Path, metadata: dict) -> None:
+    """Write a PNG, JPEG or WebP, by the suffix of the path, with ``metadata`` as JSON in it.
+
+    A PNG holds the metadata in its text chunk ``skipdit``, a JPEG or WebP in the comment of its EXIF data. What is too
+    long for EXIF (64 kB) is left out.
+    """
+    if path.suffix.lower() not in LOSSY:
+        save_png(image, path, metadata)
+        return
+    from PIL.Image import Exif
+
+    exif, comment = Exif(), EXIF_CHARSET + json.dumps({METADATA_KEY: metadata}, allow_nan=False).encode("ascii")
+    if len(comment) <= MOST_EXIF:
+        exif.get_ifd(EXIF_IFD)[EXIF_COMMENT] = comment
+    else:
+        logger.warning("How %s was made is too long to be kept in it, so --from cannot read it; a PNG keeps it.", path)
+    with replacing(path) as part:
+        image.save(part, format=LOSSY[path.suffix.lower()], quality=QUALITY, exif=exif)
+
+
+def read_comment(image: Image.Image) -> str:
+    """Return the JSON that ``save_picture`` put into the EXIF data of an image, or an empty text."""
+    comment = image.getexif().get_ifd(EXIF_IFD).get(EXIF_COMMENT, b"")
+    is_ours = isinstance(comment, bytes) and comment.startswith(EXIF_CHARSET)
+    return comment[len(EXIF_CHARSET) :].decode("ascii", errors="replace") if is_ours else ""
+
+
 def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
     """Write a PNG, with ``metadata`` as JSON in its text chunk ``skipdit``."""
     from PIL.PngImagePlugin import PngInfo
@@ -68,11 +107,3 @@ def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
     info.add_itxt(METADATA_KEY, to_json(metadata))
     with replacing(path) as part:
         image.save(part, format="PNG", pnginfo=info)
-
-
-def save_npz(images: np.ndarray, path: Path) -> None:
-    """Write images, uint8 (N, [F,] H, W, 3), as ``arr_0`` of an .npz file, which the evaluator of ADM reads."""
-    import numpy as np
-
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, arr_0=images)

@@ -6,7 +6,7 @@ import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, install_extra
 from skipdit_cli.models.weights import read_json
 
 QUANTISATION = {
@@ -61,7 +61,7 @@ def check_packages(path, folder: Path, index: dict) -> None:
         if is_sentencepiece and not all(map(importable, ("sentencepiece", "google.protobuf"))):
             raise UsageError(
                 f"Model {path} has a tokenizer of SentencePiece, which needs two more packages; run "
-                "pip install 'skipdit-cli[text]'."
+                f"{install_extra('text')}."
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.sample_settings import PipelineSettings
@@ -71,6 +72,17 @@ class CalibrateSettings:
     )
     dry_run: bool = setting(False, "Say about how long it takes, and stop.", "Search")
     overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
+
+    HELP: ClassVar[dict[str, str | None]] = {
+        "scheduler": "Search with this scheduler alone, without fitted samplers: ddim, dpm++, unipc, deis or euler. "
+        "[default: all that the pipeline takes, and fitted]",
+        "scheduler_spacing": "Spacing of the timesteps of --scheduler: lu, karras, exponential, beta, leading, "
+        "linspace or trailing. [default: searched]",
+        "timesteps": None,
+        "image": None,
+        "strength": None,
+    }
+    """Help texts that differ from those of ``sample``; None for a flag that is refused."""
 
     def check(self) -> None:
         """Refuse values that no calibration can use.

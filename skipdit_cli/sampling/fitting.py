@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from skipdit_cli.errors import NotFiniteError, UsageError, first_line
+from skipdit_cli.errors import NotFiniteError, UsageError, first_line, install_extra
 from skipdit_cli.families.pipeline_parts import SECOND, transformers_of
 from skipdit_cli.quiet import quiet
 from skipdit_cli.sampling.device import move
@@ -145,7 +145,7 @@ def check_lora(path: str | None) -> None:
     if path is None:
         return
     if importlib.util.find_spec("peft") is None:
-        raise UsageError("Got --lora, which needs one more package; run pip install 'skipdit-cli[lora]'.")
+        raise UsageError(f"Got --lora, which needs one more package; run {install_extra('lora')}.")
     local = Path(path).expanduser()
     if not local.exists() and (path.count("/") != 1 or local.suffix):
         raise UsageError(f"Got --lora {path}, which does not exist; give a file, a folder or a hub id (OWNER/NAME).")

@@ -60,6 +60,10 @@ class Generated:
     calls: int = 0
     full_steps: tuple[int, ...] = ()
 
+    def without_samples(self) -> Generated:
+        """Return the costs alone, for a run whose samples are written as they are made."""
+        return replace(self, images=None, latents=self.latents.new_empty(0), sounds=[])
+
 
 def generate(
     pipe: Pipeline,
@@ -87,7 +91,37 @@ def generate(
             its VAE are scaled in an unknown way.
         NotFiniteError: The samples are NaN or infinite; the error holds them, without images.
     """
-    began = time.perf_counter()
+    began, parts = time.perf_counter(), []
+    try:
+        for _, part in generate_batches(pipe, conditions, policy=policy, decode=decode, advance=advance, **settings):
+            parts.append(part)
+    except NotFiniteError as cause:
+        if cause.made is not None:
+            parts.append(cause.made)
+            cause.made = replace(join(parts, policy), total_seconds=time.perf_counter() - began)
+        raise
+    return replace(join(parts, policy), total_seconds=time.perf_counter() - began)
+
+
+def generate_batches(
+    pipe: Pipeline,
+    conditions: Sequence[int | str | None],
+    *,
+    policy: CachePolicy | None = None,
+    decode: bool = True,
+    advance: Callable[[], None] | None = None,
+    skip: Callable[[slice], bool] = lambda batch: False,
+    **settings: Any,
+) -> Iterator[tuple[slice, Generated]]:
+    """Sample as ``generate`` does, and yield each batch when it is done, so that memory holds one batch.
+
+    Args:
+        skip: Returns whether a batch, a slice of ``conditions``, is left out, for a run that is resumed. The other
+            batches are the same whether it is or not.
+
+    Yields:
+        The slice of ``conditions`` that the batch is, and its samples.
+    """
     explicit = as_sampler(settings.get("scheduler")).timesteps
     run = RunSettings(**({} if explicit is None else {"num_inference_steps": len(explicit)}) | settings)
     run = run if run.guidance_scale is not None else replace(run, guidance_scale=default_guidance(pipe))
@@ -101,30 +135,50 @@ def generate(
     steps = _StepCounter(advance)
     sampler = _make_sampler(pipe, scheduler, run, pipe_decodes, steps)
 
-    outputs = _Outputs()
     policy = policy and policy_for(policy, scheduler, run.arguments)
     with output_branch(transformer_of(pipe), scheduler), _caches(pipe, policy, scheduler) as caches:
         for batch in batches(pipe, conditions, run.batch_size, alone=run.image is not None):
-            steps.count = 0
+            if skip(batch):
+                continue
+            began, steps.count = time.perf_counter(), 0
             for cache in caches:
                 cache.reset()
             with _scheduled(pipe, scheduler), diagnosis.translated_errors(pipe), Stopwatch(pipe) as watch:
                 output = sampler.run(conditions[batch], _generators(run.seed, batch))
-            outputs.add(output, watch, caches)
-            if (part := outputs.broken_part(pipe_decodes)) is not None:
-                break
-        generated = outputs.generated(began, caches, steps.count)
-        if part is not None:
-            with _scheduled(pipe, scheduler):
-                message = diagnosis.explain(
-                    pipe,
-                    part,
-                    lambda step: replace(sampler, advance=step).run(conditions[batch], _generators(run.seed, batch)),
-                )
-            raise NotFiniteError(message, replace(generated, images=None))
-    if decode and not pipe_decodes:
-        generated = _decode(pipe, generated, run.batch_size, began)
-    return generated
+            part = _batch_result(output, watch, caches, steps.count)
+            if (broken := _broken_part(part, pipe_decodes)) is not None:
+
+                def run_again(step: Callable[[], None], batch: slice = batch) -> tuple:
+                    return replace(sampler, advance=step).run(conditions[batch], _generators(run.seed, batch))
+
+                with _scheduled(pipe, scheduler):
+                    message = diagnosis.explain(pipe, broken, run_again)
+                raise NotFiniteError(message, replace(part, images=None))
+            if decode and not pipe_decodes:
+                part = _decode(pipe, part)
+            yield batch, replace(part, total_seconds=time.perf_counter() - began)
+
+
+def join(parts: Sequence[Generated], policy: CachePolicy | None = None) -> Generated:
+    """Return the batches of a run as one; without images if a batch has none.
+
+    Args:
+        policy: That of the run.
+    """
+    last, reports = parts[-1], [part.report for part in parts if part.report is not None]
+    has_threshold = policy is not None and policy.threshold is not None
+    return Generated(
+        images=None if any(part.images is None for part in parts) else np.concatenate([p.images for p in parts]),
+        latents=torch.cat([part.latents for part in parts]),
+        report=CacheReport.over(reports) if reports and has_threshold else last.report,
+        denoise_seconds=sum(part.denoise_seconds for part in parts),
+        total_seconds=sum(part.total_seconds for part in parts),
+        cache_bytes=max(part.cache_bytes for part in parts),
+        sounds=[sound for part in parts for sound in part.sounds],
+        steps=last.steps,
+        calls=last.calls,
+        full_steps=last.full_steps,
+    )
 
 
 def _make_sampler(pipe, scheduler, run: RunSettings, pipe_decodes: bool, advance: Callable[[], None]):
@@ -202,53 +256,6 @@ class _StepCounter:
             self.advance()
 
 
-class _Outputs:
-    """The outputs of the batches of a run, and their cost."""
-
-    def __init__(self):
-        self.latents, self.images, self.sounds, self.reports = [], [], [], []
-        self.seconds, self.cache_bytes, self.calls = 0.0, 0, 0
-
-    def add(self, output: tuple, watch: Stopwatch, caches: list) -> None:
-        """Add the output of one batch (see ``ByText.run``)."""
-        latents, images, self.last_sounds = output
-        self.latents.append(latents.cpu())
-        self.images.append(images)
-        self.sounds += self.last_sounds
-        self.seconds, self.calls = self.seconds + watch.seconds, watch.calls
-        self.reports.append(CacheReport.over([cache.report() for cache in caches]) if caches else None)
-        self.cache_bytes = max(self.cache_bytes, sum(cache.peak_bytes for cache in caches))
-
-    def broken_part(self, decoded: bool) -> str | None:
-        """Return the part of the last batch that is NaN or infinite, as ``diagnosis.explain`` takes it, or None.
-
-        Args:
-            decoded: Whether the pipeline decodes, and so leaves no images where they are not finite.
-        """
-        if not is_finite(self.latents[-1]):
-            return "latents"
-        if decoded and self.images[-1] is None:
-            return "pictures"
-        return None if all(np.isfinite(sound.waves).all() for sound in self.last_sounds) else "sound"
-
-    def generated(self, began: float, caches: list, steps: int) -> Generated:
-        """Return all batches as one; without images if a batch has none."""
-        has_threshold = any(cache.policy.threshold is not None for cache in caches)
-        has_images = all(images is not None for images in self.images)
-        return Generated(
-            images=np.concatenate(self.images) if has_images else None,
-            latents=torch.cat(self.latents),
-            report=CacheReport.over(self.reports) if has_threshold else self.reports[-1],
-            denoise_seconds=self.seconds,
-            total_seconds=time.perf_counter() - began,
-            cache_bytes=self.cache_bytes,
-            sounds=self.sounds,
-            steps=steps,
-            calls=self.calls,
-            full_steps=_full_steps(caches, steps),
-        )
-
-
 def _full_steps(caches: list, steps: int) -> tuple[int, ...]:
     """Return the indices of the full steps of the last batch; two transformers count the steps of one generation."""
     if not caches:
@@ -256,10 +263,39 @@ def _full_steps(caches: list, steps: int) -> tuple[int, ...]:
     return tuple(sorted({step for cache in caches for step in cache.record.full_steps}))
 
 
-def _decode(pipe, generated: Generated, batch_size: int | None, began: float) -> Generated:
-    """Decode the latents of a run."""
+def _batch_result(output: tuple, watch: Stopwatch, caches: list, steps: int) -> Generated:
+    """Return the output of one batch (see ``ByText.run``) with its cost."""
+    latents, images, sounds = output
+    return Generated(
+        images=images,
+        latents=latents.cpu(),
+        report=CacheReport.over([cache.report() for cache in caches]) if caches else None,
+        denoise_seconds=watch.seconds,
+        total_seconds=watch.seconds,
+        cache_bytes=sum(cache.peak_bytes for cache in caches),
+        sounds=list(sounds),
+        steps=steps,
+        calls=watch.calls,
+        full_steps=_full_steps(caches, steps),
+    )
+
+
+def _broken_part(part: Generated, decoded: bool) -> str | None:
+    """Return the part of a batch that is NaN or infinite, as ``diagnosis.explain`` takes it, or None.
+
+    Args:
+        decoded: Whether the pipeline decodes, and so leaves no images where they are not finite.
+    """
+    if not is_finite(part.latents):
+        return "latents"
+    if decoded and part.images is None:
+        return "pictures"
+    return None if all(np.isfinite(sound.waves).all() for sound in part.sounds) else "sound"
+
+
+def _decode(pipe, part: Generated) -> Generated:
+    """Decode the latents of a batch."""
     try:
-        images = to_pixels(pipe, generated.latents, batch_size or len(generated.latents))
+        return replace(part, images=to_pixels(pipe, part.latents, len(part.latents)))
     except NotFiniteError as cause:
-        raise NotFiniteError(str(cause), generated) from cause
-    return replace(generated, images=images, total_seconds=time.perf_counter() - began)
+        raise NotFiniteError(str(cause), part) from cause

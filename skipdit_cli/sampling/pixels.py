@@ -52,7 +52,8 @@ def to_pixels(
     if latents.ndim == 3:
         raise UsageError("This model's latents are no pictures, and it has no VAE here; give --vae.")
     preview = latents[:, :3] if latents.shape[1] > 3 else latents[:, :1]
-    return to_array(preview / (3 * preview.std() + 1e-8))
+    spread = preview.std(dim=tuple(range(1, preview.ndim)), keepdim=True)  # of each sample, whatever its batch holds
+    return to_array(preview / (3 * spread + 1e-8))
 
 
 def _decode(pipe, latents: torch.Tensor, batch_size: int, is_video: bool = False) -> Iterator[torch.Tensor]:
@@ -95,13 +96,16 @@ def pixel_size(pipe, height: int | None = None, width: int | None = None) -> tup
     return side if height is None else height // reduced, side if width is None else width // reduced
 
 
-def check_memory(pipe, count: int, height=None, width=None, num_frames=None, drawn: int = 1) -> None:
+def check_memory(
+    pipe, count: int, height=None, width=None, num_frames=None, drawn: int = 1, held: int | None = None
+) -> None:
     """Refuse more samples than memory holds, before any is made.
 
     Args:
         pipe: The pipeline; or its outline, which has no VAE, so that pixels are counted like latents: a lower bound.
         height, width, num_frames: The settings of the run, if any.
-        drawn: Pixels drawn per pixel of a sample: in a grid of all samples, enlarged if they are tiny.
+        drawn: Pixels drawn per pixel of a sample: in a grid, enlarged if they are tiny.
+        held: The most samples whose pixels memory holds at once; all of them if None.
     Raises:
         UsageError: There are too many samples, or they are too large.
     """
@@ -110,7 +114,8 @@ def check_memory(pipe, count: int, height=None, width=None, num_frames=None, dra
     default = config.get("sample_size")
     tall, wide = sides or [size or (default if isinstance(default, int) else 1) for size in (height, width)]
     frames = num_frames or config.get("video_length") or call_default(pipe, frames_argument(pipe)) or 1
-    needed, free = count * (3 * tall * wide * frames * (1 + drawn) + SAMPLE_BYTES), free_memory()
+    pixels, free = 3 * tall * wide * frames * (1 + drawn), free_memory()
+    needed = min(count, held or count) * pixels + count * SAMPLE_BYTES
     if needed > free:
         samples = f"{counted(count, 'sample')} of at least {wide}x{tall} pixels"
         samples += f" and {frames:,} frames" if frames > 1 else ""

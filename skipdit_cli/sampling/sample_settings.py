@@ -122,7 +122,8 @@ class SampleSettings:
 
     output: Path | None = setting(
         None,
-        "File (.png, .mp4, .gif), or folder for one file per sample. [default: a new folder in outputs/]",
+        "File (.png, .jpg, .webp, .mp4, .gif), or folder for one file per sample, whose interrupted run the same "
+        "command resumes. [default: a new folder in outputs/]",
     )
     class_labels: str | None = setting(
         None,
@@ -171,6 +172,9 @@ class SampleSettings:
         "evaluator.",
         OUTPUT,
         metavar="FILE",
+    )
+    format: str | None = setting(
+        None, "Format of the images in a folder: png, jpg or webp. [default: png]", OUTPUT, metavar="png|jpg|webp"
     )
     overwrite: bool = setting(False, "Replace an existing output.", OUTPUT)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, install_extra
 
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
 """The data sets that need no folder, and what their samples are."""
@@ -88,7 +88,7 @@ def check_source(source: DataSource, columns: dict[str, str | None], config_name
         )
     if source.kind == HUB and importlib.util.find_spec("datasets") is None:
         raise UsageError(
-            f"Got --data hf:{source.name}, which needs the package datasets: run pip install 'skipdit-cli[data]'."
+            f"Got --data hf:{source.name}, which needs the package datasets: run {install_extra('data')}."
         )
 
 

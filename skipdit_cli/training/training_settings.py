@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 
 from skipdit_cli import files
-from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.errors import UsageError, install_extra, nearest
 from skipdit_cli.settings import OUTPUT, flag_name, setting
 from skipdit_cli.training.data_source import check_source, parse_data
 from skipdit_cli.training.weighting import WEIGHTINGS, Weighting, check_weighting
@@ -197,7 +197,7 @@ class TrainingSettings:
         self._check_output(models or {}, preset)
         if self.report_to in TRACKERS and importlib.util.find_spec(self.report_to) is None:
             raise UsageError(
-                f"Got --report-to {self.report_to}, which is not installed: run pip install 'skipdit-cli[trackers]'."
+                f"Got --report-to {self.report_to}, which is not installed: run {install_extra('trackers')}."
             )
 
     def _check_least(self, name: str, least: int | None) -> None:

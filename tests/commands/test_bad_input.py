@@ -173,7 +173,7 @@ CASES = [
     Case("no such device", f"{SAMPLE} --device cuda", 2, "no CUDA device", "no gpu"),
     Case("picture that exists", "sample -m {w}/skip -o {w}/plain.png", 2, "exists"),
     Case("picture below a file", "sample -m {w}/skip -o {w}/file/a.png", 2, "file"),
-    Case("picture of another kind", "sample -m {w}/skip -o out.jpg", 2, ".png"),
+    Case("picture of another kind", "sample -m {w}/skip -o out.bmp", 2, ".png"),
     Case("video of an image model", f"{SAMPLE} -o out.mp4", 2, "makes images; expected a .png"),
     Case("frames of an image", f"{SAMPLE} --num-frames 4", 2, "--num-frames 4, but this model makes images"),
     Case("frame rate of an image", f"{SAMPLE} --fps 8", 2, "--fps 8, but this model makes images"),

@@ -124,3 +124,14 @@ def test_a_time_limit_leaves_less_to_try(skipdit):
     long, none = (skipdit(*run, "--time-limit", minutes) for minutes in (1e6, 0))
     assert long.json["tries"] > none.json["tries"] and long.json["forwards"] > none.json["forwards"]
     assert "more than the --time-limit of 0 minutes" in none.stderr and "time-limit" not in long.stderr
+
+
+def test_a_prompt_for_classes_is_refused_without_a_warning_about_it(skipdit, tiny_pipeline, tmp_path):
+    ran = skipdit("calibrate", tiny_pipeline(), "--prompt", "a cat", "--cost", 3, "-o", tmp_path / "plan.yaml")
+    assert ran.code == 2 and "which takes none" in ran.stderr and "Warning" not in ran.stderr, ran.stderr
+
+
+def test_the_help_shows_no_flag_that_calibrate_refuses(skipdit):
+    text = skipdit("calibrate", "--help").stdout
+    assert not [flag for flag in ("--timesteps", "--image", "--strength", "euler-a", "heun") if flag in text]
+    assert "Search with this scheduler alone" in text

@@ -50,3 +50,24 @@ def test_a_config_that_diffusers_cannot_build(tiny_pipeline, skipdit):
     path.write_text(json.dumps({**json.loads(path.read_text()), "norm_type": "layer_norm"}))
     outcome = skipdit("info", folder)
     assert outcome.code == 2 and outcome.exception is None
+
+
+def test_a_second_look_imports_no_torch_and_a_changed_config_is_counted_anew(tiny_pipeline, skipdit, monkeypatch):
+    import sys
+
+    info = sys.modules["skipdit_cli.commands.info"]
+
+    folder, count, counted = tiny_pipeline(), info._count, []
+
+    def noted(*arguments):
+        counted.append(arguments)
+        return count(*arguments)
+
+    monkeypatch.setattr(info, "_count", noted)
+    first = skipdit("info", folder, "--json")
+    assert first.code == 0 and len(counted) == 1, first.stderr
+    assert skipdit("info", folder, "--json").stdout == first.stdout and len(counted) == 1
+    assert skipdit("info", folder, "--steps", 7).code == 0 and len(counted) == 2
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"num_layers": 6', '"num_layers": 4'))
+    assert skipdit("info", folder, "--json").json["blocks"] == 4 and len(counted) == 3

@@ -199,7 +199,7 @@ def test_from_command_to_block_in_six_frames(tiny_pipeline, skipdit, tmp_path, m
     assert ran.code == 0, ran.stderr
     assert seen[0] == [
         "commands/sample.py:sample",
-        "sampling/generate.py:generate",
+        "sampling/generate.py:generate_batches",
         "sampling/by_class.py:run",
         "cache/enable.py:__call__",
         "trunk/forward_state.py:__call__",

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from skipdit_cli.bench.peers.known_peers import PEERS
 from skipdit_cli.bench.peers.peer import PeerSetting, PeerUnsupported, RunFacts
 from skipdit_cli.bench.peers.restoring import Snapshot
-from skipdit_cli.errors import first_line
+from skipdit_cli.errors import first_line, install_extra
 from skipdit_cli.families.pipeline_parts import transformers_of
 
 ALMOST_ALL = 0.999
@@ -185,7 +185,7 @@ def _import(module: str, package: str) -> None:
         importlib.import_module(module)
     except ModuleNotFoundError as cause:
         if cause.name == module:
-            raise PeerUnsupported(f"{package} is not installed; run pip install 'skipdit-cli[peers]'.") from cause
+            raise PeerUnsupported(f"{package} is not installed; run {install_extra('peers')}.") from cause
         raise
 
 

@@ -167,7 +167,7 @@ def make_notes(bench, random_weights: bool = False, compiled: bool = False) -> l
     for case, reason in bench.broken.items():
         schedule = case.schedule or f"{case.steps} steps"
         notes.append(f"{case.name}, {schedule}: no quality, for it is NaN or infinite. {reason}")
-    notes += bench.peers.notes()
+    notes += [*bench.kept.note(), *bench.peers.notes()]
     notes += _accuracy_notes(bench.solutions)
     if random_weights:
         notes.append("Random weights: the times are those of a trained model, the quality columns are not.")

@@ -1,0 +1,179 @@
+"""Where ``skipdit sample`` writes, and what it refuses to write there."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from skipdit_cli import files, media
+from skipdit_cli.commands.replay import RECORDED
+from skipdit_cli.errors import UsageError
+from skipdit_cli.settings import flag_name
+
+IMAGES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".mp4", ".gif")
+VISIBLE = 256
+"""Samples of less than 64 pixels are enlarged to this height where they are shown together or as a video."""
+MOST_IN_GRID = {False: 64, True: 16}
+"""Images, and videos, in the grid of a folder: the first ones."""
+
+
+def choose_target(
+    output: Path | None,
+    npz: Path | None,
+    overwrite: bool,
+    reads: Mapping[str, object],
+    format: str | None = None,
+) -> Path:
+    """Return the file or folder that the samples go to, after checking that it may be written.
+
+    The folder of an interrupted run may be, for it may be resumed (see ``is_resumed``).
+
+    Args:
+        output: ``--output``; a new folder in ``outputs/`` if None.
+        format: ``--format``, which is for the images in a folder.
+        reads: What the command reads, as for ``files.check_apart``.
+
+    Raises:
+        UsageError: The type of file is not one that is written, or something in its place may not be replaced.
+    """
+    if output is None:
+        output = Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    if output.suffix and output.suffix.lower() not in IMAGES + VIDEOS:
+        raise UsageError(f"Got --output {output} but expected a {_listed(IMAGES + VIDEOS)} file or a folder.")
+    if format is not None and f".{format}" not in IMAGES:
+        raise UsageError(f"Got --format '{format}' but expected {_listed(IMAGES).replace('.', '')}.")
+    if format is not None and output.suffix:
+        raise UsageError(f"Got --format {format} with --output {output}, whose suffix says it; leave --format out.")
+    if npz is not None and npz.suffix.lower() != ".npz":
+        raise UsageError(f"Got --npz {npz} but expected a .npz file.")
+    is_partial = not output.suffix and files.is_partial(output, files.SAMPLE)
+    companions = companions_of(output) if output.suffix.lower() in VIDEOS else []
+    for path in (*([output] if output.suffix else []), *companions, *([npz] if npz else [])):
+        in_place = path == output  # a file may be made again in its own place
+        files.check_apart(path, {flag: read for flag, read in reads.items() if flag != "--from" or not in_place})
+        files.check_file(path, overwrite or is_partial)
+    for path in filter(Path.exists, companions):
+        _check_companion(path, output)
+    if not output.suffix:
+        files.check_apart(output, reads)
+        if is_partial:
+            files.check_resumed(output, files.SAMPLE)
+        else:
+            files.check_folder(output, files.SAMPLE, overwrite)
+    return output
+
+
+def is_resumed(target: Path, settings: Mapping[str, object], overwrite: bool) -> bool:
+    """Return whether a run goes on from the samples that an interrupted one left in its folder.
+
+    With ``overwrite`` it does too where the settings are the same, and else the folder is replaced.
+
+    Args:
+        settings: All that the files depend on, as plain data.
+
+    Raises:
+        UsageError: The interrupted run has other settings.
+    """
+    if target.suffix or not files.is_partial(target, files.SAMPLE):
+        return False
+    try:
+        partial, damage = files.read_partial(target), None
+    except UsageError as cause:
+        partial, damage = {}, cause
+    if partial == settings:
+        return True
+    if overwrite:
+        files.check_folder(target, files.SAMPLE, overwrite)
+        return False
+    if damage is not None:
+        raise damage
+    names = [name for name in {**partial, **settings} if partial.get(name) != settings.get(name)]
+    raise UsageError(
+        f"Output {target} is of an interrupted run with other settings ({', '.join(map(_spelled, names))}); give the "
+        "same ones to go on, --overwrite to start anew, or another --output."
+    )
+
+
+def _spelled(name: str) -> str:
+    return flag_name(name) if name in RECORDED or name in ("npz", "format") else name
+
+
+def companions_of(video: Path) -> list[Path]:
+    """Return the files that are written beside a video: its history and its frames in one image."""
+    return [media.history_file(video), contact_sheet_of(video)]
+
+
+def _check_companion(path: Path, video: Path) -> None:
+    """Raise ``UsageError`` unless an existing file beside a video was written by ``sample`` for this video."""
+    owners = [str(other) for suffix in VIDEOS if (other := video.with_suffix(suffix)) != video and other.exists()]
+    try:
+        media.read_metadata(path)
+    except UsageError:
+        raise UsageError(
+            f"Output {video} would replace {path}, which is not from skipdit; give another --output."
+        ) from None
+    if owners:
+        raise UsageError(f"Output {video} would replace {path}, which is of {owners[0]}; give another --output.")
+
+
+def check_kind(target: Path, pipe) -> None:
+    """Refuse a file for images if the model makes videos, and the reverse.
+
+    Args:
+        pipe: The pipeline or its outline.
+
+    Raises:
+        UsageError: The suffix of the file is of the other kind.
+    """
+    from skipdit_cli.sampling.pixels import is_video
+
+    suffixes, kind = (VIDEOS, "videos") if is_video(pipe) else (IMAGES, "images")
+    if target.suffix and target.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"Got --output {target}, but this model makes {kind}; expected a {_listed(suffixes)} file or a folder."
+        )
+
+
+def _listed(suffixes: Sequence[str]) -> str:
+    return f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+
+
+def check_size(
+    target: Path,
+    pipe,
+    count: int,
+    batch_size: int,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+) -> None:
+    """Refuse samples that memory cannot hold or that the format of a video cannot have.
+
+    Args:
+        count: The number of samples.
+        batch_size: Samples per batch.
+        height, width, num_frames: The size in pixels and frames; None for the pipeline's own.
+
+    Raises:
+        UsageError: The samples are too many or too large, or the format takes no video of this size.
+    """
+    from skipdit_cli.sampling.pixels import check_memory, is_video, pixel_size
+
+    video, size = is_video(pipe), pixel_size(pipe, height, width)
+    scale = 1 if size is None else enlargement(size[0], alone=count == 1 and not video)
+    held = None if target.suffix else max(batch_size, MOST_IN_GRID[video])
+    check_memory(pipe, count, height, width, num_frames, drawn=scale**2 * (2 if video else 1), held=held)
+    if video and size is not None:
+        media.check_video_size(target if target.suffix else target / "0000.mp4", *reversed(size))
+
+
+def contact_sheet_of(video: Path) -> Path:
+    """Return the image with the frames of a video, which is written beside it."""
+    return video.with_suffix(".png")
+
+
+def enlargement(height: int, alone: bool) -> int:
+    """Return the factor that enlarges tiny samples to be seen; an image alone keeps its size."""
+    return 1 if alone or height >= 64 else VISIBLE // height

@@ -1,0 +1,94 @@
+"""Names that other tools give to our flags, and the names of a flag that a user typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+SYNONYMS = {
+    "accumulate-grad-batches": "gradient-accumulation-steps",
+    "batch": "batch-size",
+    "cfg": "guidance-scale",
+    "cfg-scale": "guidance-scale",
+    "checkpoint": "model",
+    "ckpt": "model",
+    "class-ids": "class-labels",
+    "classes": "class-labels",
+    "data-dir": "data",
+    "data-path": "data",
+    "dataset": "data",
+    "dataset-name": "data",
+    "epochs": "num-train-epochs",
+    "frames": "num-frames",
+    "global-batch-size": "train-batch-size",
+    "grad-accum": "gradient-accumulation-steps",
+    "grad-clip": "max-grad-norm",
+    "guidance": "guidance-scale",
+    "half-precision": "dtype",
+    "image-size": "resolution",
+    "inference-steps": "num-inference-steps",
+    "instance-data-dir": "data",
+    "labels": "class-labels",
+    "lr": "learning-rate",
+    "lr-scheduler-type": "lr-scheduler",
+    "max-steps": "max-train-steps",
+    "model-id": "model",
+    "model-name-or-path": "model",
+    "model-path": "model",
+    "n-samples": "num-images",
+    "neg-prompt": "negative-prompt",
+    "num-images-per-prompt": "num-images",
+    "num-samples": "num-images",
+    "num-sampling-steps": "num-inference-steps",
+    "num-steps": "num-inference-steps",
+    "num-workers": "dataloader-num-workers",
+    "out": "output",
+    "outdir": "output",
+    "output-dir": "output",
+    "output-path": "output",
+    "precision": "dtype",
+    "pretrained-model-name-or-path": "model",
+    "prompt-file": "prompts-file",
+    "resume": "resume-from-checkpoint",
+    "sampler": "scheduler",
+    "sampling-steps": "num-inference-steps",
+    "save-dir": "output",
+    "seeds": "seed",
+    "steps": "num-inference-steps",
+    "torch-dtype": "dtype",
+    "train-data-dir": "data",
+    "video-length": "num-frames",
+    "weight-dtype": "dtype",
+}
+"""Our flag for each name that scripts of diffusers, DiT, Latte, accelerate, sd-scripts or litgpt give to the same
+thing; hyphens stand for underscores."""
+
+
+def flag_meant(typed: str, flags: Iterable[str]) -> str | None:
+    """Return the flag of a command that another tool's name stands for, or None.
+
+    Args:
+        typed: An unknown flag, such as ``--output_dir``.
+        flags: The long flags of the command.
+    """
+    flags, name = set(flags), typed.lstrip("-").lower().replace("_", "-")
+    for candidate in (name, name.removeprefix("no-"), SYNONYMS.get(name, name)):
+        if f"--{candidate}" in flags:
+            return f"--{candidate}"
+    return None
+
+
+def with_typed_names(message: str, spellings: Iterable[Sequence[str]], arguments: Sequence[str]) -> str:
+    """Return a message with each flag under the name that the user typed (``--steps``).
+
+    Args:
+        spellings: The long names of each flag that has several.
+        arguments: The command line.
+    """
+    names = {argument.split("=")[0] for argument in arguments}
+    for spelling in spellings:
+        typed = [name for name in spelling if name in names]
+        if len(typed) == 1:
+            others = "|".join(re.escape(name) for name in spelling if name != typed[0])
+            message = re.sub(rf"(?<![\w-])(?:{others})(?![\w-])", typed[0], message)
+    return message

@@ -1,0 +1,103 @@
+"""Output folders that are filled file by file: an interrupted run leaves what it has made, and is resumed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.files.marker import BEGUN, FINISHED, RESUMABLE, forget, note, read_marker, remove_listed
+from skipdit_cli.files.one import replacing
+from skipdit_cli.files.output import work_in
+from skipdit_cli.formats import parse_json, read_text, to_json
+
+PARTIAL = "partial.json"
+"""The file with the settings of an unfinished run, deleted when it is finished."""
+MOST_BYTES = 1 << 26
+
+logger = logging.getLogger(__name__)
+
+
+def is_partial(target: Path, kind: str) -> bool:
+    """Return whether a folder is that of an interrupted run of a command, which the same command resumes."""
+    place = Path(os.path.realpath(target))
+    marker = read_marker(place) or {}
+    return marker.get("kind") == kind and marker["state"] != FINISHED and (place / PARTIAL).is_file()
+
+
+def read_partial(target: Path) -> dict[str, Any]:
+    """Return the settings of the interrupted run in a folder.
+
+    Raises:
+        UsageError: The file that holds them is damaged.
+    """
+    file = target / PARTIAL
+    settings: Any = parse_json(read_text(file, MOST_BYTES), file)
+    if not isinstance(settings, dict):
+        raise UsageError(f"Got {file}, which is damaged; give another --output, or --overwrite to start anew.")
+    return settings
+
+
+class PartialFolder:
+    """A folder that is filled file by file, in place, as a context manager.
+
+    It is created by ``open``, so that a run that fails before its first file leaves nothing.
+
+    Args:
+        target: The folder.
+        kind: The command that writes it.
+        settings: All that the files depend on, as plain data.
+        resume: Continue in the folder of an interrupted run.
+    """
+
+    def __init__(self, target: Path, kind: str, settings: Mapping[str, object], resume: bool):
+        self.target, self.kind, self.settings, self.resume = target, kind, settings, resume
+        self.place, self.stack, self.is_open = Path(os.path.realpath(target)), ExitStack(), False
+        self.is_kept = False
+
+    def __enter__(self) -> PartialFolder:
+        return self
+
+    def open(self, names: Iterable[str]) -> None:
+        """Create the folder, or continue in it; a second call does nothing.
+
+        Args:
+            names: The files that will be written, relative to the folder.
+        """
+        if self.is_open:
+            return
+        self.stack.enter_context(work_in(self.target, self.kind, self.resume))
+        self.is_open = True
+        note(self.place, *names, PARTIAL)
+        with replacing(self.place / PARTIAL) as part:
+            part.write_text(to_json(dict(self.settings)), encoding="utf-8")
+
+    def keep(self) -> None:
+        """Say that the folder holds something to resume from, so that a failure does not remove it."""
+        if not self.is_kept:  # the manifest may be long
+            note(self.place, state=RESUMABLE)
+            self.is_kept = True
+
+    def finish(self, *temporary: str) -> None:
+        """Delete what only an unfinished run needs: its settings, and ``temporary`` files."""
+        for name in (*temporary, PARTIAL):
+            (self.place / name).unlink(missing_ok=True)
+        forget(self.place, *temporary, PARTIAL)
+
+    def __exit__(self, kind, cause, trace) -> None:
+        try:
+            self.stack.__exit__(kind, cause, trace)
+        finally:
+            state = (read_marker(self.place) or {}).get("state") if self.is_open else None
+            if cause is not None and state == BEGUN:
+                remove_listed(self.place)
+            if isinstance(cause, KeyboardInterrupt) and state == RESUMABLE:
+                logger.info("%s keeps what was made; the same command goes on from there.", self.target)
+        if isinstance(cause, OSError):
+            kept = "nothing was kept" if state != RESUMABLE else "what was made is kept, and the same command goes on"
+            reason = cause.strerror or first_line(cause)
+            raise SkipditError(f"Writing {self.target} failed: {reason}; {kept}.") from cause
