@@ -119,10 +119,10 @@ def candidates(pipe: Pipeline) -> list[Sampler]:
 
 def full_run_sampler(pipe: Pipeline, sampler: Sampler | str | None) -> Sampler:
     """Return the sampler of a full run that plans are compared with: a given one, the pipeline's own if None, and DDIM
-    where that is DDPM, which adds noise (HunyuanDiT)."""
+    where that adds noise (DDPM of HunyuanDiT, Euler Ancestral of Allegro)."""
     chosen = as_sampler(sampler)
-    is_ddpm = chosen == Sampler() and isinstance(make_scheduler(chosen, pipe), diffusers.DDPMScheduler)
-    return Sampler("ddim") if is_ddpm else chosen
+    adds_noise = chosen == Sampler() and not is_deterministic(make_scheduler(chosen, pipe))
+    return Sampler("ddim") if adds_noise and not follows_flow(pipe.scheduler) else chosen
 
 
 def usable_samplers(proposals: Iterable[Sampler], pipe: Pipeline) -> list[Sampler]:
