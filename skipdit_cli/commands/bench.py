@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from skipdit_cli import console, files
 from skipdit_cli.bench.bench_settings import BenchSettings
-from skipdit_cli.commands import bench_policies, options, parsing, pipeline_setup, report_file
+from skipdit_cli.commands import bench_policies, bench_report, options, parsing, pipeline_setup, report_file
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
 from skipdit_cli.presets import preset_path
@@ -63,12 +62,12 @@ def bench(
     rows = _measure(run, settings, {"model": model or preset, "vanilla": settings.vanilla, **record})
     report = run.report(rows, model or preset, record)
     if settings.overhead:
-        _add_overhead(report)
+        bench_report.add_overhead(report)
     if settings.output is not None:
         with files.fill_folder(settings.output, files.BENCH) as folder:
             save_report(report, folder)
         run.kept.remove()
-    _print_report(report, settings.output, card)
+    bench_report.print_report(report, settings.output, card)
     if settings.picture is not None:
         save_pictures(run, rows, settings.picture_paths())
         console.say(f"Wrote {' and '.join(map(str, settings.picture_paths()))}.")
@@ -245,35 +244,6 @@ def _sampler_record(shared) -> dict:
     """Return the flags of the sampler that are set beside the name of its scheduler."""
     values = {name: getattr(shared, name) for name in ("scheduler_spacing", "scheduler_arg", "timesteps")}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _add_overhead(report: dict) -> None:
-    """Measure the overhead of the caches in Python, and put its rows and its sentences into the report."""
-    from skipdit_cli.bench.overhead.call_overhead import measure_overhead, overhead_notes
-
-    report["overhead"] = measure_overhead()
-    report["notes"] += overhead_notes(report["overhead"])
-
-
-def _print_report(report: dict, output: Path | None, card: Path | None) -> None:
-    """Print the table and what it says, put both into the card, and emit the JSON object of ``--json``."""
-    from skipdit_cli.bench.results.tables import results, sentences, table
-    from skipdit_cli.cards.card import put_bench
-
-    columns, lines = table(report["rows"], width=console.screen().width)
-    console.table(columns, lines)
-    left_out = [name for name in table(report["rows"])[0] if name not in columns]
-    if left_out:
-        console.say(f"Too wide for this terminal, but in the report of -o and in --json: {', '.join(left_out)}.")
-    for line in sentences(report):
-        console.say(line)
-    if output is not None:
-        *others, last = ["bench.json", "bench.md", "bench.png", *(["pareto.png"] if report["peers"] else [])]
-        console.say(f"Wrote {output}/{', '.join(others)} and {last}.")
-    if card is not None:
-        put_bench(card, results(report))
-        console.say(f"Wrote the table into {card}.")
-    console.emit(report)
 
 
 def _check_minimums(rows: list[dict], min_speedup: float | None, min_psnr: float | None, warnings: list[str]) -> None:

@@ -281,11 +281,8 @@ def _batch_result(output: tuple, watch: Stopwatch, caches: list, steps: int) -> 
 
 
 def _broken_part(part: Generated, decoded: bool) -> str | None:
-    """Return the part of a batch that is NaN or infinite, as ``diagnosis.explain`` takes it, or None.
-
-    Args:
-        decoded: Whether the pipeline decodes, and so leaves no images where they are not finite.
-    """
+    """Return the part of a batch that is NaN or infinite, as ``diagnosis.explain`` takes it, or None; a pipeline that
+    decodes leaves no images where they are not finite."""
     if not is_finite(part.latents):
         return "latents"
     if decoded and part.images is None:
