@@ -26,7 +26,7 @@ def calibrate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Find the most accurate way to sample a model for a budget: its plan.
+    """Find the most accurate plan to sample a model for a budget.
 
     Searches sampler, timesteps, full steps, live depth and forecast together, by the distance of the final samples to
     the exact solution. An interrupted run goes on where it was.

@@ -57,7 +57,7 @@ def play(
     settings: PlaySettings = None,
     debug: options.Debug = False,
 ) -> None:
-    """Compare cached and uncached pictures on a local page with a slider.
+    """Compare cached and uncached pictures in a browser, by a slider.
 
     The slider sets the speedup, from 1 to 10 times; the page shows both pictures, the full steps, and the
     'skipdit sample' command that makes the cached one. It is served on 127.0.0.1 alone, until Ctrl-C.
