@@ -69,8 +69,9 @@ class SkipCache:
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules, self.slots = Ownership(), list(self.transformer.modules()), {}
+        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
         self.num_blocks, self.enabled = 0, True
+        self.slots: dict[str | int | tuple, Slot] = {}
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
@@ -132,7 +133,7 @@ class SkipCache:
 
     def release(self) -> None:
         """Release every remembered tensor; the counts stay."""
-        self.slots: dict[str | int | tuple, Slot] = {}
+        self.slots = {}
         self.called_slots: set[str | int | tuple] = set()  # in this step
         self.timestep, self.ran, self.call = None, False, Call()  # of this step
         self.trigger = None if self.policy.threshold is None else Trigger(self.policy)
@@ -299,5 +300,5 @@ class SkipCache:
         return key, None
 
     def _held_bytes(self) -> int:
-        holders = [*self.slots.values(), *([self.trigger] if self.trigger else [])]
+        holders: list[Slot | Trigger] = [*self.slots.values(), *([self.trigger] if self.trigger else [])]
         return sum(tensor.nbytes for holder in holders for tensor in holder.tensors())
