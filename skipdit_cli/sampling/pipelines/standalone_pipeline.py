@@ -8,7 +8,6 @@ diffusers' own ``DiTPipeline`` does not. Skip branches in the folder are attache
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,9 @@ class ClassToImagePipeline(DiffusionPipeline):
         """Attach the skip branches of a local folder, or warn that they are left out."""
         if not (folder / "skip" / "config.json").is_file():
             return
-        if importlib.util.find_spec("skipdit_cli") is None:
+        try:
+            load_skip_branches = importlib.import_module("skipdit_cli").load_skip_branches
+        except ImportError:
             logger.warning("%s/skip is left out: it needs skipdit_cli; this is the vanilla model.", folder)
             return
-        importlib.import_module("skipdit_cli").load_skip_branches(self.transformer, folder)
+        load_skip_branches(self.transformer, folder)
