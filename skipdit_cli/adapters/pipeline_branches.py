@@ -108,8 +108,9 @@ def unload_skip_branches(pipe: Any) -> None:
         _end_plan(pipe, loaded)
     for at, transformer in enumerate(transformers):
         remove_skip_branches(transformer)
-        if loaded is not None and loaded.former[at] is not None:
-            add_skip_branches(transformer, branches=loaded.former[at])
+        former = None if loaded is None else loaded.former[at]
+        if former is not None:
+            add_skip_branches(transformer, branches=former)
 
 
 def loaded_skip_branches(pipe: Any) -> LoadedBranches | None:
@@ -126,11 +127,11 @@ def _attach(pipe: Any, transformers: list, branches: list[SkipBranches]) -> list
         for transformer, each in zip(transformers, branches):
             add_skip_branches(transformer, branches=each)
     except UsageError:
-        for transformer, each in zip(transformers, current):
-            if each is None:
+        for transformer, former in zip(transformers, current):
+            if former is None:
                 remove_skip_branches(transformer)
             else:
-                add_skip_branches(transformer, branches=each)
+                add_skip_branches(transformer, branches=former)
         raise
     if loaded is None:
         return current

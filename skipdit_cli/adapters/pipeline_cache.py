@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -36,12 +36,26 @@ class PlanInUse:
     former: Any
 
 
+@overload
+def enable_skip_cache(
+    transformer: torch.nn.Module,
+    policy: CachePolicy | str,
+    scheduler: Any = None,
+    example_inputs: dict[str, Any] | None = None,
+) -> SkipCache: ...
+@overload
 def enable_skip_cache(
     transformer: Any,
     policy: CachePolicy | Plan | str | Path,
     scheduler: Any = None,
     example_inputs: dict[str, Any] | None = None,
-) -> SkipCache | list[SkipCache]:
+) -> SkipCache | Any: ...
+def enable_skip_cache(
+    transformer: Any,
+    policy: CachePolicy | Plan | str | Path,
+    scheduler: Any = None,
+    example_inputs: dict[str, Any] | None = None,
+) -> SkipCache | Any:
     """Cache the deep part of a pipeline's transformers, or of one transformer, with or without skip branches.
 
     A level follows the number of steps and the scheduler of each call: it is resolved after ``set_timesteps``, and
@@ -67,13 +81,13 @@ def enable_skip_cache(
         if pipe is None or scheduler is not None:
             raise UsageError("Got a plan, which brings a scheduler; give the whole pipeline, and no scheduler.")
         return use_plan(pipe, plan)
-    _check_policy(policy)
+    level = _checked(policy)
     if plan_in_use(pipe) is not None:
         disable_skip_cache(pipe)
     scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
-    choose, policy = _choice(policy, scheduler)
+    choose, first = _choice(level, scheduler)
     caches = [
-        cache.enable_skip_cache(each, policy, scheduler, example_inputs, policy_for=choose) for each in transformers
+        cache.enable_skip_cache(each, first, scheduler, example_inputs, policy_for=choose) for each in transformers
     ]
     return caches if len(caches) > 1 else caches[0]
 
@@ -95,7 +109,7 @@ def disable_skip_cache(transformer: Any) -> None:
         pipe.scheduler = in_use.former
 
 
-def use_plan(pipe: Any, plan: Plan) -> SkipCache | list[SkipCache]:
+def use_plan(pipe: Any, plan: Plan) -> SkipCache | Any:
     """Put the scheduler of a plan on a pipeline and enable its cache, until ``disable_skip_cache``.
 
     A pipeline with other weights or branches than the plan was measured with is warned of once.
@@ -152,8 +166,8 @@ def _read_plan(policy: Any) -> Plan | None:
     return load_plan(policy) if is_file else None
 
 
-def _check_policy(policy: Any) -> None:
-    """Refuse what is neither a ``CachePolicy`` nor the name of a level."""
+def _checked(policy: Any) -> CachePolicy | str:
+    """Return the argument, and refuse what is neither a ``CachePolicy`` nor the name of a level."""
     if isinstance(policy, str) and policy not in LEVELS:
         raise UsageError(
             f"Got the cache '{policy}' but expected one of {', '.join(LEVELS)}, a CachePolicy, or the file of a plan "
@@ -161,6 +175,7 @@ def _check_policy(policy: Any) -> None:
         )
     if not isinstance(policy, (str, CachePolicy)):
         raise UsageError(f"Got a {type(policy).__name__} for the cache but expected a level, a CachePolicy or a plan.")
+    return policy
 
 
 def _choice(policy: CachePolicy | str, scheduler: Any) -> tuple[Callable[[Any], CachePolicy] | None, CachePolicy]:

@@ -149,8 +149,7 @@ def enable_skip_cache(
             pipeline was given in its place. Without a scheduler every forward of one branch of guidance (its cache
             context, else its condition) is one step, and ``reset()`` begins a generation.
         example_inputs: The arguments of one forward, to find and verify the trunk now and not in the first forward.
-        policy_for: Returns the policy of a generation, given its scheduler after ``set_timesteps``. It then replaces
-            ``policy`` in each generation.
+        policy_for: Returns the policy of each generation in the place of ``policy``, given its scheduler.
 
     Returns:
         The cache, with ``.trace``, ``.report()`` and ``.reset()``. A second call replaces the cache of the first.

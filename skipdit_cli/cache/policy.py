@@ -207,9 +207,8 @@ class CachePolicy:
                 f"{self.steps}, or calibrate for {steps}."
             )
         if isinstance(self.full_steps, int):
-            if self.reads_noise_levels:
-                return mid_dense(steps, self.full_steps, levels)
-            return late_dense(steps, self.full_steps)
+            count = self.full_steps
+            return mid_dense(steps, count, levels) if self.reads_noise_levels else late_dense(steps, count)
         if self.full_steps is not None:
             return explicit(steps, self.full_steps)
         if self.threshold is not None:

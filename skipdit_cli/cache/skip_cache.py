@@ -18,7 +18,7 @@ from skipdit_cli.cache.generation.call import Call
 from skipdit_cli.cache.generation.following import claim, exchange, scheduler_in_use
 from skipdit_cli.cache.generation.ownership import Ownership
 from skipdit_cli.cache.generation.report import CacheReport, Record
-from skipdit_cli.cache.generation.slot import Slot, find_slot
+from skipdit_cli.cache.generation.slot import Key, Slot, find_slot
 from skipdit_cli.cache.generation.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
 from skipdit_cli.cache.live_ends import LiveEnds
 from skipdit_cli.cache.policy import CachePolicy
@@ -62,15 +62,15 @@ class SkipCache:
     ):
         self.policy, self.scheduler, self.callbacks, self.policy_for = policy, scheduler, callbacks, policy_for
         self.outer, self.transformer = transformer, unwrap_compiled(transformer)
-        self.ends = LiveEnds(policy)
+        self.ends, self.num_blocks, self.enabled = LiveEnds(policy), 0, True
         self.trunk: Trunk = None  # type: ignore[assignment]  # None until it is found, which no block runs before
         if scheduler is None and isinstance(policy.full_steps, int):
             raise UsageError(
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules, self.slots = Ownership(), list(self.transformer.modules()), {}
-        self.num_blocks, self.enabled = 0, True
+        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
+        self.slots: dict[Key, Slot] = {}
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
@@ -121,8 +121,7 @@ class SkipCache:
         return self.steps.plan if self.scheduler is not None else None
 
     def report(self) -> CacheReport:
-        """Return the counts of this generation, and of earlier ones since the last report. A pipeline that makes its
-        video in segments (WanAnimate, FramePack) runs several generations."""
+        """Return the counts of all generations since the last report: a video in segments (FramePack) has several."""
         self.record.is_read = True
         return self.record.report(self.num_blocks, self.ends.left_out)
 
@@ -132,8 +131,8 @@ class SkipCache:
 
     def release(self) -> None:
         """Release every remembered tensor; the counts stay."""
-        self.slots: dict[str | int | tuple, Slot] = {}
-        self.called_slots: set[str | int | tuple] = set()  # in this step
+        self.slots = {}
+        self.called_slots: set[Key] = set()  # in this step
         self.timestep, self.ran, self.call = None, False, Call()  # of this step
         self.trigger = None if self.policy.threshold is None else Trigger(self.policy)
 
@@ -144,8 +143,7 @@ class SkipCache:
         return self.call.is_reused and self.ends.front <= index < self.ends.boundary
 
     def cross(self, index: int, streams: list) -> list:
-        """Return the streams at the input of unit ``index``: at the boundary of a reused step, the forecast. Unit L is
-        what comes after the last one."""
+        """Return the streams at the input of unit ``index`` (L: after the last): the forecast at a reused boundary."""
         return streams if self.call.slot is None else self.ends.cross(self.call, index, streams)
 
     # Called around each forward of the transformer (``CachedForward``)
@@ -266,7 +264,7 @@ class SkipCache:
             self.begin_generation(scheduler)
         return scheduler is not None
 
-    def _slot_of(self, arguments: dict, timestep) -> tuple[str | int | tuple, Slot]:
+    def _slot_of(self, arguments: dict, timestep) -> tuple[Key, Slot]:
         """The memory of the branch of guidance that a call belongs to, new if there is none that is valid for it."""
         signature, condition = signature_and_condition(arguments, self.parameters[0])
         key, slot = self._find_slot(condition, timestep)
@@ -280,9 +278,8 @@ class SkipCache:
         slot.condition = condition
         return key, slot
 
-    def _find_slot(self, condition: list[torch.Tensor], timestep) -> tuple[str | int | tuple, Slot | None]:
-        """The memory of a branch of guidance, and its key; of a branch that is new, the key alone. So many calls in
-        one step mean that the steps are those of another scheduler."""
+    def _find_slot(self, condition: list[torch.Tensor], timestep) -> tuple[Key, Slot | None]:
+        """Return the key of a branch of guidance, and its memory or None. Too many calls mean another scheduler."""
         called = self.called_slots if self.scheduler is not None else set()
         key, slot, repeated = find_slot(self.slots, called, self.ownership.context, condition)
         if slot is not None:
@@ -299,5 +296,5 @@ class SkipCache:
         return key, None
 
     def _held_bytes(self) -> int:
-        holders = [*self.slots.values(), *([self.trigger] if self.trigger else [])]
+        holders: list[Slot | Trigger] = [*self.slots.values(), *filter(None, [self.trigger])]
         return sum(tensor.nbytes for holder in holders for tensor in holder.tensors())

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # load_default gives the latter where FreeType is missing
+
 SIZE, LINE, MARGIN = 13, 17, 6
 """The size of the font, the height of a line and the margin around texts, in pixels."""
 ROW_WIDTH = 200
@@ -56,7 +58,7 @@ def add_titles(
     return canvas, (left, top)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
+def _wrap(text: str, font: Font, width: float, most: int) -> list[str]:
     """Return a text in lines of a width; a word or a text that is too long ends in an ellipsis."""
     lines: list[str] = []
     for word in text.split():
@@ -70,7 +72,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> l
     return [_cut(line, font, width) for line in lines]
 
 
-def _cut(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _cut(line: str, font: Font, width: float) -> str:
     if font.getlength(line) <= width:
         return line
     line = line.rstrip("…")

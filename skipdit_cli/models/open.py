@@ -149,8 +149,7 @@ def _variant(path, folder: Path, index: dict, replaced: dict) -> str | None:
         UsageError: Two parts have different variants.
     """
     parts = [part for part in index if isinstance(index[part], list) and part not in replaced]
-    found = {variant_of(folder / part) for part in parts}
-    variants = sorted(variant for variant in found if variant is not None)
+    variants = sorted(filter(None, {variant_of(folder / part) for part in parts}))
     if len(variants) > 1:
         raise UsageError(f"Model {path} has its parts in the variants {', '.join(variants)}; rename the files of one.")
     return variants[0] if variants else None
@@ -170,7 +169,8 @@ def _prepare_transformer(path, folder: Path, part: str, transformer, attach: boo
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
         raise UsageError(f"Model {path} is incomplete: its files hold no {empty[0]} ({len(empty)} are missing).")
-    branches = load_branches(folder, part) if (folder / skip_folder(part)).is_dir() else None
+    where = folder / skip_folder(part)
+    branches = read_branches(where) if where.is_dir() else None
     time_embedding = transformer.config.get(RECORD) if branches is None else branches.config.time_embedding
     if time_embedding is not None:
         record_time_embedding(transformer, time_embedding)

@@ -45,7 +45,7 @@ def load_vae(name, in_channels: int | None = None, **arguments):
                 shapes = stored_shapes(Path(path) / subfolder)
                 check_model(getattr(diffusers, kind), config, f"Got --vae {name}, which", shapes)
                 if Path(path).is_dir():
-                    arguments.setdefault("variant", variant_of(Path(path) / subfolder))
+                    arguments["variant"] = arguments.get("variant") or variant_of(Path(path) / subfolder)
                 vae = getattr(diffusers, kind).from_pretrained(path, subfolder=subfolder, **arguments)
             break
         except UsageError:

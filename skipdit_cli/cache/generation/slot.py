@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from skipdit_cli.cache.forecast import FORECASTS, weights
 from skipdit_cli.cache.generation.steps import CountedSteps, ScheduledSteps
 from skipdit_cli.cache.policy import CachePolicy
+
+Key: TypeAlias = "str | int | tuple"
+"""The key of a slot: its cache context, with a number where it is called again, or a number alone."""
 
 
 def map_streams(function, *streams: list) -> list:
@@ -105,11 +108,8 @@ class Slot:
 
 
 def find_slot(
-    slots: dict[str | int | tuple, Slot],
-    called: set[str | int | tuple],
-    context: str | None,
-    condition: list[torch.Tensor],
-) -> tuple[str | int | tuple, Slot | None, int]:
+    slots: dict[Key, Slot], called: set[Key], context: str | None, condition: list[torch.Tensor]
+) -> tuple[Key, Slot | None, int]:
     """Find the memory of a call, by its cache context, else by its condition. Several calls of one branch of guidance
     within a step (tiles, say) have one slot each.
 
@@ -124,7 +124,7 @@ def find_slot(
     """
     if context is not None:
         repeated = 0
-        key: str | int | tuple = context
+        key: Key = context
         while key in called:
             repeated += 1
             key = (context, repeated)

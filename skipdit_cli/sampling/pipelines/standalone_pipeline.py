@@ -8,15 +8,15 @@ diffusers' own ``DiTPipeline`` does not. Skip branches in the folder are attache
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.embeddings import Timesteps
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ClassToImagePipeline(DiffusionPipeline):
     """
 
     _optional_components = ["vae"]
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq: Any = "transformer->vae"
     transformer: Any
     scheduler: Any
     vae: Any
@@ -103,10 +103,11 @@ class ClassToImagePipeline(DiffusionPipeline):
 
     def _predict(self, latents, t, labels, null: int | None, scale: float) -> torch.Tensor:
         """Return the model's prediction for a denoising step, guided away from the null label."""
-        x, guided = latents, scale > 1 and labels is not None
+        x, guided = latents, False
         if hasattr(self.scheduler, "scale_model_input"):
             x = self.scheduler.scale_model_input(x, t)
-        if guided:
+        if scale > 1 and labels is not None and null is not None:
+            guided = True
             x, labels = torch.cat([x, x]), torch.cat([labels, torch.full_like(labels, null)])
         x, time = x.to(self.transformer.dtype), torch.as_tensor(t, device=x.device).expand(len(x))
         output = self.transformer(x, timestep=time, class_labels=labels, return_dict=False)[0].float()
@@ -144,7 +145,9 @@ class ClassToImagePipeline(DiffusionPipeline):
         """Attach the skip branches of a local folder, or warn that they are left out."""
         if not (folder / "skip" / "config.json").is_file():
             return
-        if importlib.util.find_spec("skipdit_cli") is None:
+        try:
+            load_skip_branches = importlib.import_module("skipdit_cli").load_skip_branches
+        except ImportError:
             logger.warning("%s/skip is left out: it needs skipdit_cli; this is the vanilla model.", folder)
             return
-        importlib.import_module("skipdit_cli").load_skip_branches(self.transformer, folder)
+        load_skip_branches(self.transformer, folder)
