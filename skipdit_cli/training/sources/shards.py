@@ -133,11 +133,11 @@ def _entries_of(path: Path) -> Iterator[tarfile.TarInfo]:
             file.seek(position)
             entry = tarfile.TarInfo.fromtarfile(tar)
             has_content = entry.isreg() or entry.type not in tarfile.SUPPORTED_TYPES
-            size = entry.size if has_content else 0
-            if entry.issparse() or size < 0 or entry.offset_data + size > total:
+            blocks = -(-entry.size // tarfile.BLOCKSIZE) if has_content else 0
+            position = entry.offset_data + blocks * tarfile.BLOCKSIZE
+            if entry.issparse() or entry.size < 0 or position > total:
                 raise tarfile.ReadError(f"{entry.name[:80]!a} is sparse or ends beyond the end of the file")
             yield entry
-            position = entry.offset_data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _members_of(path: Path, left_out: Counter[str]) -> Iterator[Member]:
