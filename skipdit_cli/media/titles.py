@@ -20,7 +20,7 @@ INK = (32, 32, 32)
 def add_titles(
     image: Image.Image, title: str = "", columns: Sequence[str] = (), rows: Sequence[str] = ()
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return a grid on white with its titles, and where the grid lies in it, (left, top).
+    """Return a grid on white with its titles, and the position of the grid in it as (left, top).
 
     Texts are wrapped to the width of their column or to 200 pixels, and cut where they exceed the height of their row.
 
@@ -58,7 +58,7 @@ def add_titles(
     return canvas, (left, top)
 
 
-def _wrap(text: str, font: Font, width: float, most: int) -> list[str]:
+def _wrap(text: str, font: Font, width: float, max_lines: int) -> list[str]:
     """Return a text in lines of a width; a word or a text that is too long ends in an ellipsis."""
     lines: list[str] = []
     for word in text.split():
@@ -67,8 +67,8 @@ def _wrap(text: str, font: Font, width: float, most: int) -> list[str]:
             lines[-1] = joined
         else:
             lines.append(word)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"{lines[most - 1]}…"]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]}…"]
     return [_cut(line, font, width) for line in lines]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from contextlib import nullcontext
 
@@ -209,6 +210,30 @@ def test_bad_shards_are_refused(shards, tmp_path):
                 read(source).check_labels(10)
         else:
             assert said in refused(source, demand)
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "headers, said",
+    [
+        (header("a.png", -512), "-512|beyond"),
+        (header("a.png", 1 << 62), "beyond the end"),
+        (header("a.png", 0) + header("b.png", 1600), "beyond the end"),
+        (header("pax", 1 << 40, tarfile.XHDTYPE), "1099511627776 bytes"),
+        (header("a.png", 0) + header("b.png", 0).replace(b"b", b"c", 1), "checksum"),
+        (header("a.png", 0, tarfile.GNUTYPE_SPARSE), "is sparse"),
+        ((header("x", 2, tarfile.GNUTYPE_LONGNAME) + b"a\0".ljust(512, b"\0")) * 2000, "RecursionError"),
+        (b"", "empty"),
+    ],
+)
+def test_damaged_and_hostile_headers_are_refused(tmp_path, headers, said):
+    (tmp_path / "a.tar").write_bytes(headers + bytes(1024) * bool(headers))
+    assert re.search(said, refused(tmp_path / "a.tar", NOTHING))
 
 
 def test_links_in_shards_are_not_followed(tmp_path):

@@ -18,7 +18,7 @@ from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.observer import SILENT, Observer
 
 MAX_PICTURE_BYTES = 1 << 28
-"""The size of an encoded picture from which on it is refused: 256 MiB."""
+"""The size of an encoded picture above which it is refused: 256 MiB."""
 
 
 @dataclass(frozen=True)

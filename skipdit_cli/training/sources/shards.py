@@ -6,6 +6,7 @@ permutation of all samples, not of a buffer, and a resumed run goes on with exac
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,12 +23,12 @@ from skipdit_cli.training.data.metadata import Condition, check_caption, check_l
 from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.data_source import DataSource, expand_shards
 from skipdit_cli.training.observer import SILENT, Observer
-from skipdit_cli.training.sources.packed_pictures import Columns, sample_set
+from skipdit_cli.training.sources.packed_pictures import MAX_PICTURE_BYTES, Columns, sample_set
 
 CAPTIONS, LABELS = ("txt", "text", "caption"), ("cls", "label")
 """Extensions of members, and keys of JSON members, that hold captions and class labels."""
 MAX_TEXT_BYTES = 1 << 20
-"""The size of a caption or JSON member from which on it is refused: 1 MiB."""
+"""The size of a caption, a JSON member or a header above which it is refused: 1 MiB."""
 
 
 class Member(NamedTuple):
@@ -56,8 +57,10 @@ class Shards:
         """Return the content of a member.
 
         Raises:
-            UsageError: The shard has become shorter.
+            UsageError: The member is larger than a picture may be, or the shard has become shorter.
         """
+        if place.member.size > MAX_PICTURE_BYTES:
+            raise UsageError(f"Got {self.name(place)} of {place.member.size >> 20:,} MiB; expected at most 256.")
         with self.paths[place.shard].open("rb") as file:
             file.seek(place.member.offset)
             content = file.read(place.member.size)
@@ -110,22 +113,43 @@ def _samples_of(path: Path, left_out: Counter[str]) -> Iterator[dict[str, Member
     yield from samples.values()
 
 
+class _HeaderFile(io.FileIO):
+    """A shard of which headers alone are read: a longer extended header would fill the memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MAX_TEXT_BYTES:
+            raise tarfile.ReadError(f"one of its headers has {size} bytes")
+        return super().read(size)
+
+
+def _entries_of(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of a shard. Iterating a ``TarFile`` keeps them all, and stops at a damaged one in silence."""
+    with _HeaderFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        total, position = path.stat().st_size, 0
+        while True:
+            file.seek(position)
+            if not file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # a block of zeros, or the end of the file
+                return
+            file.seek(position)
+            entry = tarfile.TarInfo.fromtarfile(tar)
+            has_content = entry.isreg() or entry.type not in tarfile.SUPPORTED_TYPES
+            blocks = -(-entry.size // tarfile.BLOCKSIZE) if has_content else 0
+            position = entry.offset_data + blocks * tarfile.BLOCKSIZE
+            if entry.issparse() or entry.size < 0 or position > total:
+                raise tarfile.ReadError(f"{entry.name[:80]!a} is sparse or ends beyond the end of the file")
+            yield entry
+
+
 def _members_of(path: Path, left_out: Counter[str]) -> Iterator[Member]:
     """Yield the files in a shard; links, devices and hidden files are left out."""
-    total, last = path.stat().st_size, -1
-    advice = "a shard is a plain .tar, neither compressed nor cut off"
-    with reading(f"The shard {path}", advice), tarfile.open(path, "r:") as tar:
-        while (entry := tar.next()) is not None:
-            tar.members.clear()  # of a large shard, they would fill the memory
-            if entry.offset <= last or entry.size < 0 or entry.offset_data + entry.size > total:
-                raise UsageError(f"The shard {path} is damaged at {entry.name[:80]!a}; make it again.")
-            last = entry.offset
+    with reading(f"The shard {path}", "a shard is a plain .tar, neither compressed nor cut off"):
+        for entry in _entries_of(path):
             folder, _, base = entry.name.rpartition("/")
             stem, _, extension = base.partition(".")
-            above = [part for part in folder.split("/") if part not in (".", "..")]
-            if entry.isdir() or any(map(media.is_hidden, (base, *above))):
+            parents = [part for part in folder.split("/") if part not in (".", "..")]
+            if entry.isdir() or any(map(media.is_hidden, (base, *parents))):
                 continue
-            if not entry.isreg() or entry.sparse is not None:
+            if not entry.isreg():
                 left_out["links or special files"] += 1
             elif extension:
                 key = f"{folder}/{stem}" if folder else stem
@@ -151,8 +175,10 @@ def _condition(shards: Shards, shard: int, members: dict[str, Member], demand: D
     """Return the class label or the caption of a sample, as the model requires."""
     if not demand.captions and demand.num_classes is None:
         return None
-    column, names = (columns.caption, CAPTIONS) if demand.captions else (columns.label, LABELS)
-    names = names if column is None else (column,)
+    column = columns.caption if demand.captions else columns.label
+    names: tuple[str, ...] = CAPTIONS if demand.captions else LABELS
+    if column is not None:
+        names = (column,)
     name = f"{shards.paths[shard]}: {next(iter(members.values())).key}"
     try:
         value = _value(shards, shard, members, names)
