@@ -17,7 +17,7 @@ from skipdit_cli.formats import parse_json, read_text, to_json
 from skipdit_cli.sampling.generate import Generated
 
 MOST_BYTES = 1 << 26
-COSTS = ("denoise_seconds", "total_seconds", "cache_bytes", "steps", "calls")
+COSTS = ("denoise_seconds", "total_seconds", "cache_bytes", "steps", "calls", "full_steps")
 """The numbers of a ``Generated`` that are kept as they are."""
 
 
@@ -125,7 +125,7 @@ class KeptRounds:
 
         tensors = {f"{at}.latents": each.latents.contiguous() for at, each in enumerate(samples)}
         images = {f"{at}.images": each.images for at, each in enumerate(samples) if each.images is not None}
-        tensors |= {name: torch.from_numpy(array) for name, array in images.items()}
+        tensors |= {name: torch.from_numpy(array).contiguous() for name, array in images.items()}
         with files.replacing(self._samples) as part:
             save_file(tensors, part)
 

@@ -215,9 +215,7 @@ def _describe(outline, name: str, flags: Sequence[str], run_flags: Sequence[str]
     from skipdit_cli.sampling.run_settings import default_guidance
 
     classes = None if is_text_conditional(outline) else outline.transformer.config.get("num_embeds_ada_norm")
-    names: dict[int, str] = {}
-    for label_name, label in outline.labels.items():
-        names.setdefault(label, label_name)
+    names = {int(label): name.split(",")[0].strip() for label, name in (outline.config.get("id2label") or {}).items()}
     labels = [(f"{label}: {names[label]}" if label in names else str(label), label) for label in range(classes or 0)]
     scale = default_guidance(outline)
     is_guided = scale is not None and (classes is None or scale > 1)

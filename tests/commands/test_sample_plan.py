@@ -78,7 +78,7 @@ def test_a_plan_stands_between_the_preset_and_the_environment(sample, plan, tmp_
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (("--steps", 30), "made for 4 steps, but the run has 30; give --num-inference-steps 4, or calibrate for 30"),
+        (("--steps", 30), "made for 4 steps, but the run has 30; give --steps 4, or calibrate for 30"),
         (("--scheduler", "ddim"), "made for the sampler 'dpm++ lu', but the run has 'ddim lu'"),
         (("--scheduler-arg", "solver_order=3"), "but the run has 'dpm++ lu order 3'"),
         (("--scheduler-spacing", "karras"), "but the run has 'dpm++ karras'"),

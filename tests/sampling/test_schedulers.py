@@ -210,7 +210,7 @@ def test_steps_that_are_typed_win_over_the_timesteps_of_a_record(skipdit, tiny_p
     "flags, message",
     [
         ("--timesteps 999,five", "expected numbers separated by commas"),
-        ("--timesteps 999,500 --steps 50", "Got --num-inference-steps 50 and 2 --timesteps"),
+        ("--timesteps 999,500 --steps 50", "Got --steps 50 and 2 --timesteps"),
         ("--timesteps 500,999", "each below the one before"),
         ("--timesteps nan", "finite"),
         ("--timesteps ,", "empty --timesteps"),

@@ -6,7 +6,13 @@ from pathlib import Path
 import skipdit_cli.training
 
 ROOT = Path(skipdit_cli.training.__file__).parent
-LAYERS = (("training_settings", "observer"), ("data",), ("objective",), ("run",))
+LAYERS = (
+    ("training_settings", "finetune_settings", "data_source", "weighting", "observer"),
+    ("data",),
+    ("sources",),
+    ("objective",),
+    ("run",),
+)
 
 
 def layer(part: str) -> int:

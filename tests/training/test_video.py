@@ -157,7 +157,7 @@ def test_a_death_that_torch_tells_of_outside_of_the_loader_is_said_as_well(
 ):
     """A signal handler raises it, wherever the main process is when the reading process ends."""
 
-    def interrupted(trainer):
+    def interrupted(*_):
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
     monkeypatch.setattr("skipdit_cli.training.run.loop.Trainer.validate", interrupted)
