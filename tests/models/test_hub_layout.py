@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from skipdit_cli import add_skip_branches, enable_skip_cache, load_pipeline, remove_skip_branches
+from skipdit_cli import (
+    add_skip_branches,
+    disable_skip_cache,
+    enable_skip_cache,
+    load_pipeline,
+    load_skip_branches,
+    remove_skip_branches,
+    unload_skip_branches,
+)
 from skipdit_cli.cache import CachePolicy
 from tests.support.pipeline_parts import tiny_vae
 from tests.support.tiny_transformers import tiny
@@ -182,6 +190,19 @@ def test_another_model_of_that_class_is_none_of_these(norm_type, hub, skipdit, t
     outcome = skipdit("convert", hub, "-o", tmp_path / "dit")
     assert outcome.code == 2 and outcome.exception is None and "Transformer2DModel" in outcome.stderr, outcome.stderr
     assert outcome.stderr.count("\n") == 1 and not (tmp_path / "dit").exists()
+
+
+def test_a_plain_pipeline_of_the_former_class_takes_cache_and_branches(hub, skipdit, tmp_path):
+    assert skipdit("convert", hub, "-o", tmp_path / "dit", "--no-verify").code == 0
+    pipe = diffusers.DiTPipeline.from_pretrained(hub)
+    pipe.set_progress_bar_config(disable=True)
+    cache = enable_skip_cache(pipe, "balanced")
+    pipe([1], num_inference_steps=12)
+    assert cache.report().reused_steps == 12 - 8
+    disable_skip_cache(pipe)
+    assert load_skip_branches(pipe, tmp_path / "dit").merge == "residual"
+    unload_skip_branches(pipe)
+    assert not hasattr(pipe.transformer, "skip_branches")
 
 
 @torch.no_grad()
