@@ -1,7 +1,7 @@
 """Data sets of Hugging Face `datasets`: of the hub, saved by ``save_to_disk``, or a folder of Parquet files.
 
-Code of a data set is never run (`datasets` 4 has no such thing), and a picture that a row names by path or address
-instead of holding it is read only from the data set's own folder.
+Code of a data set is never run (`datasets` 4 cannot run any). A picture that a row names by its path is read only from
+the folder of the data set, and one that a row names by an address is not read.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Rows:
 
     Args:
         table: A `datasets.Dataset` of this column alone.
-        bounds: Where pictures may lie that the table names by path; None where it may name none.
+        bounds: Where pictures may lie that the table names by path.
     """
 
     table: Any
     column: str
     source: str
-    bounds: Bounds | None
+    bounds: Bounds
 
     def load(self, row: int) -> bytes:
         """Return the encoded picture of a row.
@@ -52,8 +52,10 @@ class Rows:
         path = cell.get("path")
         if not path:
             raise UsageError(f"Got {self.name(row)} without a picture.")
-        if self.bounds is None or "://" in path:
-            raise UsageError(f"Got {self.name(row)}, which names {path} in place of a picture; such are not read.")
+        if "://" in path:
+            raise UsageError(
+                f"Got {self.name(row)}, which names {path} in place of a picture; addresses are not read."
+            )
         self.bounds.check(Path(path))
         with reading(f"Got {self.name(row)}, whose file {path}"):
             return Path(path).read_bytes()
@@ -231,5 +233,7 @@ def _classes(names: list[str] | None, demand: Demand, observer: Observer) -> tup
         labels = {name: demand.class_names[name][0] for name in names}
         return Classes(labels, OF_MODEL, "classes"), {number: labels[name] for number, name in enumerate(names)}
     if demand.class_names and not all(name.isdecimal() for name in names):
-        observer.warn("the classes of the data set have not the names of the model's; they keep their own numbers.")
+        observer.warn(
+            "the class names of the data set are not those of the model; its classes keep their own numbers."
+        )
     return Classes({name: number for number, name in enumerate(names)}, DATA_SET, "classes"), {}

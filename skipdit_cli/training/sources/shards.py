@@ -83,7 +83,7 @@ def read_shards(source: DataSource, demand: Demand, columns: Columns, observer: 
     """
     paths = list(expand_shards(source.name))
     if not paths:
-        raise UsageError(f"Got --data wds:{source.name}, which matches no file.")
+        raise UsageError(f"Got --data wds:{source.name}, which matches no file; give paths of .tar files.")
     for path in paths:
         if not path.is_file():
             raise UsageError(f"Got the shard {path}, which is not a file.")
