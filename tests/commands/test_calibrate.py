@@ -18,6 +18,8 @@ QUICK = (
     2,
     "--num-held-out",
     2,
+    "--time-limit",
+    0,
 )
 
 

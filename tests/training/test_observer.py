@@ -54,7 +54,8 @@ def test_a_run_tells_its_observer_and_prints_nothing(tiny_dit, tmp_path, capfd):
 
 def test_only_the_main_process_reports(tmp_path, monkeypatch):
     for main in (True, False):
-        monkeypatch.setattr(session, "make_accelerator", lambda _, main=main: SimpleNamespace(is_main_process=main, num_processes=1))
+        accelerator = SimpleNamespace(is_main_process=main, num_processes=1)
+        monkeypatch.setattr(session, "make_accelerator", lambda _, accelerator=accelerator: accelerator)
         observer = Recorder()
         begun = session.begin(settings(tmp_path), Demand(num_classes=10), observer)
         assert bool(observer.said) == main and (begun.observer is observer) == main
