@@ -22,6 +22,9 @@ from skipdit_cli.trunk import known_trunk
 logger = logging.getLogger(__name__)
 LOADED = "_skipdit_branches"
 """The attribute of a pipeline or transformer that holds its ``LoadedBranches``."""
+FORMER = "_skipdit_former"
+"""The attribute of loaded branches that holds, as a tuple of one, those of the transformer before any were loaded; two
+pipelines may share the transformer."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,12 @@ def _attach(pipe: Any, transformers: list, branches: list[SkipBranches]) -> list
             else:
                 add_skip_branches(transformer, branches=former)
         raise
-    if loaded is None:
-        return current
-    _end_plan(pipe, loaded)
-    return loaded.former
+    former = [getattr(each, FORMER, (each,))[0] for each in current]
+    for each, before in zip(branches, former):
+        setattr(each, FORMER, (before,))  # in a tuple, so that it is not a submodule
+    if loaded is not None:
+        _end_plan(pipe, loaded)
+    return former
 
 
 def _end_plan(pipe: Any, loaded: LoadedBranches) -> None:

@@ -52,7 +52,15 @@ class KeptRounds:
                     "--overwrite to begin anew, or delete it."
                 )
             return
-        self.kept, self.sessions = kept, [*kept["sessions"], 0]
+        sessions = kept.get("sessions")
+        if not isinstance(sessions, list) or not all(
+            isinstance(count, int) and 0 <= count < 10**6 for count in sessions
+        ):
+            raise self._damaged()
+        self.kept, self.sessions = kept, [*sessions, 0]
+
+    def _damaged(self) -> UsageError:
+        return UsageError(f"Got {self.path}, which is damaged; delete it, and run the bench again.")
 
     @property
     def rounds(self) -> int:
@@ -78,14 +86,23 @@ class KeptRounds:
         """Return what was measured of each case; None of each where nothing was.
 
         Raises:
-            UsageError: The rounds are of other cases.
+            UsageError: The rounds are of other cases, or damaged.
         """
         if self.kept is None:
             return [None] * len(cases)
+        if self.kept.get("cases") != list(map(repr, cases)):
+            raise UsageError(f"Got {self.path}, of a bench with other rows; delete it, and run the bench again.")
+        try:
+            measured = self._read()
+        except Exception as cause:  # safetensors, the file system, and any shape of JSON: errors of many types
+            raise self._damaged() from cause
+        if len(measured) != len(cases):
+            raise self._damaged()
+        return measured
+
+    def _read(self) -> list[Measured]:
         from safetensors.torch import load_file
 
-        if self.kept["cases"] != list(map(repr, cases)):
-            raise UsageError(f"Got {self.path}, of a bench with other rows; delete it, and run the bench again.")
         tensors, measured = load_file(self._samples), []
         for at, case in enumerate(self.kept["measured"]):
             images, report = tensors.get(f"{at}.images"), case["report"]

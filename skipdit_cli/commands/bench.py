@@ -98,6 +98,8 @@ def _check_output(settings: BenchSettings, model: str | None, preset: str | None
         return
     files.check_apart(output, reads)
     files.check_outside(output, models)
+    if output / "bench.png" in settings.picture_paths():
+        raise UsageError(f"Got --picture {settings.picture}, which --output {output} writes; give another name.")
     files.check_folder(output, files.BENCH, settings.overwrite)
 
 

@@ -90,7 +90,11 @@ class LoadedSample:
     def parse(self, flags: Sequence[str]) -> tuple[SampleSettings, dict[str, Any]]:
         """Return the settings that ``skipdit sample`` reads from these flags, and its other parameters by name."""
         command = self.root.command.commands["sample"]
-        parameters = command.make_context("sample", list(flags), parent=self.root).params
+        sources = self.root.meta.get("sources", {})
+        try:
+            parameters = command.make_context("sample", list(flags), parent=self.root).params
+        finally:
+            self.root.meta["sources"] = sources  # of the command that is running; its contexts share them
         for field, kind in setting_fields(SampleSettings):  # as Typer converts them for the command itself
             value = parameters[field.name]
             if plain_type(kind) is list:

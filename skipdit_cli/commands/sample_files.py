@@ -104,15 +104,19 @@ class SampleFolder(files.PartialFolder):
         self.grid, self.in_grid = "grid.gif" if is_video else f"grid{suffix}", MOST_IN_GRID[is_video]
         count = len(conditions)
         self.array = media.ArrayFile(self.place / ARRAY, count if npz is not None else min(count, self.in_grid))
-        self.kept = sum(map(self._is_made, range(count))) if resume else 0
+        self.keeps_samples = resume and self.array.is_whole()
+        self.kept = sum(map(self._is_made, range(count))) if self.keeps_samples else 0
 
     def has(self, batch: slice) -> bool:
-        """Return whether the files of a batch are there already, from an interrupted run."""
-        return self.resume and all(map(self._is_made, range(batch.start, batch.stop)))
+        """Return whether the files of a batch are there already, from an interrupted run.
+
+        Without the whole array of their samples they are made again.
+        """
+        return self.keeps_samples and all(map(self._is_made, range(batch.start, batch.stop)))
 
     def _is_made(self, index: int) -> bool:
         path = self.place / self.names[index]
-        return all(map(os.path.exists, (path, *self._companions(path))))
+        return all(each.is_file() and not each.is_symlink() for each in (path, *self._companions(path)))
 
     def _companions(self, path: Path) -> list[Path]:
         return companions_of(path) if self.suffix == ".mp4" else []
@@ -125,7 +129,7 @@ class SampleFolder(files.PartialFolder):
         self.has_sound = bool(sounds)
         self.costs.append(part.without_samples())
         for at, index in enumerate(range(batch.start, batch.stop)):
-            if not (self.resume and self._is_made(index)):
+            if not (self.keeps_samples and self._is_made(index)):
                 single = {**self.record, **record_conditions([self.conditions[index]])}
                 single["seed"] = self.record["seed"] + index
                 path, scale = self.place / self.names[index], enlargement(images.shape[-3], images.ndim == 4)
@@ -137,7 +141,10 @@ class SampleFolder(files.PartialFolder):
         paths = [Path(name) for name in (*self.names, self.grid)]
         video = [companion for path in paths for companion in self._companions(path)]
         inside = [self.npz_inside] if self.npz_inside is not None else []
-        self.open([path.as_posix() for path in (*paths, *video, Path(ARRAY), *inside)])
+        if not self.is_open:
+            self.open([path.as_posix() for path in (*paths, *video, Path(ARRAY), *inside)])
+            if not self.keeps_samples:
+                self.array.discard()
 
     @property
     def npz_inside(self) -> Path | None:

@@ -84,7 +84,7 @@ def read_labels(text: str, id2label: Mapping | None = None) -> list[int]:
 
 def _labels_of(part: str, labels: Mapping[str, list[int]], text: str) -> Sequence[int]:
     """Return the labels of one number, name or range of a list."""
-    if re.fullmatch(r"[+-]?\d+", part):
+    if re.fullmatch(r"[+-]?\d{1,18}", part):
         return [int(part)]
     matches = labels.get(part) or [n for name in labels if name.lower() == part.lower() for n in labels[name]]
     if len(set(matches)) > 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skipdit_cli.errors import SkipditError
 from skipdit_cli.files import replacing
 
 if TYPE_CHECKING:
@@ -34,8 +36,32 @@ class ArrayFile:
     def __init__(self, path: Path, count: int):
         self.path, self.count = path, count
 
+    def is_whole(self) -> bool:
+        """Return whether the file holds N samples, as ``write`` created it; others may have made or damaged it."""
+        import numpy as np
+
+        if self.path.is_symlink() or not self.path.is_file():
+            return False
+        try:
+            with self.path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                header = file.tell()
+        except Exception:  # numpy parses the header as Python source: errors of many types
+            return False
+        is_ours = dtype == np.uint8 and not is_fortran and len(shape) in (4, 5) and min(shape) > 0
+        return is_ours and shape[0] == self.count and self.path.stat().st_size == header + math.prod(shape)
+
+    def discard(self) -> None:
+        """Delete the file, or the link in its place."""
+        self.path.unlink(missing_ok=True)
+
     def write(self, start: int, samples: np.ndarray) -> None:
-        """Write samples, uint8 (n, ...), at index ``start``; those at N and above are left out."""
+        """Write samples, uint8 (n, ...), at index ``start``; those at N and above are left out.
+
+        Raises:
+            SkipditError: The file holds samples of another shape.
+        """
         import numpy as np
 
         if not self.path.exists():
@@ -46,7 +72,9 @@ class ArrayFile:
                 file.truncate(file.tell() + int(np.prod(shape)))
         samples = samples[: max(0, self.count - start)]
         with self.path.open("r+b") as file:
-            _, size = self._read_header(file)
+            shape, size = self._read_header(file)
+            if shape[1:] != samples.shape[1:]:
+                raise SkipditError(f"Got {self.path}, which is damaged; delete it, and the same command goes on.")
             file.seek(start * size, 1)
             file.write(np.ascontiguousarray(samples).data)
 

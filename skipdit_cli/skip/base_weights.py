@@ -43,7 +43,7 @@ def check_base(branches: SkipBranches, transformer) -> bool:
         Whether its weights are those of the base as well, as far as is known.
 
     Raises:
-        UsageError: The shapes of its weights differ.
+        UsageError: The shapes of its weights differ, or the record is damaged.
     """
     base = _plain_state(unwrap_compiled(transformer).state_dict())
     shapes, values = branches.config.get(SHAPES), branches.config.get(VALUES)
@@ -56,7 +56,13 @@ def check_base(branches: SkipBranches, transformer) -> bool:
         )
     if any(tensor.is_meta for tensor in base.values()):
         return True
-    recorded, actual = torch.tensor(values), torch.tensor(_sample_values(base))
+    actual = torch.tensor(_sample_values(base))
+    try:
+        recorded = torch.tensor(values, dtype=actual.dtype)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise UsageError(f"Got skip branches whose config.json has a damaged {VALUES}; load them anew.") from cause
+    if recorded.shape != actual.shape:
+        return False
     return bool(torch.allclose(actual, recorded, rtol=TOLERANCE, atol=1e-7))
 
 

@@ -125,3 +125,32 @@ def test_branches_come_from_the_hub_without_their_model(trained, monkeypatch, tm
 def test_branches_record_a_few_values_of_their_base(trained):
     config = json.loads((trained() / "skip" / "config.json").read_text())
     assert len(config["_base_shapes"]) == 16 and len(config["_base_values"]) == 32
+
+
+def test_two_pipelines_that_share_a_transformer_leave_no_branches_on_it(trained):
+    folder = trained()
+    first = plain(folder)
+    second = diffusers.DiTPipeline(**first.components)
+    before, clean = run(first.transformer), traces(first.transformer)
+    for pipes in ((first, second), (second, first)):
+        load_skip_branches(first, folder)
+        load_skip_branches(second, folder)
+        for pipe in pipes:
+            unload_skip_branches(pipe)
+        assert torch.equal(run(first.transformer), before) and traces(first.transformer) == clean
+
+
+@pytest.mark.parametrize("values", ["x", {}, [{}], -1, []])
+def test_a_damaged_record_of_the_base_is_no_traceback(trained, values, caplog):
+    folder = trained()
+    config = json.loads((folder / "skip" / "config.json").read_text())
+    (folder / "skip" / "config.json").write_text(json.dumps({**config, "_base_values": values}))
+    pipe = plain(folder)
+    if values in (-1, []):  # numbers, but those of another base
+        load_skip_branches(pipe, folder)
+        assert "other weights than this model has" in caplog.text
+    else:
+        clean = traces(pipe.transformer)
+        with pytest.raises(UsageError, match="damaged _base_values"):
+            load_skip_branches(pipe, folder)
+        assert traces(pipe.transformer) == clean

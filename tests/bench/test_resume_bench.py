@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
+from skipdit_cli.bench.kept_rounds import KeptRounds
 from skipdit_cli.bench.run import Bench
+from skipdit_cli.errors import UsageError
 
 
 def test_whole_rounds_are_kept_and_a_resumed_bench_says_so(skipdit, tiny_pipeline, tmp_path, monkeypatch):
@@ -45,3 +49,21 @@ def test_whole_rounds_are_kept_and_a_resumed_bench_says_so(skipdit, tiny_pipelin
         }
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
     assert json.loads((out / "bench.json").read_text())["sessions"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"sessions": None}, {"sessions": ["a"]}, {"measured": None}, {"measured": [1]}, {"measured": []}, {}],
+    ids=str,
+)
+def test_damaged_rounds_are_refused(tmp_path, damage):
+    content = {"settings": "{}", "sessions": [1], "cases": ["'a'"], "measured": [{"report": None}], **damage}
+    (tmp_path / "out.partial.json").write_text(json.dumps(content))  # without its .safetensors
+    with pytest.raises(UsageError, match="out.partial.json, which is damaged; delete it"):
+        KeptRounds(tmp_path / "out", {}).restore(["a"])
+
+
+def test_a_picture_does_not_replace_one_of_the_report(skipdit, tiny_pipeline, tmp_path):
+    out = tmp_path / "out"
+    ran = skipdit("bench", "-m", tiny_pipeline(), "-o", out, "--picture", out / "bench.png")
+    assert ran.code == 2 and "bench.png, which --output" in ran.stderr and not out.exists()

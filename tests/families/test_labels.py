@@ -31,6 +31,8 @@ def test_labels_are_numbers_ranges_and_names(text, labels):
         ("crane", NAMES, "crane, which is a name of the classes 2 and 4; give the number"),
         ("3-1", NAMES, "3-1 but expected FIRST-LAST"),
         ("0-999999999", NAMES, "at most 10000 classes"),
+        ("1" * 5000, NAMES, "is no name of"),
+        ("1" * 5000, None, "expected integers separated by commas"),
         ("cat", None, "expected integers separated by commas"),
     ],
 )

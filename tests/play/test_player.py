@@ -128,3 +128,9 @@ def test_a_port_in_use_is_refused_and_passed_over():
         with pytest.raises(UsageError, match="which is in use"):
             choose_port(taken.getsockname()[1])
     assert 7860 <= choose_port(None) < 7960
+
+
+def test_a_label_that_is_typed_is_not_said_to_come_from_the_preset(skipdit, monkeypatch):
+    monkeypatch.setattr("skipdit_cli.commands.play_sample.check_packages", lambda: None)
+    outcome = skipdit("play", "--preset", "digits", "--no-open", "--class-labels", 99)
+    assert outcome.code == 2 and outcome.stderr.strip().endswith("the model has classes 0..9.")

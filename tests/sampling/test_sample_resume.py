@@ -94,6 +94,50 @@ def test_a_full_disk_keeps_what_was_made_and_a_run_without_a_picture_leaves_noth
     assert skipdit(*command).code == 0 and len(made) == 3
 
 
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "fewer", "float", "link", "huge"])
+def test_a_run_whose_array_is_lost_or_damaged_makes_its_samples_anew(
+    skipdit, tiny_pipeline, tmp_path, interrupted_at, damage
+):
+    model, whole, out = tiny_pipeline(), tmp_path / "a" / "out", tmp_path / "b" / "out"
+    command = ("sample", "-m", model, "--class-labels", "1,2", "--num-images", 3, *QUICK)
+    assert skipdit(*command, "-o", whole, "--npz", whole / "all.npz").code == 0
+    command = (*command, "-o", out, "--npz", out / "all.npz")
+    interrupted_at(3)
+    assert skipdit(*command).code == 130
+    array, others = out / "partial.npy", tmp_path / "others.npy"
+    samples = array.read_bytes()
+    array.unlink()
+    if damage == "link":
+        others.write_bytes(samples)
+        array.symlink_to(others)
+    elif damage == "huge":
+        with array.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (3, 1 << 40, 1 << 30, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+    elif damage in ("empty", "cut"):
+        array.write_bytes(samples[: {"empty": 0, "cut": -9}[damage]])
+    elif damage != "missing":
+        np.save(array, np.zeros((2 if damage == "fewer" else 3, 8, 8, 3), float if damage == "float" else np.uint8))
+    interrupted_at(None)
+    ran = skipdit(*command, "--json")
+    assert ran.code == 0 and ran.json["kept"] == 0, ran.stderr
+    assert contents(out) == contents(whole)
+    assert damage != "link" or others.read_bytes() == samples, "a file outside of the folder was written"
+
+
+def test_a_link_or_a_folder_in_place_of_a_picture_is_not_one(skipdit, tiny_pipeline, tmp_path, interrupted_at):
+    out, other = tmp_path / "out", tmp_path / "other.png"
+    command = ("sample", "-m", tiny_pipeline(), "--num-images", 4, *QUICK, "-o", out)
+    interrupted_at(3)
+    assert skipdit(*command).code == 130
+    (out / "0001.png").rename(other)
+    (out / "0001.png").symlink_to(other)
+    other.write_bytes(b"of others")
+    made = interrupted_at(None)
+    assert skipdit(*command).code == 0 and made == ["0001.png", "0002.png", "0003.png", "grid.png"]
+    assert other.read_bytes() == b"of others" and not (out / "0001.png").is_symlink()
+
+
 def test_a_killed_run_is_resumed(skipdit, tiny_pipeline, tmp_path):
     model, out, whole = tiny_pipeline(), tmp_path / "out", tmp_path / "whole" / "out"
     command = ("sample", "-m", model, "--num-images", 60, "--steps", 4, "--batch-size", 1)

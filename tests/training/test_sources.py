@@ -299,4 +299,5 @@ def test_the_hub_is_asked_for_a_split_and_a_configuration(saved, monkeypatch):
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    assert "takes for all files in and below the current folder" in refused("hf:json")
     assert "cannot be loaded and is not a folder here (ConnectionError: Couldn't" in refused("hf:owner/shapes")

@@ -22,6 +22,11 @@ from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.sources.packed_pictures import Columns, sample_set
 
 LABEL_KEYS = ("label", "labels")
+KINDS_OF_FILES = re.compile(
+    "arrow|audiofolder|conll|csv|eval|fast[aq]|genbank|harbor|hdf5|iceberg|imagefolder|json|lance|meshfolder|mmcif|"
+    "niftifolder|pandas|parquet|pdb|pdffolder|sql|text|tsfile|videofolder|vortex|webdataset|xml"
+)
+"""Names that ``datasets.load_dataset`` takes for kinds of files in place of data sets."""
 SPLIT = "train"
 """The split that is read where none is named."""
 
@@ -52,9 +57,9 @@ class Rows:
         path = cell.get("path")
         if not path:
             raise UsageError(f"Got {self.name(row)} without a picture.")
-        if "://" in path:
+        if "://" in path or "\0" in path:
             raise UsageError(
-                f"Got {self.name(row)}, which names {path} in place of a picture; addresses are not read."
+                f"Got {self.name(row)}, which names {path!r} in place of a picture; addresses are not read."
             )
         self.bounds.check(Path(path))
         with reading(f"Got {self.name(row)}, whose file {path}"):
@@ -108,6 +113,11 @@ def read_hub_dataset(
 def _from_hub(source: DataSource, config_name: str | None) -> Any:
     import datasets
 
+    if KINDS_OF_FILES.fullmatch(source.name):
+        raise UsageError(
+            f"Got --data hf:{source.name}, which `datasets` takes for all files in and below the current folder; "
+            "expected hf:OWNER/NAME or a folder."
+        )
     try:
         return datasets.load_dataset(source.name, config_name, split=source.split or SPLIT)
     except Exception as cause:  # of the hub, the network, the format: dozens of types
