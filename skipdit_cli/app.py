@@ -87,7 +87,8 @@ def _refusal(cause) -> str:
         meant = flag_meant(typed, (name for parameter in ctx.command.params for name in parameter.opts))
         if meant is not None:
             return f"No such option: {typed}. Did you mean '{meant}'? See '{where} --help'."
-    return f"{cause.format_message().rstrip('.')}. See '{where} --help'."
+    message = cause.format_message().rstrip(".")
+    return f"{message}{'' if message.endswith('?') else '.'} See '{where} --help'."
 
 
 def _sentence(cause: Exception, output: object) -> str:

@@ -188,8 +188,10 @@ def _start(settings, run: SampleSettings, outline) -> Conditions:
     if is_text_conditional(outline):
         parsing.check_conditions(outline, settings.class_labels, prompts or [""])
         return Conditions(None, prompts[0] if prompts else "", negative, seed, scale)
+    classes = outline.transformer.config.get("num_embeds_ada_norm")
+    check_labels(settings.pipeline.prompt or [0], classes)  # refuses a prompt
     (label,) = pipeline_setup.choose_labels(settings.class_labels or run.class_labels, 1, outline)
-    check_labels([label], outline.transformer.config.get("num_embeds_ada_norm"))
+    check_labels([label], classes)
     return Conditions(label, None, None, seed, scale)
 
 

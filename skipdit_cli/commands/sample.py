@@ -52,11 +52,11 @@ def sample(
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings.check()
+    target = _choose_target(settings, model, preset, plan, from_file)
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
-    target = _choose_target(settings, model, preset, plan, from_file)
 
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers

@@ -57,7 +57,7 @@ def test_bench_writes_a_report(skipdit, tiny_pipeline, tmp_path):
     ran = skipdit("bench", "-m", tiny_pipeline(num_layers=4), *QUICK, "--html", file)
     assert ran.code == 0 and f"Wrote {file}, which opens in a browser." in ran.stderr, ran.stderr
     page = file.read_text()
-    assert "Compare the pictures" in page and "of the time, this model" in page and "1: class 1" in page
+    assert "Compare the pictures" in page and "of the cost, this model" in page and "1: class 1" in page
     assert page.count("<title>block ") == 4 * 3 and "vanilla, every 2, taylor2 residual, N=1: 2 of 4 steps" in page
     again = skipdit("bench", "-m", tmp_path / "tiny", *QUICK, "--html", file)
     assert again.code == 2 and f"Output {file} exists" in again.stderr

@@ -56,6 +56,17 @@ def test_fewer_steps_that_win():
     )
 
 
+def test_a_cached_row_that_is_cheaper_than_all_fewer_steps_does_not_count_as_a_win():
+    rows = [uncached(), cached(15.0, 39.8), cached(8, 30.0, "every 9"), plain(12, 41.0)]
+    assert make_verdict(rows, MACS).endswith(
+        "Of 2 cached rows, 1 costs as much as a run of fewer steps; none is more accurate than every run of fewer "
+        "steps that costs no more."
+    )
+    assert make_verdict([uncached(), cached(8, 30.0), plain(12, 41.0)], MACS).endswith(
+        "No cached row costs as much as the cheapest run of fewer steps."
+    )
+
+
 def test_a_cache_that_reaches_less_than_the_full_run_is_judged_by_its_most_accurate_row():
     rows = [uncached(), cached(15, 35.0), cached(8, 30.0, "every 9")]
     verdict = make_verdict(rows, MACS)
@@ -118,25 +129,25 @@ def headline(*rows):
     return make_headline(timed, MACS)
 
 
-def test_the_headline_names_the_time_the_control_and_the_plain_steps_that_come_as_close():
+def test_the_headline_names_the_cost_the_control_and_the_plain_steps_that_come_as_close():
     skip = [uncached(case="skip"), cached(50 / 3, 40.1, case="skip-cache", reference="skip")]
     assert headline(uncached(), cached(50 / 3, 39.0), *skip, plain(13, 40.0), plain(19, 44.0)) == (
-        "In about a third of the time, this model's cached samples are as close to the exact solution as 50 steps of "
+        "At about a third of the cost, this model's cached samples are as close to the exact solution as 50 steps of "
         "ddim; without skip branches the same cache is 1.1 dB further away; 13 plain steps of dpm++ lu come as close, "
         "at a cost of 13 instead of 18.3."
     )
     assert headline(uncached(), cached(10, 36.0), plain(9, 30.0)) == (
-        "In about a fifth of the time, this model's cached samples are 4.0 dB further from the exact solution than 50 "
+        "At about a fifth of the cost, this model's cached samples are 4.0 dB further from the exact solution than 50 "
         "steps of ddim; no measured run of fewer plain steps comes as close."
     )
     better = headline(uncached(), cached(22, 42.0), plain(20, 45.0))
-    assert better.startswith("In 44 % of the time, this model's cached samples are 2.0 dB closer to the exact")
+    assert better.startswith("At 44 % of the cost, this model's cached samples are 2.0 dB closer to the exact")
     assert better.endswith("20 plain steps of dpm++ lu are 3.0 dB closer, at a cost of 20 instead of 22.")
 
 
 def test_the_headline_without_an_exact_solution():
     rows = [{**uncached(None), "psnr": None}, {**cached(25, None), "psnr": 31.24}]
     assert headline(*rows) == (
-        "In about half of the time, this model's cached samples have a PSNR of 31.2 dB to its uncached ones."
+        "At about half of the cost, this model's cached samples have a PSNR of 31.2 dB to its uncached ones."
     )
     assert headline({**uncached(None), "psnr": None}, {**cached(25, None), "psnr": None}) == ""

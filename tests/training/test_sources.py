@@ -100,6 +100,9 @@ def test_columns_are_found_by_type_or_named(tmp_path):
     assert read(source, TEXTS, image_column="b").conditions == ["x y", "v w"]
     assert "Did you mean 'one'?" in refused(source, image_column="a", label_column="oen")
     assert "which is a column of" in refused(source, image_column="one")
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(state.read_text().replace("data-00000", "../other-00000"))
+    assert "outside of the folder" in refused(source, image_column="a", label_column="one")
 
 
 def test_parquet_files_are_read_as_the_hub_stores_them(tmp_path):

@@ -34,8 +34,9 @@ def make_verdict(rows: Sequence[dict], macs: Mapping[str, float]) -> str:
     plain = [row for row in measured if _is_plain(row)]
     sentences = [_describe_best(best, _full_run(best, rows)), _compare_plain(best, plain, macs)]
     if plain:
-        wins = [row for row in cached if _beats(row, _affordable(row, plain, macs))]
-        sentences.append(_count_wins(len(wins), len(cached)))
+        rivals = [(row, _affordable(row, plain, macs)) for row in cached]
+        wins = [row for row, others in rivals if others and _beats(row, others)]
+        sentences.append(_count_wins(len(wins), len([row for row, others in rivals if others]), len(cached)))
     return " ".join(sentences)
 
 
@@ -58,7 +59,7 @@ def best_cached(rows: Sequence[dict]) -> dict | None:
 
 
 def make_headline(rows: Sequence[dict], macs: Mapping[str, float]) -> str:
-    """Return the result in one sentence: the time that the best cached row takes and how close it comes to the exact
+    """Return the result in one sentence: the cost of the best cached row and how close it comes to the exact
     solution, the same cache with or without skip branches, and the plain steps that come as close.
 
     Args:
@@ -71,7 +72,7 @@ def make_headline(rows: Sequence[dict], macs: Mapping[str, float]) -> str:
     if best is None:
         return _headline_without_accuracy(rows)
     full = _full_run(best, rows)
-    parts = [f"In {_share_of_time(best, full)} of the time, this model's cached samples are {_closeness(best, full)}"]
+    parts = [f"At {_share_of_cost(best, full)} of the cost, this model's cached samples are {_closeness(best, full)}"]
     twin = _twin(best, rows)
     if twin is not None:
         difference = twin["psnr_exact"] - best["psnr_exact"]
@@ -87,13 +88,13 @@ def _headline_without_accuracy(rows: Sequence[dict]) -> str:
     if not cached:
         return ""
     best = max(cached, key=lambda row: row["psnr"])
-    text = f"In {_share_of_time(best, _full_run(best, rows))} of the time, this model's cached samples have a PSNR of"
+    text = f"At {_share_of_cost(best, _full_run(best, rows))} of the cost, this model's cached samples have a PSNR of"
     return f"{text} {best['psnr']:.1f} dB to its uncached ones."
 
 
-def _share_of_time(row: dict, full: dict) -> str:
-    """Return the share of the full run's time that a row takes: "a third", "44 %"."""
-    share = full["speedup_vs_vanilla"] / row["speedup_vs_vanilla"]
+def _share_of_cost(row: dict, full: dict) -> str:
+    """Return the share of the full run's FLOPs that a row takes: "a third", "44 %"."""
+    share = row["cost"] / full["cost"]
     names = {"half": 1 / 2, "a third": 1 / 3, "a quarter": 1 / 4, "a fifth": 1 / 5, "a tenth": 1 / 10}
     near = [name for name, value in names.items() if abs(share / value - 1) < 0.04]
     return f"about {near[0]}" if near else f"{share:.0%}".replace("%", " %")
@@ -197,9 +198,19 @@ def _compare_plain(best: dict, plain: Sequence[dict], macs: Mapping[str, float])
     )
 
 
-def _count_wins(wins: int, count: int) -> str:
-    """Return how many of the cached rows are more accurate than every plain run at their cost."""
+def _count_wins(wins: int, count: int, cached: int) -> str:
+    """Return how many of the cached rows are more accurate than every plain run at their cost.
+
+    Args:
+        wins: Of ``count`` rows at whose cost there is a plain run.
+        cached: All cached rows.
+    """
     plain = "more accurate than every run of fewer steps that costs no more"
+    if not count:
+        return "No cached row costs as much as the cheapest run of fewer steps."
+    if count < cached:
+        best = f"{wins or 'none'} {'is' if wins < 2 else 'are'} {plain}"
+        return f"Of {cached} cached rows, {count} cost{'s' * (count == 1)} as much as a run of fewer steps; {best}."
     if count == 1:
         return f"The only cached row is {'' if wins else 'not '}{plain}."
     if wins in (0, count):

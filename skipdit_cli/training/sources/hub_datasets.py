@@ -6,12 +6,14 @@ the folder of the data set, and one that a row names by an address is not read.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skipdit_cli.errors import UsageError, first_line, nearest, reading
+from skipdit_cli.formats import parse_json, read_text
 from skipdit_cli.training.data.class_folders import DATA_SET, OF_MODEL, Classes
 from skipdit_cli.training.data.data_folder import Bounds
 from skipdit_cli.training.data.demand import Demand
@@ -27,6 +29,8 @@ KINDS_OF_FILES = re.compile(
     "niftifolder|pandas|parquet|pdb|pdffolder|sql|text|tsfile|videofolder|vortex|webdataset|xml"
 )
 """Names that ``datasets.load_dataset`` takes for kinds of files in place of data sets."""
+LARGEST_STATE = 1 << 24
+"""Bytes of a ``state.json``."""
 SPLIT = "train"
 """The split that is read where none is named."""
 
@@ -134,6 +138,7 @@ def _from_folder(folder: Path, source: DataSource) -> Any:
 
     with reading(f"Got --data hf:{folder}, which", "expected a folder that save_to_disk wrote, or Parquet files"):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            _check_inside(folder)
             loaded = datasets.load_from_disk(str(folder))
             if isinstance(loaded, datasets.DatasetDict):
                 return loaded[_split(source, list(loaded))]
@@ -151,6 +156,22 @@ def _from_folder(folder: Path, source: DataSource) -> Any:
             )
         files = splits[_split(source, list(splits))]
         return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def _check_inside(folder: Path) -> None:
+    """Refuse a folder of ``save_to_disk`` whose states name files outside of it.
+
+    Raises:
+        UsageError: A state does, or is no JSON object.
+    """
+    for state in (*folder.glob("state.json"), *folder.glob("*/state.json")):
+        content = parse_json(read_text(state, LARGEST_STATE), state)
+        files = content.get("_data_files") if isinstance(content, dict) else None
+        for file in files or []:
+            name = file.get("filename") if isinstance(file, dict) else None
+            path = state.parent / str(name)
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+                raise UsageError(f"Got --data hf:{folder}, whose {state.name} names {name}, outside of the folder.")
 
 
 def _split(source: DataSource, splits: list[str]) -> str:
