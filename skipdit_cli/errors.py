@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,8 +41,10 @@ class CheckError(SkipditError):
 
 
 def first_line(cause: BaseException) -> str:
-    """Return the first line of an exception's message, truncated and without a full stop."""
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
+    """Return the first line of an exception's message, truncated, without a full stop and without addresses of
+    objects: Pillow names the buffer that it cannot identify."""
+    message = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(cause))
+    return (message.strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
 
 
 @contextmanager

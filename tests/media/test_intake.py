@@ -186,3 +186,9 @@ def test_half_a_file_is_refused(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UsageError, match="cannot be read as a picture"):
         media.read_picture(path)
+
+
+def test_bytes_that_are_no_picture_are_refused_without_the_address_of_a_buffer():
+    with pytest.raises(UsageError) as refusal:
+        media.decode_picture(b"no picture", "shard.tar, 0001.png")
+    assert "0x" not in str(refusal.value) and "shard.tar, 0001.png" in str(refusal.value)
