@@ -29,7 +29,7 @@ from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
-from skipdit_cli.commands.synonyms import flag_meant, with_typed_names
+from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
 from skipdit_cli.errors import SkipditError, UsageError
@@ -85,6 +85,9 @@ def _refusal(cause) -> str:
     typed = getattr(cause, "option_name", None)  # of an option that does not exist
     if ctx and typed and type(cause).__name__ == "NoSuchOption":
         meant = flag_meant(typed, (name for parameter in ctx.command.params for name in parameter.opts))
+        advice = advice_for(typed) if meant is None else None
+        if advice is not None:
+            return f"No such option: {typed}. {advice}"
         if meant is not None:
             return f"No such option: {typed}. Did you mean '{meant}'? See '{where} --help'."
     message = cause.format_message().rstrip(".")

@@ -265,6 +265,8 @@ def test_no_help_tells_the_environment_flag_by_flag(skipdit):
         (("finetune", "--report_to", "wandb"), "Did you mean '--report-to'?"),
         (("finetune", "--pretrained_model_name_or_path", "x"), "Did you mean '--model'?"),
         (("sample", "--cfg-scale", 2), "Did you mean '--guidance-scale'?"),
+        (("sample", "--token", "x"), "No such option: --token. The hub's token is read from HF_TOKEN"),
+        (("smaple",), "Did you mean 'sample'? See"),
         (("sample", "--steps", 0), "Got --steps 0 but expected 1 or more"),
         (("sample", "--num-inference-steps", 0), "Got --num-inference-steps 0 but expected 1 or more"),
         (("sample", "--plan", "a", "--plan=b"), "Got --plan twice, a and b"),

@@ -63,6 +63,19 @@ SYNONYMS = {
 """Our flag for each name that scripts of diffusers, DiT, Latte, accelerate, sd-scripts or litgpt give to the same
 thing; hyphens stand for underscores."""
 
+ELSEWHERE = {
+    "token": "The hub's token is read from HF_TOKEN, or from 'hf auth login'.",
+    "hub-token": "The hub's token is read from HF_TOKEN, or from 'hf auth login'.",
+    "no-progress": "Progress goes to stderr: 2>log keeps it off the terminal.",
+    "quiet": "Progress goes to stderr: 2>log keeps it off the terminal.",
+}
+"""What to do in the place of flags of other tools that we have in another form."""
+
+
+def advice_for(typed: str) -> str | None:
+    """Return a sentence on what to do in the place of an unknown flag, or None."""
+    return ELSEWHERE.get(typed.lstrip("-").lower().replace("_", "-"))
+
 
 def flag_meant(typed: str, flags: Iterable[str]) -> str | None:
     """Return the flag of a command that another tool's name stands for, or None.
