@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from skipdit_cli.bench.run import Bench
     from skipdit_cli.sampling.generate import Generated
 
+LEGEND = (
+    "In the names of rows: every K, each K-th step is full; late-dense M, M steps are full, denser towards the end; "
+    "N=1, the first and the last block run on a reused step; reuse, linear, taylor2, how a reused step predicts what "
+    "it does not run; residual, its change over the first blocks is predicted. See 'skipdit guide caching'."
+)
 MODELS = {"skip": "with skip branches", "vanilla": "without skip branches"}
 SHAPES = {
     "vanilla-cache": "square",
@@ -107,9 +112,9 @@ def make_report(report: dict, samples: Samples, title: str, **sections: Any) -> 
     rows = report["rows"]
     settings: dict[str, Any] = {
         "subtitle": f"{report['model']} on {report['device_name']}, {report['dtype']}, "
-        f"{report['num_inference_steps']} steps of {report['scheduler']}, {report['date'][:10]}",
+        f"{report['num_inference_steps']} steps of {rows[0]['sampler']}, {report['date'][:10]}",
         "lead": make_headline(rows, report["macs"]),
-        "details": [report["verdict"], *([report["target"]] if report["target"] else [])],
+        "details": [report["verdict"], *([report["target"]] if report["target"] else []), LEGEND],
         "warnings": report["warnings"],
         "comparison": _comparison(rows, samples),
         "plots": _plots(rows, report["macs"]),
