@@ -128,7 +128,7 @@ def _choose_conditions(settings: BenchSettings, conditions: dict, pipe) -> list[
     from skipdit_cli.sampling.pixels import check_memory
 
     if not settings.random_weights:
-        parsing.check_conditions(pipe, **conditions)
+        pipeline_setup.check_conditions(pipe, **conditions)
     shared, count = settings.pipeline, settings.batch_size or (1 if settings.random_weights else 4)
     labels, classes = conditions["class_labels"], _count_classes(pipe)
     samples = conditions["prompts"] if labels is None else pipeline_setup.parse_labels(labels, pipe)

@@ -99,12 +99,7 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
 def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, outline) -> tuple[list, list]:
     """Return one condition per sample to search with, and per held-out sample: other prompts where there are two, and
     other classes where there are enough of them."""
-    from skipdit_cli.families.labels import check_labels
-    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
-
-    parsing.check_conditions(outline, settings.class_labels, prompts)
-    if prompts and not is_text_conditional(outline):  # refused before anything is said about them
-        check_labels(prompts, outline.transformer.config.get("num_embeds_ada_norm"))
+    pipeline_setup.check_conditions(outline, settings.class_labels, prompts)
     classes = outline.transformer.config.get("num_embeds_ada_norm")
     if prompts:
         search, report = prompts[::2], prompts[1::2] or prompts

@@ -14,7 +14,6 @@ from skipdit_cli.presets import preset_path
 @with_settings(ConvertSettings)
 def convert(
     ctx: typer.Context,
-    model_argument: options.ModelArgument = None,
     model: options.Model = None,
     settings: ConvertSettings = None,
     preset: options.Preset = None,
@@ -34,7 +33,7 @@ def convert(
     from skipdit_cli.conversion import convert as conversion
     from skipdit_cli.models import named_model
 
-    name = named_model(options.one_model(model_argument, model), preset)
+    name = named_model(model, preset)
     settings.check_output({"model": name, "--preset": preset and preset_path(preset)})
     plan = conversion.plan_from_settings(name, settings)
     result = convert_report.facts(plan)

@@ -33,7 +33,7 @@ def with_settings(settings_class: type[Any]) -> Callable[[Callable], Callable]:
 
     def decorate(command: Callable) -> Callable:
         parameters = list(inspect.signature(command, eval_str=True).parameters.values())
-        takes_argument = {p.name for p in parameters} & {"model", "model_argument"} == {"model"}
+        takes_argument = any(parameter.name == "model" for parameter in parameters)
         if takes_argument:
             argument = inspect.Parameter("model_argument", inspect.Parameter.KEYWORD_ONLY)
             parameters.insert(0, argument.replace(default=None, annotation=options.ModelArgument))

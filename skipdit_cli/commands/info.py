@@ -39,7 +39,6 @@ class InfoSettings:
 
 @with_settings(InfoSettings)
 def info(
-    model_argument: options.ModelArgument = None,
     model: options.Model = None,
     preset: options.Preset = None,
     settings: InfoSettings = None,
@@ -52,7 +51,6 @@ def info(
 
     skipdit info facebook/DiT-XL-2-256
     """
-    model = options.one_model(model_argument, model)
     if settings.markdown and not settings.families:
         raise UsageError("Got --markdown without --families, whose table it is for; add --families.")
     if settings.families:

@@ -48,25 +48,6 @@ def _read_lines(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def check_conditions(pipe, class_labels: object, prompts: list[str] | None) -> None:
-    """Refuse class labels together with prompts, and a text-conditional pipeline without either.
-
-    Args:
-        pipe: The pipeline or its outline.
-
-    Raises:
-        UsageError: Both were given, or a text-conditional pipeline has no prompt.
-    """
-    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
-
-    if prompts is not None and class_labels is not None:
-        raise UsageError("Got --prompt and --class-labels; give the one that the model is conditioned on.")
-    if prompts is None and class_labels is None and is_text_conditional(pipe):
-        raise UsageError(
-            "Got no --prompt, but this is a text-conditional pipeline; give --prompt TEXT or --prompts-file FILE."
-        )
-
-
 def parse_integers(text: str, flag: str) -> list[int]:
     """Parse ``"1,2,3"`` to ``[1, 2, 3]``.
 

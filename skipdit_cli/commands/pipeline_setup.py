@@ -80,6 +80,30 @@ def choose_labels(text: str | None, num_images: int | None, outline) -> list[int
     return [labels[i % len(labels)] for i in range(num_images or len(labels))]
 
 
+def check_conditions(pipe, class_labels: object, prompts: list[str] | None) -> None:
+    """Refuse class labels together with prompts, prompts for a model that takes none, and a text-conditional pipeline
+    without either.
+
+    Args:
+        pipe: The pipeline or its outline.
+
+    Raises:
+        UsageError: Both were given, a class-conditional or unconditional model got a prompt, or a text-conditional
+            pipeline has none.
+    """
+    from skipdit_cli.families.labels import check_labels
+    from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
+
+    if prompts is not None and class_labels is not None:
+        raise UsageError("Got --prompt and --class-labels; give the one that the model is conditioned on.")
+    if prompts is None and class_labels is None and is_text_conditional(pipe):
+        raise UsageError(
+            "Got no --prompt, but this is a text-conditional pipeline; give --prompt TEXT or --prompts-file FILE."
+        )
+    if prompts and not is_text_conditional(pipe):
+        check_labels(prompts, pipe.transformer.config.get("num_embeds_ada_norm"))
+
+
 def parse_labels(text: str, pipe) -> list[int]:
     """Return the labels of ``--class-labels``: numbers, ranges, and names that the model has for its classes.
 

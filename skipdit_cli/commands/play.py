@@ -51,7 +51,6 @@ class PlaySettings:
 @with_settings(PlaySettings)
 def play(
     ctx: typer.Context,
-    model_argument: options.ModelArgument = None,
     model: options.Model = None,
     preset: options.Preset = None,
     settings: PlaySettings = None,
@@ -68,7 +67,6 @@ def play(
     """
     if settings.pipeline.prompts_file is not None:
         raise UsageError("Got --prompts-file, but the page shows one prompt; give --prompt TEXT.")
-    model = options.one_model(model_argument, model)
     preset = DEFAULT_PRESET if model is None and preset is None else preset
     plans = play_sample.read_plans(settings.plan)
     play_sample.check_packages()

@@ -186,12 +186,11 @@ def _start(settings, run: SampleSettings, outline) -> Conditions:
     negative, seed = settings.pipeline.negative_prompt, settings.pipeline.seed
     prompts = settings.pipeline.prompt or run.pipeline.prompt
     if is_text_conditional(outline):
-        parsing.check_conditions(outline, settings.class_labels, prompts or [""])
+        pipeline_setup.check_conditions(outline, settings.class_labels, prompts or [""])
         return Conditions(None, prompts[0] if prompts else "", negative, seed, scale)
-    classes = outline.transformer.config.get("num_embeds_ada_norm")
-    check_labels(settings.pipeline.prompt or [0], classes)  # refuses a prompt
+    pipeline_setup.check_conditions(outline, settings.class_labels, settings.pipeline.prompt)
     (label,) = pipeline_setup.choose_labels(settings.class_labels or run.class_labels, 1, outline)
-    check_labels([label], classes)
+    check_labels([label], outline.transformer.config.get("num_embeds_ada_norm"))
     return Conditions(label, None, None, seed, scale)
 
 

@@ -146,7 +146,7 @@ def choose_conditions(settings: SampleSettings, prompts: list[str] | None, outli
     from skipdit_cli.sampling.pixels import check_memory
 
     shared, count = settings.pipeline, settings.num_images or 1
-    parsing.check_conditions(outline, settings.class_labels, prompts)
+    pipeline_setup.check_conditions(outline, settings.class_labels, prompts)
     check_memory(outline, len(prompts or [1]) * count, shared.height, shared.width, shared.num_frames)
     if prompts:
         return [prompt for prompt in prompts for _ in range(count)]
