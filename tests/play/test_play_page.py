@@ -68,6 +68,8 @@ def visit(browser, address):
 
 
 def test_the_page_in_a_browser(visit, address):
+    from playwright.sync_api import expect
+
     for width, scheme in ((1280, "light"), (400, "dark")):
         page, complaints, requests = visit(width, scheme)
         command = page.locator("#command textarea")
@@ -75,8 +77,8 @@ def test_the_page_in_a_browser(visit, address):
         assert before.startswith("skipdit sample --preset digits ") and " --class-labels 0 " in before
         page.get_by_role("slider").focus()
         page.keyboard.press("End")
-        page.wait_for_function("before => document.querySelector('#command textarea').value != before", arg=before)
-        page.wait_for_function("document.querySelector('#numbers').textContent.includes('12.0 times')")
+        expect(command).not_to_have_value(before)
+        expect(page.locator("#numbers")).to_contain_text("12.0 times", timeout=30_000)
         assert "--full-steps 0, " in command.input_value()
         assert page.locator("svg.steps").first.get_attribute("aria-label") == "1 of 12 steps are full: 0"
         assert page.locator("#pictures img").count() == 2
