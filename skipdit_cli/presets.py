@@ -12,7 +12,7 @@ from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.formats import check_values, parse_yaml, read_text, to_json
 
 PACKAGE = Path(__file__).parent
-OWN_KEYS = ("about", "source", "weights", "model", "made_for")
+OWN_KEYS = ("about", "source", "weights", "model", "made_for", "experiment")
 BRANCH = "output_branch="
 """The argument of a scheduler that names a file; a preset names one beside it."""
 NULLS = ("", "null", "~")
@@ -56,6 +56,7 @@ class Preset:
         model: ``{"class": diffusers class name, "config": its arguments}``, or empty; ``"scheduler"`` may hold the
             same for a scheduler.
         made_for: What a plan was made for and how it was measured (``MADE_FOR``); empty for any other preset.
+        experiment: The settings of a study, with its name as ``study``; empty for any other preset.
         flags: Command name to ``{flag without dashes: value as typed, or a list of such values}``.
     """
 
@@ -65,6 +66,7 @@ class Preset:
     weights: str = ""
     model: dict = field(default_factory=dict)
     made_for: dict[str, Any] = field(default_factory=dict)
+    experiment: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, dict[str, str | list[str]]] = field(default_factory=dict)
 
     @property
@@ -133,7 +135,8 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
     _find_branch(path, flags.get("sample", {}).get("scheduler-arg"))
     model, made_for = _model(path, data.get("model")), _made_for(path, data.get("made_for"))
-    return Preset(path.stem, about, source, weights, model, made_for, flags)
+    experiment = _mapping(path, "experiment", data)
+    return Preset(path.stem, about, source, weights, model, made_for, experiment, flags)
 
 
 def _find_branch(path: Path, arguments: Any) -> None:
@@ -177,6 +180,17 @@ def _model(path: Path, model: Any) -> dict:
                 f"Preset {path} has a 'model' (or its scheduler) that is not class: NAME, config: {{...}}."
             )
     return model
+
+
+def _mapping(path: Path, key: str, data: dict) -> dict[str, Any]:
+    """Return the mapping under a key of a preset; empty if there is none."""
+    value = data.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"Preset {path} has '{key}: {str(value)[:60]}' but expected a mapping of keys.")
+    check_values(value, f"Preset {path}: {key}")
+    return value
 
 
 def _made_for(path: Path, made_for: Any) -> dict[str, Any]:
