@@ -2,6 +2,7 @@
 
 from skipdit_cli.files.apart import check_apart, check_outside
 from skipdit_cli.files.marker import (
+    FINISHED,
     MARKER,
     RESUMABLE,
     forget,
@@ -14,17 +15,30 @@ from skipdit_cli.files.marker import (
 from skipdit_cli.files.one import check_file, check_writable, checksum, replacing
 from skipdit_cli.files.output import fill_folder, install, replace_folder, work_in
 from skipdit_cli.files.partial import PartialFolder, is_partial, read_partial
-from skipdit_cli.files.target import BENCH, CONVERT, DEMO, PLANS, RUN, SAMPLE, check_folder, check_resumed, check_room
+from skipdit_cli.files.target import (
+    BENCH,
+    CONVERT,
+    DEMO,
+    PLANS,
+    RUN,
+    SAMPLE,
+    SWEEP,
+    check_folder,
+    check_resumed,
+    check_room,
+)
 
 __all__ = [
     "BENCH",
     "CONVERT",
     "DEMO",
+    "FINISHED",
     "MARKER",
     "PLANS",
     "RESUMABLE",
     "RUN",
     "SAMPLE",
+    "SWEEP",
     "PartialFolder",
     "check_apart",
     "check_file",
