@@ -2,4 +2,5 @@
 
 from skipdit_cli.app import main
 
-main()
+if __name__ == "__main__":  # a process that "skipdit study --jobs" starts imports this file under another name
+    main()

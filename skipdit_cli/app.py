@@ -29,6 +29,7 @@ from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
+from skipdit_cli.commands.study import study
 from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
@@ -218,6 +219,7 @@ app.command()(sample)
 app.command()(play)
 app.command()(calibrate)
 app.command()(bench)
+app.command()(study)
 app.command()(info)
 app.command()(guide)
 app.command()(env)

@@ -12,7 +12,7 @@ from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.formats import check_values, parse_yaml, read_text, to_json
 
 PACKAGE = Path(__file__).parent
-OWN_KEYS = ("about", "source", "weights", "model", "made_for", "sweep")
+OWN_KEYS = ("about", "source", "weights", "model", "made_for", "experiment", "sweep")
 BRANCH = "output_branch="
 """The argument of a scheduler that names a file; a preset names one beside it."""
 NULLS = ("", "null", "~")
@@ -56,6 +56,7 @@ class Preset:
         model: ``{"class": diffusers class name, "config": its arguments}``, or empty; ``"scheduler"`` may hold the
             same for a scheduler.
         made_for: What a plan was made for and how it was measured (``MADE_FOR``); empty for any other preset.
+        experiment: The settings of a study, with its name as ``study``; empty for any other preset.
         sweep: The grid of ``train --sweep``: for each axis its variants by name, each of them the values of flags of
             ``train`` and of keys of the model's config, as texts; empty for any other preset.
         flags: Command name to ``{flag without dashes: value as typed, or a list of such values}``.
@@ -67,6 +68,7 @@ class Preset:
     weights: str = ""
     model: dict = field(default_factory=dict)
     made_for: dict[str, Any] = field(default_factory=dict)
+    experiment: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     flags: dict[str, dict[str, str | list[str]]] = field(default_factory=dict)
 
@@ -136,8 +138,8 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
     _find_branch(path, flags.get("sample", {}).get("scheduler-arg"))
     model, made_for = _model(path, data.get("model")), _made_for(path, data.get("made_for"))
-    sweep = _sweep(path, typed.get("sweep", ""))
-    return Preset(path.stem, about, source, weights, model, made_for, sweep, flags)
+    experiment, sweep = _mapping(path, "experiment", data), _sweep(path, typed.get("sweep", ""), commands)
+    return Preset(path.stem, about, source, weights, model, made_for, experiment, sweep, flags)
 
 
 def _find_branch(path: Path, arguments: Any) -> None:
@@ -183,6 +185,17 @@ def _model(path: Path, model: Any) -> dict:
     return model
 
 
+def _mapping(path: Path, key: str, data: dict) -> dict[str, Any]:
+    """Return the mapping under a key of a preset; empty if there is none."""
+    value = data.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"Preset {path} has '{key}: {str(value)[:60]}' but expected a mapping of keys.")
+    check_values(value, f"Preset {path}: {key}")
+    return value
+
+
 def _made_for(path: Path, made_for: Any) -> dict[str, Any]:
     if made_for is None:
         return {}
@@ -207,7 +220,7 @@ def _made_for(path: Path, made_for: Any) -> dict[str, Any]:
     return made_for
 
 
-def _sweep(path: Path, sweep: Any) -> dict[str, dict[str, dict[str, str]]]:
+def _sweep(path: Path, sweep: Any, commands: Mapping[str, set[str]] | None) -> dict[str, dict[str, dict[str, str]]]:
     """Return the axes of a sweep; a list of values is that of one key, whose variants are named after them."""
     if sweep in NULLS:
         return {}
@@ -227,6 +240,8 @@ def _sweep(path: Path, sweep: Any) -> dict[str, dict[str, dict[str, str]]]:
         for key in {key for variant in axes[axis].values() for key in variant}:
             if key in FORBIDDEN_FLAGS:
                 raise UsageError(f"Preset {path} sweeps '{key}', which {FORBIDDEN_FLAGS[key]}; leave it out.")
+            if commands is not None and "-" in key and key not in commands["train"]:
+                raise UsageError(f"Preset {path} has an unknown key 'sweep: {key}'.{nearest(key, commands['train'])}")
     return axes
 
 

@@ -32,6 +32,7 @@ FLOORS = [
         "guide",
         "reports",
         "adapters",
+        "studies",
     },
     {"commands", "app", "__main__"},
 ]

@@ -58,10 +58,7 @@ def choose_target(
         _check_companion(path, output)
     if not output.suffix:
         files.check_apart(output, reads)
-        if is_partial:
-            files.check_resumed(output, files.SAMPLE)
-        else:
-            files.check_folder(output, files.SAMPLE, overwrite)
+        files.check_partial(output, files.SAMPLE, overwrite)
     return output
 
 
@@ -76,24 +73,7 @@ def is_resumed(target: Path, settings: Mapping[str, object], overwrite: bool) ->
     Raises:
         UsageError: The interrupted run has other settings.
     """
-    if target.suffix or not files.is_partial(target, files.SAMPLE):
-        return False
-    try:
-        partial, damage = files.read_partial(target), None
-    except UsageError as cause:
-        partial, damage = {}, cause
-    if partial == settings:
-        return True
-    if overwrite:
-        files.check_folder(target, files.SAMPLE, overwrite)
-        return False
-    if damage is not None:
-        raise damage
-    names = [name for name in {**partial, **settings} if partial.get(name) != settings.get(name)]
-    raise UsageError(
-        f"Output {target} is of an interrupted run with other settings ({', '.join(map(_spelled, names))}); give the "
-        "same ones to go on, --overwrite to start anew, or another --output."
-    )
+    return not target.suffix and files.is_resumed(target, files.SAMPLE, settings, overwrite, _spelled)
 
 
 def _spelled(name: str) -> str:

@@ -34,12 +34,14 @@ class Point:
     Args:
         preset: What it trains, with all flags but those in ``typed``.
         settings: The settings of its run.
+        output: The folder of its run.
         cost: What it costs.
         typed: Further flags of its command line, which no preset may hold.
     """
 
     preset: Preset
     settings: TrainingSettings
+    output: Path
     cost: Cost
     typed: list[str]
 
@@ -48,9 +50,14 @@ class Point:
         """The name of the point and of its folder."""
         return self.preset.name
 
+    @property
+    def file(self) -> Path:
+        """The file of its preset."""
+        return self.output.with_name(f"{self.name}.yaml")
+
     def is_finished(self) -> bool:
         """Return whether its training is complete."""
-        return (files.read_marker(self.settings.output) or {}).get("state") == files.FINISHED
+        return (files.read_marker(self.output) or {}).get("state") == files.FINISHED
 
     def preset_text(self) -> str:
         """Return the file of its preset, whose first line is the command that trains it alone."""
@@ -59,8 +66,7 @@ class Point:
 
     def words(self) -> list[str]:
         """Return the command line that trains it in its place."""
-        output = self.settings.output
-        words = ["train", "--preset", str(output.with_name(f"{self.name}.yaml")), "-o", str(output), *self.typed]
+        words = ["train", "--preset", str(self.file), "-o", str(self.output), *self.typed]
         return [*words, "--resume-from-checkpoint", "auto"]
 
 
@@ -138,7 +144,7 @@ def _point(ctx: typer.Context, preset: Preset, swept: set[str], output: Path) ->
     command, flags, typed = ctx.command, dict(preset.flags["train"]), []
     for parameter in command.params:
         source, flag = ctx.get_parameter_source(parameter.name), flag_of(parameter)
-        is_set = source.name == "COMMANDLINE" or ctx.meta["sources"].get(flag) == "the environment"
+        is_set = getattr(source, "name", "") == "COMMANDLINE" or ctx.meta["sources"].get(flag) == "the environment"
         name, value = parameter.name, ctx.params.get(parameter.name)
         if not is_set or parameter.is_eager or name in (*OF_THE_SWEEP, "output", "overwrite"):
             continue
@@ -152,9 +158,10 @@ def _point(ctx: typer.Context, preset: Preset, swept: set[str], output: Path) ->
     values = {**ctx.params, **preset_values(ctx, command, preset)}
     check_ranges(command, values)
     branches = bool(values["skip_branches"])
-    place = {"output": output / preset.name, "overwrite": False, "resume_from_checkpoint": "auto"}
-    settings = settings_from(TrainingSettings, {**values, **place})
-    return Point(preset, settings, cost_of(preset, settings, branches, _processes()), typed)
+    place = output / preset.name
+    unchanged = {"output": place, "overwrite": False, "resume_from_checkpoint": "auto"}
+    settings = settings_from(TrainingSettings, {**values, **unchanged})
+    return Point(preset, settings, place, cost_of(preset, settings, branches, _processes()), typed)
 
 
 def _processes() -> int:
@@ -173,11 +180,10 @@ def _check(grid: list[Point], output: Path, preset: Path, resume: bool, overwrit
             replace(point.settings, output=output / "new", resume_from_checkpoint=None).check()
         return
     for point in grid:
-        file = output / f"{point.name}.yaml"
-        if file.is_file() and file.read_text(encoding="utf-8") != point.preset_text():
+        if point.file.is_file() and point.file.read_text(encoding="utf-8") != point.preset_text():
             raise UsageError(
-                f"Got other settings of the point {point.name} than in {file}; give the same sweep and flags to go "
-                "on, --overwrite to start anew, or another --output."
+                f"Got other settings of the point {point.name} than in {point.file}; give the same sweep and flags to "
+                "go on, --overwrite to start anew, or another --output."
             )
         if not point.is_finished():
             point.settings.check()
@@ -191,9 +197,8 @@ def _train(ctx: typer.Context, grid: list[Point], output: Path, resume: bool) ->
     failed = []
     with _shared(output, resume) as is_main:
         for point in grid if is_main else ():
-            file = output / f"{point.name}.yaml"
-            files.note(output, file.name, f"{point.name}/", state=files.RESUMABLE)
-            with files.replacing(file) as part:
+            files.note(output, point.file.name, f"{point.name}/", state=files.RESUMABLE)
+            with files.replacing(point.file) as part:
                 part.write_text(point.preset_text(), encoding="utf-8")
         _wait_for_all()
         for number, point in enumerate(left, 1):
@@ -226,10 +231,9 @@ def _wait_for_all() -> None:
 
 def _record(point: Point) -> dict[str, Any]:
     """Return what is known of a point, for ``--json``."""
-    loss, seconds = final_loss(point.settings.output)
+    loss, seconds = final_loss(point.output)
     state = "finished" if point.is_finished() else ("begun" if seconds else "new")
-    preset = point.settings.output.with_name(f"{point.name}.yaml")
-    facts = {"name": point.name, "state": state, "preset": str(preset), "output": str(point.settings.output)}
+    facts = {"name": point.name, "state": state, "preset": str(point.file), "output": str(point.output)}
     return {**facts, **asdict(point.cost), "loss": loss, "seconds": round(seconds, 1)}
 
 
@@ -240,10 +244,10 @@ def _show(grid: list[Point], trained: bool) -> None:
         for point in grid
     ]
     if not trained:
-        total = [point.cost.training_macs for point in grid]
         console.table(["point", "parameters", "multiply-adds a forward", "multiply-adds of the training"], amounts)
-        if None not in total:
-            console.say(f"In all: {console.count(len(grid), 'point')}, {console.amount(sum(total))} multiply-adds.")
+        known = [point.cost.training_macs for point in grid if point.cost.training_macs is not None]
+        if len(known) == len(grid):
+            console.say(f"In all: {console.count(len(grid), 'point')}, {console.amount(sum(known))} multiply-adds.")
         return
     rows = []
     for (name, parameters, macs, _), record in zip(amounts, map(_record, grid)):

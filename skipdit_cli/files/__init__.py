@@ -14,7 +14,7 @@ from skipdit_cli.files.marker import (
 )
 from skipdit_cli.files.one import check_file, check_writable, checksum, replacing
 from skipdit_cli.files.output import fill_folder, install, replace_folder, work_in
-from skipdit_cli.files.partial import PartialFolder, is_partial, read_partial
+from skipdit_cli.files.partial import PartialFolder, check_partial, is_partial, is_resumed
 from skipdit_cli.files.target import (
     BENCH,
     CONVERT,
@@ -22,6 +22,7 @@ from skipdit_cli.files.target import (
     PLANS,
     RUN,
     SAMPLE,
+    STUDY,
     SWEEP,
     check_folder,
     check_resumed,
@@ -38,12 +39,14 @@ __all__ = [
     "RESUMABLE",
     "RUN",
     "SAMPLE",
+    "STUDY",
     "SWEEP",
     "PartialFolder",
     "check_apart",
     "check_file",
     "check_folder",
     "check_outside",
+    "check_partial",
     "check_resumed",
     "check_room",
     "check_writable",
@@ -52,10 +55,10 @@ __all__ = [
     "forget",
     "install",
     "is_partial",
+    "is_resumed",
     "names_in",
     "note",
     "read_marker",
-    "read_partial",
     "remove_listed",
     "replace_folder",
     "replacing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.files.marker import BEGUN, FINISHED, RESUMABLE, forget, note, read_marker, remove_listed
 from skipdit_cli.files.one import replacing
 from skipdit_cli.files.output import work_in
+from skipdit_cli.files.target import check_folder, check_resumed
 from skipdit_cli.formats import parse_json, read_text, to_json
 
 PARTIAL = "partial.json"
@@ -29,17 +30,50 @@ def is_partial(target: Path, kind: str) -> bool:
     return marker.get("kind") == kind and marker["state"] != FINISHED and (place / PARTIAL).is_file()
 
 
-def read_partial(target: Path) -> dict[str, Any]:
-    """Return the settings of the interrupted run in a folder.
+def check_partial(target: Path, kind: str, overwrite: bool) -> None:
+    """Check that a folder may be written at ``target``, or that the interrupted run in it may be resumed.
 
     Raises:
-        UsageError: The file that holds them is damaged.
+        UsageError: As for ``check_folder`` and ``check_resumed``.
     """
-    file = target / PARTIAL
-    settings: Any = parse_json(read_text(file, MOST_BYTES), file)
-    if not isinstance(settings, dict):
-        raise UsageError(f"Got {file}, which is damaged; give another --output, or --overwrite to start anew.")
-    return settings
+    if is_partial(target, kind):
+        check_resumed(target, kind)
+    else:
+        check_folder(target, kind, overwrite)
+
+
+def is_resumed(
+    target: Path, kind: str, settings: Mapping[str, object], overwrite: bool, spelled: Callable[[str], str] = str
+) -> bool:
+    """Return whether a run goes on from what an interrupted one left in its folder.
+
+    With ``overwrite`` it does too where the settings are the same, and else the folder is replaced.
+
+    Args:
+        settings: All that the files depend on, as plain data.
+        spelled: How a message writes the name of a setting.
+
+    Raises:
+        UsageError: The interrupted run has other settings.
+    """
+    if not is_partial(target, kind):
+        return False
+    try:
+        partial, damage = _read_partial(target), None
+    except UsageError as cause:
+        partial, damage = {}, cause
+    if partial == settings:
+        return True
+    if overwrite:
+        check_folder(target, kind, overwrite)
+        return False
+    if damage is not None:
+        raise damage
+    names = [name for name in {**partial, **settings} if partial.get(name) != settings.get(name)]
+    raise UsageError(
+        f"Output {target} is of an interrupted run with other settings ({', '.join(map(spelled, names))}); give the "
+        "same ones to go on, --overwrite to start anew, or another --output."
+    )
 
 
 class PartialFolder:
@@ -101,3 +135,16 @@ class PartialFolder:
             kept = "nothing was kept" if state != RESUMABLE else "what was made is kept, and the same command goes on"
             reason = cause.strerror or first_line(cause)
             raise SkipditError(f"Writing {self.target} failed: {reason}; {kept}.") from cause
+
+
+def _read_partial(target: Path) -> dict[str, Any]:
+    """Return the settings of the interrupted run in a folder.
+
+    Raises:
+        UsageError: The file that holds them is damaged.
+    """
+    file = target / PARTIAL
+    settings: Any = parse_json(read_text(file, MOST_BYTES), file)
+    if not isinstance(settings, dict):
+        raise UsageError(f"Got {file}, which is damaged; give another --output, or --overwrite to start anew.")
+    return settings

@@ -18,7 +18,9 @@ WIDE, NARROW = (1000, 520, 14), (360, 380, 12)
 """Width, height and font size of a chart in pixels: on a wide page, and on a phone."""
 REACH = 0.045
 """How far from its mark a label may lie, in widths of the chart."""
-LOG_TICKS = tuple(digit * 10.0**power for power in range(-4, 6) for digit in (1, 1.5, 2, 3, 5, 7))
+LOG_DIGITS = (1, 1.5, 2, 3, 5, 7)
+DECADES = 2.5
+"""On a logarithmic axis that spans more decades, ticks are powers of ten."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,19 @@ class Point:
         x, y: Its place.
         label: What stands beside it; empty for nothing.
         title: What it shows on hover.
+        spread: Half the length of the bar that shows how far y varies; 0 for no bar.
     """
 
     x: float
     y: float
     label: str = ""
     title: str = ""
+    spread: float = 0.0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of its bar."""
+        return self.y - self.spread, self.y + self.spread
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ class Plot:
         caption: What it shows, in a sentence.
         x_label, y_label: What the axes are.
         series: The series, those in the background first.
-        log_x: Whether the axis across is logarithmic.
+        log_x, log_y: Whether the axis across, and the one upwards, is logarithmic. A bar that goes below 0 ends at a
+            tenth of its point.
         has_front: Whether a line joins the points that no other point beats in both, x being the lower the better and
             y the higher. Points on it are labelled first.
     """
@@ -86,6 +96,7 @@ class Plot:
     y_label: str
     series: Sequence[Series]
     log_x: bool = False
+    log_y: bool = False
     has_front: bool = False
 
     def front(self) -> list[Point]:
@@ -117,6 +128,7 @@ class Chart:
         area: Where points lie.
         x_ticks, y_ticks: Place and text of each tick.
         lines: CSS classes and points, as SVG writes them, of each line.
+        bars: CSS classes, x and both ends of the bar of each point that has one.
         marks: The marks.
         labels: The labels of points.
     """
@@ -128,6 +140,7 @@ class Chart:
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     lines: Sequence[tuple[str, str]]
+    bars: Sequence[tuple[str, float, float, float]]
     marks: Sequence[Mark]
     labels: Sequence[Label]
 
@@ -136,19 +149,22 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
     """Return the chart of a plot for one size of the page: ``WIDE`` or ``NARROW``."""
     width, height, font = size
     points = [point for series in plot.series for point in series.points]
-    xs, ys = [point.x for point in points], [point.y for point in points]
-    (low, high), y_values = _widened(min(ys), max(ys), 0.12), _ticks(min(ys), max(ys), 6)
+    xs, bars = [point.x for point in points], [_bar(point, plot.log_y) for point in points]
+    ys = [end for bar in bars for end in bar]
+    across: Callable[[float], float] = math.log if plot.log_x else float
+    upwards: Callable[[float], float] = math.log if plot.log_y else float
+    low, high = _widened(upwards(min(ys)), upwards(max(ys)), 0.12)
+    y_values = _log_ticks(low, high, height) if plot.log_y else _ticks(min(ys), max(ys), 6)
     y_texts = _texts(y_values)
     left = CHARACTER_WIDTH * font * max(map(len, y_texts)) + 14
     area = Box(left, 8.0, width - 12.0, height - 2.4 * font)
-    forward: Callable[[float], float] = math.log if plot.log_x else float
-    x_low, x_high = _widened(forward(min(xs)), forward(max(xs)), 0.05)
+    x_low, x_high = _widened(across(min(xs)), across(max(xs)), 0.05)
 
     def at_x(x: float) -> float:
-        return round(area.left + (forward(x) - x_low) / (x_high - x_low) * (area.right - area.left), 1)
+        return round(area.left + (across(x) - x_low) / (x_high - x_low) * (area.right - area.left), 1)
 
     def at_y(y: float) -> float:
-        return round(area.bottom - (y - low) / (high - low) * (area.bottom - area.top), 1)
+        return round(area.bottom - (upwards(y) - low) / (high - low) * (area.bottom - area.top), 1)
 
     x_values = _log_ticks(x_low, x_high, width) if plot.log_x else _ticks(min(xs), max(xs), width // 90)
     front = plot.front() if plot.has_front else []
@@ -159,8 +175,15 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
         *size,
         area,
         x_ticks=[(at_x(value), text) for value, text in zip(x_values, _texts(x_values))],
-        y_ticks=[(at_y(value), text) for value, text in zip(y_values, y_texts) if low <= value <= high],
+        y_ticks=[(at_y(value), text) for value, text in zip(y_values, y_texts) if low <= upwards(value) <= high],
         lines=[*_front_line(front, at_x, at_y, area), *_lines(plot.series, at_x, at_y)],
+        bars=[
+            (series.css, at_x(point.x), at_y(ends[0]), at_y(ends[1]))
+            for series in plot.series
+            for point in series.points
+            if point.spread
+            for ends in [_bar(point, plot.log_y)]
+        ],
         marks=[
             Mark(at_x(point.x), at_y(point.y), series.css, series.shape, point.title)
             for series in plot.series
@@ -169,6 +192,12 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
         ],
         labels=place_labels(labelled, area, font, REACH * width, others),
     )
+
+
+def _bar(point: Point, log_y: bool) -> tuple[float, float]:
+    """Return the ends of a point's bar; on a logarithmic axis they are above 0."""
+    low, high = point.ends
+    return (low if low > 0 or not log_y else point.y / 10), high
 
 
 def _lines(series: Sequence[Series], at_x: Callable, at_y: Callable) -> list[tuple[str, str]]:
@@ -208,7 +237,9 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 def _log_ticks(low: float, high: float, width: int) -> list[float]:
     """Return round numbers between two logarithms, with some distance on the page between neighbours."""
-    values = [value for value in LOG_TICKS if low <= math.log(value) <= high]
+    digits = (1,) if high - low > DECADES * math.log(10) else LOG_DIGITS
+    powers = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
+    values = [value for power in powers for d in digits if low <= math.log(value := d * 10.0**power) <= high]
     least = (high - low) * 48 / width
     chosen: list[float] = []
     for value in values:

@@ -137,9 +137,14 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
     demand, reference = _samples(pipe, settings.reference)
     classes = demand.num_classes
     labels = [None if classes is None else i * classes // settings.samples for i in range(settings.samples)]
-    run = {"num_inference_steps": settings.num_inference_steps, "scheduler": settings.scheduler}
     generated = generate(
-        pipe, labels, guidance_scale=settings.guidance_scale, seed=0, batch_size=settings.batch_size, **run
+        pipe,
+        labels,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        scheduler=settings.scheduler,
+        batch_size=settings.batch_size,
+        seed=0,
     )
     size, channels = image_shape(pipe)
     pixels = Pixels(reference, size, channels, demand.video_length)
@@ -147,7 +152,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         [_as_images(batch.pixels) for _, batch in _batches(pixels, settings.batch_size, len(pixels))]
     )
     is_digits = settings.features == "digits"
-    images = [_frames(each, is_digits) for each in (generated.images, real)]
+    images = [_frames(np.asarray(each), is_digits) for each in (generated.images, real)]
     scores = score(*images, load_features(settings.features))
     return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
 

@@ -57,6 +57,17 @@ def test_a_plot_of_one_point_has_axes():
     assert chart.x_ticks and chart.y_ticks and chart.labels[0].text == "one"
 
 
+def test_the_spread_of_a_point_is_a_bar_and_every_tick_of_a_logarithmic_axis_lies_in_the_chart():
+    points = [Point(1e3, 2.0, spread=1.0), Point(1e9, 50.0, spread=60.0), Point(1e6, 7.0)]
+    chart = draw(Plot("", "", "", "", [Series("a", points)], log_x=True, log_y=True), NARROW)
+    assert len(chart.bars) == 2 and len(chart.marks) == 3
+    for (_, x, low, high), mark in zip(chart.bars, chart.marks):
+        assert x == mark.x and chart.area.bottom >= low > mark.y > high >= chart.area.top
+    heights = [y for y, _ in chart.y_ticks]
+    assert len(heights) >= 3 and all(chart.area.top <= y <= chart.area.bottom for y in heights)
+    assert {text for _, text in chart.x_ticks} >= {"1000", "1e+06", "1e+09"}
+
+
 def test_loss_curves_follow_each_other(tmp_path):
     for name, count in (("one", 40), ("two", 3)):
         lines = (json.dumps({"step": step + 1, "loss": None if step == 7 else 1.0}) for step in range(count))

@@ -23,7 +23,7 @@ def page() -> str:
 def test_sections_come_in_order_and_headings_skip_no_level(page):
     headings = re.findall(r"<h([1-6])[^>]*>([^<]*)</h", page)
     assert [text for level, text in headings if level == "2"] == [
-        "Result", "Compare the pictures", "Quality against cost", "All figures", "Training",
+        "Result", "Compare the pictures", "Quality against cost", "All figures", "Training", "Scaling",
         "Feature similarity by step and block", "Which steps were full", "Make it again", "Notes and versions",
     ]  # fmt: skip
     levels = [int(level) for level, _ in headings]

@@ -79,5 +79,8 @@ def small_report(frames: int = 1) -> Report:
         {"vanilla": Similarity(values), "skip": Similarity(values)},
     )
     loss = Series("stage 1", [Point(step, 1 / step) for step in range(1, 9)], 0, shape="", joined=True)
-    curves = [Plot("Training", "The loss of each step.", "optimizer step", "loss", [loss])]
+    spread = [Point(10.0**step, 50 / (1 + step), f"size {step}", spread=20 / (1 + step)) for step in range(7)]
+    axes = {"log_x": True, "log_y": True}
+    scaling = Plot("Scaling", "Mean and spread.", "compute", "FID", [Series("S", spread, 0, joined=True)], **axes)
+    curves = [Plot("Training", "The loss of each step.", "optimizer step", "loss", [loss]), scaling]
     return make_report(report_of(table), samples, "Bench of digits", curves=curves)

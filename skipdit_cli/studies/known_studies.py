@@ -1,0 +1,25 @@
+"""The studies by name: one line for each, and one file of this folder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from skipdit_cli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from skipdit_cli.studies.study import Study
+
+STUDIES: dict[str, str] = {}
+"""Name of each study to the module that holds its ``STUDY``."""
+
+
+def load_study(name: str) -> Study:
+    """Return a study.
+
+    Raises:
+        UsageError: There is none of this name; the message names the closest.
+    """
+    if name not in STUDIES:
+        raise UsageError(f"Got study '{name}' but expected one of {', '.join(STUDIES)}.{nearest(name, STUDIES)}")
+    return import_module(STUDIES[name]).STUDY

@@ -1,0 +1,76 @@
+"""Run command lines of skipdit in processes of their own, several at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from skipdit_cli.errors import SkipditError
+
+TRAINS = ("train", "finetune")
+"""The commands that run in several processes of one training."""
+
+
+def launch(words: Sequence[str], log: Path, num_processes: int = 1, num_threads: int | None = None) -> dict[str, Any]:
+    """Run a command line in a process of its own, and return the object that it prints.
+
+    Args:
+        words: The command line after "skipdit", without ``--json``.
+        log: The file for all else that it prints.
+        num_processes: Processes of a training, which ``accelerate launch`` starts.
+        num_threads: Threads of each process; None for torch's choice.
+
+    Raises:
+        SkipditError: It failed.
+    """
+    program = [sys.executable, "-m", "skipdit_cli"]
+    if num_processes > 1 and words[0] in TRAINS:
+        launcher = ["accelerate.commands.launch", "--num_processes", str(num_processes)]
+        program = [sys.executable, "-m", *launcher, "-m", "skipdit_cli"]
+    environment = dict(os.environ)
+    if num_threads is not None:
+        environment["OMP_NUM_THREADS"] = str(num_threads)
+    with log.open("wb") as file:
+        run = subprocess.run([*program, *words, "--json"], stdout=subprocess.PIPE, stderr=file, env=environment)
+    try:
+        result = json.loads(run.stdout)
+    except ValueError:
+        result = {"error": "it printed no result"}
+    if run.returncode or "error" in result:
+        reason = result.get("error", f"it ended with code {run.returncode}")
+        raise SkipditError(f"'skipdit {shlex.join(words)}' failed: {reason} Its messages are in {log}.")
+    return result
+
+
+def run_together(
+    tasks: Mapping[str, Callable[[], Any]], after: Mapping[str, frozenset[str]], jobs: int
+) -> Iterator[tuple[str, Any]]:
+    """Run tasks in threads, and yield the name and result of each when it is done.
+
+    Args:
+        tasks: Each task by its name, in the order in which to begin them.
+        after: For each task, those that must be done before it begins. Names without a task count as done.
+        jobs: The number of tasks at one time.
+
+    Raises:
+        Exception: The first failure of a task; no further one is begun, and those that run are waited for.
+    """
+    waiting, done = dict(tasks), {name for names in after.values() for name in names if name not in tasks}
+    running: dict[Future[Any], str] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            ready = [name for name in waiting if after.get(name, frozenset()) <= done]
+            for name in ready[: max(jobs - len(running), 0)]:
+                running[pool.submit(waiting.pop(name))] = name
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                name = running.pop(future)
+                done.add(name)
+                yield name, future.result()

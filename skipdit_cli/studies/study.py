@@ -1,0 +1,112 @@
+"""What a study is: the commands that it runs, what it measures on their outputs, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from skipdit_cli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from skipdit_cli.reports import Comparison, HeatMaps, Plot, Table
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study finds: the sections of its report, and its numbers.
+
+    Args:
+        lead: The answer in one or two sentences.
+        details: Further sentences of the answer.
+        numbers: Every number behind it, one per seed where there are seeds, as JSON.
+        plots, tables, curves, similarity, comparison, notes, warnings: As for ``reports.Report``.
+    """
+
+    lead: str
+    details: Sequence[str] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    curves: Sequence[Plot] = ()
+    similarity: HeatMaps | None = None
+    comparison: Comparison | None = None
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment.
+
+    Args:
+        name: The name in ``skipdit study NAME``.
+        summary: What it asks, in a few words.
+        claim: What the paper claims, in a sentence with its source.
+        settings: A frozen dataclass with this study's own settings, which presets hold.
+        commands: Returns the command lines by name, in their order, for the settings and the seeds. A line has no
+            "skipdit" and no ``--output``; ``{run}/NAME`` in it is the output of an earlier one.
+        measure: Takes the ``StudyRun`` whose commands have run, and measures what they made.
+        needs: Returns what the study needs, one sentence each, before anything runs; it may refuse with
+            ``UsageError``.
+    """
+
+    name: str
+    summary: str
+    claim: str
+    settings: type[Any]
+    commands: Callable[[Any, tuple[int, ...]], dict[str, str]]
+    measure: Callable[[Any], Findings]
+    needs: Callable[[Any, tuple[int, ...]], Sequence[str]] | None = None
+
+
+def read_settings(study: Study, experiment: Mapping[str, Any], source: str) -> Any:
+    """Return the settings of a study from the ``experiment`` of a preset.
+
+    Args:
+        experiment: ``study``, which must name this study, and the values of its settings class. Lists become tuples.
+        source: The preset, for messages.
+
+    Raises:
+        UsageError: It is of another study, a key is unknown or missing, or a value has another type.
+    """
+    if experiment.get("study") != study.name:
+        raise UsageError(
+            f"{source} has an experiment of study '{experiment.get('study')}' but expected '{study.name}'; give "
+            "another --preset or the name of that study."
+        )
+    types, values = get_type_hints(study.settings), {}
+    for key, value in experiment.items():
+        if key == "study":
+            continue
+        if key not in types:
+            raise UsageError(f"{source} has an unknown key 'experiment: {key}'.{nearest(key, types)}")
+        values[key] = _converted(value, types[key], f"{source} has 'experiment: {key}: {str(value)[:60]}'")
+    for each in fields(study.settings):
+        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
+            raise UsageError(f"{source} has no 'experiment: {each.name}', which study {study.name} needs.")
+    return study.settings(**values)
+
+
+def _converted(value: Any, kind: Any, what: str) -> Any:
+    """Return a value as its type: a list as a tuple, a whole number as a float where a float is expected."""
+    options = [option for option in get_args(kind) if option is not type(None)] if _is_optional(kind) else [kind]
+    if value is None and options != [kind]:
+        return None
+    (option,) = options
+    if get_origin(option) is tuple:
+        if not isinstance(value, list):
+            raise UsageError(f"{what} but expected a list.")
+        return tuple(_converted(item, get_args(option)[0], what) for item in value)
+    if option is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, option) or (isinstance(value, bool) and option is not bool):
+        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise UsageError(f"{what} but expected {names.get(option, 'a mapping')}.")
+    if isinstance(value, str) and (not value or value[0] == "-" or not value.isprintable() or len(value.split()) > 1):
+        raise UsageError(f"{what} but expected one word.")  # it stands in command lines, and must not add a flag
+    return value
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in get_args(kind)

@@ -1,0 +1,104 @@
+"""A run of a study: it is one command, it goes on where it was interrupted, and leaves one report."""
+
+import json
+import shutil
+
+import pytest
+
+from skipdit_cli.errors import UsageError
+from skipdit_cli.studies import STUDIES
+from skipdit_cli.studies.launch import run_together
+from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.study import read_settings
+from tests.support import toy_study
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """Make the toy study known, and return the words of its command."""
+    monkeypatch.setitem(STUDIES, "toy", "tests.support.toy_study")
+    model, preset = tmp_path / "model.yaml", tmp_path / "toy.yaml"
+    model.write_text(toy_study.MODEL)
+    preset.write_text(f"about: A toy.\nsource: tests.\nexperiment: {{study: toy, preset: {model}, steps: 2}}\n")
+    return ["study", "toy", "--preset", preset, "--seeds", 2, "-o", tmp_path / "run", "--json"]
+
+
+def test_a_study_leaves_a_report_with_its_numbers_and_commands(skipdit, toy, tmp_path):
+    ended = skipdit(*toy)
+    assert ended.code == 0, ended.stderr
+    found, run = ended.json, tmp_path / "run"
+    assert found["numbers"]["sizes"]["vanilla-0"] == found["numbers"]["sizes"]["skip-0"] > 0
+    assert len(found["numbers"]["losses"]) == 2 and found["numbers"]["scaled"] == found["numbers"]["losses"][0]
+    assert found["commands"][-1] == f"skipdit convert -m {run}/vanilla-0 --output {run}/skip-0"
+    assert json.loads((run / "study.json").read_text())["numbers"] == found["numbers"]
+    page = (run / "report.html").read_text()
+    assert found["lead"] in page and "Toys are light." in page and "2 training seeds" in page
+    refused = skipdit(*toy)
+    assert refused.code == 2 and "exists and is not empty" in refused.stderr
+    assert skipdit(*toy, "--overwrite").code == 0
+
+
+def test_an_interrupted_study_goes_on_and_ends_the_same(skipdit, toy, tmp_path, monkeypatch):
+    undisturbed = skipdit(*toy).json
+    shutil.rmtree(tmp_path / "run")
+
+    def interrupt(folder):
+        if "skip-0" in folder:
+            raise KeyboardInterrupt
+        return count(folder)
+
+    count = toy_study.count_weights
+    interrupt.__qualname__ = count.__qualname__
+    monkeypatch.setattr(toy_study, "count_weights", interrupt)
+    assert skipdit(*toy).code == 130
+    trained = (tmp_path / "run" / "vanilla-0" / "model_index.json").stat().st_mtime_ns
+    other = skipdit(*toy[:4], "--seeds", 3, *toy[6:])
+    assert other.code == 2 and "other settings (seeds)" in other.stderr
+    monkeypatch.setattr(toy_study, "count_weights", count)
+    resumed = skipdit(*toy)
+    assert resumed.code == 0, resumed.stderr
+    assert (tmp_path / "run" / "vanilla-0" / "model_index.json").stat().st_mtime_ns == trained
+    assert resumed.json["numbers"] == undisturbed["numbers"]
+
+
+def test_a_failing_command_names_itself_and_nothing_is_begun_after_it(skipdit, toy, tmp_path):
+    preset = tmp_path / "toy.yaml"
+    preset.write_text(preset.read_text().replace("steps: 2", "steps: 0"))
+    ended = skipdit(*toy)
+    assert ended.code == 2 and "--max-train-steps 0" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_writes_nothing(skipdit, toy, tmp_path):
+    ended = skipdit(*toy, "--dry-run")
+    assert ended.code == 0 and ended.json["commands"]["skip-0"] == "convert -m {run}/vanilla-0"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "problem"),
+    [
+        ({"study": "other", "preset": "digits", "steps": 1}, "of study 'other'"),
+        ({"study": "toy", "preset": "digits"}, "no 'experiment: steps'"),
+        ({"study": "toy", "preset": "digits", "stepps": 1, "steps": 1}, "Did you mean 'steps'?"),
+        ({"study": "toy", "preset": "digits", "steps": True}, "a whole number"),
+        ({"study": "toy", "preset": ["digits"], "steps": 1}, "a text"),
+        ({"study": "toy", "preset": "--push-to-hub", "steps": 1}, "one word"),
+        ({"study": "toy", "preset": "digits --push-to-hub me", "steps": 1}, "one word"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(experiment, problem):
+    with pytest.raises(UsageError, match=problem.replace("?", r"\?")):
+        read_settings(toy_study.STUDY, experiment, "Preset x")
+
+
+def test_tasks_run_after_what_they_need():
+    order = []
+    tasks = {name: lambda name=name: order.append(name) for name in ("late", "first", "other")}
+    done = dict(run_together(tasks, {"late": frozenset({"first", "made before"})}, jobs=2))
+    assert set(done) == set(order) == {"late", "first", "other"} and order.index("late") > order.index("first")
+
+
+def test_the_spread_is_the_sample_standard_deviation():
+    assert spread([1.0, 2.0, 3.0]) == "2.0 ±1.0" and spread([1.25], 2) == "1.25"
+    assert half_width([1.0, 2.0, 3.0]) == 1.0 and half_width([5.0]) == 0.0
