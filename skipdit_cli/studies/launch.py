@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from skipdit_cli.errors import SkipditError
 
@@ -38,7 +41,13 @@ def launch(words: Sequence[str], log: Path, num_processes: int = 1, num_threads:
     if num_threads is not None:
         environment["OMP_NUM_THREADS"] = str(num_threads)
     with log.open("wb") as file:
-        run = subprocess.run([*program, *words, "--json"], stdout=subprocess.PIPE, stderr=file, env=environment)
+        run = subprocess.run(
+            [*program, *words, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches it once, from run_together: a second one would end it at once
+        )
     try:
         result = json.loads(run.stdout)
     except ValueError:
@@ -61,6 +70,7 @@ def run_together(
 
     Raises:
         Exception: The first failure of a task; no further one is begun, and those that run are waited for.
+        KeyboardInterrupt: This process was interrupted; so were the processes that tasks had begun.
     """
     waiting, done = dict(tasks), {name for names in after.values() for name in names if name not in tasks}
     running: dict[Future[Any], str] = {}
@@ -69,7 +79,12 @@ def run_together(
             ready = [name for name in waiting if after.get(name, frozenset()) <= done]
             for name in ready[: max(jobs - len(running), 0)]:
                 running[pool.submit(waiting.pop(name))] = name
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            try:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:
+                for process in psutil.Process().children():
+                    process.send_signal(signal.SIGINT)
+                raise
             for future in finished:
                 name = running.pop(future)
                 done.add(name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +79,18 @@ class StudyRun:
             SkipditError: One failed. What the others made is kept.
         """
         missing = [name for name in self.lines if self._kept(RESULTS, name, self.lines[name]) is None]
-        tasks = {name: lambda name=name: self._run_command(name) for name in missing}
-        after = {name: frozenset(re.findall(r"\{run\}/([\w.-]+)", self.lines[name])) for name in missing}
-        files.note(self.place, *(f"{name}/" for name in self.lines if self.words(name)[0] in WRITERS))
+        written = [f"{name}/" for name in self.lines if self.words(name)[0] in WRITERS]
+        files.note(self.place, *written, *(f"{LOGS}/{name}.log" for name in missing))
         if self.execute is not None:
-            for task in tasks.values():
-                task()
+            for name in missing:
+                self._keep(RESULTS, name, self.lines[name], *_timed(self._run_command, {"name": name}))
             return
+        (self.place / LOGS).mkdir(exist_ok=True)
+        tasks = {name: partial(_timed, self._run_command, {"name": name}) for name in missing}
+        after = {name: frozenset(re.findall(r"\{run\}/([\w.-]+)", self.lines[name])) for name in missing}
         with self.observer.progress("commands", len(missing)) as advance:
-            for name, _ in run_together(tasks, after, self.jobs):
+            for name, (result, seconds) in run_together(tasks, after, self.jobs):
+                self._keep(RESULTS, name, self.lines[name], result, seconds)
                 advance(note=name)
 
     def measured(self, name: str, function: Callable[..., Any], **arguments: Any) -> Any:
@@ -119,22 +124,17 @@ class StudyRun:
         kept = (self.place / part for part in (RESULTS, MEASURED))
         return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for part in kept for file in part.glob("*"))
 
-    def _run_command(self, name: str) -> None:
+    def _run_command(self, name: str) -> dict[str, Any]:
+        """Run a command, or go on with it, and return the object that it prints."""
         words, folder = self.words(name), self.folder(name)
         marker = files.read_marker(folder) or {}
         if words[0] in TRAINS and folder.is_dir():
             words += ["--resume-from-checkpoint", "auto"]
         elif marker.get("state") == files.FINISHED and words[0] in WRITERS:
             words += ["--overwrite"]  # it ended, but its result was not kept any more
-        start = time.monotonic()
         if self.execute is not None:
-            result = self.execute(words)
-        else:
-            log = self.place / LOGS / f"{name}.log"
-            log.parent.mkdir(exist_ok=True)
-            files.note(self.place, f"{LOGS}/{log.name}")
-            result = launch(words, log, self.num_processes, self._threads())
-        self._keep(RESULTS, name, self.lines[name], result, time.monotonic() - start)
+            return self.execute(words)
+        return launch(words, self.place / LOGS / f"{name}.log", self.num_processes, self._threads())
 
     def _compute(self, function: Callable[..., Any], calls: Mapping[str, dict]) -> Iterator[tuple[str, Any, float]]:
         """Yield the name, the value and the seconds of each call when it is done."""
@@ -143,11 +143,15 @@ class StudyRun:
                 yield (name, *_timed(function, arguments))
             return
         context = get_context("spawn")  # a forked process would share the threads of torch
-        with ProcessPoolExecutor(self.jobs, context, _set_threads, (self._threads(),)) as pool:
+        with ProcessPoolExecutor(self.jobs, context, _begin_worker, (self._threads(),)) as pool:
             futures = {pool.submit(_timed, function, arguments): name for name, arguments in calls.items()}
             try:
                 for future in as_completed(futures):
                     yield (futures[future], *future.result())
+            except KeyboardInterrupt:
+                for worker in active_children():
+                    worker.terminate()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -188,8 +192,10 @@ def _plain(value: Any) -> Any:
     return json.loads(to_json(value))
 
 
-def _set_threads(count: int | None) -> None:
+def _begin_worker(threads: int | None) -> None:
+    """Leave Ctrl-C to the process that began this one, and set the number of threads."""
     import torch
 
-    if count is not None:
-        torch.set_num_threads(count)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threads is not None:
+        torch.set_num_threads(threads)
