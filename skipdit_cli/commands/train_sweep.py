@@ -102,14 +102,19 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
             advance(note=each.name)
     if settings.output is not None:
         _check(grid, output, preset_path(sweep), resume, settings.overwrite)
-    _show(grid, trained=False)
+    is_main, failed = os.environ.get("RANK", "0") == "0", []
+    if is_main:
+        _show(grid, trained=False)
     if not dry_run:
         with contextlib.redirect_stdout(sys.stderr) if ctx.params["json"] else contextlib.nullcontext():
             failed = _train(ctx, grid, output, resume)
+    if not is_main:
+        return
+    if not dry_run:
         _show(grid, trained=True)
     rows = [_record(point) for point in grid]
     console.emit({"command": "train", "sweep": sweep, "output": str(output), "dry_run": dry_run, "points": rows})
-    if not dry_run and failed:
+    if failed:
         raise SkipditError(
             f"{console.count(len(failed), 'point')} of {len(grid)} failed ({', '.join(failed)}); the same command "
             "tries again."

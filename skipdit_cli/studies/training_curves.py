@@ -24,6 +24,8 @@ from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
 
+METRICS = ("fid", "kid")
+"""The scores of samples, from ``evaluation.score``."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 """The step of the sequence that spreads timesteps evenly over any number of samples."""
 
@@ -96,8 +98,27 @@ def quality(run: str, step: int, measurement: dict[str, Any], device: str = "cpu
         The ``step``, the held-out ``loss``, and the scores of generated samples (``fid``, ``kid``, ...).
     """
     settings, pipe = Measurement(**measurement), averaged_pipeline(run, step, device)
-    loss = held_out_loss(pipe, settings)
-    return {"step": step, "loss": loss, **sample_scores(pipe, settings)}
+    return {"step": step, "loss": held_out_loss(pipe, settings), **sample_scores(pipe, settings)}
+
+
+def scores(run: str, step: int, measurement: dict[str, Any], device: str = "cpu") -> dict[str, float]:
+    """Return the scores of samples of a training run at one of its checkpoints, without its held-out loss.
+
+    Args:
+        run, step, measurement, device: As for ``quality``.
+    """
+    return sample_scores(averaged_pipeline(run, step, device), Measurement(**measurement))
+
+
+def scores_of_held_out(run: str, measurement: dict[str, Any]) -> dict[str, float]:
+    """Return the scores of the held-out samples themselves: what a perfect model would have, of as many samples.
+
+    Args:
+        run: The folder of a training run, whose model says what the samples are.
+        measurement: The fields of ``Measurement``.
+    """
+    settings, pipe = Measurement(**measurement), load_pipeline(run)
+    return _scores(_real_images(pipe, settings.held_out, settings), pipe, settings)
 
 
 @torch.no_grad()
@@ -132,10 +153,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
     """
     if not settings.samples:
         return {}
-    from skipdit_cli.evaluation import load_features, score
-
-    demand, reference = _samples(pipe, settings.reference)
-    classes = demand.num_classes
+    classes = _samples(pipe, settings.reference)[0].num_classes
     labels = [None if classes is None else i * classes // settings.samples for i in range(settings.samples)]
     generated = generate(
         pipe,
@@ -146,15 +164,25 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         batch_size=settings.batch_size,
         seed=0,
     )
+    return _scores(np.asarray(generated.images), pipe, settings)
+
+
+def _scores(images: np.ndarray, pipe, settings: Measurement) -> dict[str, float]:
+    """Return the scores of images or videos against the reference."""
+    from skipdit_cli.evaluation import load_features, score
+
+    real, crops = _real_images(pipe, settings.reference, settings), settings.features == "digits"
+    values = score(_frames(images, crops), _frames(real, crops), load_features(settings.features), METRICS)
+    return {name: values[name] for name in METRICS}
+
+
+def _real_images(pipe, data: str, settings: Measurement) -> np.ndarray:
+    """Return all samples of a data source as uint8 (N, [F,] H, W, 3)."""
+    demand, samples = _samples(pipe, data)
     size, channels = image_shape(pipe)
-    pixels = Pixels(reference, size, channels, demand.video_length)
-    real = np.concatenate(
-        [_as_images(batch.pixels) for _, batch in _batches(pixels, settings.batch_size, len(pixels))]
-    )
-    is_digits = settings.features == "digits"
-    images = [_frames(np.asarray(each), is_digits) for each in (generated.images, real)]
-    scores = score(*images, load_features(settings.features))
-    return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+    pixels = Pixels(samples, size, channels, demand.video_length)
+    batches = _batches(pixels, settings.batch_size, len(pixels))
+    return np.concatenate([_as_images(batch.pixels) for _, batch in batches])
 
 
 def _samples(pipe, data: str) -> tuple[Demand, SampleSet]:
