@@ -12,7 +12,7 @@ from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.formats import check_values, parse_yaml, read_text, to_json
 
 PACKAGE = Path(__file__).parent
-OWN_KEYS = ("about", "source", "weights", "model", "made_for", "experiment")
+OWN_KEYS = ("about", "source", "weights", "model", "made_for", "experiment", "sweep")
 BRANCH = "output_branch="
 """The argument of a scheduler that names a file; a preset names one beside it."""
 NULLS = ("", "null", "~")
@@ -57,6 +57,8 @@ class Preset:
             same for a scheduler.
         made_for: What a plan was made for and how it was measured (``MADE_FOR``); empty for any other preset.
         experiment: The settings of a study, with its name as ``study``; empty for any other preset.
+        sweep: The grid of ``train --sweep``: for each axis its variants by name, each of them the values of flags of
+            ``train`` and of keys of the model's config, as texts; empty for any other preset.
         flags: Command name to ``{flag without dashes: value as typed, or a list of such values}``.
     """
 
@@ -67,6 +69,7 @@ class Preset:
     model: dict = field(default_factory=dict)
     made_for: dict[str, Any] = field(default_factory=dict)
     experiment: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     flags: dict[str, dict[str, str | list[str]]] = field(default_factory=dict)
 
     @property
@@ -124,7 +127,7 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
 
     path = preset_path(name_or_path)
     text, name = read_text(path, MAX_BYTES), f"Preset {path}"
-    data = parse_yaml(text, name, _loader())
+    data = parse_yaml(text, name, yaml_loader())
     # Flags stay strings, as typed: YAML reads 1000:20 as 60020, a number in base 60.
     typed: Any = parse_yaml(text, name, yaml.BaseLoader)
     if not isinstance(data, dict):
@@ -135,8 +138,8 @@ def load_preset(name_or_path: str, commands: Mapping[str, set[str]] | None = Non
     flags = {key: _flags(path, key, values, commands) for key, values in typed.items() if key not in OWN_KEYS}
     _find_branch(path, flags.get("sample", {}).get("scheduler-arg"))
     model, made_for = _model(path, data.get("model")), _made_for(path, data.get("made_for"))
-    experiment = _mapping(path, "experiment", data)
-    return Preset(path.stem, about, source, weights, model, made_for, experiment, flags)
+    experiment, sweep = _mapping(path, "experiment", data), _sweep(path, typed.get("sweep", ""), commands)
+    return Preset(path.stem, about, source, weights, model, made_for, experiment, sweep, flags)
 
 
 def _find_branch(path: Path, arguments: Any) -> None:
@@ -149,7 +152,7 @@ def _find_branch(path: Path, arguments: Any) -> None:
             arguments[at] = BRANCH + to_json(str(path.absolute().parent / name))
 
 
-def _loader():
+def yaml_loader():
     """Return PyYAML's safe loader, changed to read 1e-6 as a number, as YAML 1.2 does."""
     import yaml
 
@@ -215,6 +218,35 @@ def _made_for(path: Path, made_for: Any) -> dict[str, Any]:
     if length > LONGEST_MADE_FOR:
         raise UsageError(f"{name} has {length:,} characters but expected at most {LONGEST_MADE_FOR:,}.")
     return made_for
+
+
+def _sweep(path: Path, sweep: Any, commands: Mapping[str, set[str]] | None) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the axes of a sweep; a list of values is that of one key, whose variants are named after them."""
+    if sweep in NULLS:
+        return {}
+    if not isinstance(sweep, dict):
+        raise UsageError(f"Preset {path} has 'sweep: {str(sweep)[:60]}' but expected a mapping of keys.")
+    axes: dict[str, dict[str, dict[str, str]]] = {}
+    for axis, values in sweep.items():
+        what = f"Preset {path} has 'sweep: {axis}: {str(values)[:60]}'"
+        if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+            if len({*values}) < len(values):
+                raise UsageError(f"{what}, which holds a value twice; leave one of the two out.")
+            axes[axis] = {f"{axis}-{value}": {axis: value} for value in values}
+        elif isinstance(values, dict) and values and all(_is_variant(each) for each in values.values()):
+            axes[axis] = values
+        else:
+            raise UsageError(f"{what} but expected a list of values, or variants by name, each with values by key.")
+        for key in {key for variant in axes[axis].values() for key in variant}:
+            if key in FORBIDDEN_FLAGS:
+                raise UsageError(f"Preset {path} sweeps '{key}', which {FORBIDDEN_FLAGS[key]}; leave it out.")
+            if commands is not None and "-" in key and key not in commands["train"]:
+                raise UsageError(f"Preset {path} has an unknown key 'sweep: {key}'.{nearest(key, commands['train'])}")
+    return axes
+
+
+def _is_variant(values: Any) -> bool:
+    return isinstance(values, dict) and bool(values) and all(isinstance(value, str) for value in values.values())
 
 
 def _flags(

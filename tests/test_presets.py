@@ -38,7 +38,7 @@ def test_a_preset_says_what_it_is(name):
     preset = load_preset(name)
     assert preset.about and preset.source
     head = (preset_folder() / f"{name}.yaml").read_text().splitlines()[0]
-    assert head.startswith("# skipdit ") and f"--preset {name}" in head
+    assert head.startswith("# skipdit ") and (f"--preset {name}" in head or f"--sweep {name}" in head)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -39,7 +39,7 @@ def check_once(command, arguments: Sequence[str]) -> None:
         UsageError: A plan, a preset or a record is typed twice.
     """
     names = {opt for p in command.params if not getattr(p, "multiple", False) for opt in p.opts}
-    for flag in names & {"--plan", "--preset", "--from"}:
+    for flag in names & {"--plan", "--preset", "--sweep", "--from"}:
         values = [after for before, after in pairwise(arguments) if before == flag]
         values += [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{flag}=")]
         if len(values) > 1:

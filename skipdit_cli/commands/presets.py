@@ -13,6 +13,7 @@ from skipdit_cli.commands.options import Debug, Json
 from skipdit_cli.commands.values import environment_layer, flags_of_commands, merge_layers, preset_layer
 from skipdit_cli.errors import CheckError, UsageError, nearest
 from skipdit_cli.presets import Preset, load_preset, preset_names, preset_path
+from skipdit_cli.training.sweep import points_of
 
 presets = typer.Typer(no_args_is_help=True, help="List, show and check presets.")
 
@@ -90,8 +91,17 @@ def _problems(ctx: typer.Context, name: str) -> list[str]:
     """Return one sentence for each thing in a preset that would stop a run."""
     try:
         preset = load_preset(name, flags_of_commands(ctx))
+        points = points_of(preset) if preset.sweep else []
     except UsageError as cause:
         return [str(cause)]
+    problems = _own_problems(ctx, preset)
+    for point in points:
+        problems += [f"point {point.name}: {each}" for each in _own_problems(ctx, point) if each not in problems]
+    return problems
+
+
+def _own_problems(ctx: typer.Context, preset: Preset) -> list[str]:
+    """Return the problems of a preset without those of the points of its sweep."""
     problems = _model_problems(preset.model) + _plan_problems(preset)
     if preset.weights and not preset.weights_path.exists():
         problems.append(f"weights '{preset.weights}' are not in the package")

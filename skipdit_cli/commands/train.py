@@ -9,12 +9,33 @@ import typer
 from skipdit_cli import presets
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.train_sweep import train_sweep
 from skipdit_cli.commands.training_options import ConsoleObserver, report
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.training_settings import TrainingSettings
 
+SWEEPS = "Sweep"
 SkipBranches = Annotated[
     bool, typer.Option(help="Train the model with skip branches, or the vanilla model.", rich_help_panel="Model")
+]
+Sweep = Annotated[
+    str | None,
+    typer.Option(
+        help="Preset with a grid of models and settings, its 'sweep'; each point is trained in a folder of its own.",
+        metavar="NAME|PATH",
+        is_eager=True,
+        rich_help_panel=SWEEPS,
+    ),
+]
+Points = Annotated[
+    str | None,
+    typer.Option(
+        help="Points of the sweep to train, with commas between them. [default: all]", rich_help_panel=SWEEPS
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show the points of the sweep and what they cost; stop.", rich_help_panel=SWEEPS),
 ]
 Vae = Annotated[str | None, typer.Option(help="VAE of a latent model: folder or hub id.", rich_help_panel="Model")]
 
@@ -25,14 +46,26 @@ def train(
     preset: options.Preset = None,
     skip_branches: SkipBranches = True,
     vae: Vae = None,
+    sweep: Sweep = None,
+    points: Points = None,
+    dry_run: DryRun = False,
     settings: TrainingSettings = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train the model of a preset from scratch.
+    """Train the model of a preset from scratch, or with --sweep every model of a grid.
 
     skipdit train --preset digits --data digits -o runs/digits
     """
+    if sweep is not None:
+        if preset is not None:
+            raise UsageError(f"Got --preset {preset} and --sweep {sweep}; give one of the two.")
+        train_sweep(ctx, sweep, settings, points, dry_run)
+        return
+    if points is not None or dry_run:
+        raise UsageError(
+            f"Got {'--dry-run' if dry_run else f'--points {points}'} without --sweep; add --sweep PRESET."
+        )
     if preset is None:
         raise UsageError("Got no --preset, which names the model to train; see 'skipdit presets list'.")
     chosen = presets.load_preset(preset)

@@ -121,6 +121,16 @@ def plan_layer(command, chosen: Mapping[str, Any]) -> Layer:
     return Layer(f"the plan {preset.name}", {**values, **preset_layer(command, preset).values}, foreign=True)
 
 
+def preset_values(ctx: typer.Context, command, preset: Preset) -> dict[str, object]:
+    """Return what a preset sets for a command, by parameter name, as the command gets it.
+
+    Raises:
+        UsageError: A value has the wrong type.
+    """
+    layer, parameters = preset_layer(command, preset), {p.name: p for p in command.params}
+    return {name: _process(ctx, parameters[name], value, layer) for name, value in layer.values.items()}
+
+
 def environment_layer(command) -> Layer:
     """Return what environment variables (``SKIPDIT_SAMPLE_SEED``) set for a command.
 
@@ -199,8 +209,9 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
     plans = [plan_layer(command, chosen)] if command.name == "sample" and "plan" in chosen else []
     over_record = "plan" in typed and "from_file" in chosen
     layers = [*([] if over_record else plans), environment]
-    if "preset" in chosen:
-        layers.insert(0, preset_layer(command, load_preset(chosen["preset"], flags_of_commands(ctx))))
+    for name in ("preset", "sweep"):
+        if name in chosen:
+            layers.insert(0, preset_layer(command, load_preset(chosen[name], flags_of_commands(ctx))))
     if "from_file" in chosen:
         file = Path(chosen["from_file"])
         record = Layer(f"the record of {file}", read_record(file), foreign=True)
@@ -216,7 +227,7 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
     for parameter in command.params:
         if parameter.name in values and not parameter.is_eager:
             _process(ctx, parameter, values[parameter.name], origins[parameter.name])
-    _check_nothing_is_fetched(typed, values, origins)
+    _check_nothingis_fetched(typed, values, origins)
     ctx.default_map = values
     ctx.meta["sources"] = {flag_of(p): origins[p.name].source for p in command.params if p.name in origins}
 
@@ -248,7 +259,7 @@ def _warn_of_overruled(
             )
 
 
-def _check_nothing_is_fetched(
+def _check_nothingis_fetched(
     typed: Mapping[str, object], values: dict[str, object], origins: Mapping[str, Layer]
 ) -> None:
     """Refuse a record or a preset that names a model, or a part of one, that is not on this machine.
@@ -256,7 +267,7 @@ def _check_nothing_is_fetched(
     A ``revision`` of such a file is dropped where the model is a folder here, for a folder has only one.
     """
     for name in FETCHED:
-        if name in values and origins[name].foreign and _is_fetched(name, values[name]):
+        if name in values and origins[name].foreign and is_fetched(name, values[name]):
             flag = flag_name(name)
             other = "-m MODEL" if name == "model" else f"{flag} with another"
             raise UsageError(
@@ -275,7 +286,7 @@ def _check_nothing_is_fetched(
             )
 
 
-def _is_fetched(name: str, value: object) -> bool:
+def is_fetched(name: str, value: object) -> bool:
     """Return whether the hub is asked for the value of a parameter of ``FETCHED``."""
     return parse_data(str(value)).is_fetched if name == "data" else not is_here(value)
 

@@ -12,8 +12,9 @@ from skipdit_cli.files.marker import MARKER, is_written, read_marker, unlisted_f
 from skipdit_cli.files.one import check_writable
 
 CONVERT, RUN, BENCH, SAMPLE, DEMO, PLANS, STUDY = "convert", "train", "bench", "sample", "demo", "calibrate", "study"
+SWEEP = "train --sweep"
 """The kinds of output folder, each named after the command that writes it; ``finetune`` writes that of ``train``."""
-IN_PLACE = (RUN, DEMO, SAMPLE, STUDY)
+IN_PLACE = (RUN, DEMO, SAMPLE, STUDY, SWEEP)
 """The kinds that are written in place (``work_in``); others are written elsewhere and renamed (``fill_folder``)."""
 
 

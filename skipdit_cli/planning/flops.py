@@ -19,6 +19,7 @@ from skipdit_cli.families.example import example_inputs
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.models import build_transformer
 from skipdit_cli.skip import SkipBranches, add_skip_branches
+from skipdit_cli.skip.parameters import copied_embedders
 from skipdit_cli.trunk import Trunk, remember_trunk, trunk_of
 
 
@@ -35,6 +36,8 @@ class StepFlops:
         shape: Shape of the noisy input of one image or video: (C, [F,] h, w), or (tokens, width) if it is packed.
         full: Cost of a full step: every block, and every skip branch if there are any.
         vanilla: Cost of a full step without skip branches.
+        copies: The part of ``vanilla`` that the DiT paper does not count: diffusers' DiT runs the timestep embedder
+            again in each block after the first.
         units: Share of each unit of the trunk in ``full``, with the branch that joins it.
         branches: Share of the branch of each pair in ``full``; empty without branches.
     """
@@ -67,6 +70,7 @@ class StepFlops:
 
         self.full: int = counter.get_total_flops() // (2 * batch)
         self.vanilla: int = self.full if branches is None else self.full - macs(model.skip_branches)
+        self.copies: int = sum(macs(each) for each in copied_embedders(model))
         self.units: list[int] = [sum(macs(block) for block in unit) for unit in trunk_of(model).units]
         self.branches: list[int] = [] if branches is None else [macs(each) for each in model.skip_branches.linears]
 

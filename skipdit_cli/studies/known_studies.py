@@ -10,7 +10,9 @@ from skipdit_cli.errors import UsageError, nearest
 if TYPE_CHECKING:
     from skipdit_cli.studies.study import Study
 
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "scaling": "skipdit_cli.studies.scaling",
+}
 """Name of each study to the module that holds its ``STUDY``."""
 
 

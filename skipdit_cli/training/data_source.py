@@ -14,6 +14,8 @@ from skipdit_cli.errors import UsageError, install_extra
 
 EMBEDDED = {"digits": "images", "moving-digits": "videos"}
 """The data sets that need no folder, and what their samples are."""
+SPLITS = ("train", "test")
+"""The parts of an embedded data set: every fifth scan of a digit is in ``test``, in ``train`` are the others."""
 HUB, SHARDS, FOLDER = "hf", "wds", "folder"
 MAX_SHARDS = 100_000
 
@@ -25,7 +27,7 @@ class DataSource:
     Args:
         kind: ``embedded``, ``folder``, ``hf`` or ``wds``.
         name: The name or path without its prefix.
-        split: The split of a Hugging Face data set; None where none is named.
+        split: The split of a Hugging Face data set or of an embedded one; None where none is named.
     """
 
     kind: str
@@ -54,13 +56,17 @@ class DataSource:
 
 
 def parse_data(text: str) -> DataSource:
-    """Parse ``--data``: ``digits``, ``FOLDER``, ``hf:NAME[:SPLIT]``, ``wds:SHARDS``, or a path that ends in ``.tar``.
+    """Parse ``--data``: ``digits[:SPLIT]``, ``FOLDER``, ``hf:NAME[:SPLIT]``, ``wds:SHARDS``, or a path that ends in
+    ``.tar``.
 
     Raises:
-        UsageError: ``hf:`` is followed by no name.
+        UsageError: ``hf:`` is followed by no name, or an embedded data set by an unknown split.
     """
-    if text in EMBEDDED:
-        return DataSource("embedded", text)
+    name, _, split = text.partition(":")
+    if name in EMBEDDED:
+        if text != name and split not in SPLITS:
+            raise UsageError(f"Got --data {text}, but {name} has the splits {' and '.join(SPLITS)}.")
+        return DataSource("embedded", name, split or None)
     if match := re.fullmatch(r"hf:((?:[A-Za-z]:[\\/])?[^:]+)(?::(.+))?", text):
         return DataSource(HUB, match[1], match[2])
     if text.startswith("hf:"):

@@ -43,7 +43,7 @@ class TrainingSettings:
     data: str | None = _setting(
         None,
         "Folder of images or videos, with one folder per class or a metadata.jsonl; hf:NAME[:SPLIT] of Hugging Face "
-        "datasets; WebDataset shards, 'wds:shards/{000..009}.tar'; or 'digits', 'moving-digits'.",
+        "datasets; WebDataset shards, 'wds:shards/{000..009}.tar'; or 'digits', 'moving-digits', 'digits:train'.",
         free=True,
     )
     output: Path | None = _setting(None, "Folder for checkpoints, metrics and the finished pipeline.", free=True)

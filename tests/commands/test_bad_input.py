@@ -309,6 +309,15 @@ CASES = [
     ),
     Case("full disk at a checkpoint", FINETUNE, 1, "No space left on device", "full disk", keeps=True),
     Case("train without a preset", "train --data {w}/images -o out", 2, "--preset"),
+    Case("sweep a preset without a sweep", "train --sweep digits -o out", 2, "has no 'sweep'"),
+    Case("sweep and preset", "train --sweep digits-sizes --preset digits -o out", 2, "give one of the two"),
+    Case("sweep nowhere", "train --sweep digits-sizes", 2, "--output"),
+    Case(
+        "sweep with a swept flag of wrong type", "train --sweep {w}/swept.yaml -o out", 2, "sets '--train-batch-size'"
+    ),
+    Case("sweep to the hub", "train --sweep digits-sizes -o out --push-to-hub a/b", 2, "upload one of them"),
+    Case("sweep of an unknown point", "train --sweep digits-sizes -o out --points S-3", 2, "Did you mean 'S-"),
+    Case("points without a sweep", f"{TRAIN} --points S-1", 2, "--sweep"),
     Case("train a preset without a model", "train --preset {w}/empty.yaml --data digits -o out", 2, "empty"),
     Case("train on data of another kind", f"{TRAIN} --data {{w}}/file", 2, "is not a folder"),
 ]
@@ -335,6 +344,8 @@ def world(tmp_path_factory, tiny_dit, tiny_latte, text_pipeline):
     config = {**json.loads((model / "transformer" / "config.json").read_text())}
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     presets["tiny"] = json.dumps({"model": {"class": "DiTTransformer2DModel", "config": config}})
+    swept = {"train": {"data": "digits"}, "sweep": {"train-batch-size": ["4", "x"]}}
+    presets["swept"] = json.dumps({**json.loads(presets["tiny"]), **swept})
     for name, text in presets.items():
         (folder / f"{name}.yaml").write_text(text)
     (folder / "file").write_text("a file")

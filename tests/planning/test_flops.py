@@ -1,5 +1,7 @@
 """planning.flops: the count of a step, against published figures and against what the cache really runs."""
 
+import re
+
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from skipdit_cli import CachePolicy, add_skip_branches, enable_skip_cache
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.flops import StepFlops, example_inputs, meta_transformer
+from skipdit_cli.presets import load_preset
 from tests.support.tiny_transformers import CONFIGS, arguments
 from tests.support.tiny_transformers import tiny as family
 
@@ -55,6 +58,24 @@ def test_dit_xl_2_costs_what_the_paper_says_and_branches_add_8_percent():
     assert flops.full - flops.vanilla == pytest.approx(9.51e9, rel=1e-3)
     assert flops.full / flops.vanilla - 1 == pytest.approx(0.080, abs=5e-4)
     assert sum(p.numel() for p in model.skip_branches.parameters()) == pytest.approx(37.24e6, rel=1e-4)
+
+
+def test_all_sizes_cost_within_002_g_of_the_paper():
+    """Multiply-adds in G at 256x256 of arXiv 2212.09748, from which diffusers' repeated embedders are left out."""
+    paper = {"s": (6.06, 1.41, 0.36), "b": (23.01, 5.56, 1.42), "l": (80.71, 19.70, 5.01), "xl": (118.64, 29.05, 7.39)}
+    for size, costs in paper.items():
+        for patch, cost in zip((2, 4, 8), costs):
+            preset = load_preset(f"dit-{size}-{patch}-256")
+            config = preset.model["config"]
+            few, more = (
+                StepFlops(meta_transformer(DiTTransformer2DModel, {**config, "num_layers": blocks}))
+                for blocks in (1, 2)
+            )
+            added = config["num_layers"] - 1  # every block costs the same, so two shallow models tell the cost of all
+            counted = few.vanilla - few.copies + added * (more.vanilla - more.copies - few.vanilla + few.copies)
+            assert abs(counted / 1e9 - cost) < 0.02, (size, patch, counted)
+            stated = re.search(r"([\d.]+) GMACs", preset.about)[1]
+            assert f"{counted / 1e9:.{len(stated.partition('.')[2])}f}" == stated
 
 
 @pytest.mark.parametrize("merge", [None, "residual", "replace"])

@@ -8,12 +8,27 @@ import numpy as np
 
 CANVAS, LENGTH, COPIES = 12, 32, 8
 """Height and width of a video, its number of frames, and the number of videos of each scan."""
+FOLD = 5
+"""One scan of this many is in the split ``test``."""
 DIRECTIONS = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
 
 
 def count() -> int:
     """Return the number of videos: ``COPIES`` of every scan of scikit-learn's digits, each on a path of its own."""
     return COPIES * len(scans()[0])
+
+
+def numbers(count: int, split: str | None = None) -> list[int]:
+    """Return the numbers of the scans, or of the videos, of a split.
+
+    All videos of one scan are in the split of that scan.
+
+    Args:
+        count: The number of scans or videos.
+        split: ``train`` or ``test``; None for both.
+    """
+    total = len(scans()[0])
+    return [i for i in range(count) if split is None or ((i % total) % FOLD == FOLD - 1) == (split == "test")]
 
 
 def label(index: int) -> int:

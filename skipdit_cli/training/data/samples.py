@@ -20,7 +20,7 @@ from skipdit_cli.training.data.class_folders import Classes
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.listing import Probed, list_samples, readable
 from skipdit_cli.training.data.metadata import Condition
-from skipdit_cli.training.data_source import EMBEDDED
+from skipdit_cli.training.data_source import EMBEDDED, parse_data
 from skipdit_cli.training.observer import SILENT, Observer
 
 RATE_TOLERANCE = 1.01
@@ -101,17 +101,18 @@ def read_samples(
     """Find the samples of a data source and open each of them once.
 
     Args:
-        source: ``digits`` or ``moving-digits``; or a folder with ``metadata.jsonl`` or ``metadata.csv`` (keys
-            ``file_name`` and ``label``, or ``text``), or with class folders; the frames of a video may be images in a
-            folder of their own.
+        source: ``digits`` or ``moving-digits``, or a split of one, ``digits:train``; or a folder with
+            ``metadata.jsonl`` or ``metadata.csv`` (keys ``file_name`` and ``label``, or ``text``), or with class
+            folders; the frames of a video may be images in a folder of their own.
         span: The number of frames from the first of a clip to its last.
         fps_target: Frames per second at which frames of videos are picked; None takes every frame.
         allow_outside: Whether files may lie outside the folder, and links lead there.
     Raises:
         UsageError: There is nothing to read, a line is malformed, or more than 1 % of the samples cannot be read.
     """
-    if source in EMBEDDED:
-        return _embedded(source, demand, span, fps_target)
+    parsed = parse_data(source)
+    if parsed.kind == "embedded":
+        return _embedded(parsed.name, parsed.split, demand, span, fps_target)
     folder = Path(source)
     if not folder.is_dir():
         allowed = " or ".join(f"'{name}'" for name, kind in EMBEDDED.items() if kind == demand.kind)
@@ -157,32 +158,29 @@ def _warn_rates(rates: list[float], fps_target: float | None, observer: Observer
         )
 
 
-def _embedded(source: str, demand: Demand, span: int, fps_target: float | None) -> SampleSet:
+def _embedded(source: str, split: str | None, demand: Demand, span: int, fps_target: float | None) -> SampleSet:
     if EMBEDDED[source] != demand.kind or demand.captions:
         kind = f"{demand.kind} with captions" if demand.captions else demand.kind
         raise UsageError(f"Got --data {source}, which are {EMBEDDED[source]}, but the model is trained on {kind}.")
     if fps_target is not None:
         raise UsageError(f"Got --fps-target {fps_target:g}, but the {source} have no times; leave the flag out.")
+    if source != "digits" and span > digits.LENGTH:
+        raise UsageError(f"Got clips of {span} frames but the moving digits have {digits.LENGTH}.")
+    numbers = digits.numbers(digits.count() if source != "digits" else len(digits.scans()[0]), split)
+    conditions = [None if demand.num_classes is None else digits.label(number) for number in numbers]
+    lengths = [1 if source == "digits" else digits.LENGTH] * len(numbers)
+    read, name = partial(_read_embedded, source, numbers), partial(_name, source, numbers)
+    return SampleSet(demand.kind, conditions, lengths, read, name)
+
+
+def _read_embedded(source: str, numbers: Sequence[int], index: int, frames: Sequence[int]) -> list[Image.Image]:
     if source == "digits":
-        scans, labels = digits.scans()
-        lengths = [1] * len(scans)
-    else:
-        labels = [digits.label(i) for i in range(digits.count())]
-        lengths = [digits.LENGTH] * len(labels)
-        if span > digits.LENGTH:
-            raise UsageError(f"Got clips of {span} frames but the moving digits have {digits.LENGTH}.")
-    conditions = [None if demand.num_classes is None else int(label) for label in labels]
-    return SampleSet(demand.kind, conditions, lengths, partial(_read_embedded, source), partial(_name, source))
+        return [Image.fromarray(digits.scans()[0][numbers[index]])]
+    return [Image.fromarray(frame) for frame in digits.moving_digit(numbers[index])[list(frames)]]
 
 
-def _read_embedded(source: str, index: int, frames: Sequence[int]) -> list[Image.Image]:
-    if source == "digits":
-        return [Image.fromarray(digits.scans()[0][index])]
-    return [Image.fromarray(frame) for frame in digits.moving_digit(index)[list(frames)]]
-
-
-def _name(source: str, index: int) -> str:
-    return f"{source}-{index}"
+def _name(source: str, numbers: Sequence[int], index: int) -> str:
+    return f"{source}-{numbers[index]}"
 
 
 def _read(paths: list[Path], picked: list[np.ndarray | None], read, index: int, frames: Sequence[int]):

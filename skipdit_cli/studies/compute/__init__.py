@@ -1,0 +1,1 @@
+"""What the studies of compute measure and find: grids of models, and curves over training."""

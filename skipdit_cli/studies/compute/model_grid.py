@@ -1,0 +1,93 @@
+"""The models of a grid with what was measured of them, and how quality depends on their compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from skipdit_cli.training.sweep import BACKWARD
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the grid and what was measured of it.
+
+    Args:
+        name: The name of its point.
+        macs: Multiply-adds of a forward.
+        parameters: Its parameters.
+        batch: Samples in a training step.
+        curves: For each seed its quality at each checkpoint, in the order of their steps.
+        sampling: For each seed its FID by the number of denoising steps.
+    """
+
+    name: str
+    macs: int
+    parameters: int
+    batch: int
+    curves: list[list[dict[str, float]]]
+    sampling: list[dict[int, float]]
+
+    def last(self, metric: str) -> list[float]:
+        """Return the quality at the end of training, one for each seed."""
+        return [curve[-1][metric] for curve in self.curves]
+
+    def training_macs(self, step: float) -> float:
+        """Return the multiply-adds of the training up to a step."""
+        return BACKWARD * self.macs * self.batch * step
+
+
+def correlations(models: Sequence[Model], metric: str) -> list[float]:
+    """Return Pearson's correlation of the logarithm of GFLOPs with a metric, one for each seed."""
+    across = [math.log(model.macs) for model in models]
+    columns = zip(*(model.last(metric) for model in models))
+    return [float(np.corrcoef(across, column)[0, 1]) for column in columns]
+
+
+def best_at_budgets(models: Sequence[Model], metric: str, count: int = 4) -> list[dict[str, Any]]:
+    """Return the model of the best quality at some budgets of training compute, by interpolation over its curve."""
+    ends = [[model.training_macs(curve[at]["step"]) for model in models for curve in model.curves] for at in (0, -1)]
+    low, high = max(min(ends[0]), 1.0), max(ends[1])
+    found = []
+    for budget in np.geomspace(low, high, count + 1)[1:]:
+        values = {model.name: value for model in models if (value := at_budget(model, metric, budget)) is not None}
+        if values:
+            best = min(values, key=lambda name: fmean(values[name]))
+            found.append({"training_macs": float(budget), "best": best, "values": values})
+    return found
+
+
+def at_budget(model: Model, metric: str, budget: float) -> list[float] | None:
+    """Return a model's quality at a budget of training compute; None where it was not trained that little."""
+    values = []
+    for curve in model.curves:
+        at = [math.log(model.training_macs(row["step"])) for row in curve]
+        if math.log(budget) < at[0]:
+            return None
+        values.append(float(np.interp(math.log(budget), at, [row[metric] for row in curve])))
+    return values
+
+
+def sampling_pairs(models: Sequence[Model]) -> list[dict[str, Any]]:
+    """Return, for each pair of models, whether the smaller one catches up with the larger by more sampling compute.
+
+    The larger model gets its best FID among the step counts that cost no more than the most that the smaller one
+    spends; pairs in which it has none are left out. Each has the share of seeds in which it stays behind.
+    """
+    pairs = []
+    for small, large in combinations(models, 2):
+        behind = []
+        for one, other in zip(small.sampling, large.sampling):
+            most = small.macs * max(one)
+            affordable = [fid for steps, fid in other.items() if large.macs * steps <= most]
+            if affordable and large.macs > small.macs:
+                behind.append(min(affordable) < min(one.values()))
+        if behind:
+            pairs.append({"small": small.name, "large": large.name, "stays_behind": fmean(behind)})
+    return pairs

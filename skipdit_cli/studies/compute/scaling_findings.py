@@ -1,0 +1,221 @@
+"""The findings of the study of scaling: its answer in words, its plots and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from skipdit_cli.reports import Column, Plot, Point, Series, Table
+from skipdit_cli.studies.compute.model_grid import Model, best_at_budgets, correlations, sampling_pairs
+from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.study import Findings
+
+GIGA = 1e9
+SHAPES = ("circle", "square", "diamond", "triangle")
+METRICS = {"fid": "FID", "loss": "Held-out loss"}
+DIGITS = {"fid": 2, "loss": 4}
+SATURATED = 2.0
+"""The FID is called saturated where that of the median model is below this many times that of real samples."""
+NOTE = (
+    "GFLOPs are counted as in the paper: multiply-adds of one forward without guidance, with torch's FlopCounterMode. "
+    "Training compute is GFLOPs x batch x steps x 3, sampling compute is GFLOPs x denoising steps. Qualities are "
+    "those of the averaged weights (EMA). The held-out loss is the squared error of the predicted noise on samples that no "
+    "model was trained on, with the same noise and timesteps for all models."
+)
+
+
+def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Findings:
+    """Return what a grid of models shows.
+
+    Args:
+        models: The models, by their cost.
+        real: The scores of held-out real samples; empty where no samples were scored.
+        steps: The denoising steps of the samples that were scored over training.
+    """
+    metrics = ["fid", "loss"] if real else ["loss"]
+    found = {metric: correlations(models, metric) for metric in metrics}
+    saturated = bool(real) and _median_fid(models) < SATURATED * real["fid"]
+    metric = "loss" if saturated or not real else "fid"
+    budgets, pairs = best_at_budgets(models, metric), sampling_pairs(models)
+    lead = _scaling_words(found[metric], METRICS[metric], len(models))
+    details = [_budget_words(budgets, models, METRICS[metric])]
+    if real:
+        details += [_sampling_words(pairs), _real_words(real, models, saturated)]
+        other = "fid" if saturated else "loss"
+        details.append(f"The correlation of log GFLOPs with {METRICS[other]} is {spread(found[other], 2)}.")
+    plots = [plot for each in metrics for plot in (_forward_plot(models, each), _training_plot(models, each))]
+    if real:
+        plots.insert(2, _sampling_plot(models))
+    numbers = {
+        "models": {model.name: asdict(model) for model in models},
+        "correlation_with_log_gflops": found,
+        "best_at_training_compute": budgets,
+        "sampling_pairs": pairs,
+        "held_out_real_samples": real,
+    }
+    tables = [_model_table(models, metrics), _budget_table(budgets, metric)]
+    steps_note = f"FID over training is that of samples of {steps} denoising steps without guidance." if real else ""
+    return Findings(lead, details, numbers, plots=plots, tables=tables, notes=[NOTE, *filter(None, [steps_note])])
+
+
+def _median_fid(models: Sequence[Model]) -> float:
+    return sorted(fmean(model.last("fid")) for model in models)[len(models) // 2]
+
+
+def _scaling_words(values: Sequence[float], metric: str, count: int) -> str:
+    """Return whether quality follows the compute of a forward."""
+    strong = max(values) < -0.5
+    holds = (
+        "This holds here" if strong else "This does not hold here" if min(values) > -0.5 else "This is uncertain here"
+    )
+    return (
+        f"The more compute a forward takes, the better is the model: {holds}: over {count} models, the correlation of "
+        f"log GFLOPs with {metric} is {spread(values, 2)} (-1 is perfect)."
+    )
+
+
+def _budget_words(budgets: Sequence[Mapping[str, Any]], models: Sequence[Model], metric: str) -> str:
+    """Return which model is best at each budget of training compute."""
+    order = [model.name for model in models]
+    best = [budget["best"] for budget in budgets]
+    ranks = [order.index(name) for name in best]
+    listed = ", ".join(f"{budget['training_macs'] / GIGA:,.0f} G: {budget['best']}" for budget in budgets)
+    is_steady = ranks == sorted(ranks) and ranks[:1] < ranks[-1:]
+    grows = "grows with the budget, as in figure 9" if is_steady else "does not grow steadily with the budget"
+    largest = "is the largest that was trained" if ranks and ranks[-1] == len(order) - 1 else "is not the largest"
+    return (
+        f"At equal training compute the model with the best {metric} {grows} ({listed}); at the largest budget it "
+        f"{largest}."
+    )
+
+
+def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Return whether more sampling steps make up for a smaller model."""
+    if not pairs:
+        return "No two models share a range of sampling compute, so nothing is said of more sampling steps."
+    behind = sum(pair["stays_behind"] == 1 for pair in pairs)
+    ahead = sum(pair["stays_behind"] == 0 for pair in pairs)
+    return (
+        "More sampling steps do not make up for a smaller model (figure 10): of "
+        f"{len(pairs)} pairs, in {behind} the smaller model stays behind in every seed, at its best number of steps, "
+        f"against the larger one at no more sampling compute; in {ahead} it is ahead in every seed; the others differ "
+        "between seeds."
+    )
+
+
+def _real_words(real: Mapping[str, float], models: Sequence[Model], saturated: bool) -> str:
+    best = min(fmean(model.last("fid")) for model in models)
+    text = f"Held-out real samples have an FID of {real['fid']:.2f}, the best model {best:.2f}"
+    return (
+        f"{text}: the FID is saturated at this size, so the answer is by the held-out loss."
+        if saturated
+        else f"{text}."
+    )
+
+
+def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
+    points = [
+        Point(
+            model.macs / GIGA,
+            fmean(values),
+            model.name,
+            f"{model.name}: {spread(values, DIGITS[metric])}",
+            half_width(values),
+        )
+        for model in models
+        for values in [model.last(metric)]
+    ]
+    return Plot(
+        f"{METRICS[metric]} against compute a forward",
+        "As figure 8 of the paper: each model at the end of training, with the spread over seeds.",
+        "GFLOPs a forward",
+        METRICS[metric],
+        [Series("models", points, 0)],
+        log_x=True,
+    )
+
+
+def _training_plot(models: Sequence[Model], metric: str) -> Plot:
+    def curve(model: Model) -> list[Point]:
+        rows = zip(*model.curves)
+        return [
+            Point(model.training_macs(row[0]["step"]) / GIGA, fmean(each[metric] for each in row), spread=0.0)
+            for row in rows
+        ]
+
+    return Plot(
+        f"{METRICS[metric]} against training compute",
+        "As figure 9 of the paper: each model at its checkpoints, GFLOPs x batch x steps x 3; means over seeds.",
+        "training GFLOPs",
+        METRICS[metric],
+        _series(models, curve),
+        log_x=True,
+        log_y=True,
+    )
+
+
+def _sampling_plot(models: Sequence[Model]) -> Plot:
+    def curve(model: Model) -> list[Point]:
+        steps = sorted(model.sampling[0])
+        return [
+            Point(model.macs * n / GIGA, fmean(values), title=f"{model.name}, {n} steps", spread=half_width(values))
+            for n in steps
+            for values in [[each[n] for each in model.sampling]]
+        ]
+
+    return Plot(
+        "FID against sampling compute",
+        "As figure 10 of the paper: each model at several numbers of denoising steps, GFLOPs x steps.",
+        "sampling GFLOPs an image",
+        "FID",
+        _series(models, curve),
+        log_x=True,
+        log_y=True,
+    )
+
+
+def _series(models: Sequence[Model], points: Callable[[Model], Iterable[Point]]) -> list[Series]:
+    """Return one joined series for each model, all of them told apart by colour and shape."""
+    return [
+        Series(model.name, list(points(model)), at, SHAPES[at % len(SHAPES)], joined=True)
+        for at, model in enumerate(models)
+    ]
+
+
+def _model_table(models: Sequence[Model], metrics: Sequence[str]) -> Table:
+    columns = [
+        Column("model", "the point of the sweep", numeric=False),
+        Column("parameters", "parameters of the model, in millions"),
+        Column("GFLOPs", "multiply-adds of a forward of one sample, as the paper counts"),
+        Column("training GFLOPs", "GFLOPs x batch x steps x 3"),
+        *(Column(METRICS[metric], "at the end of training, mean and spread over seeds") for metric in metrics),
+    ]
+    rows = [
+        [
+            model.name,
+            f"{model.parameters / 1e6:.3f} M",
+            f"{model.macs / GIGA:.5g}",
+            f"{model.training_macs(model.curves[0][-1]['step']) / GIGA:,.0f}",
+            *(spread(model.last(metric), DIGITS[metric]) for metric in metrics),
+        ]
+        for model in models
+    ]
+    return Table("Models", columns, rows)
+
+
+def _budget_table(budgets: Sequence[Mapping[str, Any]], metric: str) -> Table:
+    columns = [
+        Column("training GFLOPs", "the budget"),
+        Column("best model", "the model with the best mean at that budget, by interpolation over its curve", False),
+        Column(METRICS[metric], "of that model at that budget, mean and spread over seeds"),
+        Column("second", "the next best model", numeric=False),
+        Column(f"{METRICS[metric]} of the second", "mean and spread over seeds"),
+    ]
+    rows = []
+    for budget in budgets:
+        order = sorted(budget["values"], key=lambda name: fmean(budget["values"][name]))
+        cells = [cell for name in order[:2] for cell in (name, spread(budget["values"][name], DIGITS[metric]))]
+        rows.append([f"{budget['training_macs'] / GIGA:,.0f}", *cells, *["-"] * (4 - len(cells))])
+    return Table("The best model at equal training compute", columns, rows)

@@ -1,0 +1,132 @@
+"""The study of scaling: compute of a forward, of training and of sampling against quality, for every size by patch."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from skipdit_cli.presets import load_preset
+from skipdit_cli.studies.compute.model_grid import Model
+from skipdit_cli.studies.compute.scaling_findings import find
+from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.study_run import StudyRun
+from skipdit_cli.training.sweep import BACKWARD, points_of
+
+
+@dataclass(frozen=True)
+class ScalingSettings:
+    """The settings of study ``scaling``.
+
+    Args:
+        grid: The preset of ``train --sweep`` with the models.
+        train_steps: Optimizer steps of each model.
+        checkpoints: Checkpoints of each training, evenly spaced, at which the quality is measured.
+        data, vae: ``--data`` and ``--vae`` of the trainings; None for what the grid says.
+        held_out, held_out_samples, draws: The held-out loss, see ``training_curves.Measurement``.
+        samples: Generated samples to score.
+        num_inference_steps: Denoising steps of those samples.
+        sampling_steps: Denoising steps of the comparison of sampling compute.
+        reference, features, batch_size: As for ``training_curves.Measurement``.
+    """
+
+    grid: str
+    train_steps: int
+    checkpoints: int
+    samples: int
+    num_inference_steps: int
+    sampling_steps: tuple[int, ...]
+    held_out: str
+    reference: str
+    features: str = "digits"
+    held_out_samples: int = 0
+    draws: int = 4
+    batch_size: int = 250
+    data: str | None = None
+    vae: str | None = None
+
+
+def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str]:
+    """Return one training for each model and seed."""
+    every = max(1, settings.train_steps // settings.checkpoints)
+    flags = f"--max-train-steps {settings.train_steps} --checkpointing-steps {every}"
+    for flag, value in (("--data", settings.data), ("--vae", settings.vae)):
+        flags += "" if value is None else f" {flag} {shlex.quote(value)}"
+    grid = shlex.quote(settings.grid)
+    return {
+        f"{point.name}-seed-{seed}": f"train --sweep {grid} --points {point.name} {flags} --seed {seed}"
+        for seed in seeds
+        for point in points_of(load_preset(settings.grid))
+    }
+
+
+def measure(run: StudyRun) -> Findings:
+    """Measure all models over training and over sampling steps, and compare them."""
+    models, floor = _models(run)
+    return find(sorted(models, key=lambda model: model.macs), floor, run.settings.num_inference_steps)
+
+
+def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
+    """Return the models with all that is measured of them, and the scores of the held-out samples themselves."""
+    from skipdit_cli.studies import training_curves
+
+    settings: ScalingSettings = run.settings
+    fields = ("held_out", "held_out_samples", "draws", "samples", "num_inference_steps", "reference", "features")
+    measurement = {name: getattr(settings, name) for name in (*fields, "batch_size")}
+    names = [point.name for point in points_of(load_preset(settings.grid))]
+    folders = {(name, seed): run.folder(f"{name}-seed-{seed}") / name for name in names for seed in run.seeds}
+    steps = {key: training_curves.checkpoint_steps(folder) for key, folder in folders.items()}
+    shared = {"measurement": measurement, "device": run.device}
+    qualities = run.measured_all(
+        training_curves.quality,
+        {
+            f"{name}-seed-{seed}-step-{step}": {"run": str(folder), "step": step, **shared}
+            for (name, seed), folder in folders.items()
+            for step in steps[name, seed]
+        },
+    )
+    scores: dict[str, Any] = {}
+    if settings.samples:
+        scores = run.measured_all(
+            training_curves.scores,
+            {
+                f"{name}-seed-{seed}-sampling-{count}": {
+                    "run": str(folder),
+                    "step": steps[name, seed][-1],
+                    "measurement": {**measurement, "num_inference_steps": count},
+                    "device": run.device,
+                }
+                for (name, seed), folder in folders.items()
+                for count in settings.sampling_steps
+            },
+        )
+    models = []
+    for name in names:
+        (facts,) = run.result(f"{name}-seed-{run.seeds[0]}")["points"]
+        curves = [[qualities[f"{name}-seed-{seed}-step-{step}"] for step in steps[name, seed]] for seed in run.seeds]
+        sampling = [
+            {count: scores[f"{name}-seed-{seed}-sampling-{count}"]["fid"] for count in settings.sampling_steps}
+            for seed in run.seeds
+            if scores
+        ]
+        batch = facts["training_macs"] // (BACKWARD * facts["macs"] * settings.train_steps)
+        models.append(Model(name, facts["macs"], facts["parameters"], batch, curves, sampling))
+    floor = {}
+    if settings.samples:
+        any_run = str(folders[names[0], run.seeds[0]])
+        floor = run.measured("held-out", training_curves.scores_of_held_out, run=any_run, measurement=measurement)
+    return models, floor
+
+
+STUDY = Study(
+    name="scaling",
+    summary="does more compute a forward give better samples, and can training or sampling longer replace it?",
+    claim=(
+        "the more GFLOPs a forward takes, by more blocks, more width or smaller patches, the lower is the FID; larger "
+        "models use training compute better, and more sampling steps do not make up for a smaller model (DiT, arXiv "
+        "2212.09748, figures 8 to 10)."
+    ),
+    settings=ScalingSettings,
+    commands=commands,
+    measure=measure,
+)
