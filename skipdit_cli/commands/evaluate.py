@@ -119,7 +119,7 @@ def _score(
     settings: EvaluateSettings,
 ) -> dict:
     """Return the scores; null ones have a reason."""
-    from skipdit_cli.evaluation.score import METRICS, agreement_of, frame_scores, score
+    from skipdit_cli.evaluation.scores import METRICS, agreement_of, frame_scores, score
 
     requested = settings.metric_names()
     frechet = ("fid", "fvd") if network.takes_videos else ("fid",)

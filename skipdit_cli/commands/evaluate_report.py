@@ -100,7 +100,7 @@ def _network_line(network: FeatureNetwork) -> str:
 
 def _warnings(scores: dict, kind: str) -> list[str]:
     """Return what is to be known before a score is compared with another."""
-    from skipdit_cli.evaluation.score import ENOUGH
+    from skipdit_cli.evaluation.scores import ENOUGH
 
     warnings = []
     named = next((TITLES[name] for name in ("fid", "sfid", "fvd") if scores.get(name) is not None), None)
