@@ -14,6 +14,7 @@ from skipdit_cli.evaluation.evaluate_settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from skipdit_cli.evaluation import FeatureNetwork, Statistics
+    from skipdit_cli.evaluation.caption_score import CaptionScorer
     from skipdit_cli.evaluation.image_set import ImageSet
 
 Samples = Annotated[
@@ -49,12 +50,12 @@ def evaluate(
     reading = (network.image_size, network.num_frames)
     images = open_image_set(samples, "SAMPLES", *reading, settings.max_samples)
     reference = _open_reference(settings, network)
-    captions = _read_captions(settings, images)
+    captions = _open_captions(settings, images, device)
     real = _extract("Reference", reference, network, settings, True)
     statistics: Any = _extract("Samples", images, network, settings, False)
     scores = _score(images, statistics, real, network, settings)
-    if captions is not None and settings.clip is not None:
-        scores["clip_score"] = _score_captions(settings.clip, images, captions, settings.batch_size, device)
+    if captions is not None:
+        scores["clip_score"] = _score_captions(*captions, images, settings.batch_size)
         del scores["reasons"]["clip_score"]
     if settings.save_statistics is not None:
         from skipdit_cli.evaluation.kept_statistics import save_statistics
@@ -86,12 +87,13 @@ def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> Imag
     return open_image_set(name, "--reference", network.image_size, network.num_frames, None)
 
 
-def _read_captions(settings: EvaluateSettings, images: ImageSet) -> list[str] | None:
-    """Return the caption of each sample, or None without ``--clip``."""
-    from skipdit_cli.evaluation.caption_score import read_captions
+def _open_captions(settings: EvaluateSettings, images: ImageSet, device) -> tuple[CaptionScorer, list[str]] | None:
+    """Return the CLIP model and the caption of each sample, or None where no CLIP score is requested."""
+    from skipdit_cli.evaluation.caption_score import CaptionScorer, read_captions
 
-    is_wanted = settings.clip is not None and "clip_score" in settings.metric_names()
-    return read_captions(images, settings.captions) if is_wanted else None
+    if settings.clip is None or "clip_score" not in settings.metric_names():
+        return None
+    return CaptionScorer(settings.clip, device), read_captions(images, settings.captions)
 
 
 def _extract(
@@ -128,6 +130,7 @@ def _score(
     scores |= {"fvd": scores["fid"] if network.takes_videos else None, "clip_score": None}
     reasons = scores["reasons"]
     if network.takes_videos:
+        reasons |= {"fvd": reasons["fid"]} if "fid" in reasons else {}
         scores["fid"], reasons["fid"] = None, "the network takes videos: this is fvd"
     else:
         reasons["fvd"] = "the network takes images, not videos"
@@ -142,9 +145,8 @@ def _score(
     return scores
 
 
-def _score_captions(clip: Path, images: ImageSet, captions: list[str], batch_size: int, device) -> float:
-    from skipdit_cli.evaluation.caption_score import CaptionScorer, mean_caption_score
+def _score_captions(scorer: CaptionScorer, captions: list[str], images: ImageSet, batch_size: int) -> float:
+    from skipdit_cli.evaluation.caption_score import mean_caption_score
 
-    scorer = CaptionScorer(clip, device)
     with console.progress("CLIP score", images.count) as advance:
         return mean_caption_score(scorer, images, captions, batch_size, advance)
