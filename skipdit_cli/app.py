@@ -20,6 +20,7 @@ from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
 from skipdit_cli.commands.demo import demo
 from skipdit_cli.commands.env import env
+from skipdit_cli.commands.evaluate import evaluate
 from skipdit_cli.commands.exclusive import check_once
 from skipdit_cli.commands.finetune import finetune
 from skipdit_cli.commands.flags import check_ranges
@@ -219,6 +220,7 @@ app.command()(sample)
 app.command()(play)
 app.command()(calibrate)
 app.command()(bench)
+app.command()(evaluate)
 app.command()(study)
 app.command()(info)
 app.command()(guide)

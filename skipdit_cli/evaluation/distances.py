@@ -94,17 +94,22 @@ def kernel_distance(
     return float(mean), float(deviation)
 
 
-def inception_score(logits: np.ndarray, splits: int = INCEPTION_SPLITS) -> tuple[float, float | None]:
+def inception_splits(count: int) -> int:
+    """Return the splits of the Inception Score: 10, or 1 of fewer than 100 samples, which 10 would leave too few."""
+    return INCEPTION_SPLITS if count >= INCEPTION_SPLITS**2 else 1
+
+
+def inception_score(logits: np.ndarray, splits: int | None = None) -> tuple[float, float | None]:
     """Return the Inception Score, its mean and standard deviation over splits (Salimans et al., arXiv 1606.03498), by
     torchmetrics.
 
     Args:
         logits: (N, classes).
+        splits: Their number; None takes ``inception_splits``.
     """
+    splits = splits or inception_splits(len(logits))
     with _torchmetrics() as metrics:
-        metric: Any = metrics.image.inception.InceptionScore(
-            feature=Identity(logits.shape[1]), splits=min(splits, len(logits))
-        )
+        metric: Any = metrics.image.inception.InceptionScore(feature=Identity(logits.shape[1]), splits=splits)
         metric.update(torch.from_numpy(logits.astype(np.float64)))
         mean, deviation = metric.compute()
     return float(mean), float(deviation) if torch.isfinite(deviation) else None

@@ -220,7 +220,7 @@ def _as_channels_first(images: np.ndarray, as_videos: bool) -> torch.Tensor:
         images = images[..., None]
     if images.ndim == 5 and not as_videos:
         images = images.reshape(-1, *images.shape[2:])
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3)
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).movedim(-1, -3)
     return pixels.expand(*pixels.shape[:-3], 3, *pixels.shape[-2:])
 
 

@@ -61,6 +61,8 @@ class Statistics:
         spatial: Those of the spatial features; None if the network returns none.
         features: (n, D) float32, at most ``KEPT`` feature vectors drawn at random; None if they are not known.
         logits: (N, classes) float32, in the order of the images; None if the network returns none.
+        samples: The number of images or videos; less than ``count`` where each frame of a video has features.
+        frame_measures: Of each video, the mean difference between frames and the subject consistency.
     """
 
     settings: dict = field(default_factory=dict)
@@ -69,6 +71,8 @@ class Statistics:
     features: np.ndarray | None = None
     keys: np.ndarray | None = None
     logit_batches: list[np.ndarray] = field(default_factory=list)
+    samples: int = 0
+    frame_measures: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -92,8 +96,9 @@ class Statistics:
         """The logits, (N, classes), or None."""
         return np.concatenate(self.logit_batches) if self.logit_batches else None
 
-    def add(self, batch: FeatureBatch) -> None:
-        """Add the features of a batch."""
+    def add(self, batch: FeatureBatch, samples: int) -> None:
+        """Add the features of a batch of so many images or videos."""
+        self.samples += samples
         keys = _random_keys(self.count, len(batch.features))
         if self.moments is None:
             self.moments = Moments.empty(batch.features.shape[1])
@@ -140,7 +145,7 @@ def features(
         images = np.split(images, range(BATCH, len(images), BATCH))
     statistics = Statistics(network.settings())
     for batch in images:
-        statistics.add(network(batch))
+        statistics.add(network(batch), len(batch))
         if advance is not None:
             advance(len(batch))
     return statistics

@@ -16,6 +16,7 @@ from skipdit_cli.evaluation.distances import (
 )
 from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics, features
+from skipdit_cli.evaluation.frame_measures import temporal_flickering
 
 METRICS = ("fid", "sfid", "kid", "inception_score", "precision", "recall")
 """The metrics by name; ``kid`` and ``inception_score`` come with their standard deviations."""
@@ -59,7 +60,7 @@ def score(images: Images, reference: Images | None, network: FeatureNetwork, met
     if not {"precision", "recall"} <= set(reasons):
         pair = dict(zip(("precision", "recall"), precision_recall(*_vectors(samples, real))))
         scores |= {name: value for name, value in pair.items() if name not in reasons}
-    counts = {"num_samples": samples.count, "num_reference": None if real is None else real.count}
+    counts = {"num_samples": samples.samples, "num_reference": real.samples or None if real else None}
     return {**scores, "reasons": reasons, **counts}
 
 
@@ -73,14 +74,44 @@ def agreement(statistics: Statistics, labels: Sequence[int]) -> float | None:
     return None if logits is None else float((logits.argmax(axis=1) == np.asarray(labels)).mean())
 
 
+def agreement_of(statistics: Statistics, labels: Sequence[int] | None) -> tuple[dict, dict]:
+    """Return ``agreement`` under its name, null with a reason where it is not known."""
+    logits = statistics.logits
+    reason = None
+    if logits is None:
+        reason = "the network returns no logits"
+    elif labels is None:
+        reason = "the samples record no class label"
+    elif len(logits) != len(labels):
+        reason = "the samples are videos"
+    elif max(labels) >= logits.shape[1]:
+        reason = f"class label {max(labels)} is none of the network's {logits.shape[1]} classes"
+    if reason is not None or labels is None:
+        return {"agreement": None}, {"agreement": reason}
+    return {"agreement": agreement(statistics, labels)}, {}
+
+
+def frame_scores(statistics: Statistics) -> tuple[dict, dict]:
+    """Return the measures of the frames of videos, averaged over videos, null with a reason for images."""
+    names = ("subject_consistency", "temporal_flickering", "frame_difference")
+    if not statistics.frame_measures:
+        reason = "the samples are no videos of 2 frames or more"
+        return dict.fromkeys(names), dict.fromkeys(names, reason)
+    difference, likeness = np.mean(statistics.frame_measures, axis=0).tolist()
+    values = {"temporal_flickering": temporal_flickering(difference), "frame_difference": difference}
+    if np.isnan(likeness):
+        return {"subject_consistency": None, **values}, {"subject_consistency": "the network takes videos, not frames"}
+    return {"subject_consistency": likeness, **values}, {}
+
+
 def _statistics(images: Images, network: FeatureNetwork) -> Statistics:
     return images if isinstance(images, Statistics) else features(network, images)
 
 
 def _check(samples: Statistics, real: Statistics | None) -> None:
     for name, statistics in (("sample", samples), ("image of the reference", real)):
-        if statistics is not None and statistics.count < 2:
-            raise UsageError(f"Got {statistics.count} {name}, but scores need at least 2; give more.")
+        if statistics is not None and statistics.count == 1:
+            raise UsageError(f"Got 1 {name}, but scores need at least 2; give more.")
     if real is not None and len(real.mean) != len(samples.mean):
         raise UsageError(
             f"Got a reference with features of size {len(real.mean)}, but the feature network returns "

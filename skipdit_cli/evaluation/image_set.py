@@ -1,0 +1,221 @@
+"""The images or videos to score: a folder, the array of an .npz file, or the digits of the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from skipdit_cli import files, media
+from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.evaluation.feature_network import DIGITS, resize
+from skipdit_cli.training.data.data_folder import find_images, find_videos, walk
+from skipdit_cli.training.data.moving_digits import scans
+
+MOST_PIXELS = 1 << 28
+"""Bytes of one image or video of an array."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images or videos, read batch by batch.
+
+    Attributes:
+        name: The path as given, or ``digits``.
+        kind: ``images`` or ``videos``.
+        count: Their number.
+        digest: A hash of the names, sizes and dates of the files.
+        read: ``read(start, batch_size)`` iterates over batches from a position on, uint8 (N, [T,] H, W, C).
+        files: One path per sample; none for an array.
+        labels: The class labels that an array comes with.
+    """
+
+    name: str
+    kind: str
+    count: int
+    digest: str
+    read: Callable[[int, int], Iterator[np.ndarray]]
+    files: tuple[Path, ...] = ()
+    labels: tuple[int, ...] | None = None
+
+    def class_labels(self) -> list[int] | None:
+        """Return the class label of each sample, from the records of the files or from the array; None if one of them
+        has none."""
+        if self.labels is not None:
+            return list(self.labels)
+        labels = [_record_of(path).get("class_labels") for path in self.files]
+        known = [int(label) for label in labels if isinstance(label, str) and label.isdecimal()]
+        return known if known and len(known) == self.count else None
+
+    def prompts(self) -> list[str] | None:
+        """Return the prompt of each sample from the records of the files; None if one of them has none."""
+        prompts = [_record_of(path).get("prompt") for path in self.files]
+        known = [prompt[0] for prompt in prompts if isinstance(prompt, list) and len(prompt) == 1]
+        return known if known and len(known) == self.count else None
+
+
+def open_image_set(name: str, flag: str, size: int | None, num_frames: int | None, limit: int | None) -> ImageSet:
+    """Return the images or videos of a folder or a file, without reading their pixels.
+
+    Args:
+        name: A folder, an .npz file with ``arr_0``, or ``digits``.
+        flag: What names it in messages.
+        size: The height and width to which images of files are resized; None reads them as they are.
+        num_frames: The frames that are read of each video; None reads all.
+        limit: The first samples to use; None uses all.
+
+    Raises:
+        UsageError: There is no such file or folder, or it holds neither images nor videos.
+    """
+    if name == DIGITS:
+        images, labels = scans()
+        opened = ImageSet(
+            name, "images", len(images), DIGITS, _slices(images[..., None]), labels=tuple(map(int, labels))
+        )
+    elif Path(name).is_dir():
+        opened = _open_folder(Path(name), flag, size, num_frames)
+    elif Path(name).suffix == ".npz" and Path(name).is_file():
+        opened = _open_array(Path(name), flag)
+    else:
+        raise UsageError(
+            f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
+        )
+    return opened if limit is None or limit >= opened.count else _first(opened, limit)
+
+
+def _first(images: ImageSet, limit: int) -> ImageSet:
+    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
+        left = limit - start
+        for batch in images.read(start, batch_size) if left > 0 else ():
+            yield batch[:left]
+            left -= len(batch)
+            if left <= 0:
+                return
+
+    labels = None if images.labels is None else images.labels[:limit]
+    digest = f"{images.digest}-{limit}"
+    return replace(images, count=limit, digest=digest, read=read, files=images.files[:limit], labels=labels)
+
+
+def _open_folder(folder: Path, flag: str, size: int | None, num_frames: int | None) -> ImageSet:
+    folders = list(walk(folder, None))
+    grids = {place / f"grid{suffix}" for place, _ in folders for suffix in _grid_suffixes(place)}
+    videos = [path for path in find_videos(folders).samples if path.is_file() and path.suffix.lower() != ".gif"]
+    stills = find_images(folders).samples
+    if all(path.suffix.lower() == ".gif" for path in stills):
+        videos, stills = videos or stills, []
+    samples = tuple(path for path in videos or stills if path not in grids)
+    if not samples:
+        raise UsageError(f"Got {flag} {folder}, which holds neither images nor videos; give the folder of a sample.")
+
+    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
+        step = batch_size if not videos or num_frames is not None else 1
+        for at in range(start, len(samples), step):
+            yield _stack([_pixels(path, bool(videos), size, num_frames) for path in samples[at : at + step]], folder)
+
+    kind = "videos" if videos else "images"
+    return ImageSet(str(folder), kind, len(samples), _digest(samples, folder), read, samples)
+
+
+def _grid_suffixes(folder: Path) -> tuple[str, ...]:
+    """Return the suffixes of the grid that ``skipdit sample`` writes beside its samples; none in another folder."""
+    is_sample = (files.read_marker(folder) or {}).get("kind") == files.SAMPLE
+    return (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4") if is_sample else ()
+
+
+def _pixels(path: Path, is_video: bool, size: int | None, num_frames: int | None) -> np.ndarray:
+    """Return the pixels of a file, uint8 ([T,] H, W, 3), resized."""
+    if is_video:
+        frames = media.probe_video(path).frames
+        pixels = media.read_video(path, range(min(frames, num_frames or frames)))
+    else:
+        pixels = np.asarray(media.read_picture(path).convert("RGB"))
+    if size is None or pixels.shape[-3:-1] == (size, size):
+        return pixels
+    return resize(torch.from_numpy(pixels.copy()).movedim(-1, -3), size).movedim(-3, -1).numpy()
+
+
+def _stack(samples: list[np.ndarray], folder: Path) -> np.ndarray:
+    shapes = sorted({sample.shape for sample in samples})
+    if len(shapes) == 1:
+        return np.stack(samples)
+    if len({shape[-3:] for shape in shapes}) > 1:
+        sizes = [f"{shape[-2]}x{shape[-3]}" for shape in shapes]
+        raise UsageError(f"Got images of {sizes[0]} and {sizes[-1]} in {folder}; give --feature-size to resize them.")
+    raise UsageError(
+        f"Got videos of {shapes[0][0]} and {shapes[-1][0]} frames in {folder}; give --feature-frames {shapes[0][0]}."
+    )
+
+
+def _digest(paths: tuple[Path, ...], root: Path) -> str:
+    facts = [(path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([str(root.resolve()), facts]).encode()).hexdigest()
+
+
+def _record_of(path: Path) -> dict:
+    """Return the settings in the record of a file, or nothing."""
+    try:
+        return media.read_metadata(path).get("settings") or {}
+    except UsageError:
+        return {}
+
+
+def npz_names(path: Path) -> list[str]:
+    """Return the names of the arrays in an .npz file.
+
+    Raises:
+        UsageError: It is none.
+    """
+    with reading(f"Got {path}, which", failed="cannot be read as an .npz file"), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _open_array(path: Path, flag: str) -> ImageSet:
+    if "arr_0" not in npz_names(path):
+        raise UsageError(f"Got {flag} {path} without arr_0; expected images, uint8 (N, H, W, C), under that name.")
+    with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        shape, is_fortran, dtype = _read_header(file)
+    is_valid = dtype == np.uint8 and len(shape) in (4, 5) and shape[-1] in (1, 3) and not is_fortran
+    if not is_valid or min(shape) < 1 or np.prod(shape[1:], dtype=float) > MOST_PIXELS:
+        raise UsageError(f"Got {flag} {path} with arr_0 of {dtype} {shape}; expected images, uint8 (N, H, W, C).")
+
+    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
+        size = int(np.prod(shape[1:]))
+        with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            _read_header(file)
+            file.seek(start * size, 1)
+            for at in range(start, shape[0], batch_size):
+                number = min(batch_size, shape[0] - at)
+                yield np.frombuffer(file.read(number * size), np.uint8).reshape(number, *shape[1:])
+
+    kind = "videos" if len(shape) == 5 else "images"
+    return ImageSet(str(path), kind, shape[0], _digest((path,), path.parent), read, labels=_labels(path, shape[0]))
+
+
+def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _labels(path: Path, count: int) -> tuple[int, ...] | None:
+    """Return ``arr_1`` of an .npz file, where ADM's and DiT's samplers keep the labels."""
+    if "arr_1" not in npz_names(path):
+        return None
+    with reading(f"Got {path}, which"), np.load(path, allow_pickle=False) as arrays:
+        labels = arrays["arr_1"]
+    return tuple(map(int, labels)) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
+
+
+def _slices(images: np.ndarray) -> Callable[[int, int], Iterator[np.ndarray]]:
+    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
+        for at in range(start, len(images), batch_size):
+            yield images[at : at + batch_size]
+
+    return read
