@@ -26,6 +26,7 @@ FLOORS = [
         "cards",
         "training",
         "bench",
+        "evaluation",
         "planning",
         "pipelines",
         "play",
