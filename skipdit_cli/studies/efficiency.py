@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.studies.compute.training_pair import SKIP, VANILLA, VARIANTS, Pair
@@ -84,7 +85,7 @@ def tasks(settings: EfficiencySettings) -> Iterator[Task]:
     for name in ("train_steps", "batch_sizes", "data", "held_out", "references", "samples"):
         if len(getattr(settings, name)) != len(settings.presets):
             raise UsageError(
-                f"Got {len(getattr(settings, name))} values of 'experiment: {name}' but expected "
+                f"Got {count(len(getattr(settings, name)), 'value')} of 'experiment: {name}' but expected "
                 f"{len(settings.presets)}, one for each preset."
             )
     shared = {

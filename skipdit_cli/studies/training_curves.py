@@ -25,7 +25,7 @@ from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_
 from skipdit_cli.training.run.training_data import image_shape
 
 READ_AT_ONCE = 250
-METRICS = ("fid", "kid")
+METRICS = ("fid",)
 """The scores of samples, from ``evaluation.score``."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 """The step of the sequence that spreads timesteps evenly over any number of samples."""

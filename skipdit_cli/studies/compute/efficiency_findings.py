@@ -20,9 +20,9 @@ AXES = {"steps": "training steps", "seconds": "training seconds", "macs": "train
 NOTE = (
     "The ratio r is how many times the training of Skip-DiT the vanilla model needs for the same quality, the one "
     "that the worse of the two has in the end; the training of the other is interpolated over the logarithm of the "
-    "steps between checkpoints, and the best so far counts. r above 1 speaks for Skip-DiT. Both models of a seed begin "
-    "with the same trunk and see the same samples, noise and timesteps. Seconds are the median of a step, both models "
-    "measured in turn in one process, times the steps."
+    "steps between checkpoints, and the best so far counts. r above 1 speaks for Skip-DiT. Both models of a seed "
+    "begin with the same trunk and see the same samples, noise and timesteps. Seconds are the median of a step, both "
+    "models measured in turn in one process, times the steps."
 )
 
 
@@ -60,7 +60,9 @@ def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str
     """Return how much training the vanilla model needs, and whether the difference is beyond the spread."""
     steps = ratios["steps"]
     mean, width = fmean(steps), half_width(steps)
-    if len(steps) > 1 and abs(mean - 1) <= width:
+    if len(steps) == 1:
+        verdict = f"one seed, so nothing says the spread; the paper claims {PAPER}"
+    elif abs(mean - 1) <= width:
         verdict = "no difference beyond the spread"
     elif mean > 1:
         verdict = f"Skip-DiT needs less, though the paper claims {PAPER}" if mean < PAPER else "as the paper claims"
