@@ -34,6 +34,7 @@ FLOORS = [
         "reports",
         "adapters",
         "studies",
+        "studies/compute",
     },
     {"commands", "app", "__main__"},
 ]

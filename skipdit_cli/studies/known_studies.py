@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from skipdit_cli.studies.study import Study
 
 STUDIES: dict[str, str] = {
+    "efficiency": "skipdit_cli.studies.efficiency",
     "scaling": "skipdit_cli.studies.scaling",
 }
 """Name of each study to the module that holds its ``STUDY``."""

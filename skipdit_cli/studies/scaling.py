@@ -27,7 +27,7 @@ class ScalingSettings:
         samples: Generated samples to score.
         num_inference_steps: Denoising steps of those samples.
         sampling_steps: Denoising steps of the comparison of sampling compute.
-        reference, features, batch_size: As for ``training_curves.Measurement``.
+        reference, reference_samples, features, batch_size: As for ``training_curves.Measurement``.
     """
 
     grid: str
@@ -40,6 +40,7 @@ class ScalingSettings:
     reference: str
     features: str = "digits"
     held_out_samples: int = 0
+    reference_samples: int = 0
     draws: int = 4
     batch_size: int = 250
     data: str | None = None
@@ -71,7 +72,16 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
     from skipdit_cli.studies import training_curves
 
     settings: ScalingSettings = run.settings
-    fields = ("held_out", "held_out_samples", "draws", "samples", "num_inference_steps", "reference", "features")
+    fields = (
+        "held_out",
+        "held_out_samples",
+        "draws",
+        "samples",
+        "num_inference_steps",
+        "reference",
+        "features",
+        "reference_samples",
+    )
     measurement = {name: getattr(settings, name) for name in (*fields, "batch_size")}
     names = [point.name for point in points_of(load_preset(settings.grid))]
     folders = {(name, seed): run.folder(f"{name}-seed-{seed}") / name for name in names for seed in run.seeds}

@@ -24,7 +24,8 @@ from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
 
-METRICS = ("fid", "kid")
+READ_AT_ONCE = 250
+METRICS = ("fid",)
 """The scores of samples, from ``evaluation.score``."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 """The step of the sequence that spreads timesteps evenly over any number of samples."""
@@ -43,6 +44,7 @@ class Measurement:
         guidance_scale: The guidance scale of the samples, 1 for none.
         scheduler: The scheduler of the samples; None for the pipeline's own.
         reference: The data that samples are scored against, as ``--data``.
+        reference_samples: The number of samples of it to use, evenly spaced; 0 uses all.
         features: The network of the scores: ``digits``, or the path of a TorchScript file.
         batch_size: Samples in one forward.
     """
@@ -55,6 +57,7 @@ class Measurement:
     guidance_scale: float = 1.0
     scheduler: str | None = None
     reference: str = "digits"
+    reference_samples: int = 0
     features: str = "digits"
     batch_size: int = 250
 
@@ -118,7 +121,7 @@ def scores_of_held_out(run: str, measurement: dict[str, Any]) -> dict[str, float
         measurement: The fields of ``Measurement``.
     """
     settings, pipe = Measurement(**measurement), load_pipeline(run)
-    return _scores(_real_images(pipe, settings.held_out, settings), pipe, settings)
+    return _scores(_real_images(pipe, settings.held_out, settings.held_out_samples), pipe, settings)
 
 
 @torch.no_grad()
@@ -171,17 +174,21 @@ def _scores(images: np.ndarray, pipe, settings: Measurement) -> dict[str, float]
     """Return the scores of images or videos against the reference."""
     from skipdit_cli.evaluation import load_features, score
 
-    real, crops = _real_images(pipe, settings.reference, settings), settings.features == "digits"
+    real, crops = _real_images(pipe, settings.reference, settings.reference_samples), settings.features == "digits"
     values = score(_frames(images, crops), _frames(real, crops), load_features(settings.features), METRICS)
     return {name: values[name] for name in METRICS}
 
 
-def _real_images(pipe, data: str, settings: Measurement) -> np.ndarray:
-    """Return all samples of a data source as uint8 (N, [F,] H, W, 3)."""
+def _real_images(pipe, data: str, count: int) -> np.ndarray:
+    """Return samples of a data source as uint8 (N, [F,] H, W, 3).
+
+    Args:
+        count: The number of samples, evenly spaced; 0 for all.
+    """
     demand, samples = _samples(pipe, data)
     size, channels = image_shape(pipe)
     pixels = Pixels(samples, size, channels, demand.video_length)
-    batches = _batches(pixels, settings.batch_size, len(pixels))
+    batches = _batches(pixels, READ_AT_ONCE, min(count or len(pixels), len(pixels)))
     return np.concatenate([_as_images(batch.pixels) for _, batch in batches])
 
 

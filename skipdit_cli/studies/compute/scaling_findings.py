@@ -21,8 +21,8 @@ SATURATED = 2.0
 NOTE = (
     "GFLOPs are counted as in the paper: multiply-adds of one forward without guidance, with torch's FlopCounterMode. "
     "Training compute is GFLOPs x batch x steps x 3, sampling compute is GFLOPs x denoising steps. Qualities are "
-    "those of the averaged weights (EMA). The held-out loss is the squared error of the predicted noise on samples that no "
-    "model was trained on, with the same noise and timesteps for all models."
+    "those of the averaged weights (EMA). The held-out loss is the squared error of the predicted noise on samples "
+    "that no model was trained on, with the same noise and timesteps for all models."
 )
 
 

@@ -1,0 +1,59 @@
+"""Study ``scaling`` at toy size: its compute is counted exactly, and its comparisons are what its numbers say."""
+
+import pytest
+
+from skipdit_cli.studies import training_curves
+from skipdit_cli.studies.compute.model_grid import Model, at_budget, best_at_budgets, correlations, sampling_pairs
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+GRID = """
+model:
+  class: DiTTransformer2DModel
+  config: {num_layers: 2, num_attention_heads: 2, attention_head_dim: 8, in_channels: 1, out_channels: 2,
+    sample_size: 8, patch_size: 4, num_embeds_ada_norm: 10, norm_eps: 1.0e-6}
+train: {data: "digits:train", skip-branches: false, train-batch-size: 4, learning-rate: 1e-3, ema-decay: 0.9}
+sweep:
+  size: {S: {num_layers: 1}, B: {num_layers: 2}}
+"""
+EXPERIMENT = """about: toy
+source: tests
+experiment: {{study: scaling, grid: {grid}, train_steps: 4, checkpoints: 2, samples: 20, num_inference_steps: 2,
+  sampling_steps: [1, 2], held_out: "digits:test", held_out_samples: 20, reference: "digits:train",
+  reference_samples: 40, draws: 1}}
+"""
+
+
+def test_the_study_counts_its_compute_and_measures_the_averaged_weights(skipdit, tmp_path):
+    grid, preset, output = tmp_path / "grid.yaml", tmp_path / "toy.yaml", tmp_path / "run"
+    grid.write_text(GRID)
+    preset.write_text(EXPERIMENT.format(grid=grid))
+    ended = skipdit("study", "scaling", "--preset", preset, "--seeds", 1, "-o", output, "--json")
+    assert ended.code == 0, ended.stderr
+    models = ended.json["numbers"]["models"]
+    assert list(models) == ["S", "B"]
+    for name, model in models.items():
+        info = skipdit("info", "--preset", output / f"{name}-seed-0" / f"{name}.yaml", "--json").json
+        assert (model["macs"], model["parameters"], model["batch"]) == (info["macs"], info["parameters"], 4)
+        assert [row["step"] for row in model["curves"][0]] == [2, 4]
+        assert model["sampling"][0]["2"] == model["curves"][0][-1]["fid"]  # the same steps, the same samples
+    run = output / "B-seed-0" / "B"
+    settings = training_curves.Measurement(held_out_samples=20, draws=1)
+    loss = training_curves.held_out_loss(training_curves.load_pipeline(run), settings)
+    assert loss == models["B"]["curves"][0][-1]["loss"]  # the finished pipeline holds the averaged weights
+    page = (output / "report.html").read_text()
+    assert "As figure 8 of the paper" in page and "As figure 10 of the paper" in page
+
+
+def model(name: str, macs: int, fids: list[float], sampling: dict[int, float]) -> Model:
+    curve = [{"step": 10.0 * (at + 1), "fid": fid, "loss": fid} for at, fid in enumerate(fids)]
+    return Model(name, macs, 1, 2, [curve], [sampling])
+
+
+def test_comparisons_on_curves_that_are_known():
+    small, large = model("S", 10, [8, 4], {1: 9, 100: 4}), model("L", 100, [6, 2], {1: 8, 5: 3})
+    assert correlations([small, large], "fid") == [pytest.approx(-1)]
+    assert small.training_macs(10) == 3 * 10 * 2 * 10
+    assert at_budget(small, "fid", small.training_macs(20)) == [4] and at_budget(large, "fid", 100) is None
+    budgets = best_at_budgets([small, large], "fid")
+    assert budgets[-1]["best"] == "L" and set(budgets[0]["values"]) == {"S"}
+    assert sampling_pairs([small, large]) == [{"small": "S", "large": "L", "stays_behind": 1.0}]
