@@ -283,4 +283,4 @@ def test_the_version_has_a_short_flag_and_names_of_presets_are_completed(skipdit
     assert skipdit("-V").stdout == skipdit("--version").stdout
     from skipdit_cli.commands.options import _complete_preset
 
-    assert _complete_preset("digits-") == ["digits-video"]
+    assert _complete_preset("digits-") == ["digits-sizes", "digits-video"]

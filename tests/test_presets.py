@@ -189,7 +189,7 @@ def test_check_finds_what_would_stop_a_run(skipdit, write, text, says):
 def test_every_command_can_be_set_by_a_preset_except_presets_itself():
     commands = get_command(app).commands
     without = {name for name, command in commands.items() if not any(p.name == "preset" for p in command.params)}
-    assert without <= {"presets", "env", "guide", "info", "demo", "convert"}
+    assert without <= {"presets", "env", "guide", "info", "demo", "convert", "evaluate"}
 
 
 @pytest.fixture
