@@ -11,7 +11,7 @@ from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.known_facts import KnownFacts
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import markdown_table
-from skipdit_cli.settings import OUTPUT, HubSettings, setting, steps_setting
+from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, setting, steps_setting
 
 INTERVALS = (2, 3, 4, 5)
 UNKNOWN = "found in a forward of the model, which 'skipdit convert' makes and info does not"
@@ -31,6 +31,11 @@ class InfoSettings:
 
     hub: HubSettings = HubSettings()
     num_inference_steps: int = steps_setting("Number of denoising steps that the ideal speedups are for.")
+    conditioning: str | None = setting(
+        None,
+        "With the --preset of a DiT: in-context, cross-attention, adaln or adaln-zero in place of its own.",
+        MODEL,
+    )
     families: bool = setting(
         False, "Show every transformer class of diffusers and how its blocks are found, in place of a model.", OUTPUT
     )
@@ -59,7 +64,7 @@ def info(
         _show_families(settings.markdown)
         return
     steps = settings.num_inference_steps
-    known = KnownFacts(model, preset, steps)
+    known = KnownFacts(model, preset, steps, settings.conditioning)
     facts, speedups = known.read() or (None, [])
     if facts is None:
         facts, speedups = _count(model, preset, settings)
@@ -75,7 +80,7 @@ def _count(model: str | None, preset: str | None, settings: InfoSettings) -> tup
     from skipdit_cli.models.outline import read_outline
     from skipdit_cli.planning.flops import count_step
 
-    outline = read_outline(model, preset, lone=True, **vars(settings.hub))
+    outline = read_outline(model, preset, True, settings.conditioning, **vars(settings.hub))
     flops = None if outline.trunk is None else count_step(outline.transformer)
     return _facts(outline, flops), _ideal_speedups(flops, settings.num_inference_steps) if flops else []
 

@@ -27,15 +27,16 @@ class KnownFacts:
     Args:
         model, preset: As for the command.
         steps: The number of denoising steps.
+        conditioning: As for the command.
     """
 
-    def __init__(self, model: str | None, preset: str | None, steps: int):
+    def __init__(self, model: str | None, preset: str | None, steps: int, conditioning: str | None = None):
         self.path: Path | None = None
         with suppress(OSError):
             sources = list(_sources(model, preset))
             if sources and len(sources) <= MOST_FILES:
                 versions = [__version__, version("torch"), version("diffusers")]
-                digest = hashlib.sha256(json.dumps([model, preset, steps, versions, sources]).encode())
+                digest = hashlib.sha256(json.dumps([model, preset, steps, conditioning, versions, sources]).encode())
                 self.path = _cache_folder() / f"{digest.hexdigest()}.json"
 
     def read(self) -> Any:

@@ -12,6 +12,7 @@ from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.train_sweep import train_sweep
 from skipdit_cli.commands.training_options import ConsoleObserver, report
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.conditioned_dit import with_conditioning
 from skipdit_cli.training.training_settings import TrainingSettings
 
 SWEEPS = "Sweep"
@@ -37,6 +38,14 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show the points of the sweep and what they cost; stop.", rich_help_panel=SWEEPS),
 ]
+Conditioning = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a DiT: in-context, cross-attention, adaln or adaln-zero. [default: as the preset says]",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
 Vae = Annotated[str | None, typer.Option(help="VAE of a latent model: folder or hub id.", rich_help_panel="Model")]
 
 
@@ -45,6 +54,7 @@ def train(
     ctx: typer.Context,
     preset: options.Preset = None,
     skip_branches: SkipBranches = True,
+    conditioning: Conditioning = None,
     vae: Vae = None,
     sweep: Sweep = None,
     points: Points = None,
@@ -60,6 +70,8 @@ def train(
     if sweep is not None:
         if preset is not None:
             raise UsageError(f"Got --preset {preset} and --sweep {sweep}; give one of the two.")
+        if conditioning is not None:
+            raise UsageError(f"Got --conditioning {conditioning} with --sweep, whose preset names the models.")
         train_sweep(ctx, sweep, settings, points, dry_run)
         return
     if points is not None or dry_run:
@@ -68,7 +80,7 @@ def train(
         )
     if preset is None:
         raise UsageError("Got no --preset, which names the model to train; see 'skipdit presets list'.")
-    chosen = presets.load_preset(preset)
+    chosen = with_conditioning(presets.load_preset(preset), conditioning)
     settings.check({"--vae": vae}, presets.preset_path(preset))
 
     from skipdit_cli.models import load_vae

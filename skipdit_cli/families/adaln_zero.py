@@ -8,8 +8,9 @@ from typing import Any
 def initialise(transformer) -> None:
     """Draw the weights of a DiT or a class-conditional Latte in place, from torch's global generator.
 
-    Every block begins as the identity, and the model's output as 0. The DiT and Latte repositories start their models
-    so (``initialize_weights`` in models.py and in models/latte.py); diffusers' default weights train badly.
+    Every block with gates begins as the identity, and the model's output as 0. The DiT and Latte repositories start
+    their models so (``initialize_weights`` in models.py and in models/latte.py); diffusers' default weights train
+    badly.
     """
     import torch
     from diffusers.models.embeddings import LabelEmbedding, PatchEmbed, TimestepEmbedding
@@ -32,6 +33,7 @@ def initialise(transformer) -> None:
             elif isinstance(module, LabelEmbedding):
                 nn.init.normal_(module.embedding_table.weight, std=0.02)
         gates = [module.linear for module in transformer.modules() if isinstance(module, AdaLayerNormZero)]
-        for linear in (*gates, transformer.proj_out_1, transformer.proj_out_2):
+        last = [linear for linear in (transformer.proj_out_1, transformer.proj_out_2) if linear is not None]
+        for linear in (*gates, *last):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)

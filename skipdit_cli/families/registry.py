@@ -13,6 +13,7 @@ from skipdit_cli.families.trunks_only import TRUNKS_ONLY
 
 BUILT_IN = (
     "dit",
+    "conditioned_dit",
     "latte_class",
     "latte",
     "pixart",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from accelerate import init_empty_weights
 
-from skipdit_cli.errors import reading
+from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.families.conditioned_dit import with_conditioning
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.models.build import build_transformer, preset_config
 from skipdit_cli.models.hub import find_folder
@@ -61,7 +62,11 @@ class Outline:
 
 
 def read_outline(
-    model: str | Path | None, preset_name: str | None = None, lone: bool = False, **hub_arguments
+    model: str | Path | None,
+    preset_name: str | None = None,
+    lone: bool = False,
+    conditioning: str | None = None,
+    **hub_arguments,
 ) -> Outline:
     """Read the outline of a pipeline folder, a hub id, or the model that a preset names.
 
@@ -70,12 +75,16 @@ def read_outline(
     Args:
         model: The folder or hub id; without it the preset counts.
         lone: Accept the folder of a transformer alone, too, which cannot be sampled.
+        conditioning: As for ``with_conditioning``, of a DiT that a preset names.
         hub_arguments: revision, token, local_files_only, ...
     Raises:
         UsageError: There is no such model, or its configs are damaged.
     """
     preset = load_preset(preset_name) if model is None and preset_name else None
-    if preset is not None and preset.model and preset.weights_path is None:
+    if conditioning is not None and preset is None:
+        raise UsageError(f"Got --conditioning {conditioning} without the --preset of a DiT; give one.")
+    preset = preset and with_conditioning(preset, conditioning)
+    if preset is not None and preset.model and (preset.weights_path is None or conditioning is not None):
         return Outline(preset.name, _outlined_transformer(preset.name, preset_config(preset), None), False)
     name = named_model(model, preset_name)
     path = Path(name).expanduser()

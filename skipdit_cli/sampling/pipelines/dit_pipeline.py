@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import diffusers
+from diffusers import AutoencoderKL, DiTTransformer2DModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
+from skipdit_cli.families.conditioned_dit_model import ConditionedDiTTransformer2DModel
 from skipdit_cli.sampling.pipelines.class_pipeline import ClassPipelineCall
 
 
@@ -15,6 +18,15 @@ class DiTPipeline(ClassPipelineCall, diffusers.DiTPipeline):
     """
 
     _optional_components = ["vae"]
+
+    def __init__(
+        self,
+        transformer: DiTTransformer2DModel | ConditionedDiTTransformer2DModel,  # diffusers warns of any other class
+        vae: AutoencoderKL | None,
+        scheduler: KarrasDiffusionSchedulers,
+        id2label: dict[int, str] | None = None,
+    ):
+        super().__init__(transformer, vae, scheduler, id2label)
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
         """Return the labels of class names; diffusers takes a single name for a list of letters."""
