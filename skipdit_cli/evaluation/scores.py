@@ -22,6 +22,8 @@ METRICS = ("fid", "sfid", "kid", "inception_score", "precision", "recall")
 """The metrics by name; ``kid`` and ``inception_score`` come with their standard deviations."""
 ENOUGH = 10_000
 """Samples from which on the bias of FID is small (Binkowski et al., arXiv 1801.01401, section 4.1)."""
+INCEPTION_CLASSES = 1008
+"""The logits of the TensorFlow Inception network of FID, whose classes are not in the order of ImageNet's labels."""
 
 Images = Statistics | np.ndarray | Iterable[np.ndarray]
 
@@ -84,6 +86,8 @@ def agreement_of(statistics: Statistics, labels: Sequence[int] | None) -> tuple[
         reason = "the samples record no class label"
     elif len(logits) != len(labels):
         reason = "the samples are videos"
+    elif logits.shape[1] == INCEPTION_CLASSES:
+        reason = f"the {INCEPTION_CLASSES:,} classes of Inception are in an order of their own"
     elif max(labels) >= logits.shape[1]:
         reason = f"class label {max(labels)} is none of the network's {logits.shape[1]} classes"
     if reason is not None or labels is None:

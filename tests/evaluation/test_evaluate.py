@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from skipdit_cli import media
+from skipdit_cli import files, media
 from skipdit_cli.evaluation import features, load_features, score
 from skipdit_cli.training.data.moving_digits import moving_digit, scans
 
@@ -138,10 +138,14 @@ def test_videos_have_an_fvd_and_measures_of_their_frames(skipdit, tmp_path, vide
 
 def test_the_grid_of_a_sample_folder_is_no_sample(skipdit, tmp_path):
     made = tmp_path / "made"
-    assert skipdit("sample", "--preset", "digits", "--class-labels", "1,2,3", "--steps", 2, "-o", made).code == 0
-    assert (made / "grid.png").exists()
+    images, labels = scans()
+    with files.fill_folder(made, files.SAMPLE) as folder:
+        for index in range(3):
+            record = {"settings": {"class_labels": str(labels[index])}}
+            media.save_picture(Image.fromarray(images[index]), folder / f"{index:04d}.png", record)
+        media.save_picture(Image.fromarray(np.concatenate(list(images[:3]), 1)), folder / "grid.png", {})
     result = skipdit("evaluate", made, "--reference", "digits", "--metrics", "agreement,kid", "--json").json
-    assert result["num_samples"] == 3 and result["scores"]["agreement"] is not None
+    assert result["num_samples"] == 3 and result["scores"]["agreement"] == 1
 
 
 def test_the_clip_score_of_prompts_and_of_captions(skipdit, folder, tmp_path):

@@ -125,6 +125,29 @@ def test_a_torchscript_file_with_features_alone(scripted):
     assert score(images, None, network)["reasons"]["fid"] == "no reference"
 
 
+def test_networks_of_other_metrics_are_called_as_these_call_them(scripted):
+    class Inception(torch.nn.Module):
+        def forward(self, images: torch.Tensor, return_features: bool = False, no_output_bias: bool = False):
+            means = images.float().mean([-1, -2])
+            return means if return_features else (means / 255 + float(not no_output_bias)).softmax(1)
+
+    class I3D(torch.nn.Module):
+        def forward(
+            self, videos: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+        ):
+            assert resize and return_features
+            return (videos.float() / 255 * 2 - 1 if rescale else videos.float()).mean([-1, -2, -3])
+
+    images = np.random.default_rng(0).integers(0, 256, (6, 17, 8, 8, 3)).astype(np.uint8)
+    batch = load_features(scripted(Inception()))(images[:, 0])
+    means = images[:, 0].mean((1, 2))
+    np.testing.assert_allclose(batch.features, means, rtol=1e-5)
+    chances = np.exp(means / 255) / np.exp(means / 255).sum(1, keepdims=True)
+    np.testing.assert_allclose(np.exp(batch.logits), chances, rtol=1e-5)
+    videos = load_features(scripted(I3D()), layout="NCTHW")(images)
+    np.testing.assert_allclose(videos.features, images.mean((1, 2, 3)) / 127.5 - 1, rtol=1e-4, atol=1e-6)
+
+
 def test_a_network_of_videos_declares_its_layout(scripted):
     network = load_features(scripted(Clips()))
     videos = np.random.default_rng(0).integers(0, 256, (6, 5, 8, 8, 3)).astype(np.uint8)
