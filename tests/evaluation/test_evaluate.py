@@ -136,6 +136,20 @@ def test_videos_have_an_fvd_and_measures_of_their_frames(skipdit, tmp_path, vide
     assert still.code == 2 and "holds images, but --features change.pt is a network of videos" in still.stderr
 
 
+def test_a_folder_of_videos_leaves_out_what_lies_beside_them(skipdit, tmp_path, video_network):
+    for index in range(2):
+        frames = moving_digit(index)[: 5 + index][..., None].repeat(3, -1)
+        media.save_video(frames, tmp_path / f"{index}.mp4", 8, {})
+        Image.fromarray(frames[0]).save(tmp_path / f"{index}.png")
+    result = skipdit("evaluate", tmp_path, "--features", "digits", "--json").json
+    assert (result["kind"], result["num_samples"]) == ("videos", 2) and result["scores"]["temporal_flickering"] < 1
+    flags = ("--features", video_network, "--feature-layout", "NCTHW", "--feature-range", "0:1")
+    several = skipdit("evaluate", tmp_path, *flags, "--feature-frames", 4, "--reference", tmp_path, "--json").json
+    assert several["scores"]["fvd"] == pytest.approx(0, abs=1e-9) and several["settings"]["num_frames"] == 4
+    long = skipdit("evaluate", tmp_path, *flags, "--feature-frames", 6)
+    assert long.code == 2 and "Got videos of 5 and 6 frames" in long.stderr
+
+
 def test_the_grid_of_a_sample_folder_is_no_sample(skipdit, tmp_path):
     made = tmp_path / "made"
     images, labels = scans()
