@@ -38,7 +38,7 @@ def print_scores(scores: dict, images: ImageSet, network: FeatureNetwork, settin
 
     counts = {"num_samples": scores["num_samples"], "num_reference": scores["num_reference"]}
     subset_size = min(value for value in (KID_SUBSET_SIZE, *counts.values()) if value)
-    measured = {
+    parameters = {
         **network.settings(),
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": subset_size,
@@ -63,7 +63,7 @@ def print_scores(scores: dict, images: ImageSet, network: FeatureNetwork, settin
             "scores": values,
             "reasons": reasons,
             **counts,
-            "settings": measured,
+            "settings": parameters,
             "clip": settings.clip and str(settings.clip),
             "versions": versions,
             "warnings": warnings,

@@ -97,13 +97,14 @@ class FeatureNetwork:
         try:
             with torch.inference_mode():
                 output = self.module(pixels, **self._switches())
-                chances = self.module(pixels, no_output_bias=True) if "no_output_bias" in self._arguments() else None
+                has_classes = "no_output_bias" in self._arguments()
+                probabilities = self.module(pixels, no_output_bias=True) if has_classes else None
         except (RuntimeError, TypeError) as cause:
             if type(cause).__name__ == "OutOfMemoryError":
                 raise
             raise self._refusal(pixels, cause) from cause
         batch = _parse_output(output, len(pixels), self.name)
-        return batch if chances is None else replace(batch, logits=_array(chances.clamp(min=1e-30).log()))
+        return batch if probabilities is None else replace(batch, logits=_array(probabilities.clamp(min=1e-30).log()))
 
     def _arguments(self) -> set[str]:
         """Return the names of the arguments of forward."""
@@ -183,7 +184,7 @@ def load_features(
     )
     size = network.image_size or PROBE_SIZE
     frames = (network.num_frames or PROBE_FRAMES,) if network.takes_videos else ()
-    network(np.zeros((2, *frames, size, size, 3), np.uint8))
+    network(np.random.default_rng(0).integers(0, 256, (2, *frames, size, size, 3), dtype=np.uint8))
     return network
 
 
@@ -257,6 +258,8 @@ def _parse_output(output: Any, count: int, name: str) -> FeatureBatch:
     if not isinstance(features, torch.Tensor) or features.ndim < 2 or features.numel() != count * features.shape[1]:
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise UsageError(f"Got feature network {name}, which returns {shape} but expected features ({count}, D).")
+    if not torch.isfinite(features).all():
+        raise UsageError(f"Got feature network {name}, which returns NaN or infinity; give its --feature-range.")
     return FeatureBatch(_array(features), _array(_first_channels(spatial)), _array(logits))
 
 

@@ -85,18 +85,18 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     """
     if name == DIGITS:
         images, labels = scans()
-        opened = ImageSet(
+        image_set = ImageSet(
             name, "images", len(images), DIGITS, _slices(images[..., None]), labels=tuple(map(int, labels))
         )
     elif Path(name).is_dir():
-        opened = _open_folder(Path(name), flag, size, num_frames)
+        image_set = _open_folder(Path(name), flag, size, num_frames)
     elif Path(name).suffix == ".npz" and Path(name).is_file():
-        opened = _open_array(Path(name), flag)
+        image_set = _open_array(Path(name), flag)
     else:
         raise UsageError(
             f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
         )
-    return opened if limit is None or limit >= opened.count else _first(opened, limit)
+    return image_set if limit is None or limit >= image_set.count else _first(image_set, limit)
 
 
 def _first(images: ImageSet, limit: int) -> ImageSet:

@@ -16,6 +16,7 @@ from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
 from skipdit_cli.files import replacing
+from skipdit_cli.version import __version__
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
@@ -78,7 +79,7 @@ def _moments(mean: np.ndarray, covariance: np.ndarray, count: int) -> Moments:
     return Moments(count, mean.astype(np.float64), covariance.astype(np.float64) * max(count - 1, 1))
 
 
-class Kept:
+class StatisticsCache:
     """The statistics of one set of images by one network, in the user's cache folder; perhaps of its first images, by
     an interrupted run.
 
@@ -87,7 +88,7 @@ class Kept:
     """
 
     def __init__(self, images: ImageSet, network: FeatureNetwork):
-        basis = json.dumps([images.digest, images.kind, network.settings()])
+        basis = json.dumps([images.digest, images.kind, network.settings(), __version__])
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipdit" / "evaluation"
         self.path, self.network = folder / f"{hashlib.sha256(basis.encode()).hexdigest()[:40]}.npz", network
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError
 from skipdit_cli.evaluation.distances import (
     NEIGHBOURS,
@@ -101,11 +102,11 @@ def frame_scores(statistics: Statistics) -> tuple[dict, dict]:
     if not statistics.frame_measures:
         reason = "the samples are no videos of 2 frames or more"
         return dict.fromkeys(names), dict.fromkeys(names, reason)
-    difference, likeness = np.mean(statistics.frame_measures, axis=0).tolist()
+    difference, consistency = np.mean(statistics.frame_measures, axis=0).tolist()
     values = {"temporal_flickering": temporal_flickering(difference), "frame_difference": difference}
-    if np.isnan(likeness):
+    if np.isnan(consistency):
         return {"subject_consistency": None, **values}, {"subject_consistency": "the network takes videos, not frames"}
-    return {"subject_consistency": likeness, **values}, {}
+    return {"subject_consistency": consistency, **values}, {}
 
 
 def _statistics(images: Images, network: FeatureNetwork) -> Statistics:
@@ -113,9 +114,9 @@ def _statistics(images: Images, network: FeatureNetwork) -> Statistics:
 
 
 def _check(samples: Statistics, real: Statistics | None) -> None:
-    for name, statistics in (("sample", samples), ("image of the reference", real)):
-        if statistics is not None and statistics.count == 1:
-            raise UsageError(f"Got 1 {name}, but scores need at least 2; give more.")
+    for name, statistics in (("of the samples", samples), ("of the reference", real)):
+        if statistics is not None and (statistics.moments is None or statistics.count == 1):
+            raise UsageError(f"Got {count(statistics.count, 'image')} {name}, but scores need at least 2; give more.")
     if real is not None and len(real.mean) != len(samples.mean):
         raise UsageError(
             f"Got a reference with features of size {len(real.mean)}, but the feature network returns "

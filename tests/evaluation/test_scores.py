@@ -18,6 +18,13 @@ class Means(torch.nn.Module):
         return images.float().mean([-1, -2])
 
 
+class Undefined(torch.nn.Module):
+    """Features that are not numbers."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean([-1, -2]) / 0
+
+
 class Clips(torch.nn.Module):
     """The mean and the change of videos (N, T, C, H, W)."""
 
@@ -66,7 +73,7 @@ def test_frechet_distance_of_known_normals():
 def test_statistics_do_not_depend_on_the_batches_and_stay_bounded(digits, monkeypatch):
     from skipdit_cli.evaluation import feature_statistics
 
-    monkeypatch.setattr(feature_statistics, "KEPT", 100)
+    monkeypatch.setattr(feature_statistics, "MOST_VECTORS", 100)
     images = scans()[0][:300]
     whole = features(digits, images)
     parts = features(digits, iter(np.array_split(images, 7)))
@@ -172,5 +179,9 @@ def test_what_is_no_feature_network(tmp_path, digits, scripted):
         load_features(scripted(torch.nn.Identity()))
     with pytest.raises(UsageError, match="Got images as float64"):
         digits(np.zeros((2, 8, 8, 3)))
-    with pytest.raises(UsageError, match="Got 1 sample, but scores need at least 2"):
+    with pytest.raises(UsageError, match="Got 1 image of the samples, but scores need at least 2"):
         score(scans()[0][:1], scans()[0], digits)
+    with pytest.raises(UsageError, match="Got 0 images of the reference"):
+        score(scans()[0][:9], iter(()), digits)
+    with pytest.raises(UsageError, match="returns NaN or infinity"):
+        load_features(scripted(Undefined()))
