@@ -57,8 +57,8 @@ def extract(
             if time.monotonic() - last > INTERVAL:
                 cache.write(statistics)
                 last = time.monotonic()
-    except BaseException:
-        if statistics.samples and is_whole:
+    except BaseException as cause:
+        if statistics.samples and is_whole and not isinstance(cause, UsageError):
             cache.write(statistics)
         raise
     if is_reference:

@@ -50,9 +50,14 @@ def load_statistics(path: Path, network: FeatureNetwork) -> Statistics:
         UsageError: The file is damaged, its arrays do not fit together, or it was made with another network or other
             settings.
     """
-    with reading(f"Got {path}, which"), np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
+    with reading(f"Got {path}, which"):
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return _parse_statistics(arrays, path, network)
+
+
+def _parse_statistics(arrays: dict[str, np.ndarray], path: Path, network: FeatureNetwork) -> Statistics:
+    settings = dict(json.loads(str(arrays["settings"]))) if "settings" in arrays else {}
     expected = network.settings()
     for name in ("checksum", "image_size", "value_range", "layout", "num_frames"):
         if settings and settings.get(name) != expected[name]:

@@ -188,6 +188,9 @@ def test_statistics_of_another_network_are_refused(skipdit, folder, tmp_path, ne
     skipdit("evaluate", folder, "--features", "digits", "--save-statistics", tmp_path / "a.npz")
     other = skipdit("evaluate", folder, "--features", network_file, "--reference", tmp_path / "a.npz")
     assert other.code == 2 and "give the same network and settings" in other.stderr
+    np.savez(tmp_path / "c.npz", mu=np.zeros(64), sigma=np.eye(64), settings=np.array("[1]"))
+    damaged = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "c.npz")
+    assert damaged.code == 2 and "c.npz, which cannot be read" in damaged.stderr
     np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.eye(3))
     small = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "b.npz")
     assert small.code == 2 and "features of size 3, but the feature network returns 64" in small.stderr
