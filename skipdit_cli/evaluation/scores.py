@@ -135,7 +135,9 @@ def _reason(name: str, metrics: Sequence[str], samples: Statistics, real: Statis
     if name == "sfid":
         if samples.spatial is None:
             return "the network returns no spatial features"
-        return None if real.spatial is not None else "the reference has no statistics of spatial features"
+        return (
+            None if real.spatial is not None else "the reference has no statistics of this network's spatial features"
+        )
     if name in ("kid", "precision", "recall"):
         if real.features is None:
             return "the reference is a mean and a covariance, without features"
