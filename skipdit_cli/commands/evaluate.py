@@ -125,8 +125,8 @@ def _score(
 
     requested = settings.metric_names()
     frechet = ("fid", "fvd") if network.takes_videos else ("fid",)
-    chosen = [name for name in METRICS if name in requested or (name == "fid" and set(frechet) & set(requested))]
-    scores = score(statistics, real, network, chosen)
+    metrics = [name for name in METRICS if name in requested or (name == "fid" and set(frechet) & set(requested))]
+    scores = score(statistics, real, network, metrics)
     scores |= {"fvd": scores["fid"] if network.takes_videos else None, "clip_score": None}
     reasons = scores["reasons"]
     if network.takes_videos:

@@ -38,7 +38,7 @@ def print_scores(scores: dict, images: ImageSet, network: FeatureNetwork, settin
 
     counts = {"num_samples": scores["num_samples"], "num_reference": scores["num_reference"]}
     subset_size = min(value for value in (KID_SUBSET_SIZE, *counts.values()) if value)
-    measured = {
+    parameters = {
         **network.settings(),
         "kid_subsets": KID_SUBSETS,
         "kid_subset_size": subset_size,
@@ -46,15 +46,15 @@ def print_scores(scores: dict, images: ImageSet, network: FeatureNetwork, settin
         "neighbours": NEIGHBOURS,
     }
     warnings = _warnings(scores, images.kind)
+    versions = {"skipdit": __version__, **{name: version(name) for name in ("torch", "torchmetrics")}}
     reasons = scores["reasons"] | (NEEDS_NETWORKS if images.kind == "videos" and not settings.metrics else {})
     values = {name: value for name, value in scores.items() if name not in FACTS}
     hidden = () if settings.metrics or images.kind == "videos" else OF_VIDEOS
     rows = _rows({name: value for name, value in scores.items() if name not in hidden}, reasons)
     console.table(["metric", "value", "samples", "reference", "note"], rows)
-    console.say(_network_line(network))
+    console.say(f"{_network_line(network)} {', '.join(f'{name} {number}' for name, number in versions.items())}.")
     for warning in warnings:
         console.warn(warning)
-    versions = {"skipdit": __version__, **{name: version(name) for name in ("torch", "torchmetrics")}}
     console.emit(
         {
             "samples": images.name,
@@ -63,7 +63,7 @@ def print_scores(scores: dict, images: ImageSet, network: FeatureNetwork, settin
             "scores": values,
             "reasons": reasons,
             **counts,
-            "settings": measured,
+            "settings": parameters,
             "clip": settings.clip and str(settings.clip),
             "versions": versions,
             "warnings": warnings,

@@ -12,7 +12,7 @@ from skipdit_cli.evaluation.feature_network import FeatureBatch, FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Statistics
 from skipdit_cli.evaluation.frame_measures import frame_difference, subject_consistency
 from skipdit_cli.evaluation.image_set import ImageSet
-from skipdit_cli.evaluation.kept_statistics import Kept
+from skipdit_cli.evaluation.kept_statistics import StatisticsCache
 
 INTERVAL = 60.0
 """Seconds from one time that unfinished statistics are kept to the next."""
@@ -41,8 +41,8 @@ def extract(
             f"Got {images.name}, which holds images, but --features {network.name} is a network of videos; give "
             "videos, or a network of images."
         )
-    kept = Kept(images, network)
-    statistics = kept.read() or Statistics(network.settings())
+    cache = StatisticsCache(images, network)
+    statistics = cache.read() or Statistics(network.settings())
     advance(statistics.samples)
     last, is_whole = time.monotonic(), True
     try:
@@ -55,16 +55,16 @@ def extract(
             is_whole = True
             advance(len(batch))
             if time.monotonic() - last > INTERVAL:
-                kept.write(statistics)
+                cache.write(statistics)
                 last = time.monotonic()
-    except BaseException:
-        if statistics.samples and is_whole:
-            kept.write(statistics)
+    except BaseException as cause:
+        if statistics.samples and is_whole and not isinstance(cause, UsageError):
+            cache.write(statistics)
         raise
     if is_reference:
-        kept.write(statistics)
+        cache.write(statistics)
     else:
-        kept.discard()
+        cache.discard()
     return statistics
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +96,27 @@ class FeatureNetwork:
         pixels = self._prepare(_as_channels_first(images, self.takes_videos)).to(device)
         try:
             with torch.inference_mode():
-                output = self.module(pixels, return_features=True) if self._has_switch() else self.module(pixels)
+                output = self.module(pixels, **self._switches())
+                has_classes = "no_output_bias" in self._arguments()
+                probabilities = self.module(pixels, no_output_bias=True) if has_classes else None
         except (RuntimeError, TypeError) as cause:
             if type(cause).__name__ == "OutOfMemoryError":
                 raise
             raise self._refusal(pixels, cause) from cause
-        return _parse_output(output, len(pixels), self.name)
+        batch = _parse_output(output, len(pixels), self.name)
+        return batch if probabilities is None else replace(batch, logits=_array(probabilities.clamp(min=1e-30).log()))
 
-    def _has_switch(self) -> bool:
-        """Return whether forward has ``return_features``, as the networks of StyleGAN's metrics do."""
+    def _arguments(self) -> set[str]:
+        """Return the names of the arguments of forward."""
         schema = getattr(self.module.forward, "schema", None)
-        return schema is not None and any(argument.name == "return_features" for argument in schema.arguments)
+        return set() if schema is None else {argument.name for argument in schema.arguments}
+
+    def _switches(self) -> dict[str, bool]:
+        """Return the keyword arguments that the networks of StyleGAN's and StyleGAN-V's metrics are called with: they
+        return features then, and scale and resize uint8 themselves. Inception's ``no_output_bias`` gives the class
+        probabilities of the Inception Score."""
+        names = ("return_features", "rescale", "resize") if self.value_range == "uint8" else ("return_features",)
+        return dict.fromkeys([name for name in names if name in self._arguments()], True)
 
     def _prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return uint8 (N, [T,] 3, H, W) at the size, range and layout of the network."""
@@ -174,7 +184,7 @@ def load_features(
     )
     size = network.image_size or PROBE_SIZE
     frames = (network.num_frames or PROBE_FRAMES,) if network.takes_videos else ()
-    network(np.zeros((2, *frames, size, size, 3), np.uint8))
+    network(np.random.default_rng(0).integers(0, 256, (2, *frames, size, size, 3), dtype=np.uint8))
     return network
 
 
@@ -248,6 +258,8 @@ def _parse_output(output: Any, count: int, name: str) -> FeatureBatch:
     if not isinstance(features, torch.Tensor) or features.ndim < 2 or features.numel() != count * features.shape[1]:
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise UsageError(f"Got feature network {name}, which returns {shape} but expected features ({count}, D).")
+    if not torch.isfinite(features).all():
+        raise UsageError(f"Got feature network {name}, which returns NaN or infinity; give its --feature-range.")
     return FeatureBatch(_array(features), _array(_first_channels(spatial)), _array(logits))
 
 

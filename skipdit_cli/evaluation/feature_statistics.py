@@ -9,7 +9,7 @@ import numpy as np
 
 from skipdit_cli.evaluation.feature_network import FeatureBatch, FeatureNetwork
 
-KEPT = 10_000
+MOST_VECTORS = 10_000
 """Feature vectors that are kept for KID, precision and recall: all, or a random subset of this many."""
 BATCH = 256
 
@@ -52,14 +52,15 @@ class Moments:
 
 @dataclass
 class Statistics:
-    """The statistics of the features of many images or videos; memory does not grow beyond ``KEPT`` vectors and, where
-    the network has them, one row of logits per image.
+    """The statistics of the features of many images or videos.
+
+    Memory holds at most ``MOST_VECTORS`` feature vectors and, where the network has them, a row of logits per image.
 
     Attributes:
         settings: What the features depend on, from ``FeatureNetwork.settings``.
         moments: Those of the features; None before the first batch.
         spatial: Those of the spatial features; None if the network returns none.
-        features: (n, D) float32, at most ``KEPT`` feature vectors drawn at random; None if they are not known.
+        features: (n, D) float32, at most ``MOST_VECTORS`` feature vectors drawn at random; None if they are not known.
         logits: (N, classes) float32, in the order of the images; None if the network returns none.
         samples: The number of images or videos; less than ``count`` where each frame of a video has features.
         frame_measures: Of each video, the mean difference between frames and the subject consistency.
@@ -113,9 +114,9 @@ class Statistics:
             features = np.concatenate([self.features, batch.features])
         else:
             features = batch.features
-        if len(keys) > KEPT:
-            chosen = np.sort(np.argpartition(keys, KEPT)[:KEPT])
-            features, keys = features[chosen], keys[chosen]
+        if len(keys) > MOST_VECTORS:
+            indices = np.sort(np.argpartition(keys, MOST_VECTORS)[:MOST_VECTORS])
+            features, keys = features[indices], keys[indices]
         self.features, self.keys = features, keys
 
 
@@ -142,7 +143,7 @@ def features(
         advance: Called after each batch with its number of images.
     """
     if isinstance(images, np.ndarray):
-        images = np.split(images, range(BATCH, len(images), BATCH))
+        images = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
     statistics = Statistics(network.settings())
     for batch in images:
         statistics.add(network(batch), len(batch))

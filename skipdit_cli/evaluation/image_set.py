@@ -6,8 +6,11 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,15 +52,22 @@ class ImageSet:
         has none."""
         if self.labels is not None:
             return list(self.labels)
-        labels = [_record_of(path).get("class_labels") for path in self.files]
-        known = [int(label) for label in labels if isinstance(label, str) and label.isdecimal()]
-        return known if known and len(known) == self.count else None
+        labels = self._recorded("class_labels", lambda value: isinstance(value, str) and value.isdecimal())
+        return None if labels is None else list(map(int, labels))
 
     def prompts(self) -> list[str] | None:
         """Return the prompt of each sample from the records of the files; None if one of them has none."""
-        prompts = [_record_of(path).get("prompt") for path in self.files]
-        known = [prompt[0] for prompt in prompts if isinstance(prompt, list) and len(prompt) == 1]
-        return known if known and len(known) == self.count else None
+        prompts = self._recorded("prompt", lambda value: isinstance(value, list) and len(value) == 1)
+        return None if prompts is None else [str(prompt) for (prompt,) in prompts]
+
+    def _recorded(self, name: str, is_valid: Callable[[object], bool]) -> list[Any] | None:
+        """Return a setting from the record of each file; None as soon as one has none."""
+        values = []
+        for path in self.files:
+            values.append(_record_of(path).get(name))
+            if not is_valid(values[-1]):
+                return None
+        return values or None
 
 
 def open_image_set(name: str, flag: str, size: int | None, num_frames: int | None, limit: int | None) -> ImageSet:
@@ -75,18 +85,18 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     """
     if name == DIGITS:
         images, labels = scans()
-        opened = ImageSet(
+        image_set = ImageSet(
             name, "images", len(images), DIGITS, _slices(images[..., None]), labels=tuple(map(int, labels))
         )
     elif Path(name).is_dir():
-        opened = _open_folder(Path(name), flag, size, num_frames)
+        image_set = _open_folder(Path(name), flag, size, num_frames)
     elif Path(name).suffix == ".npz" and Path(name).is_file():
-        opened = _open_array(Path(name), flag)
+        image_set = _open_array(Path(name), flag)
     else:
         raise UsageError(
             f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
         )
-    return opened if limit is None or limit >= opened.count else _first(opened, limit)
+    return image_set if limit is None or limit >= image_set.count else _first(image_set, limit)
 
 
 def _first(images: ImageSet, limit: int) -> ImageSet:
@@ -116,8 +126,10 @@ def _open_folder(folder: Path, flag: str, size: int | None, num_frames: int | No
 
     def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
         step = batch_size if not videos or num_frames is not None else 1
-        for at in range(start, len(samples), step):
-            yield _stack([_pixels(path, bool(videos), size, num_frames) for path in samples[at : at + step]], folder)
+        load = partial(_pixels, is_video=bool(videos), size=size, num_frames=num_frames)
+        with ThreadPoolExecutor() as pool:
+            for at in range(start, len(samples), step):
+                yield _stack(list(pool.map(load, samples[at : at + step])), folder)
 
     kind = "videos" if videos else "images"
     return ImageSet(str(folder), kind, len(samples), _digest(samples, folder), read, samples)

@@ -16,6 +16,7 @@ from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
 from skipdit_cli.files import replacing
+from skipdit_cli.version import __version__
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
@@ -49,9 +50,14 @@ def load_statistics(path: Path, network: FeatureNetwork) -> Statistics:
         UsageError: The file is damaged, its arrays do not fit together, or it was made with another network or other
             settings.
     """
-    with reading(f"Got {path}, which"), np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
+    with reading(f"Got {path}, which"):
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return _parse_statistics(arrays, path, network)
+
+
+def _parse_statistics(arrays: dict[str, np.ndarray], path: Path, network: FeatureNetwork) -> Statistics:
+    settings = dict(json.loads(str(arrays["settings"]))) if "settings" in arrays else {}
     expected = network.settings()
     for name in ("checksum", "image_size", "value_range", "layout", "num_frames"):
         if settings and settings.get(name) != expected[name]:
@@ -78,7 +84,7 @@ def _moments(mean: np.ndarray, covariance: np.ndarray, count: int) -> Moments:
     return Moments(count, mean.astype(np.float64), covariance.astype(np.float64) * max(count - 1, 1))
 
 
-class Kept:
+class StatisticsCache:
     """The statistics of one set of images by one network, in the user's cache folder; perhaps of its first images, by
     an interrupted run.
 
@@ -87,7 +93,7 @@ class Kept:
     """
 
     def __init__(self, images: ImageSet, network: FeatureNetwork):
-        basis = json.dumps([images.digest, images.kind, network.settings()])
+        basis = json.dumps([images.digest, images.kind, network.settings(), __version__])
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipdit" / "evaluation"
         self.path, self.network = folder / f"{hashlib.sha256(basis.encode()).hexdigest()[:40]}.npz", network
 

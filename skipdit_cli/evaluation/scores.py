@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError
 from skipdit_cli.evaluation.distances import (
     NEIGHBOURS,
@@ -22,6 +23,8 @@ METRICS = ("fid", "sfid", "kid", "inception_score", "precision", "recall")
 """The metrics by name; ``kid`` and ``inception_score`` come with their standard deviations."""
 ENOUGH = 10_000
 """Samples from which on the bias of FID is small (Binkowski et al., arXiv 1801.01401, section 4.1)."""
+INCEPTION_CLASSES = 1008
+"""The logits of the TensorFlow Inception network of FID, whose classes are not in the order of ImageNet's labels."""
 
 Images = Statistics | np.ndarray | Iterable[np.ndarray]
 
@@ -84,6 +87,8 @@ def agreement_of(statistics: Statistics, labels: Sequence[int] | None) -> tuple[
         reason = "the samples record no class label"
     elif len(logits) != len(labels):
         reason = "the samples are videos"
+    elif logits.shape[1] == INCEPTION_CLASSES:
+        reason = f"the {INCEPTION_CLASSES:,} classes of Inception are in an order of their own"
     elif max(labels) >= logits.shape[1]:
         reason = f"class label {max(labels)} is none of the network's {logits.shape[1]} classes"
     if reason is not None or labels is None:
@@ -97,11 +102,11 @@ def frame_scores(statistics: Statistics) -> tuple[dict, dict]:
     if not statistics.frame_measures:
         reason = "the samples are no videos of 2 frames or more"
         return dict.fromkeys(names), dict.fromkeys(names, reason)
-    difference, likeness = np.mean(statistics.frame_measures, axis=0).tolist()
+    difference, consistency = np.mean(statistics.frame_measures, axis=0).tolist()
     values = {"temporal_flickering": temporal_flickering(difference), "frame_difference": difference}
-    if np.isnan(likeness):
+    if np.isnan(consistency):
         return {"subject_consistency": None, **values}, {"subject_consistency": "the network takes videos, not frames"}
-    return {"subject_consistency": likeness, **values}, {}
+    return {"subject_consistency": consistency, **values}, {}
 
 
 def _statistics(images: Images, network: FeatureNetwork) -> Statistics:
@@ -109,9 +114,9 @@ def _statistics(images: Images, network: FeatureNetwork) -> Statistics:
 
 
 def _check(samples: Statistics, real: Statistics | None) -> None:
-    for name, statistics in (("sample", samples), ("image of the reference", real)):
-        if statistics is not None and statistics.count == 1:
-            raise UsageError(f"Got 1 {name}, but scores need at least 2; give more.")
+    for name, statistics in (("of the samples", samples), ("of the reference", real)):
+        if statistics is not None and (statistics.moments is None or statistics.count == 1):
+            raise UsageError(f"Got {count(statistics.count, 'image')} {name}, but scores need at least 2; give more.")
     if real is not None and len(real.mean) != len(samples.mean):
         raise UsageError(
             f"Got a reference with features of size {len(real.mean)}, but the feature network returns "
@@ -130,7 +135,9 @@ def _reason(name: str, metrics: Sequence[str], samples: Statistics, real: Statis
     if name == "sfid":
         if samples.spatial is None:
             return "the network returns no spatial features"
-        return None if real.spatial is not None else "the reference has no statistics of spatial features"
+        return (
+            None if real.spatial is not None else "the reference has no statistics of this network's spatial features"
+        )
     if name in ("kid", "precision", "recall"):
         if real.features is None:
             return "the reference is a mean and a covariance, without features"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from skipdit_cli import media
+from skipdit_cli import files, media
 from skipdit_cli.evaluation import features, load_features, score
 from skipdit_cli.training.data.moving_digits import moving_digit, scans
 
@@ -136,12 +136,30 @@ def test_videos_have_an_fvd_and_measures_of_their_frames(skipdit, tmp_path, vide
     assert still.code == 2 and "holds images, but --features change.pt is a network of videos" in still.stderr
 
 
+def test_a_folder_of_videos_leaves_out_what_lies_beside_them(skipdit, tmp_path, video_network):
+    for index in range(2):
+        frames = moving_digit(index)[: 5 + index][..., None].repeat(3, -1)
+        media.save_video(frames, tmp_path / f"{index}.mp4", 8, {})
+        Image.fromarray(frames[0]).save(tmp_path / f"{index}.png")
+    result = skipdit("evaluate", tmp_path, "--features", "digits", "--json").json
+    assert (result["kind"], result["num_samples"]) == ("videos", 2) and result["scores"]["temporal_flickering"] < 1
+    flags = ("--features", video_network, "--feature-layout", "NCTHW", "--feature-range", "0:1")
+    several = skipdit("evaluate", tmp_path, *flags, "--feature-frames", 4, "--reference", tmp_path, "--json").json
+    assert several["scores"]["fvd"] == pytest.approx(0, abs=1e-9) and several["settings"]["num_frames"] == 4
+    long = skipdit("evaluate", tmp_path, *flags, "--feature-frames", 6)
+    assert long.code == 2 and "Got videos of 5 and 6 frames" in long.stderr
+
+
 def test_the_grid_of_a_sample_folder_is_no_sample(skipdit, tmp_path):
     made = tmp_path / "made"
-    assert skipdit("sample", "--preset", "digits", "--class-labels", "1,2,3", "--steps", 2, "-o", made).code == 0
-    assert (made / "grid.png").exists()
+    images, labels = scans()
+    with files.fill_folder(made, files.SAMPLE) as folder:
+        for index in range(3):
+            record = {"settings": {"class_labels": str(labels[index])}}
+            media.save_picture(Image.fromarray(images[index]), folder / f"{index:04d}.png", record)
+        media.save_picture(Image.fromarray(np.concatenate(list(images[:3]), 1)), folder / "grid.png", {})
     result = skipdit("evaluate", made, "--reference", "digits", "--metrics", "agreement,kid", "--json").json
-    assert result["num_samples"] == 3 and result["scores"]["agreement"] is not None
+    assert result["num_samples"] == 3 and result["scores"]["agreement"] == 1
 
 
 def test_the_clip_score_of_prompts_and_of_captions(skipdit, folder, tmp_path):
@@ -170,6 +188,9 @@ def test_statistics_of_another_network_are_refused(skipdit, folder, tmp_path, ne
     skipdit("evaluate", folder, "--features", "digits", "--save-statistics", tmp_path / "a.npz")
     other = skipdit("evaluate", folder, "--features", network_file, "--reference", tmp_path / "a.npz")
     assert other.code == 2 and "give the same network and settings" in other.stderr
+    np.savez(tmp_path / "c.npz", mu=np.zeros(64), sigma=np.eye(64), settings=np.array("[1]"))
+    damaged = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "c.npz")
+    assert damaged.code == 2 and "c.npz, which cannot be read" in damaged.stderr
     np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.eye(3))
     small = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "b.npz")
     assert small.code == 2 and "features of size 3, but the feature network returns 64" in small.stderr

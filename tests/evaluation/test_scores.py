@@ -18,6 +18,13 @@ class Means(torch.nn.Module):
         return images.float().mean([-1, -2])
 
 
+class Undefined(torch.nn.Module):
+    """Features that are not numbers."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean([-1, -2]) / 0
+
+
 class Clips(torch.nn.Module):
     """The mean and the change of videos (N, T, C, H, W)."""
 
@@ -66,7 +73,7 @@ def test_frechet_distance_of_known_normals():
 def test_statistics_do_not_depend_on_the_batches_and_stay_bounded(digits, monkeypatch):
     from skipdit_cli.evaluation import feature_statistics
 
-    monkeypatch.setattr(feature_statistics, "KEPT", 100)
+    monkeypatch.setattr(feature_statistics, "MOST_VECTORS", 100)
     images = scans()[0][:300]
     whole = features(digits, images)
     parts = features(digits, iter(np.array_split(images, 7)))
@@ -125,6 +132,29 @@ def test_a_torchscript_file_with_features_alone(scripted):
     assert score(images, None, network)["reasons"]["fid"] == "no reference"
 
 
+def test_networks_of_other_metrics_are_called_as_these_call_them(scripted):
+    class Inception(torch.nn.Module):
+        def forward(self, images: torch.Tensor, return_features: bool = False, no_output_bias: bool = False):
+            means = images.float().mean([-1, -2])
+            return means if return_features else (means / 255 + float(not no_output_bias)).softmax(1)
+
+    class I3D(torch.nn.Module):
+        def forward(
+            self, videos: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+        ):
+            assert resize and return_features
+            return (videos.float() / 255 * 2 - 1 if rescale else videos.float()).mean([-1, -2, -3])
+
+    images = np.random.default_rng(0).integers(0, 256, (6, 17, 8, 8, 3)).astype(np.uint8)
+    batch = load_features(scripted(Inception()))(images[:, 0])
+    means = images[:, 0].mean((1, 2))
+    np.testing.assert_allclose(batch.features, means, rtol=1e-5)
+    chances = np.exp(means / 255) / np.exp(means / 255).sum(1, keepdims=True)
+    np.testing.assert_allclose(np.exp(batch.logits), chances, rtol=1e-5)
+    videos = load_features(scripted(I3D()), layout="NCTHW")(images)
+    np.testing.assert_allclose(videos.features, images.mean((1, 2, 3)) / 127.5 - 1, rtol=1e-4, atol=1e-6)
+
+
 def test_a_network_of_videos_declares_its_layout(scripted):
     network = load_features(scripted(Clips()))
     videos = np.random.default_rng(0).integers(0, 256, (6, 5, 8, 8, 3)).astype(np.uint8)
@@ -149,5 +179,9 @@ def test_what_is_no_feature_network(tmp_path, digits, scripted):
         load_features(scripted(torch.nn.Identity()))
     with pytest.raises(UsageError, match="Got images as float64"):
         digits(np.zeros((2, 8, 8, 3)))
-    with pytest.raises(UsageError, match="Got 1 sample, but scores need at least 2"):
+    with pytest.raises(UsageError, match="Got 1 image of the samples, but scores need at least 2"):
         score(scans()[0][:1], scans()[0], digits)
+    with pytest.raises(UsageError, match="Got 0 images of the reference"):
+        score(scans()[0][:9], iter(()), digits)
+    with pytest.raises(UsageError, match="returns NaN or infinity"):
+        load_features(scripted(Undefined()))
