@@ -13,7 +13,7 @@ from skipdit_cli.studies.spread import half_width, spread
 from skipdit_cli.studies.study import Findings
 
 GIGA = 1e9
-SHAPES = ("circle", "square", "diamond", "triangle")
+SHAPES = ("circle", "square", "diamond", "triangle", "star")
 METRICS = {"fid": "FID", "loss": "held-out loss"}
 DIGITS = {"fid": 2, "loss": 4}
 STRONG = -0.8
@@ -117,10 +117,16 @@ def _real_words(real: Mapping[str, float], models: Sequence[Model], saturated: b
     )
 
 
+def _unit(models: Sequence[Model]) -> tuple[float, str]:
+    """Return the unit of compute on the axes: GFLOPs, or MFLOPs where no model takes 1 GFLOP a forward."""
+    return (GIGA, "GFLOPs") if max(model.macs for model in models) >= GIGA else (GIGA / 1000, "MFLOPs")
+
+
 def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
+    scale, unit = _unit(models)
     points = [
         Point(
-            model.macs / GIGA,
+            model.macs / scale,
             fmean(values),
             model.name,
             f"{model.name}: {spread(values, DIGITS[metric])}",
@@ -132,7 +138,7 @@ def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
     return Plot(
         f"{_title(metric)} against compute a forward",
         "As figure 8 of the paper: each model at the end of training, with the spread over seeds.",
-        "GFLOPs a forward",
+        f"{unit} a forward",
         _title(metric),
         [Series("models", points, 0)],
         log_x=True,
@@ -140,17 +146,19 @@ def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _training_plot(models: Sequence[Model], metric: str) -> Plot:
+    scale, unit = _unit(models)
+
     def curve(model: Model) -> list[Point]:
         rows = zip(*model.curves)
         return [
-            Point(model.training_macs(row[0]["step"]) / GIGA, fmean(each[metric] for each in row), spread=0.0)
+            Point(model.training_macs(row[0]["step"]) / scale, fmean(each[metric] for each in row), spread=0.0)
             for row in rows
         ]
 
     return Plot(
         f"{_title(metric)} against training compute",
         "As figure 9 of the paper: each model at its checkpoints, GFLOPs x batch x steps x 3; means over seeds.",
-        "training GFLOPs",
+        f"training {unit}",
         _title(metric),
         _series(models, curve),
         log_x=True,
@@ -159,10 +167,12 @@ def _training_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _sampling_plot(models: Sequence[Model]) -> Plot:
+    scale, unit = _unit(models)
+
     def curve(model: Model) -> list[Point]:
         steps = sorted(model.sampling[0])
         return [
-            Point(model.macs * n / GIGA, fmean(values), title=f"{model.name}, {n} steps", spread=half_width(values))
+            Point(model.macs * n / scale, fmean(values), title=f"{model.name}, {n} steps", spread=half_width(values))
             for n in steps
             for values in [[each[n] for each in model.sampling]]
         ]
@@ -170,7 +180,7 @@ def _sampling_plot(models: Sequence[Model]) -> Plot:
     return Plot(
         "FID against sampling compute",
         "As figure 10 of the paper: each model at several numbers of denoising steps, GFLOPs x steps.",
-        "sampling GFLOPs an image",
+        f"sampling {unit} an image",
         "FID",
         _series(models, curve),
         log_x=True,
