@@ -244,18 +244,21 @@ def _record(point: Point) -> dict[str, Any]:
 
 def _show(grid: list[Point], trained: bool) -> None:
     """Print the table of a sweep: what its points cost or, when they are trained, how they ended."""
-    amounts = [
-        [point.name, *("-" if value is None else console.amount(value) for value in asdict(point.cost).values())]
-        for point in grid
-    ]
+    amounts = [[point.name, console.amount(point.cost.parameters), _amount(point.cost.macs)] for point in grid]
     if not trained:
-        console.table(["point", "parameters", "multiply-adds a forward", "multiply-adds of the training"], amounts)
-        known = [point.cost.training_macs for point in grid if point.cost.training_macs is not None]
+        columns = ["point", "parameters", "multiply-adds a forward", "multiply-adds of the training"]
+        totals = [point.cost.training_macs for point in grid]
+        console.table(columns, [[*row, "-" if n is None else f"{n:.3g}"] for row, n in zip(amounts, totals)])
+        known = [total for total in totals if total is not None]
         if len(known) == len(grid):
-            console.say(f"In all: {console.count(len(grid), 'point')}, {console.amount(sum(known))} multiply-adds.")
+            console.say(f"In all: {console.count(len(grid), 'point')}, {sum(known):.3g} multiply-adds.")
         return
     rows = []
-    for (name, parameters, macs, _), record in zip(amounts, map(_record, grid)):
+    for (name, parameters, macs), record in zip(amounts, map(_record, grid)):
         loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
         rows.append([name, parameters, macs, loss, f"{record['seconds']:.1f}"])
     console.table(["point", "parameters", "multiply-adds a forward", "loss", "seconds"], rows)
+
+
+def _amount(number: int | None) -> str:
+    return "-" if number is None else console.amount(number)

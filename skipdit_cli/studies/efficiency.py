@@ -122,6 +122,13 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
     }
 
 
+def needs(settings: EfficiencySettings, seeds: tuple[int, ...]) -> list[str]:
+    """Return what is missing on this machine."""
+    from skipdit_cli.studies.training_curves import missing_files
+
+    return missing_files((*settings.data, *settings.held_out, *settings.references), settings.features)
+
+
 def measure(run: StudyRun) -> Findings:
     """Measure both models of each task over training, and how much training each needs for the same quality."""
     from skipdit_cli.studies.compute.efficiency_findings import find
@@ -191,4 +198,5 @@ STUDY = Study(
     settings=EfficiencySettings,
     commands=commands,
     measure=measure,
+    needs=needs,
 )

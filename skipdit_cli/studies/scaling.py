@@ -61,6 +61,15 @@ def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str
     }
 
 
+def needs(settings: ScalingSettings, seeds: tuple[int, ...]) -> list[str]:
+    """Return what is missing on this machine, and how to count the compute of the trainings."""
+    from skipdit_cli.studies.training_curves import missing_files
+
+    data = [text for text in (settings.data, settings.held_out, settings.reference) if text is not None]
+    grid = f"'skipdit train --sweep {settings.grid} --dry-run' counts the compute of a seed for the grid's own steps."
+    return [grid, *missing_files(data, settings.features)]
+
+
 def measure(run: StudyRun) -> Findings:
     """Measure all models over training and over sampling steps, and compare them."""
     models, floor = _models(run)
@@ -139,4 +148,5 @@ STUDY = Study(
     settings=ScalingSettings,
     commands=commands,
     measure=measure,
+    needs=needs,
 )

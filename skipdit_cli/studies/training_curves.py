@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from skipdit_cli.training.data.demand import Demand, demand_of
 from skipdit_cli.training.data.order import NOISE, Choice, Draws, generator
 from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
 from skipdit_cli.training.data.samples import SampleSet, read_samples
+from skipdit_cli.training.data_source import parse_data
 from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
@@ -60,6 +61,20 @@ class Measurement:
     reference_samples: int = 0
     features: str = "digits"
     batch_size: int = 250
+
+
+def missing_files(data: Iterable[str], features: str) -> list[str]:
+    """Return one sentence for each data source and for the network of the scores if it is not on this machine.
+
+    Args:
+        data: Data sources, as ``--data``.
+        features: As for ``Measurement``.
+    """
+    folders = [path for text in dict.fromkeys(data) if (path := parse_data(text).path) and not path.exists()]
+    needed = [f"It needs the data set {path}, which is not here." for path in folders]
+    if features != "digits" and not Path(features).is_file():
+        needed.append(f"It needs the feature network {features}, a TorchScript file, which is not here.")
+    return needed
 
 
 def checkpoint_steps(run: Path | str) -> list[int]:

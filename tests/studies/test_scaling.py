@@ -1,5 +1,7 @@
 """Study ``scaling`` at toy size: its compute is counted exactly, and its comparisons are what its numbers say."""
 
+import math
+
 import pytest
 
 from skipdit_cli.studies import training_curves
@@ -53,7 +55,9 @@ def test_comparisons_on_curves_that_are_known():
     small, large = model("S", 10, [8, 4], {1: 9, 100: 4}), model("L", 100, [6, 2], {1: 8, 5: 3})
     assert correlations([small, large], "fid") == [pytest.approx(-1)]
     assert small.training_macs(10) == 3 * 10 * 2 * 10
-    assert at_budget(small, "fid", small.training_macs(20)) == [4] and at_budget(large, "fid", 100) is None
-    budgets = best_at_budgets([small, large], "fid")
-    assert budgets[-1]["best"] == "L" and set(budgets[0]["values"]) == {"S"}
+    assert at_budget(small, "fid", small.training_macs(15)) == [pytest.approx(8 - 4 * math.log(1.5, 2))]
+    assert at_budget(small, "fid", small.training_macs(21)) is None and at_budget(large, "fid", 100) is None
+    assert best_at_budgets([small, large], "fid") == []  # they share no training compute
+    (*_, last) = best_at_budgets([small, model("M", 10, [8, 3], {1: 9})], "fid")
+    assert last == {"training_macs": pytest.approx(1200), "best": "M", "values": {"S": [4], "M": [3]}}
     assert sampling_pairs([small, large]) == [{"small": "S", "large": "L", "stays_behind": 1.0}]

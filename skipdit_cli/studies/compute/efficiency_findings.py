@@ -14,7 +14,7 @@ from skipdit_cli.studies.study import Findings
 PAPER = 4.4
 """7.0 million steps of DiT-XL/2 over 1.6 million of Skip-DiT."""
 GIGA = 1e9
-METRICS = {"loss": "Held-out loss", "fid": "FID"}
+METRICS = {"loss": "held-out loss", "fid": "FID"}
 DIGITS = {"loss": 4, "fid": 2}
 AXES = {"steps": "training steps", "seconds": "training seconds", "macs": "training GFLOPs (multiply-adds)"}
 NOTE = (
@@ -69,7 +69,7 @@ def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str
     else:
         verdict = f"Skip-DiT needs more, where the paper claims {PAPER} times less"
     return (
-        f"On {pair.name}, by {METRICS[metric]}, the vanilla model needs {spread(steps, 2)} times the steps of "
+        f"On {pair.name}, by the {METRICS[metric]}, the vanilla model needs {spread(steps, 2)} times the steps of "
         f"Skip-DiT for the same quality, {spread(ratios['seconds'], 2)} times the time and "
         f"{spread(ratios['macs'], 2)} times the FLOPs: {verdict}."
     )

@@ -50,43 +50,48 @@ def correlations(models: Sequence[Model], metric: str) -> list[float]:
     return [float(np.corrcoef(across, column)[0, 1]) for column in columns]
 
 
-def best_at_budgets(models: Sequence[Model], metric: str, count: int = 4) -> list[dict[str, Any]]:
-    """Return the model of the best quality at some budgets of training compute, by interpolation over its curve."""
+def best_at_budgets(models: Sequence[Model], metric: str, count: int = 6) -> list[dict[str, Any]]:
+    """Return the model of the best quality at some budgets of training compute, by interpolation over its curve.
+
+    Budgets that fewer than two models have spent are left out.
+    """
     ends = [[model.training_macs(curve[at]["step"]) for model in models for curve in model.curves] for at in (0, -1)]
     low, high = max(min(ends[0]), 1.0), max(ends[1])
     found = []
-    for budget in np.geomspace(low, high, count + 1)[1:]:
+    for budget in np.geomspace(low, high, count):
         values = {model.name: value for model in models if (value := at_budget(model, metric, budget)) is not None}
-        if values:
+        if len(values) > 1:
             best = min(values, key=lambda name: fmean(values[name]))
             found.append({"training_macs": float(budget), "best": best, "values": values})
     return found
 
 
 def at_budget(model: Model, metric: str, budget: float) -> list[float] | None:
-    """Return a model's quality at a budget of training compute; None where it was not trained that little."""
+    """Return a model's quality at a budget of training compute; None outside its checkpoints."""
     values = []
     for curve in model.curves:
         at = [math.log(model.training_macs(row["step"])) for row in curve]
-        if math.log(budget) < at[0]:
+        if not at[0] <= math.log(budget) <= at[-1]:
             return None
         values.append(float(np.interp(math.log(budget), at, [row[metric] for row in curve])))
     return values
 
 
 def sampling_pairs(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """Return, for each pair of models, whether the smaller one catches up with the larger by more sampling compute.
+    """Return whether a smaller model catches up with a larger and better one by more sampling compute, for each pair.
 
     The larger model gets its best FID among the step counts that cost no more than the most that the smaller one
     spends; pairs in which it has none are left out. Each has the share of seeds in which it stays behind.
     """
     pairs = []
     for small, large in combinations(models, 2):
+        if large.macs <= small.macs or fmean(large.last("fid")) >= fmean(small.last("fid")):
+            continue
         behind = []
         for one, other in zip(small.sampling, large.sampling):
             most = small.macs * max(one)
             affordable = [fid for steps, fid in other.items() if large.macs * steps <= most]
-            if affordable and large.macs > small.macs:
+            if affordable:
                 behind.append(min(affordable) < min(one.values()))
         if behind:
             pairs.append({"small": small.name, "large": large.name, "stays_behind": fmean(behind)})

@@ -13,9 +13,11 @@ from skipdit_cli.studies.spread import half_width, spread
 from skipdit_cli.studies.study import Findings
 
 GIGA = 1e9
-SHAPES = ("circle", "square", "diamond", "triangle")
-METRICS = {"fid": "FID", "loss": "Held-out loss"}
+SHAPES = ("circle", "square", "diamond", "triangle", "star")
+METRICS = {"fid": "FID", "loss": "held-out loss"}
 DIGITS = {"fid": 2, "loss": 4}
+STRONG = -0.8
+"""The correlation below which a claim is said to hold."""
 SATURATED = 2.0
 """The FID is called saturated where that of the median model is below this many times that of real samples."""
 NOTE = (
@@ -44,7 +46,7 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
     if real:
         details += [_sampling_words(pairs), _real_words(real, models, saturated)]
         other = "fid" if saturated else "loss"
-        details.append(f"The correlation of log GFLOPs with {METRICS[other]} is {spread(found[other], 2)}.")
+        details.append(f"The correlation of log GFLOPs with the {METRICS[other]} is {spread(found[other], 2)}.")
     plots = [plot for each in metrics for plot in (_forward_plot(models, each), _training_plot(models, each))]
     if real:
         plots.insert(2, _sampling_plot(models))
@@ -66,29 +68,28 @@ def _median_fid(models: Sequence[Model]) -> float:
 
 def _scaling_words(values: Sequence[float], metric: str, count: int) -> str:
     """Return whether quality follows the compute of a forward."""
-    strong = max(values) < -0.5
-    holds = (
-        "This holds here" if strong else "This does not hold here" if min(values) > -0.5 else "This is uncertain here"
-    )
+    mean, width = fmean(values), half_width(values)
+    if mean + width >= 0:
+        verdict = "This does not hold here"
+    else:
+        verdict = "This holds here" if mean < STRONG else "This holds here as a tendency only"
     return (
-        f"The more compute a forward takes, the better is the model: {holds}: over {count} models, the correlation of "
-        f"log GFLOPs with {metric} is {spread(values, 2)} (-1 is perfect)."
+        f"The more compute a forward takes, the better is the model, the paper says. {verdict}: over {count} models, "
+        f"the correlation of log GFLOPs with the {metric} is {spread(values, 2)} (-1 is perfect)."
     )
 
 
 def _budget_words(budgets: Sequence[Mapping[str, Any]], models: Sequence[Model], metric: str) -> str:
     """Return which model is best at each budget of training compute."""
+    if not budgets:
+        return "No two models share a range of training compute, so nothing is said of equal training compute."
     order = [model.name for model in models]
     best = [budget["best"] for budget in budgets]
     ranks = [order.index(name) for name in best]
     listed = ", ".join(f"{budget['training_macs'] / GIGA:,.0f} G: {budget['best']}" for budget in budgets)
     is_steady = ranks == sorted(ranks) and ranks[:1] < ranks[-1:]
     grows = "grows with the budget, as in figure 9" if is_steady else "does not grow steadily with the budget"
-    largest = "is the largest that was trained" if ranks and ranks[-1] == len(order) - 1 else "is not the largest"
-    return (
-        f"At equal training compute the model with the best {metric} {grows} ({listed}); at the largest budget it "
-        f"{largest}."
-    )
+    return f"At equal training compute the size of the model with the best {metric} {grows} ({listed})."
 
 
 def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
@@ -97,11 +98,12 @@ def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
         return "No two models share a range of sampling compute, so nothing is said of more sampling steps."
     behind = sum(pair["stays_behind"] == 1 for pair in pairs)
     ahead = sum(pair["stays_behind"] == 0 for pair in pairs)
+    holds = "do not" if ahead == 0 else "mostly do not" if behind > len(pairs) / 2 else "often do"
     return (
-        "More sampling steps do not make up for a smaller model (figure 10): of "
-        f"{len(pairs)} pairs, in {behind} the smaller model stays behind in every seed, at its best number of steps, "
-        f"against the larger one at no more sampling compute; in {ahead} it is ahead in every seed; the others differ "
-        "between seeds."
+        f"More sampling steps {holds} make up for a smaller model here (figure 10 says they do not): of "
+        f"{len(pairs)} pairs in which the larger model is the better one, in {behind} the smaller one stays behind in "
+        "every seed, at its best number of steps, against the larger one at no more sampling compute; in "
+        f"{ahead} it is ahead in every seed."
     )
 
 
@@ -115,10 +117,16 @@ def _real_words(real: Mapping[str, float], models: Sequence[Model], saturated: b
     )
 
 
+def _unit(models: Sequence[Model]) -> tuple[float, str]:
+    """Return the unit of compute on the axes: GFLOPs, or MFLOPs where no model takes 1 GFLOP a forward."""
+    return (GIGA, "GFLOPs") if max(model.macs for model in models) >= GIGA else (GIGA / 1000, "MFLOPs")
+
+
 def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
+    scale, unit = _unit(models)
     points = [
         Point(
-            model.macs / GIGA,
+            model.macs / scale,
             fmean(values),
             model.name,
             f"{model.name}: {spread(values, DIGITS[metric])}",
@@ -128,28 +136,30 @@ def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
         for values in [model.last(metric)]
     ]
     return Plot(
-        f"{METRICS[metric]} against compute a forward",
+        f"{_title(metric)} against compute a forward",
         "As figure 8 of the paper: each model at the end of training, with the spread over seeds.",
-        "GFLOPs a forward",
-        METRICS[metric],
+        f"{unit} a forward",
+        _title(metric),
         [Series("models", points, 0)],
         log_x=True,
     )
 
 
 def _training_plot(models: Sequence[Model], metric: str) -> Plot:
+    scale, unit = _unit(models)
+
     def curve(model: Model) -> list[Point]:
         rows = zip(*model.curves)
         return [
-            Point(model.training_macs(row[0]["step"]) / GIGA, fmean(each[metric] for each in row), spread=0.0)
+            Point(model.training_macs(row[0]["step"]) / scale, fmean(each[metric] for each in row), spread=0.0)
             for row in rows
         ]
 
     return Plot(
-        f"{METRICS[metric]} against training compute",
+        f"{_title(metric)} against training compute",
         "As figure 9 of the paper: each model at its checkpoints, GFLOPs x batch x steps x 3; means over seeds.",
-        "training GFLOPs",
-        METRICS[metric],
+        f"training {unit}",
+        _title(metric),
         _series(models, curve),
         log_x=True,
         log_y=True,
@@ -157,10 +167,12 @@ def _training_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _sampling_plot(models: Sequence[Model]) -> Plot:
+    scale, unit = _unit(models)
+
     def curve(model: Model) -> list[Point]:
         steps = sorted(model.sampling[0])
         return [
-            Point(model.macs * n / GIGA, fmean(values), title=f"{model.name}, {n} steps", spread=half_width(values))
+            Point(model.macs * n / scale, fmean(values), title=f"{model.name}, {n} steps", spread=half_width(values))
             for n in steps
             for values in [[each[n] for each in model.sampling]]
         ]
@@ -168,7 +180,7 @@ def _sampling_plot(models: Sequence[Model]) -> Plot:
     return Plot(
         "FID against sampling compute",
         "As figure 10 of the paper: each model at several numbers of denoising steps, GFLOPs x steps.",
-        "sampling GFLOPs an image",
+        f"sampling {unit} an image",
         "FID",
         _series(models, curve),
         log_x=True,
@@ -219,3 +231,8 @@ def _budget_table(budgets: Sequence[Mapping[str, Any]], metric: str) -> Table:
         cells = [cell for name in order[:2] for cell in (name, spread(budget["values"][name], DIGITS[metric]))]
         rows.append([f"{budget['training_macs'] / GIGA:,.0f}", *cells, *["-"] * (4 - len(cells))])
     return Table("The best model at equal training compute", columns, rows)
+
+
+def _title(metric: str) -> str:
+    name = METRICS[metric]
+    return name[0].upper() + name[1:]
