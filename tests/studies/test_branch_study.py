@@ -56,7 +56,7 @@ def test_branches_that_learned_nothing_add_nothing_but_their_cost(skipdit, tmp_p
     assert plain["cells"]["ddim@4 uncached"]["forwards"] == 4
     effects = ended.json["numbers"]["effects"]
     assert effects["residual 2 forecast psnr"]["per_seed"] == [0.0]
-    assert "make no difference beyond the spread to a cache that forecasts (+0.0 dB" in ended.json["lead"]
+    assert "make no difference beyond the spread to a cache that forecasts: +0.00 dB" in ended.json["lead"]
     assert ended.json["lead"] in (tmp_path / "run" / "report.html").read_text().replace("&#39;", "'")
     assert set(ended.json["numbers"]["scores"]["scores-base"]) == {"ddim@4 uncached", "ddim@4 every 2 N=1 reuse"}
 
@@ -91,7 +91,7 @@ def test_differences_are_paired_by_seed_and_counted_by_cache():
     pairs = list(zip(joined, without))
     found = effect(pairs, cells, equal_schedule(OWN))
     assert found == Effect((-1.0, 0.0), 1, 2) and found.mean == -0.5 and found.sign == 0
-    assert effect(pairs, cells[:1], equal_schedule(OWN)).sign == 1 and str(found) == "-0.5 ±0.7"
+    assert effect(pairs, cells[:1], equal_schedule(OWN)).sign == 1 and str(found) == "-0.50 ±0.71"
     flops = effect(pairs, cells, equal_flops(OWN, cells))
     share = math.log(5.4 / 5) / math.log(8 / 5)
     assert flops.caches == 1 and flops.per_seed == pytest.approx((1 - 10 * share, 2 - 10 * share))

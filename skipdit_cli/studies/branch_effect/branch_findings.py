@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipdit_cli.studies.branch_effect.arm_results import REUSE, Results, split_forecasts
-from skipdit_cli.studies.branch_effect.cache_grid import LATE_DENSE, Cell
+from skipdit_cli.studies.branch_effect.cache_grid import LATE_DENSE, LEVEL, Cell
 from skipdit_cli.studies.branch_effect.differences import EXACT, OWN, Effect, effect, equal_schedule
 from skipdit_cli.studies.branch_effect.effect_plots import plot_over_full_steps, plot_over_lengths
 from skipdit_cli.studies.branch_effect.effect_tables import cache_table, effect_table, length_table, score_table
@@ -42,14 +42,15 @@ def answer(results: Results) -> tuple[str, list[str]]:
     official = [results.effect("replace", cells) for cells in (forecast, reuse)]
     exact = [results.effect("residual", cells, EXACT) for cells in (forecast, reuse)]
     lead = (
-        f"After {results.longest} steps of training, skip branches {_verdict(ours[0])} a cache that forecasts "
-        f"({_number(ours[0])} to the model's own uncached samples; {_number(flops[0])} at equal FLOPs) and "
-        f"{_verdict(ours[1])} one that reuses ({_number(ours[1])}; {_number(flops[1])} at equal FLOPs), against a "
-        "model without them that is trained equally long and has the same cache. To the model's own exact solution the "
-        f"differences are {_number(exact[0])} and {_number(exact[1])}; branches of the official form, which replace "
-        f"the input of a block, give {_number(official[0])} and {_number(official[1])} to the uncached samples."
+        f"After {results.longest} steps of training, and against a model without them that is trained equally long "
+        f"and has the same cache, skip branches {_verdict(ours[0])} a cache that forecasts: {_number(ours[0])} of "
+        f"PSNR to the model's own uncached samples, and {_number(flops[0])} at equal FLOPs; they {_verdict(ours[1])} "
+        f"one that reuses: {_number(ours[1])}, and {_number(flops[1])} at equal FLOPs. To the model's own exact "
+        f"solution the differences are {_number(exact[0])} with a forecast and {_number(exact[1])} at reuse; branches "
+        f"of the official form, which replace the input of a block, give {_number(official[0])} and "
+        f"{_number(official[1])} to the uncached samples."
     )
-    details = [_details_of_samplers(results, forecast)]
+    details = [_details_of_samplers(results, forecast), _details_of_levels(results)]
     details += [_training_alone(results, cells, name) for cells, name in ((forecast, "a forecast"), (reuse, "reuse"))]
     return lead, [text for text in details if text]
 
@@ -61,7 +62,7 @@ def _verdict(found: Effect | None) -> str:
 
 
 def _number(found: Effect | None) -> str:
-    return "unknown" if found is None else f"{found} dB, better in {found.count}"
+    return "an unknown difference" if found is None else f"{found} dB (better in {found.count} caches)"
 
 
 def _details_of_samplers(results: Results, forecast: Sequence[Cell]) -> str:
@@ -73,6 +74,12 @@ def _details_of_samplers(results: Results, forecast: Sequence[Cell]) -> str:
         if found is not None:
             parts.append(f"{sampler} {found} dB")
     return f"With a forecast and late-dense full steps, residual branches add: {', '.join(parts)}." if parts else ""
+
+
+def _details_of_levels(results: Results) -> str:
+    """Return a sentence on the levels, whose reused steps run no block and so no branch."""
+    found = results.effect("residual", [cell for cell in results.cells if cell.rule == LEVEL])
+    return "" if found is None else f"With the levels, whose reused steps run no block, they add: {_number(found)}."
 
 
 def _training_alone(results: Results, cells: Sequence[Cell], name: str) -> str:

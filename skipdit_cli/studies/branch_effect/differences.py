@@ -57,9 +57,9 @@ class Effect:
 
 
 def signed(values: Sequence[float]) -> str:
-    """Return the mean of differences and their spread: "+1.2 ±0.3"."""
-    text = f"{fmean(values):+.1f}"
-    return text if len(values) < 2 else f"{text} ±{half_width(values):.1f}"
+    """Return the mean of differences and their spread: "+1.23 ±0.31"."""
+    text = f"{fmean(values):+.2f}"
+    return text if len(values) < 2 else f"{text} ±{half_width(values):.2f}"
 
 
 def effect(
