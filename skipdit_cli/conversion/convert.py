@@ -10,6 +10,8 @@ The folder takes the output's place only if every step ends well.
 
 from __future__ import annotations
 
+import torch
+
 from skipdit_cli.cards.card import Origin, write_card
 from skipdit_cli.conversion.conversion_plan import Conversion, plan_conversion
 from skipdit_cli.conversion.convert_settings import ConvertSettings
@@ -39,7 +41,9 @@ def plan_from_settings(model, settings: ConvertSettings) -> Conversion:
         vae = load_vae(settings.vae, source.config["in_channels"], **hub_arguments)
     if text_from is not None:
         text = find_text_parts(text_from, source.config, with_vae=vae is None, **hub_arguments)
-    return plan_conversion(source, settings.merge, settings.time_embedding, DTYPES.get(settings.dtype), vae, text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # replace branches begin with random weights
+        return plan_conversion(source, settings.merge, settings.time_embedding, DTYPES.get(settings.dtype), vae, text)
 
 
 def convert(plan: Conversion, settings: ConvertSettings, origin: Origin) -> Proof:

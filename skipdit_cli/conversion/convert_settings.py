@@ -23,6 +23,7 @@ class ConvertSettings:
 
     output: Path | None = setting(None, "Folder to write the converted model to.")
     merge: str | None = setting(None, "residual (default), or replace, the official form.", CONVERSION)
+    seed: int = setting(0, "Seed of the first weights of replace branches; residual ones begin at 0.", CONVERSION)
     num_attention_heads: int | None = setting(
         None,
         "Attention heads of an official file of another width than DiT-S, B, L or XL.",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "efficiency": "skipdit_cli.studies.efficiency",
     "scaling": "skipdit_cli.studies.scaling",
+    "branches": "skipdit_cli.studies.branch_effect.branch_study",
 }
 """Name of each study to the module that holds its ``STUDY``."""
 

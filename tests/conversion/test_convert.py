@@ -58,6 +58,15 @@ def test_replace_branches_cannot_be_equal_and_it_says_so(tiny_pipeline, tmp_path
     assert "cannot equal vanilla's" in outcome.stderr
 
 
+def test_replace_branches_begin_with_random_weights_of_their_seed(tiny_pipeline, tmp_path, skipdit):
+    folder, weights = tiny_pipeline(), {}
+    for name, seed in {"first": 1, "again": 1, "other": 2}.items():
+        ended = skipdit("convert", folder, "-o", tmp_path / name, "--merge", "replace", "--seed", seed)
+        assert ended.code == 0, ended.stderr
+        weights[name] = load_pipeline(tmp_path / name).transformer.skip_branches.linears[0].weight
+    assert torch.equal(weights["first"], weights["again"]) and not torch.equal(weights["first"], weights["other"])
+
+
 @pytest.mark.parametrize("channels, space", [(1, "pixels"), (3, "pixels"), (4, "latent")])
 def test_a_lone_transformer_becomes_a_pipeline_said_aloud(channels, space, tiny_pipeline, tmp_path, skipdit):
     folder = tiny_pipeline(in_channels=channels)

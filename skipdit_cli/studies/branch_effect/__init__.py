@@ -1,0 +1,1 @@
+"""The study of skip branches: what they add to a cache."""
