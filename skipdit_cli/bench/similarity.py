@@ -96,14 +96,11 @@ class _Watch:
                 handle.remove()
 
     def _hook(self, trunk: Trunk, at: int) -> Callable[..., None]:
-        listing, name = trunk.listings[at][-1], trunk.backbone.joined
-        place = listing.streams.index(name if name in listing.names else listing.names[0])
-
         def compare(block, args, result) -> None:
             block_key = (id(trunk), at)
             key = (*block_key, self.calls[block_key])
             self.calls[block_key] += 1
-            values = (result if listing.bare else result[place]).detach().flatten()
+            values = trunk.joined_output(at, result).detach().flatten()
             values = values[:: -(-values.numel() // MOST_VALUES)].clone()
             former = self.outputs.get(key)
             if former is not None and former.shape == values.shape:
