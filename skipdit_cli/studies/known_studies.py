@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 STUDIES: dict[str, str] = {
     "scaling": "skipdit_cli.studies.scaling",
+    "smoothness": "skipdit_cli.studies.smoothness.smoothness",
 }
 """Name of each study to the module that holds its ``STUDY``."""
 

@@ -1,5 +1,7 @@
 """Study smoothness: directions, surfaces, Jacobians, and a run of the whole study at toy size."""
 
+import json
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -61,9 +63,9 @@ def test_the_middle_of_a_surface_is_exact_and_weights_are_restored(skip_dit, cal
 
 def test_weights_are_restored_after_an_error(skip_dit):
     before = {name: weight.clone() for name, weight in skip_dit.state_dict().items()}
-    with pytest.raises(ValueError), Plane(skip_dit, 0) as plane:
+    with pytest.raises(ValueError, match="on the way"), Plane(skip_dit, 0) as plane:
         plane.move(1.0, 1.0)
-        raise ValueError
+        raise ValueError("on the way")
     assert all(torch.equal(weight, before[name]) for name, weight in skip_dit.state_dict().items())
 
 
@@ -112,3 +114,50 @@ def test_norms_of_halves_by_both_methods(skip_dit):
     for norms in spectral.half_norms(skip_dit.skip_branches):
         assert norms["x"] == pytest.approx(norms["x_power"], rel=1e-6)
         assert norms["s"] == pytest.approx(norms["s_power"], rel=1e-6)
+
+
+MODEL = """about: A tiny model.
+source: tests.
+model:
+  class: DiTTransformer2DModel
+  config: {num_layers: 4, num_attention_heads: 1, attention_head_dim: 8, in_channels: 1, out_channels: 2,
+    sample_size: 8, patch_size: 4, num_embeds_ada_norm: 10}
+train: {data: digits, skip-branches: false}
+finetune: {data: digits}
+"""
+EXPERIMENT = """about: A toy.
+source: tests.
+experiment: {study: smoothness, model: %s, preset: %s, stage_1_steps: 1, stage_2_steps: 1, train_batch_size: 4,
+  samples: 2, num_inference_steps: 4, guidance_scale: 1.5, steps: [1, 4], radius: 0.2, points: 3, directions: 1,
+  level: 0.9, jacobian_samples: 1}
+"""
+
+
+def test_the_study_at_toy_size(skipdit, tmp_path):
+    preset, toy, base = tmp_path / "model.yaml", tmp_path / "toy.yaml", tmp_path / "base"
+    preset.write_text(MODEL)
+    toy.write_text(EXPERIMENT % (base, preset))
+    assert skipdit("train", "--preset", preset, "--max-train-steps", 1, "--train-batch-size", 4, "-o", base).code == 0
+    ended = skipdit("study", "smoothness", "--preset", toy, "--seeds", 1, "-o", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.stderr
+    numbers = ended.json["numbers"]
+    assert set(numbers["surfaces"]) == {"vanilla", "vanilla-longer", "skip-dit", "skip-dit, trunk"}
+    for file in (tmp_path / "run" / "measured").glob("surface-*.json"):
+        for each in json.loads(file.read_text())["value"]:
+            assert each["cosine"][1][1] == 1.0 and each["relative_l2"][1][1] == 0.0
+    (skip,) = numbers["similarity"]["skip-dit"]
+    assert [row[0] for row in skip["cached"]] == pytest.approx([1.0] * 4, abs=1e-6)
+    assert skip["cached"][1][1] is None and skip["cached"][3][1] < 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Perturbation surface at step 1" in page and 'class="contour"' in page
+    assert "one training seed and one pair of directions do not say" in ended.json["lead"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("points: 3", "points: 4"), ("[1, 4]", "[5]"), ("directions: 1", "directions: 0")]
+)
+def test_a_grid_without_a_middle_and_steps_that_do_not_exist_are_refused(skipdit, tmp_path, old, new):
+    toy = tmp_path / "toy.yaml"
+    toy.write_text((EXPERIMENT % ("base", "digits")).replace(old, new))
+    ended = skipdit("study", "smoothness", "--preset", toy, "-o", tmp_path / "run")
+    assert ended.code == 2 and new.split(": ")[-1] in ended.stderr and not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Random directions in the space of a model's weights, each row as long as the row of the weight (after Li et al. 2018,
+"""Random directions in the space of a model's weights, each row as long as the row of the weight (after Li et al.,
 arXiv 1712.09913, section 4)."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def direction(name: str, weight: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 class Plane:
-    """A plane through the weights of a model: theta + alpha d1 + beta d2. As a context it ends with the former weights.
+    """A plane through the weights of a model: theta + alpha d1 + beta d2. Its context ends with the former weights.
 
     Args:
         model: The model, whose parameters are changed in place.
