@@ -1,4 +1,5 @@
-"""The similarity of each block's output from one denoising step to the next, which is what a cache relies on."""
+"""The similarity of each block's output from one denoising step to the next, which is what a cache relies on, and of a
+cached run's to an uncached one's."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.cache import CachePolicy
+from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.sampling.generate import batches, generate
 from skipdit_cli.trunk import Trunk, known_trunk
 
@@ -19,6 +21,8 @@ SAMPLES = 4
 """The most samples of the run."""
 MOST_VALUES = 1 << 22
 """Values of a block's output that are compared; of a larger one, as many at even distances."""
+MOST_KEPT_VALUES = 1 << 16
+"""The same, where the outputs of all steps of a run are kept."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,40 @@ def measure_similarity(pipe, conditions: Sequence[int | str | None], **arguments
     return Similarity(tuple(map(tuple, watch.cosines))) if has_values else None
 
 
+def measure_cached_similarity(pipe, conditions: Sequence[int | str | None], policy: CachePolicy, **arguments: Any):
+    """Measure how similar the features of a cached run are to those of an uncached one from the same noise.
+
+    Args:
+        pipe: A pipeline with one transformer, whose trunk is known.
+        conditions, arguments: As for ``measure_similarity``.
+        policy: The settings of the cache.
+
+    Returns:
+        A ``Similarity`` with one entry per step, from the first on: the cosine of each block's output in the one run
+        and in the other. None where a block did not run, as in the middle of a reused step.
+    """
+    conditions = conditions[batches(pipe, conditions[:SAMPLES], arguments.get("batch_size"))[0]]
+    trunk = known_trunk(transformer_of(pipe))
+    uncached = _Watch(MOST_KEPT_VALUES, history={})
+    with uncached.on([trunk]):
+        generate(pipe, conditions, **{**arguments, "decode": False, "advance": uncached.end_step})
+    cached = _Watch(MOST_KEPT_VALUES, reference=uncached.history)
+    with cached.on([trunk]):
+        run = generate(pipe, conditions, policy=policy, **{**arguments, "decode": False, "advance": cached.end_step})
+    front, back = policy.layers  # type: ignore[misc]  # a policy keeps both ends
+    for at in range(front, len(cached.cosines) - back):
+        steps = enumerate(cached.cosines[at])
+        cached.cosines[at] = [value if step in run.full_steps else None for step, value in steps]
+    return Similarity(tuple(map(tuple, cached.cosines)))
+
+
 class _Watch:
-    """The outputs of the blocks in the last step, and the cosines of successive ones.
+    """The outputs of the blocks in the last step, and the cosines of successive ones, or of those of another run.
+
+    Args:
+        most_values: The values of an output that are compared.
+        history: Where to keep the outputs of all steps; None to keep those of the last one.
+        reference: The history of the run to compare with, step by step; None to compare with the step before.
 
     Attributes:
         step: The number of finished steps.
@@ -73,7 +109,8 @@ class _Watch:
         found: The cosines of each block in this step, one per call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_values: int = MOST_VALUES, history: dict | None = None, reference: dict | None = None):
+        self.most_values, self.history, self.reference = most_values, history, reference
         self.step = 0
         self.cosines: list[list[float | None]] = []
         self.outputs: dict[tuple[int, int, int], torch.Tensor] = {}
@@ -96,25 +133,24 @@ class _Watch:
                 handle.remove()
 
     def _hook(self, trunk: Trunk, at: int) -> Callable[..., None]:
-        listing, name = trunk.listings[at][-1], trunk.backbone.joined
-        place = listing.streams.index(name if name in listing.names else listing.names[0])
-
         def compare(block, args, result) -> None:
             block_key = (id(trunk), at)
             key = (*block_key, self.calls[block_key])
             self.calls[block_key] += 1
-            values = (result if listing.bare else result[place]).detach().flatten()
-            values = values[:: -(-values.numel() // MOST_VALUES)].clone()
-            former = self.outputs.get(key)
+            values = trunk.joined_output(at, result).detach().flatten()
+            values = values[:: -(-values.numel() // self.most_values)].clone()
+            former = self.outputs.get(key) if self.reference is None else self.reference.get((self.step, *key))
             if former is not None and former.shape == values.shape:
                 self.found.setdefault(at, []).append(_cosine(values, former))
             self.outputs[key] = values
+            if self.history is not None:
+                self.history[(self.step, *key)] = values
 
         return compare
 
     def end_step(self) -> None:
         """Keep the cosines of a step, and forget the outputs of a transformer that did not run in it."""
-        if self.step:
+        if self.step or self.reference is not None:
             for at, values in enumerate(self.cosines):
                 values.append(fmean(self.found[at]) if at in self.found else None)
         self.outputs = {key: output for key, output in self.outputs.items() if key[2] < self.calls[key[:2]]}

@@ -2,11 +2,12 @@
 
 from skipdit_cli.reports.charts import Plot, Point, Series
 from skipdit_cli.reports.comparison import Comparison, make_comparison
-from skipdit_cli.reports.description import Column, Command, HeatMap, HeatMaps, Report, Schedule, Table
+from skipdit_cli.reports.description import Axis, Column, Command, HeatMap, HeatMaps, Report, Schedule, Table
 from skipdit_cli.reports.loss_curves import make_loss_plot
 from skipdit_cli.reports.render import render, save
 
 __all__ = [
+    "Axis",
     "Column",
     "Command",
     "Comparison",

@@ -39,13 +39,18 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+COSINES = (0.9999, 0.9997, 0.999, 0.997, 0.99, 0.9)
+"""The lowest value of each level of a heat map but the last, for cosines of features."""
+
+
 @dataclass(frozen=True)
 class HeatMap:
-    """The cosine of each block's output between successive denoising steps.
+    """Values over two axes.
 
     Args:
-        title: Which model it is.
-        values: One sequence per block, with one entry per step from the second on; None where there is no value.
+        title: What it is a map of.
+        values: One sequence per cell of the axis down, with one entry per cell of the axis across; None where there is
+            no value.
     """
 
     title: str
@@ -53,21 +58,53 @@ class HeatMap:
 
     @property
     def lowest(self) -> tuple[float, int, int]:
-        """The lowest value, with its block and its step."""
+        """The lowest value, with its place down and across."""
         return min(
-            (value, block, step)
-            for block, row in enumerate(self.values)
-            for step, value in enumerate(row, 2)
+            (value, down, across)
+            for down, row in enumerate(self.values)
+            for across, value in enumerate(row)
             if value is not None
         )
 
 
 @dataclass(frozen=True)
-class HeatMaps:
-    """Heat maps on one scale, and the sentence that says what they show."""
+class Axis:
+    """An axis of heat maps: its name, and the text of each cell along it."""
 
+    name: str
+    cells: Sequence[str]
+
+    def at(self, cell: int) -> str:
+        """Return the name and the place of a cell: "step 2"."""
+        return f"{self.name} {self.cells[cell]}"
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Heat maps with the same axes and one scale.
+
+    Args:
+        title: The heading above them.
+        maps: The maps.
+        caption: The sentence that says what they show.
+        measure: What a value is.
+        across, down: The axes.
+        bounds: The lowest value of each level but the last, which has what is left; in descending order.
+        has_contours: Whether lines are drawn at the bounds, and cells are squares, as for a surface.
+    """
+
+    title: str
     maps: Sequence[HeatMap]
     caption: str
+    measure: str
+    across: Axis
+    down: Axis
+    bounds: Sequence[float] = COSINES
+    has_contours: bool = False
+
+    def level(self, value: float) -> int:
+        """Return the level of a value: 0 for the highest."""
+        return sum(value < bound for bound in self.bounds)
 
 
 @dataclass(frozen=True)
@@ -109,7 +146,7 @@ class Report:
         plots: Plots of quality over cost.
         tables: Tables of all figures.
         curves: Loss curves.
-        similarity: Feature similarity by step and block.
+        maps: Heat maps, such as feature similarity by step and block.
         schedules: The full steps of each row.
         commands: The command lines that make the report again.
         facts: Versions, machine, date and settings, by name.
@@ -125,7 +162,7 @@ class Report:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     curves: Sequence[Plot] = ()
-    similarity: HeatMaps | None = None
+    maps: Sequence[HeatMaps] = ()
     schedules: Sequence[Schedule] = ()
     commands: Sequence[Command] = ()
     facts: Mapping[str, str] = field(default_factory=dict)

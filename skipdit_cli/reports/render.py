@@ -9,11 +9,11 @@ import jinja2
 from skipdit_cli.files import replacing
 from skipdit_cli.reports import charts, palette
 from skipdit_cli.reports.comparison import PIXELATED
+from skipdit_cli.reports.contours import contour_path
 from skipdit_cli.reports.description import Report
 
 ASSETS = Path(__file__).parent / "assets"
-BOUNDS = (0.9999, 0.9997, 0.999, 0.997, 0.99, 0.9)
-"""The lowest cosine of each level of a heat map but the last, which has what is left."""
+NUM_LEVELS = sum(name.startswith("level-") for name in palette.COLOURS)
 
 
 def render(report: Report) -> str:
@@ -29,8 +29,8 @@ def render(report: Report) -> str:
         report=report,
         colours=palette.COLOURS,
         num_series=palette.NUM_SERIES,
-        bounds=BOUNDS,
-        level_of=level_of,
+        num_levels=NUM_LEVELS,
+        contours=contour_path,
         draw=charts.draw,
         sizes={"wide": charts.WIDE, "narrow": charts.NARROW},
         mark_size=charts.MARK_SIZE,
@@ -45,8 +45,3 @@ def save(report: Report, path: Path) -> None:
     text = render(report)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-
-
-def level_of(cosine: float) -> int:
-    """Return the level of a cosine on the scale of heat maps: 0 for the most similar."""
-    return sum(cosine < bound for bound in BOUNDS)

@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "efficiency": "skipdit_cli.studies.efficiency",
     "scaling": "skipdit_cli.studies.scaling",
     "branches": "skipdit_cli.studies.branch_effect.branch_study",
+    "smoothness": "skipdit_cli.studies.smoothness.smoothness",
 }
 """Name of each study to the module that holds its ``STUDY``."""
 

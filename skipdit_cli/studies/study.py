@@ -20,7 +20,7 @@ class Findings:
         lead: The answer in one or two sentences.
         details: Further sentences of the answer.
         numbers: Every number behind it, one per seed where there are seeds, as JSON.
-        plots, tables, curves, similarity, comparison, notes, warnings: As for ``reports.Report``.
+        plots, tables, curves, maps, comparison, notes, warnings: As for ``reports.Report``.
     """
 
     lead: str
@@ -29,7 +29,7 @@ class Findings:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     curves: Sequence[Plot] = ()
-    similarity: HeatMaps | None = None
+    maps: Sequence[HeatMaps] = ()
     comparison: Comparison | None = None
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()

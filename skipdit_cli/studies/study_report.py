@@ -53,7 +53,7 @@ def make_report(run: StudyRun, findings: Findings, record: dict[str, Any], comma
         plots=findings.plots,
         tables=findings.tables,
         curves=findings.curves,
-        similarity=findings.similarity,
+        maps=findings.maps,
         commands=[
             Command(command, "Run the whole study again."),
             *(Command(line, f"Make {name}.") for line, name in zip(record["commands"], run.lines)),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skipdit_cli.reports import Report, make_comparison, render
-from skipdit_cli.reports.render import level_of
+from skipdit_cli.reports import Axis, HeatMap, HeatMaps, Report, make_comparison, render
+from skipdit_cli.reports.contours import contour_path
 from tests.support.small_report import images, small_report
 
 
@@ -79,7 +79,8 @@ def test_pictures_that_are_too_many_are_scaled_down_and_left_out():
 
 def test_the_levels_of_a_heat_map():
     cosines = (1.0, 0.9999, 0.9998, 0.998, 0.99, 0.95, 0.5, -1.0)
-    assert [level_of(cosine) for cosine in cosines] == [0, 0, 1, 3, 4, 5, 6, 6]
+    maps = HeatMaps("", [], "", "", Axis("step", []), Axis("block", []))
+    assert [maps.level(cosine) for cosine in cosines] == [0, 0, 1, 3, 4, 5, 6, 6]
 
 
 def test_the_data_of_the_comparison_is_json(page):
@@ -87,3 +88,17 @@ def test_the_data_of_the_comparison_is_json(page):
     data = json.loads(text)
     assert data["names"][:2] == ["exact solution with skip branches", "exact solution without skip branches"]
     assert len(data["places"]) == len(data["names"]) and len(data["samples"]) == 5
+
+
+def test_contours_pass_between_the_cells():
+    assert contour_path([[0.0, 1.0], [0.0, 1.0]], 0.25) == "M0.750 0.500L0.750 1.500"
+    assert contour_path([[0.0, 1.0], [None, 1.0]], 0.25) == contour_path([[1.0, 1.0], [1.0, 1.0]], 0.25) == ""
+
+
+def test_a_surface_has_contours_and_its_minimum():
+    axes = [Axis(name, ["-1", "0", "1"]) for name in ("alpha", "beta")]
+    values = [[0.5, 0.8, 0.6], [0.7, 1.0, 0.7], [0.6, 0.8, 0.4]]
+    maps = HeatMaps("Surfaces", [HeatMap("DiT", values)], "How far.", "cosine", *axes, (0.9, 0.8, 0.7, 0.6, 0.5), True)
+    page = render(Report("A", maps=[maps]))
+    assert "DiT: lowest 0.4000, at beta 1, alpha 1" in page and page.count('class="contour"') == 5
+    assert "<title>beta 0, alpha 0: 1.0000</title>" in page and 'class="lowest" cx="2.5" cy="2.5"' in page

@@ -12,6 +12,7 @@ from skipdit_cli.bench.results.tables import HELP, table
 from skipdit_cli.bench.results.verdict import best_cached, make_headline
 from skipdit_cli.bench.similarity import Similarity, measure_similarity
 from skipdit_cli.reports import (
+    Axis,
     Column,
     Command,
     HeatMap,
@@ -119,7 +120,7 @@ def make_report(report: dict, samples: Samples, title: str, **sections: Any) -> 
         "comparison": _comparison(rows, samples),
         "plots": _plots(rows, report["macs"]),
         "tables": [make_table(rows)],
-        "similarity": _heat_maps(samples.similarity),
+        "maps": _heat_maps(samples.similarity),
         "schedules": _schedules(rows, samples.generated),
         "commands": [Command(report["command"], "Run this bench again.")],
         "facts": _facts(report),
@@ -239,10 +240,10 @@ def _point(row: dict, title: str, measured: str, macs: Mapping[str, float]) -> P
     return Point(cost, row[measured], label or "", f"{title}: {row[measured]:.1f} dB at a cost of {cost:.1f}")
 
 
-def _heat_maps(similarity: Mapping[str, Similarity]) -> HeatMaps | None:
+def _heat_maps(similarity: Mapping[str, Similarity]) -> list[HeatMaps]:
     """Return the feature similarity of each model, and what it says."""
     if not similarity:
-        return None
+        return []
     maps = [HeatMap(f"The model {MODELS[name]}", each.cosines) for name, each in similarity.items()]
     means = " and ".join(f"{each.mean:.4f} {MODELS[name]}" for name, each in similarity.items())
     caption = (
@@ -250,7 +251,10 @@ def _heat_maps(similarity: Mapping[str, Similarity]) -> HeatMaps | None:
         "Where it is near 1, a step can reuse the features of the last one, which is what a cache lives on; "
         "where it is lower, full steps are worth their cost."
     )
-    return HeatMaps(maps, caption)
+    blocks, steps = len(maps[0].values), len(maps[0].values[0])
+    across, down = Axis("step", [str(at + 2) for at in range(steps)]), Axis("block", [str(at) for at in range(blocks)])
+    measure = "cosine between a block's output in one step and in the step before"
+    return [HeatMaps("Feature similarity by step and block", maps, caption, measure, across, down)]
 
 
 def _schedules(rows: Sequence[dict], generated: Sequence[Generated]) -> list[Schedule]:

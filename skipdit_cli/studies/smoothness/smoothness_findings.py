@@ -1,0 +1,322 @@
+"""What study ``smoothness`` finds: its surfaces, similarities and spectral norms, as the pieces of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import floor, log10
+from statistics import fmean
+from typing import Any
+
+from skipdit_cli.reports import Axis, Column, HeatMap, HeatMaps, Plot, Point, Series, Table
+from skipdit_cli.studies.smoothness.surface import grid, share_above
+from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.study import Findings
+
+TITLES = {
+    "vanilla": "DiT",
+    "vanilla-longer": "DiT, trained longer",
+    "skip-dit": "Skip-DiT",
+    "skip-dit, trunk": "Skip-DiT, branches unperturbed",
+}
+LEVELS = 6
+"""The bounds between the levels of a surface."""
+
+Surfaces = Mapping[str, Mapping[tuple[int, int], Sequence[Mapping[str, Any]]]]
+"""Model to (training seed, direction seed) to the surface of each step."""
+
+
+def find(
+    settings: Any, surfaces: Surfaces, similar: Mapping[str, Sequence[Mapping]], norms: Mapping[str, Sequence[Mapping]]
+) -> Findings:
+    """Return the findings.
+
+    Args:
+        settings: The ``SmoothnessSettings``.
+        surfaces: The perturbation surfaces.
+        similar: Model to the results of ``measurement.similarities``, one for each training seed.
+        norms: Model to the results of ``measurement.norms``, one for each training seed.
+    """
+    numbers = {
+        name: [
+            {"seed": seed, "direction": direction, "step": step, **_facts(each, settings)}
+            for (seed, direction), of in runs.items()
+            for step, each in zip(settings.steps, of)
+        ]
+        for name, runs in surfaces.items()
+    }
+    rival = "vanilla-longer" if "vanilla-longer" in surfaces else "vanilla"
+    verdicts = [_verdict(step, numbers["skip-dit"], numbers[rival], TITLES[rival]) for step in settings.steps]
+    halves = [each["halves"] for each in norms["skip-dit"]]
+    return Findings(
+        lead=verdicts[0],
+        details=[*verdicts[1:], _similarity_sentence(similar), _norm_sentence(norms)],
+        numbers={"surfaces": numbers, "similarity": dict(similar), "norms": dict(norms)},
+        tables=[
+            _surface_table(numbers, settings),
+            _similarity_table(similar),
+            _norm_table(norms),
+            *([_half_table(halves)] if any(halves) else []),
+        ],
+        plots=_norm_plots(norms, settings.steps),
+        maps=[*_surface_maps(surfaces, settings), *_similarity_maps(similar)],
+        notes=[
+            "Directions are drawn from N(0, 1) for each parameter by its name, and each output row is scaled to the "
+            "norm of the weight's row; biases are not perturbed. Models share the directions of the parameters that "
+            "they share. The paper does not say how its directions are scaled.",
+            "Each model is looked at on its own unperturbed trajectory from the same noise, x_t, t and labels being "
+            "the same for every alpha and beta.",
+            "The Jacobian of a block with its merge is by the trunk's stream; the source of the branch is fixed.",
+        ],
+    )
+
+
+def _facts(surface: Mapping[str, Any], settings: Any) -> dict[str, float]:
+    """Return the minimum, the mean and the area of a surface."""
+    cosines = [value for row in surface["cosine"] for value in row]
+    errors = [value for row in surface["relative_l2"] for value in row]
+    share = share_above(surface["cosine"], settings.level)
+    return {
+        "minimum": min(cosines),
+        "mean": fmean(cosines),
+        "area": share * (2 * settings.radius) ** 2,
+        "share": share,
+        "relative_l2": fmean(errors),
+        "highest_relative_l2": max(errors),
+    }
+
+
+def _means(rows: Sequence[Mapping], step: int, measure: str, by: str) -> dict[int, float]:
+    """Return the mean of a measure at one step, for each training seed or direction seed."""
+    chosen = [row for row in rows if row["step"] == step]
+    return {key: fmean(row[measure] for row in chosen if row[by] == key) for key in {row[by]: None for row in chosen}}
+
+
+def _verdict(step: int, skip: Sequence[Mapping], vanilla: Sequence[Mapping], rival: str) -> str:
+    """Return whether the surface of Skip-DiT is smoother at one step, with both spreads of the paired difference."""
+    shared = len({row["seed"] for row in vanilla}) > 1 or len({row["seed"] for row in skip}) == 1
+    others = {(row["seed"] if shared else 0, row["direction"]): row for row in vanilla if row["step"] == step}
+    differences = [
+        {**row, "difference": row["mean"] - others[row["seed"] if shared else 0, row["direction"]]["mean"]}
+        for row in skip
+        if row["step"] == step
+    ]
+    by_seed, by_direction = (
+        list(_means(differences, step, "difference", by).values()) for by in ("seed", "direction")
+    )
+    mean, noise = fmean(by_seed), max(half_width(by_seed), half_width(by_direction))
+    if len(by_seed) == len(by_direction) == 1:
+        answer = "one training seed and one pair of directions do not say whether this is chance"
+    elif abs(mean) <= noise:
+        answer = "the difference is inside the spread"
+    elif mean > 0:
+        answer = "Skip-DiT's is smoother, by more than the spread"
+    else:
+        answer = "Skip-DiT's is less smooth, by more than the spread"
+    ours, theirs = (fmean(_means(rows, step, "mean", "seed").values()) for rows in (skip, vanilla))
+    return (
+        f"At step {step} the mean cosine over the perturbation surface is {ours:.4f} in Skip-DiT and {theirs:.4f} in "
+        f"{rival}: {answer} (difference {mean:+.4f}, ±{half_width(by_seed):.4f} over "
+        f"{_count(by_seed, 'training seed')} and ±{half_width(by_direction):.4f} over "
+        f"{_count(by_direction, 'pair')} of directions)."
+    )
+
+
+def _count(values: Sequence, noun: str) -> str:
+    return f"{len(values)} {noun}{'' if len(values) == 1 else 's'}"
+
+
+def _surface_table(numbers: Mapping[str, Sequence[Mapping]], settings: Any) -> Table:
+    """Return the numbers of the surfaces, each with its spread over training seeds and over directions."""
+    level = f"{settings.level:g}"
+    columns = [
+        Column("model", "the model, and which of its weights are perturbed"),
+        Column("step", f"the denoising step, of {settings.num_inference_steps}"),
+        Column("mean", "mean cosine over the surface, ± over training seeds"),
+        Column("± directions", "the sample standard deviation of the mean cosine over pairs of directions"),
+        Column("minimum", "lowest cosine of the surface, ± over training seeds"),
+        Column(
+            f"area at {level}", f"area of alpha and beta where the cosine is {level} or more, ± over training seeds"
+        ),
+        Column("relative L2", "mean of ||f' - f|| / ||f|| over the surface, ± over training seeds"),
+    ]
+    rows = [
+        [
+            TITLES[name],
+            str(step),
+            spread(list(_means(each, step, "mean", "seed").values()), 4),
+            f"{half_width(list(_means(each, step, 'mean', 'direction').values())):.4f}",
+            *(
+                spread(list(_means(each, step, measure, "seed").values()), digits)
+                for measure, digits in (("minimum", 4), ("area", 4), ("relative_l2", 4))
+            ),
+        ]
+        for step in settings.steps
+        for name, each in numbers.items()
+    ]
+    return Table("Perturbation surfaces", columns, rows)
+
+
+def _flat(cosines: Sequence[Sequence[float | None]] | None) -> float:
+    return fmean(value for row in cosines or [[1.0]] for value in row if value is not None)
+
+
+def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
+    columns = [
+        Column("model", "the model"),
+        Column(
+            "successive steps", "mean cosine of a block's output with that of the step before, ± over training seeds"
+        ),
+        Column("cached", "mean cosine of a block's output in a cached run with that in an all-full run, where it ran"),
+    ]
+    rows = [
+        [TITLES[name], *(spread([_flat(one[kind]) for one in each], 4) for kind in ("successive", "cached"))]
+        for name, each in similar.items()
+    ]
+    return Table("Similarity of features", columns, rows)
+
+
+def _similarity_sentence(similar: Mapping[str, Sequence[Mapping]]) -> str:
+    parts = []
+    for name, each in similar.items():
+        successive, cached = (spread([_flat(one[kind]) for one in each], 4) for kind in ("successive", "cached"))
+        parts.append(f"{successive} and {cached} in {TITLES[name]}")
+    return (
+        "The mean cosines of successive steps, and of cached with full features, are "
+        + ", ".join(parts)
+        + " (± over training seeds)."
+    )
+
+
+def _block_means(each: Mapping, kind: str) -> list[float | None]:
+    """Return the norm of each block, mean over steps; None where it has none."""
+    return [
+        None if values[0] is None else fmean(values)  # type: ignore[type-var]
+        for values in zip(*(step[kind] for step in each["blocks"]))
+    ]
+
+
+def _mean_norm(each: Mapping, kind: str) -> float | None:
+    values = [value for value in _block_means(each, kind) if value is not None]
+    return fmean(values) if values else None
+
+
+def _norm_table(norms: Mapping[str, Sequence[Mapping]]) -> Table:
+    columns = [
+        Column("model", "the model"),
+        Column(
+            "block", "spectral norm of a block's Jacobian, mean over blocks, steps and samples, ± over training seeds"
+        ),
+        Column("block with merge", "the same of the target blocks with their merge, by the trunk's stream"),
+        Column("model's", "spectral norm of the Jacobian of the predicted noise by x_t, mean over steps and samples"),
+    ]
+    rows = []
+    for name, each in norms.items():
+        fused = [value for one in each if (value := _mean_norm(one, "fused")) is not None]
+        blocks = [value for one in each if (value := _mean_norm(one, "block")) is not None]
+        cells = [
+            spread(blocks, 3),
+            spread(fused, 3) if fused else "-",
+            spread([fmean(one["model"]) for one in each], 3),
+        ]
+        rows.append([TITLES[name], *cells])
+    return Table("Spectral norms of Jacobians", columns, rows)
+
+
+def _norm_sentence(norms: Mapping[str, Sequence[Mapping]]) -> str:
+    parts = [f"{spread([fmean(one['model']) for one in each], 3)} in {TITLES[name]}" for name, each in norms.items()]
+    return "The spectral norm of the Jacobian of the predicted noise by x_t is " + ", ".join(parts) + "."
+
+
+def _half_table(halves: Sequence[Sequence[Mapping[str, float]]]) -> Table:
+    columns = [
+        Column("pair", "source block and target block"),
+        Column("W_x", "spectral norm of the half of the Linear that takes the trunk, ± over training seeds"),
+        Column("W_s", "spectral norm of the half that takes the source"),
+        Column("power iteration", "the largest relative difference of power iteration to the exact values"),
+    ]
+    rows = []
+    for at, seeds in enumerate(zip(*halves)):
+        differences = [
+            abs(one[f"{half}_power"] - one[half]) / max(one[half], 1e-30) for one in seeds for half in ("x", "s")
+        ]
+        values = [spread([one[half] for one in seeds], 3) for half in ("x", "s")]
+        rows.append([f"pair {at}", *values, f"{max(differences):.0e}"])
+    return Table("Spectral norms of the branches", columns, rows)
+
+
+def _norm_plots(norms: Mapping[str, Sequence[Mapping]], steps: Sequence[int]) -> list[Plot]:
+    """Return the plot of the spectral norm of each block, alone and with its merge."""
+    series = []
+    for colour, (name, each) in enumerate(norms.items()):
+        for kind in ("block", "fused"):
+            means = list(zip(*(_block_means(one, kind) for one in each)))
+            points = [
+                Point(
+                    at,
+                    fmean(values),
+                    title=f"{TITLES[name]}, block {at}: {spread(values, 3)}",
+                    spread=half_width(values),
+                )
+                for at, values in enumerate(means)
+                if values[0] is not None
+            ]
+            if points:
+                title = TITLES[name] if kind == "block" else f"{TITLES[name]}, with the merge"
+                series.append(Series(title, points, colour, hollow=kind == "fused", joined=True))
+    caption = (
+        f"Mean over steps {', '.join(map(str, steps))} and samples; bars are the sample standard deviation over "
+        "training seeds."
+    )
+    return [Plot("Spectral norm of each block's Jacobian", caption, "block", "spectral norm", series)]
+
+
+def _surface_maps(surfaces: Surfaces, settings: Any) -> list[HeatMaps]:
+    """Return the surfaces of each step, those of the first training seed and the first directions."""
+    cells = [f"{value:g}" for value in grid(settings.radius, settings.points)]
+    groups = []
+    for at, step in enumerate(settings.steps):
+        maps = [HeatMap(TITLES[name], next(iter(runs.values()))[at]["cosine"]) for name, runs in surfaces.items()]
+        lowest = min(each.lowest[0] for each in maps)
+        groups.append(
+            HeatMaps(
+                f"Perturbation surface at step {step}",
+                maps,
+                "The cosine between perturbed and unperturbed features when the weights are theta + alpha d1 + "
+                "beta d2, for the first training seed and the first pair of directions. In the middle nothing is "
+                "perturbed; the higher the cosines around it, the smoother is the model. The circle marks the lowest.",
+                "cosine between perturbed and unperturbed features",
+                Axis("alpha", cells),
+                Axis("beta", cells),
+                _bounds(lowest),
+                has_contours=True,
+            )
+        )
+    return groups
+
+
+def _bounds(lowest: float) -> list[float]:
+    """Return evenly spaced levels between 1 and the lowest value, in as few digits as keep them apart."""
+    step = max(1 - lowest, 1e-9) / (LEVELS + 1)
+    digits = 1 - floor(log10(step))
+    return [round(1 - at * step, digits) for at in range(1, LEVELS + 1)]
+
+
+def _similarity_maps(similar: Mapping[str, Sequence[Mapping]]) -> list[HeatMaps]:
+    """Return the similarity by block and step, of the first training seed."""
+    groups = []
+    for kind, title, measure in (
+        ("successive", "Similarity of successive steps", "cosine of a block's output with that of the step before"),
+        ("cached", "Similarity of cached to full features", "cosine of a block's output with that of an all-full run"),
+    ):
+        maps = [HeatMap(TITLES[name], each[0][kind]) for name, each in similar.items() if each[0][kind] is not None]
+        if not maps:
+            continue
+        blocks, steps = len(maps[0].values), len(maps[0].values[0])
+        first = 2 if kind == "successive" else 1
+        across = Axis("step", [str(at + first) for at in range(steps)])
+        caption = f"The {measure}, for the first training seed" + (
+            "." if kind == "successive" else "; where a block did not run, nothing is drawn."
+        )
+        down = Axis("block", [str(at) for at in range(blocks)])
+        groups.append(HeatMaps(title, maps, caption, measure, across, down))
+    return groups
