@@ -91,6 +91,11 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
     preset = load_preset(sweep, flags_of_commands(ctx))
     swept = _swept_flags(preset)
     chosen = _chosen(points_of(preset), points)
+    if _processes() > 1 and len(chosen) > 1:  # accelerate ends the group of processes with the first training
+        raise UsageError(
+            f"Got {len(chosen)} points of a sweep in {_processes()} processes, which train one a launch; give "
+            f"--points {chosen[0].name}, then the next."
+        )
     if settings.output is None and not dry_run:
         raise UsageError("Got no --output but expected a folder for the sweep, such as -o runs/sweep.")
     output = settings.output or Path(sweep).with_suffix("")
@@ -106,6 +111,7 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
     if is_main:
         _show(grid, trained=False)
     if not dry_run:
+        _wait_for_all()  # all have checked the output before the main process writes it
         with contextlib.redirect_stdout(sys.stderr) if ctx.params["json"] else contextlib.nullcontext():
             failed = _train(ctx, grid, output, resume)
     if not is_main:

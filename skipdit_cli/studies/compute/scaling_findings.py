@@ -89,7 +89,10 @@ def _budget_words(budgets: Sequence[Mapping[str, Any]], models: Sequence[Model],
     listed = ", ".join(f"{budget['training_macs'] / GIGA:,.0f} G: {budget['best']}" for budget in budgets)
     is_steady = ranks == sorted(ranks) and ranks[:1] < ranks[-1:]
     grows = "grows with the budget, as in figure 9" if is_steady else "does not grow steadily with the budget"
-    return f"At equal training compute the size of the model with the best {metric} {grows} ({listed})."
+    return (
+        f"At equal training compute the size of the model with the best {metric} {grows} ({listed}; only "
+        "models that have spent a budget are compared)."
+    )
 
 
 def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
