@@ -31,6 +31,7 @@ def find(settings: Any, seeds: Sequence[int], measured: Mapping[str, Any], score
             cache_table(results),
         ],
         notes=_notes(results),
+        warnings=[] if len(seeds) > 1 else ["With one seed, 'help' and 'harm' are the sign of one number."],
     )
 
 

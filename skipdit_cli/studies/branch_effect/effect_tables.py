@@ -22,6 +22,7 @@ def _groups(cells: Iterable[Cell], key: Callable[[Cell], tuple[str, str]]) -> di
 
 
 def effect_table(results: Results, title: str, key: Callable[[Cell], tuple[str, str]]) -> Table:
+    """Return the table of the differences of groups of caches; ``key`` returns the group of a cache."""
     rows = []
     for arm in ("residual", "replace"):
         for group, cells in _groups(results.cells, key).items():
@@ -52,6 +53,7 @@ def _cell(found: Effect | None) -> str:
 
 
 def length_table(results: Results) -> Table:
+    """Return the table of the differences by length of training."""
     rows = []
     for arm in ("residual", "replace"):
         for length in results.settings.lengths:
@@ -72,15 +74,18 @@ def length_table(results: Results) -> Table:
 
 
 def score_table(results: Results) -> Table:
+    """Return the table of the scores of all arms after the longest training, with the cost of each run."""
     rows = []
     for name in results.scores_of("vanilla")[0]:
         for arm, title in ARMS.items():
             runs = [each[name] for each in results.scores_of(arm)]
             cells = [_spread([run[key] for run in runs], digits) for key, digits in SCORES.items()]
-            rows.append([name, title, *cells])
+            costs = [caches[name]["forwards"] for caches in results.runs(arm, results.longest) if name in caches]
+            rows.append([name, title, _spread(costs[:1]), *cells])
     columns = [
         Column("run", "The sampler, and the cache.", numeric=False),
         Column("model", "The arm of the study.", numeric=False),
+        Column("cost", "Multiply-adds of the run, in full forwards of vanilla."),
         Column("FID", "Frechet distance of the features of samples and real images; lower is better."),
         Column("KID", "Kernel distance of the same features, which has no bias; lower is better."),
         Column("agreement", "Share of samples that the network classifies as their class label."),
