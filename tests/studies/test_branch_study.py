@@ -10,7 +10,15 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.studies.branch_effect.branch_study import STUDY, commands
 from skipdit_cli.studies.branch_effect.cache_grid import Cell, make_cells, parse_sampler
-from skipdit_cli.studies.branch_effect.differences import OWN, Effect, effect, equal_flops, equal_schedule, interpolate
+from skipdit_cli.studies.branch_effect.differences import (
+    OWN,
+    Effect,
+    best_within,
+    effect,
+    equal_flops,
+    equal_schedule,
+    interpolate,
+)
 from skipdit_cli.studies.study import read_settings
 
 TOY = """about: A toy, whose learning rate is so small that no weight changes.
@@ -95,6 +103,7 @@ def test_differences_are_paired_by_seed_and_counted_by_cache():
     flops = effect(pairs, cells, equal_flops(OWN, cells))
     share = math.log(5.4 / 5) / math.log(8 / 5)
     assert flops.caches == 1 and flops.per_seed == pytest.approx((1 - 10 * share, 2 - 10 * share))
+    assert best_within(joined[0], cells, 8, OWN) == 21.0 and best_within(joined[0], cells, 5, OWN) is None
     unknown = [({**pairs[0][0], cells[0].name: run(5.4, None)}, pairs[0][1]), pairs[1]]
     assert effect(unknown, cells[:1], equal_schedule(OWN)) is None
     assert interpolate([(1, 0.0), (4, 2.0)], 2) == pytest.approx(1.0) and interpolate([(1, 0.0), (4, 2.0)], 5) is None

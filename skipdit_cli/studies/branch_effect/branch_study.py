@@ -35,6 +35,7 @@ class BranchSettings:
         score_samples: Samples of the runs that are scored against real digits.
         score_samplers, score_layers, score_intervals, score_full_steps, score_forecasts, score_levels: Their caches.
         batch: Samples at one time; all if None.
+        budgets: Costs, in full forwards without branches, at which the best caches of all kinds are compared.
     """
 
     model: str
@@ -60,6 +61,7 @@ class BranchSettings:
     seed: int = 0
     exact_db: float = 50.0
     batch: int | None = None
+    budgets: tuple[int, ...] = (8, 10, 13, 16, 20)
 
     @property
     def grid(self) -> dict[str, Any]:

@@ -123,3 +123,9 @@ def interpolate(curve: Sequence[tuple[float, float]], cost: float) -> float | No
             share = math.log(cost / left) / math.log(right / left) if right > left else 0.0
             return low + share * (high - low)
     return None
+
+
+def best_within(runs: Runs, cells: Iterable[Cell], budget: float, measure: str) -> float | None:
+    """Return the highest value of the caches that cost no more than a budget; None if there is no such cache."""
+    values = [run[measure] for run in (runs[cell.name] for cell in cells) if (run["forwards"] or math.inf) <= budget]
+    return max((value for value in values if value is not None), default=None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from skipdit_cli.reports import Column, Table
 from skipdit_cli.studies.branch_effect.arm_results import ARMS, REUSE, Results, split_forecasts
 from skipdit_cli.studies.branch_effect.cache_grid import Cell
-from skipdit_cli.studies.branch_effect.differences import EXACT, OWN, Effect
+from skipdit_cli.studies.branch_effect.differences import EXACT, OWN, Effect, best_within, signed
 from skipdit_cli.studies.spread import spread
 
 SCORES = {"fid": 2, "kid": 4, "agreement": 3}
@@ -22,6 +22,7 @@ def _groups(cells: Iterable[Cell], key: Callable[[Cell], tuple[str, str]]) -> di
 
 
 def effect_table(results: Results, title: str, key: Callable[[Cell], tuple[str, str]]) -> Table:
+    """Return the table of the differences of groups of caches; ``key`` returns the group of a cache."""
     rows = []
     for arm in ("residual", "replace"):
         for group, cells in _groups(results.cells, key).items():
@@ -52,6 +53,7 @@ def _cell(found: Effect | None) -> str:
 
 
 def length_table(results: Results) -> Table:
+    """Return the table of the differences by length of training."""
     rows = []
     for arm in ("residual", "replace"):
         for length in results.settings.lengths:
@@ -72,15 +74,18 @@ def length_table(results: Results) -> Table:
 
 
 def score_table(results: Results) -> Table:
+    """Return the table of the scores of all arms after the longest training, with the cost of each run."""
     rows = []
     for name in results.scores_of("vanilla")[0]:
         for arm, title in ARMS.items():
             runs = [each[name] for each in results.scores_of(arm)]
             cells = [_spread([run[key] for run in runs], digits) for key, digits in SCORES.items()]
-            rows.append([name, title, *cells])
+            costs = [caches[name]["forwards"] for caches in results.runs(arm, results.longest) if name in caches]
+            rows.append([name, title, _spread(costs[:1]), *cells])
     columns = [
         Column("run", "The sampler, and the cache.", numeric=False),
         Column("model", "The arm of the study.", numeric=False),
+        Column("cost", "Multiply-adds of the run, in full forwards of vanilla."),
         Column("FID", "Frechet distance of the features of samples and real images; lower is better."),
         Column("KID", "Kernel distance of the same features, which has no bias; lower is better."),
         Column("agreement", "Share of samples that the network classifies as their class label."),
@@ -116,3 +121,26 @@ def cache_table(results: Results) -> Table:
         ),
     ]
     return Table(f"Every cache, after {results.longest} steps", columns, rows)
+
+
+def budget_table(results: Results) -> Table:
+    """Return the table of the best cache of each arm, of whatever kind, within each budget of FLOPs."""
+    rows = []
+    runs = {arm: results.runs(arm, results.longest) for arm in ("vanilla", "residual", "replace")}
+    for sampler in results.settings.samplers:
+        cells = [cell for cell in results.cells if cell.sampler == sampler]
+        for budget in results.settings.budgets:
+            for measure, name in ((OWN, "own"), (EXACT, "exact")):
+                best = {arm: [best_within(run, cells, budget, measure) for run in each] for arm, each in runs.items()}
+                pairs = [(ours, theirs) for ours, theirs in zip(best["residual"], best["vanilla"])]
+                gains = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+                gain = signed(gains) if len(gains) == len(pairs) else "-"
+                rows.append([sampler, f"{budget}", name, *map(_spread, best.values()), gain])
+    columns = [
+        Column("sampler", "The sampler and its denoising steps.", numeric=False),
+        Column("budget", "Cost of a run, in full forwards of vanilla."),
+        Column("PSNR to", "own: the uncached run of the same model; exact: its exact solution.", numeric=False),
+        *(Column(ARMS[arm], "PSNR in dB of the best cache within the budget, of any kind.") for arm in runs),
+        Column("difference", "Residual branches minus vanilla, trained on, by seed."),
+    ]
+    return Table(f"The best cache within a budget of FLOPs, after {results.longest} steps", columns, rows)
