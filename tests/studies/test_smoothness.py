@@ -95,19 +95,19 @@ def test_norms_of_jacobians_are_those_of_dense_ones(tiny_dit, call):
         dense = dense_norms(first.run, first.x)
         computed = spectral.jacobian_norm(first.run, first.x, iterations=2000, tolerance=1e-13)
         torch.testing.assert_close(computed, dense, rtol=1e-8, atol=0)
-        assert norms["block"][0] == pytest.approx(float(dense.mean()), rel=1e-3)
+        assert norms["block"][0] == pytest.approx(float(dense.mean()), rel=1e-2)
 
         def fused(x):
             return last.run(model.skip_branches(x, first.output, 0))
 
         torch.testing.assert_close(fused(last.x), last.output, rtol=1e-12, atol=1e-12)
-        assert norms["fused"][2] == pytest.approx(float(dense_norms(fused, last.x).mean()), rel=1e-3)
+        assert norms["fused"][2] == pytest.approx(float(dense_norms(fused, last.x).mean()), rel=1e-2)
         assert norms["fused"][:2] == [None, None]
 
         def predict(x):
             return model(**{**kwargs, "hidden_states": x})[0][:, :1]
 
-        assert spectral.model_norm(model, call) == pytest.approx(float(dense_norms(predict, x).mean()), rel=1e-3)
+        assert spectral.model_norm(model, call) == pytest.approx(float(dense_norms(predict, x).mean()), rel=1e-2)
 
 
 def test_norms_of_halves_by_both_methods(skip_dit):
@@ -150,7 +150,7 @@ def test_the_study_at_toy_size(skipdit, tmp_path):
     assert skip["cached"][1][1] is None and skip["cached"][3][1] < 1
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Perturbation surface at step 1" in page and 'class="contour"' in page
-    assert "one training seed and one pair of directions do not say" in ended.json["lead"]
+    assert "one training seed does not say" in ended.json["lead"]
 
 
 @pytest.mark.parametrize(

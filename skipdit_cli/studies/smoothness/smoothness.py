@@ -96,7 +96,7 @@ def needs(settings: SmoothnessSettings, seeds: tuple[int, ...]) -> Sequence[str]
     if settings.skip_model is None:
         return []
     return [
-        f"It needs two trained models, {settings.model} and {settings.skip_model}, and memory for three copies of the "
+        f"It needs two trained models, {settings.model} and {settings.skip_model}, and memory for four copies of the "
         "weights: nothing is trained, so training seeds change nothing."
     ]
 

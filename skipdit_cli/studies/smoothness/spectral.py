@@ -15,7 +15,7 @@ from skipdit_cli.skip.branches import SkipBranches
 from skipdit_cli.studies.smoothness.surface import Call
 from skipdit_cli.trunk import Trunk
 
-ITERATIONS, TOLERANCE = 200, 1e-5
+ITERATIONS, TOLERANCE = 100, 1e-4
 """The most steps of a power iteration, and the relative change of the norm at which it ends."""
 
 Operator = Callable[[torch.Tensor], torch.Tensor]
