@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from skipdit_cli.studies.study import Study
 
 STUDIES: dict[str, str] = {
-    "conditioning": "skipdit_cli.studies.conditioning",
+    "conditioning": "skipdit_cli.studies.conditioning_strategies",
     "efficiency": "skipdit_cli.studies.efficiency",
     "scaling": "skipdit_cli.studies.scaling",
 }

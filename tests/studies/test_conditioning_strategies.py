@@ -3,7 +3,7 @@
 import pytest
 
 from skipdit_cli.families.conditioned_dit import CONDITIONINGS
-from skipdit_cli.studies.conditioning import Strategy, find, leads
+from skipdit_cli.studies.conditioning_strategies import Strategy, find, leads
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 MODEL = """about: toy
