@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from skipdit_cli.studies.study import Study
 
 STUDIES: dict[str, str] = {
+    "conditioning": "skipdit_cli.studies.conditioning_strategies",
     "efficiency": "skipdit_cli.studies.efficiency",
     "scaling": "skipdit_cli.studies.scaling",
     "branches": "skipdit_cli.studies.branch_effect.branch_study",

@@ -26,7 +26,7 @@ from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_
 from skipdit_cli.training.run.training_data import image_shape
 
 READ_AT_ONCE = 250
-METRICS = ("fid",)
+METRICS = ("fid", "kid")
 """The scores of samples, from ``evaluation.score``."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 """The step of the sequence that spreads timesteps evenly over any number of samples."""
@@ -182,16 +182,20 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         batch_size=settings.batch_size,
         seed=0,
     )
-    return _scores(np.asarray(generated.images), pipe, settings)
+    return _scores(np.asarray(generated.images), pipe, settings, None if classes is None else labels)
 
 
-def _scores(images: np.ndarray, pipe, settings: Measurement) -> dict[str, float]:
-    """Return the scores of images or videos against the reference."""
-    from skipdit_cli.evaluation import load_features, score
+def _scores(images: np.ndarray, pipe, settings: Measurement, labels: list[Any] | None = None) -> dict[str, float]:
+    """Return the scores of images or videos against the reference, and with class labels their ``agreement`` with
+    the classes that the network finds, where it has these classes."""
+    from skipdit_cli.evaluation import features, load_features, score
+    from skipdit_cli.evaluation.scores import agreement_of
 
     real, crops = _real_images(pipe, settings.reference, settings.reference_samples), settings.features == "digits"
-    values = score(_frames(images, crops), _frames(real, crops), load_features(settings.features), METRICS)
-    return {name: values[name] for name in METRICS}
+    network = load_features(settings.features)
+    samples = features(network, _frames(images, crops))
+    values = score(samples, _frames(real, crops), network, METRICS) | agreement_of(samples, labels)[0]
+    return {name: values[name] for name in (*METRICS, "agreement") if values[name] is not None}
 
 
 def _real_images(pipe, data: str, count: int) -> np.ndarray:

@@ -1,0 +1,272 @@
+"""The study of conditioning: the four strategies of DiT, trained for equally many steps."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
+from skipdit_cli.presets import load_preset
+from skipdit_cli.reports import Column, Plot, Point, Series, Table
+from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.study_run import StudyRun
+
+GIGA, MILLION = 1e9, 1e6
+SHAPES = ("circle", "square", "diamond", "triangle")
+METRICS = {
+    "fid": ("FID", 2),
+    "kid": ("KID", 4),
+    "agreement": ("Classifier agreement", 3),
+    "loss": ("Held-out loss", 4),
+}
+"""Heading and decimals of each score."""
+PAPER_ORDER = "adaln-zero, adaln, cross-attention, in-context"
+MEASURED = (
+    "held_out",
+    "held_out_samples",
+    "draws",
+    "samples",
+    "num_inference_steps",
+    "reference",
+    "reference_samples",
+    "features",
+    "batch_size",
+)
+NOTE = (
+    "All strategies have the same blocks, data, steps, batches and learning rate, and the same noise in a held-out "
+    "loss. Qualities are those of the averaged weights (EMA), of samples without guidance. Equal steps is the paper's "
+    "comparison: parameters and GFLOPs (multiply-adds of a forward, as the paper counts) differ, and stand beside it. "
+    "A new model predicts zero whatever its strategy; only the blocks of adaln-zero begin as the identity. The paper "
+    "does not say how adaLN's regression begins: here it is Xavier-uniform, as the other Linear layers."
+)
+
+
+@dataclass(frozen=True)
+class ConditioningSettings:
+    """The settings of study ``conditioning``.
+
+    Args:
+        preset: The preset of a DiT, whose ``train`` flags are used.
+        train_steps: Optimizer steps of each model.
+        checkpoints: Checkpoints of each training, evenly spaced, at which the quality is measured.
+        samples: Generated samples to score at each of them; 0 for none.
+        num_inference_steps: Denoising steps of those samples.
+        data: ``--data`` of the trainings.
+        held_out, held_out_samples, draws: The held-out loss, see ``training_curves.Measurement``.
+        reference, reference_samples, features, batch_size: As for ``training_curves.Measurement``.
+        train_batch_size, gradient_accumulation_steps, lr_scheduler, lr_warmup_steps, ema_decay: Flags of the
+            trainings. The schedule must not depend on the number of steps, for each checkpoint stands for a training
+            of its length.
+        vae: ``--vae`` of the trainings; None for models of pixels.
+    """
+
+    preset: str
+    train_steps: int
+    checkpoints: int
+    samples: int
+    num_inference_steps: int
+    data: str
+    held_out: str
+    reference: str
+    train_batch_size: int
+    gradient_accumulation_steps: int = 1
+    held_out_samples: int = 0
+    draws: int = 4
+    reference_samples: int = 0
+    features: str = "digits"
+    batch_size: int = 250
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 20
+    ema_decay: float = 0.99
+    vae: str | None = None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A conditioning strategy and what was measured of it.
+
+    Args:
+        name: One of ``CONDITIONINGS``.
+        parameters: The parameters of its model.
+        macs: Multiply-adds of a forward; None if they cannot be counted.
+        curves: For each seed the quality at each checkpoint, in the order of their steps.
+    """
+
+    name: str
+    parameters: int
+    macs: int | None
+    curves: list[list[dict[str, float]]]
+
+    def last(self, metric: str) -> list[float]:
+        """Return a score at the end of training, one for each seed."""
+        return [curve[-1][metric] for curve in self.curves]
+
+
+def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str, str]:
+    """Return one training for each strategy and seed."""
+    train = f"train --preset {shlex.quote(settings.preset)}"
+    flags = f"--no-skip-branches --data {shlex.quote(settings.data)} --max-train-steps {settings.train_steps}"
+    flags += f" --checkpointing-steps {max(1, settings.train_steps // settings.checkpoints)}"
+    flags += f" --checkpoints-total-limit {settings.checkpoints + 1} --train-batch-size {settings.train_batch_size}"
+    flags += f" --gradient-accumulation-steps {settings.gradient_accumulation_steps}"
+    flags += f" --lr-scheduler {settings.lr_scheduler} --lr-warmup-steps {settings.lr_warmup_steps}"
+    flags += f" --ema-decay {settings.ema_decay}"
+    flags += "" if settings.vae is None else f" --vae {shlex.quote(settings.vae)}"
+    return {
+        f"{name}-seed-{seed}": f"{train} --conditioning {name} {flags} --seed {seed}"
+        for seed in seeds
+        for name in CONDITIONINGS
+    }
+
+
+def measure(run: StudyRun) -> Findings:
+    """Measure all strategies over training, and compare them."""
+    from skipdit_cli.studies import training_curves
+    from skipdit_cli.training.sweep import cost_of
+    from skipdit_cli.training.training_settings import TrainingSettings
+
+    settings: ConditioningSettings = run.settings
+    measurement = {name: getattr(settings, name) for name in MEASURED}
+    folders = {(name, seed): run.folder(f"{name}-seed-{seed}") for name in CONDITIONINGS for seed in run.seeds}
+    steps = {key: training_curves.checkpoint_steps(folder) for key, folder in folders.items()}
+    qualities = run.measured_all(
+        training_curves.quality,
+        {
+            f"{name}-seed-{seed}-step-{step}": {
+                "run": str(folder),
+                "step": step,
+                "measurement": measurement,
+                "device": run.device,
+            }
+            for (name, seed), folder in folders.items()
+            for step in steps[name, seed]
+        },
+    )
+    strategies = []
+    for name in CONDITIONINGS:
+        cost = cost_of(with_conditioning(load_preset(settings.preset), name), TrainingSettings(), False)
+        curves = [[qualities[f"{name}-seed-{seed}-step-{step}"] for step in steps[name, seed]] for seed in run.seeds]
+        strategies.append(Strategy(name, cost.parameters, cost.macs, curves))
+    return find(strategies)
+
+
+def leads(strategies: Sequence[Strategy], metric: str) -> dict[str, list[float]]:
+    """Return by how much adaLN-Zero is better than each other strategy at the end of training, one for each seed.
+
+    Args:
+        metric: ``agreement`` is better when it is higher, all others when they are lower.
+    """
+    ends = {strategy.name: strategy.last(metric) for strategy in strategies}
+    sign = -1 if metric == "agreement" else 1
+    return {
+        name: [sign * (value - zero) for value, zero in zip(values, ends[ADALN_ZERO])]
+        for name, values in ends.items()
+        if name != ADALN_ZERO
+    }
+
+
+def find(strategies: Sequence[Strategy]) -> Findings:
+    """Return what the strategies show."""
+    metrics = [name for name in METRICS if all(name in row for each in strategies for row in each.curves[0])]
+    found = {metric: leads(strategies, metric) for metric in metrics}
+    first, *others = metrics
+    numbers = {"strategies": {each.name: asdict(each) for each in strategies}, "lead_of_adaln_zero": found}
+    order = ", ".join(sorted(found[first] | {ADALN_ZERO: []}, key=_mean_by_name(strategies, first).__getitem__))
+    details = [
+        f"By mean {METRICS[first][0]} the order here is {order}; that of figure 5 of the paper, from memory, is "
+        f"{PAPER_ORDER}.",
+        *(_lead_words(found[metric], metric) for metric in others),
+    ]
+    plots = [_plot(strategies, metric) for metric in metrics]
+    return Findings(
+        _lead_words(found[first], first),
+        details,
+        numbers,
+        plots=plots,
+        tables=[_table(strategies, metrics)],
+        notes=[NOTE],
+    )
+
+
+def _mean_by_name(strategies: Sequence[Strategy], metric: str) -> dict[str, float]:
+    return {strategy.name: fmean(strategy.last(metric)) for strategy in strategies}
+
+
+def _lead_words(differences: Mapping[str, Sequence[float]], metric: str) -> str:
+    """Return adaLN-Zero's lead over each other strategy, and whether it is more than the spread."""
+    name, digits = METRICS[metric]
+    words = []
+    for other, values in differences.items():
+        mean = fmean(values)
+        if len(values) < 2:
+            judged = "of one seed, so its spread is unknown"
+        elif abs(mean) <= half_width(values) or not (min(values) > 0 or max(values) < 0):
+            judged = "within the spread"
+        else:
+            judged = "in every seed"
+        kind = "ahead of" if mean > 0 else "behind" if mean < 0 else "level with"
+        words.append(
+            f"{kind} {other} by {spread([abs(mean)] if len(values) < 2 else _upright(values), digits)}, {judged}"
+        )
+    return f"{name}: adaln-zero is {'; '.join(words)}."
+
+
+def _upright(values: Sequence[float]) -> list[float]:
+    """Return differences with the sign that makes their mean positive."""
+    return [-value for value in values] if fmean(values) < 0 else list(values)
+
+
+def _plot(strategies: Sequence[Strategy], metric: str) -> Plot:
+    name = METRICS[metric][0]
+    series = [
+        Series(
+            strategy.name,
+            [
+                Point(row[0]["step"], fmean(values), spread=half_width(values))
+                for row in zip(*strategy.curves)
+                for values in [[each[metric] for each in row]]
+            ],
+            at,
+            SHAPES[at % len(SHAPES)],
+            joined=True,
+        )
+        for at, strategy in enumerate(strategies)
+    ]
+    about = "Each strategy at its checkpoints: means and spread over seeds."
+    return Plot(f"{name} over training", about, "optimizer steps", name, series)
+
+
+def _table(strategies: Sequence[Strategy], metrics: Sequence[str]) -> Table:
+    columns = [
+        Column("conditioning", "how the model gets its timestep and class label", numeric=False),
+        Column("parameters", "parameters of the model, in millions"),
+        Column("GFLOPs", "multiply-adds of a forward of one sample, as the paper counts"),
+        *(Column(METRICS[metric][0], "at the end of training, mean and spread over seeds") for metric in metrics),
+    ]
+    rows = [
+        [
+            strategy.name,
+            f"{strategy.parameters / MILLION:.3f} M",
+            "-" if strategy.macs is None else f"{strategy.macs / GIGA:.5g}",
+            *(spread(strategy.last(metric), METRICS[metric][1]) for metric in metrics),
+        ]
+        for strategy in strategies
+    ]
+    return Table("Strategies at equal steps", columns, rows)
+
+
+STUDY = Study(
+    name="conditioning",
+    summary="which of DiT's four conditioning strategies trains best in equally many steps?",
+    claim=(
+        "adaLN-Zero gives the lowest FID of the four strategies at every point of training, with less compute than "
+        "in-context and cross-attention conditioning, and adaLN-Zero is well ahead of adaLN (DiT, arXiv 2212.09748, "
+        "figure 5)."
+    ),
+    settings=ConditioningSettings,
+    commands=commands,
+    measure=measure,
+)
