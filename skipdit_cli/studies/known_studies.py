@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 STUDIES: dict[str, str] = {
     "efficiency": "skipdit_cli.studies.efficiency",
+    "released": "skipdit_cli.studies.released",
     "scaling": "skipdit_cli.studies.scaling",
 }
 """Name of each study to the module that holds its ``STUDY``."""
