@@ -35,6 +35,7 @@ FLOORS = [
         "adapters",
         "studies",
         "studies/compute",
+        "studies/released_weights",
     },
     {"commands", "app", "__main__"},
 ]

@@ -68,6 +68,8 @@ def study(
     chosen, source = load_study(name), preset or f"study-{name}-{_size(settings.size)}"
     own = read_settings(chosen, load_preset(source).experiment, f"Preset {source}")
     seeds, output = tuple(range(settings.seeds)), settings.output or Path(f"skipdit-study-{name}")
+    if chosen.check and not settings.dry_run:
+        chosen.check(own)
     needs = chosen.needs(own, seeds) if chosen.needs else []
     if settings.dry_run:
         _show(name, chosen.commands(own, seeds), needs)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "conditioning": "skipdit_cli.studies.conditioning_strategies",
     "efficiency": "skipdit_cli.studies.efficiency",
+    "released": "skipdit_cli.studies.released",
     "scaling": "skipdit_cli.studies.scaling",
     "branches": "skipdit_cli.studies.branch_effect.branch_study",
     "smoothness": "skipdit_cli.studies.smoothness.smoothness",

@@ -49,6 +49,8 @@ class Study:
         measure: Takes the ``StudyRun`` whose commands have run, and measures what they made.
         needs: Returns what the study needs, one sentence each, before anything runs; it may refuse with
             ``UsageError``.
+        check: Refuses with ``UsageError`` settings whose files are missing, before anything is written; a dry run does
+            without it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Study:
     commands: Callable[[Any, tuple[int, ...]], dict[str, str]]
     measure: Callable[[Any], Findings]
     needs: Callable[[Any, tuple[int, ...]], Sequence[str]] | None = None
+    check: Callable[[Any], None] | None = None
 
 
 def read_settings(study: Study, experiment: Mapping[str, Any], source: str) -> Any:

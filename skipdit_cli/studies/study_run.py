@@ -87,7 +87,7 @@ class StudyRun:
             return
         (self.place / LOGS).mkdir(exist_ok=True)
         tasks = {name: partial(_timed, self._run_command, {"name": name}) for name in missing}
-        after = {name: frozenset(re.findall(r"\{run\}/([\w.-]+)", self.lines[name])) for name in missing}
+        after = {name: frozenset(re.findall(r"\{run\}/([\w.-]+)", self.lines[name])) - {name} for name in missing}
         with self.observer.progress("commands", len(missing)) as advance:
             for name, (result, seconds) in run_together(tasks, after, self.jobs):
                 self._keep(RESULTS, name, self.lines[name], result, seconds)
