@@ -139,12 +139,13 @@ class _Watch:
             self.calls[block_key] += 1
             values = trunk.joined_output(at, result).detach().flatten()
             values = values[:: -(-values.numel() // self.most_values)].clone()
-            former = self.outputs.get(key) if self.reference is None else self.reference.get((self.step, *key))
+            step_key = (self.step, *key)
+            former = self.outputs.get(key) if self.reference is None else self.reference.get(step_key)
             if former is not None and former.shape == values.shape:
                 self.found.setdefault(at, []).append(_cosine(values, former))
             self.outputs[key] = values
             if self.history is not None:
-                self.history[(self.step, *key)] = values
+                self.history[step_key] = values
 
         return compare
 

@@ -14,7 +14,7 @@ from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.models import load_pipeline
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.studies.smoothness import spectral, surface
-from skipdit_cli.trunk import known_trunk
+from skipdit_cli.trunk import Trunk, known_trunk
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def surfaces(
     values, transformer = surface.grid(how.radius, how.points), transformer_of(pipe)
     measured = surface.measure_surfaces(
         transformer,
-        known_trunk(transformer),
+        _trunk_of(transformer),
         calls,
         values,
         direction,
@@ -100,7 +100,7 @@ def norms(model: str, branches: bool, measurement: dict, device: str) -> dict[st
     sampling = {**how.sampling, "guidance_scale": 1.0}
     calls = surface.record_calls(pipe, _labels(pipe, how.jacobian_samples), how.steps, **sampling)
     transformer = transformer_of(pipe).requires_grad_(False)
-    trunk = known_trunk(transformer)
+    trunk = _trunk_of(transformer)
     return {
         "halves": [] if trunk.branches is None else spectral.half_norms(trunk.branches),
         "blocks": [spectral.block_norms(transformer, trunk, call) for call in calls],
@@ -112,12 +112,24 @@ def _load(model: str, branches: bool, device: str):
     """Return the pipeline in a folder, in float32.
 
     Raises:
-        UsageError: It is text-conditional, or its trunk is not known.
+        UsageError: It is text-conditional.
     """
     pipe = load_pipeline(model, branches=branches, dtype=torch.float32).to(device)
-    if is_text_conditional(pipe) or known_trunk(transformer_of(pipe)) is None:
+    if is_text_conditional(pipe):
         raise UsageError(f"Got {model}, but study smoothness takes class-conditional and unconditional models.")
     return pipe
+
+
+def _trunk_of(transformer) -> Trunk:
+    """Return the trunk of a transformer.
+
+    Raises:
+        UsageError: It is not known without a forward.
+    """
+    trunk = known_trunk(transformer)
+    if trunk is None:
+        raise UsageError(f"Got {type(transformer).__name__}, but study smoothness takes models of a known class.")
+    return trunk
 
 
 def _labels(pipe, count: int) -> list[int | None]:

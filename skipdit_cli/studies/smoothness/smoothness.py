@@ -108,8 +108,8 @@ def measure(run: StudyRun) -> Findings:
     from skipdit_cli.studies.smoothness.smoothness_findings import find
 
     settings: SmoothnessSettings = run.settings
-    fields = ("samples", "num_inference_steps", "guidance_scale", "steps", "radius", "points", "block")
-    fields += ("scheduler", "jacobian_samples", "cache_layers", "cache_interval")
+    fields = ["samples", "num_inference_steps", "guidance_scale", "steps", "radius", "points", "block"]
+    fields += ["scheduler", "jacobian_samples", "cache_layers", "cache_interval"]
     shared: dict[str, Any] = {
         "measurement": {name: getattr(settings, name) for name in fields},
         "device": run.device,

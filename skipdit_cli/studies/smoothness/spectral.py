@@ -56,7 +56,7 @@ def jacobian_norm(
     """
     start = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-        _, pull = torch.func.vjp(function, x)
+        pull: Callable = torch.func.vjp(function, x)[1]
         return power_iteration(
             lambda vector: torch.func.jvp(function, (x,), (vector,))[1].detach(),
             lambda vector: pull(vector)[0].detach(),
@@ -74,7 +74,7 @@ def half_norms(branches: SkipBranches) -> list[dict[str, float]]:
     """
     norms: list[dict[str, float]] = []
     for linear in branches.linears:
-        weight = linear.weight.detach().double()
+        weight: torch.Tensor = linear.get_parameter("weight").detach().double()
         norms.append({})
         for name, half in zip(("x", "s"), weight.chunk(2, dim=1)):
             norms[-1][name] = float(torch.linalg.matrix_norm(half, 2))
