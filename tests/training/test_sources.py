@@ -148,7 +148,7 @@ def test_what_is_no_data_set_is_refused(skipdit, converted, saved, tmp_path):
         (("--data", f"hf:{saved}", "--dataset-config-name", "a"), "--dataset-config-name a"),
         (("--data", "hf:"), "names no data set"),
         (("--data", "wds:https://example.org/{0..9}.tar"), "download them first"),
-        (("--data", "wds:{0..999999999}.tar"), "shards"),
+        (("--data", "wds:{0..999999999}.tar"), "the shard 000000000.tar"),
     ):
         outcome = skipdit(*run, *flags)
         assert outcome.code == 2 and said in outcome.stderr and not (tmp_path / "run").exists()
@@ -189,6 +189,7 @@ def test_bad_shards_are_refused(shards, tmp_path):
     cut.write_bytes(whole[:700])
     assert "damaged" in refused(cut) or "cut off" in refused(cut)
     assert "which is not a file" in refused(f"wds:{shards}/{{000..003}}.tar")
+    assert "000.tar twice" in refused(f"wds:{shards}/{{000,001,000}}.tar")
     assert "matches no file" in refused(f"wds:{shards}/x*.tar")
     packed = tmp_path / "packed.tar"
     with tarfile.open(packed, "w:gz") as tar:

@@ -79,14 +79,18 @@ def read_shards(source: DataSource, demand: Demand, columns: Columns, observer: 
     Args:
         columns: The extensions, or keys of JSON members, of images, captions and class labels.
     Raises:
-        UsageError: A shard is missing or damaged, or its samples are not what the model requires.
+        UsageError: A shard is missing, named twice or damaged, or its samples are not what the model requires.
     """
-    paths = list(expand_shards(source.name))
-    if not paths:
-        raise UsageError(f"Got --data wds:{source.name}, which matches no file; give paths of .tar files.")
-    for path in paths:
+    known: dict[Path, None] = {}
+    for path in expand_shards(source.name):
         if not path.is_file():
             raise UsageError(f"Got the shard {path}, which is not a file.")
+        if path in known:
+            raise UsageError(f"Got the shard {path} twice in --data wds:{source.name}; name each one once.")
+        known[path] = None
+    paths = list(known)
+    if not paths:
+        raise UsageError(f"Got --data wds:{source.name}, which matches no file; give paths of .tar files.")
     shards, samples, left_out = Shards(paths), [], Counter[str]()
     with observer.progress("index", len(paths)) as advance:
         for number, path in enumerate(paths):
