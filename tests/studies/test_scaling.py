@@ -42,6 +42,12 @@ def test_the_study_counts_its_compute_and_measures_the_averaged_weights(skipdit,
     settings = training_curves.Measurement(held_out_samples=20, draws=1)
     loss = training_curves.held_out_loss(training_curves.load_pipeline(run), settings)
     assert loss == models["B"]["curves"][0][-1]["loss"]  # the finished pipeline holds the averaged weights
+    pipe = training_curves.averaged_pipeline(run, 4)
+    scored = training_curves.Measurement(
+        samples=20, num_inference_steps=2, reference="digits:train", reference_samples=40, batch_size=7
+    )
+    scores = training_curves.sample_scores(pipe, scored)
+    assert scores["fid"] == pytest.approx(models["B"]["curves"][0][-1]["fid"])  # in batches, which memory holds singly
     page = (output / "report.html").read_text()
     assert "As figure 8 of the paper" in page and "As figure 10 of the paper" in page
 
