@@ -6,10 +6,22 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Return the mean of values and their sample standard deviation: "12.3 ±0.4"; of one value, the value alone."""
-    text = f"{fmean(values):.{digits}f}"
+def spread(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
+    """Return the mean of values and their sample standard deviation: "12.3 ±0.4"; of one value, the value alone.
+
+    Args:
+        digits: Decimals.
+        sign: "+" for differences, whose mean has a sign even where it is positive.
+    """
+    text = f"{fmean(values):{sign}.{digits}f}"
     return text if len(values) < 2 else f"{text} ±{stdev(values):.{digits}f}"
+
+
+def sign_beyond_spread(values: Sequence[float]) -> int:
+    """Return the sign, 1 or -1, of differences that agree on it and whose mean exceeds their spread; 0 of others."""
+    mean = fmean(values)
+    agree = min(values) > 0 or max(values) < 0
+    return (1 if mean > 0 else -1) if agree and abs(mean) > half_width(values) else 0
 
 
 def half_width(values: Sequence[float]) -> float:
