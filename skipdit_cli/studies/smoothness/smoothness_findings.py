@@ -156,8 +156,10 @@ def _surface_table(numbers: Mapping[str, Sequence[Mapping]], settings: Any) -> T
     return Table("Perturbation surfaces", columns, rows)
 
 
-def _flat(cosines: Sequence[Sequence[float | None]] | None) -> float:
-    return fmean(value for row in cosines or [[1.0]] for value in row if value is not None)
+def _mean_cosines(each: Sequence[Mapping], kind: str) -> str:
+    """Return the mean cosine and its spread over seeds; "-" where a run of one step has no successive ones."""
+    rows = [[value for row in one[kind] or () for value in row if value is not None] for one in each]
+    return spread([fmean(values) for values in rows], 4) if all(rows) else "-"
 
 
 def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
@@ -169,7 +171,7 @@ def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
         Column("cached", "mean cosine of a block's output in a cached run with that in an all-full run, where it ran"),
     ]
     rows = [
-        [TITLES[name], *(spread([_flat(one[kind]) for one in each], 4) for kind in ("successive", "cached"))]
+        [TITLES[name], *(_mean_cosines(each, kind) for kind in ("successive", "cached"))]
         for name, each in similar.items()
     ]
     return Table("Similarity of features", columns, rows)
@@ -178,7 +180,7 @@ def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
 def _similarity_sentence(similar: Mapping[str, Sequence[Mapping]]) -> str:
     parts = []
     for name, each in similar.items():
-        successive, cached = (spread([_flat(one[kind]) for one in each], 4) for kind in ("successive", "cached"))
+        successive, cached = (_mean_cosines(each, kind) for kind in ("successive", "cached"))
         parts.append(f"{successive} and {cached} in {TITLES[name]}")
     return (
         "The mean cosines of successive steps, and of cached with full features, are "
