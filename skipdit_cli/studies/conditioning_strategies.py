@@ -10,7 +10,7 @@ from statistics import fmean
 from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
 from skipdit_cli.presets import load_preset
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
-from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
+from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings, Study
 from skipdit_cli.studies.study_run import StudyRun
 
@@ -194,7 +194,7 @@ def find(strategies: Sequence[Strategy]) -> Findings:
         numbers,
         plots=plots,
         tables=[_table(strategies, metrics)],
-        notes=[NOTE],
+        notes=[NOTE, RULE],
     )
 
 

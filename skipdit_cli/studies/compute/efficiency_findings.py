@@ -8,7 +8,7 @@ from statistics import fmean
 
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
 from skipdit_cli.studies.compute.training_pair import MEASURES, SKIP, VANILLA, VARIANTS, Pair
-from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
+from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings
 
 PAPER = 4.4
@@ -54,7 +54,7 @@ def find(pairs: Sequence[Pair]) -> Findings:
         for measure in ("steps", "seconds")
     ]
     tables = [_ratio_table(ratios), _equal_table(equal)]
-    return Findings(sentences[0], details, numbers, plots=plots, tables=tables, notes=[NOTE])
+    return Findings(sentences[0], details, numbers, plots=plots, tables=tables, notes=[NOTE, RULE])
 
 
 def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from skipdit_cli.reports import Axis, Column, HeatMap, HeatMaps, Plot, Point, Series, Table
 from skipdit_cli.studies.smoothness.surface import grid, share_above
-from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings
 
 TITLES = {
@@ -66,6 +66,7 @@ def find(
             "Each model is looked at on its own unperturbed trajectory from the same noise, x_t, t and labels being "
             "the same for every alpha and beta.",
             "The Jacobian of a block with its merge is by the trunk's stream; the source of the branch is fixed.",
+            f"{RULE} Here it must exceed its spread over pairs of directions as well.",
         ],
     )
 
@@ -103,10 +104,10 @@ def _verdict(step: int, skip: Sequence[Mapping], vanilla: Sequence[Mapping], riv
     by_seed, by_direction = (
         list(_means(differences, step, "difference", by).values()) for by in ("seed", "direction")
     )
-    mean, noise = fmean(by_seed), max(half_width(by_seed), half_width(by_direction))
+    mean = fmean(by_seed)
     if len(by_seed) == 1:
         answer = "one training seed does not say whether this is chance"
-    elif abs(mean) <= noise:
+    elif not sign_beyond_spread(by_seed) or abs(mean) <= half_width(by_direction):
         answer = "the difference is inside the spread"
     elif mean > 0:
         answer = "Skip-DiT's is smoother, by more than the spread"
