@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +161,8 @@ def held_out_loss(pipe, settings: Measurement) -> float:
             numbers = torch.arange(first, first + len(x0), dtype=torch.float64) + draw * used
             t = (numbers * GOLDEN_RATIO % 1 * objective.loss.num_timesteps).long()
             noise = torch.randn(x0.shape, generator=generator(0, NOISE, first, draw))
-            kept = torch.zeros(len(x0), dtype=torch.bool)
-            losses = objective.losses(pipe.transformer, x0, Draws(noise, t, kept), batch.conditions)
+            dropped = torch.zeros(len(x0), dtype=torch.bool)
+            losses = objective.losses(pipe.transformer, x0, Draws(noise, t, dropped), batch.conditions)
             total, count = total + float(losses.mse) * len(x0), count + len(x0)
     return total / count
 
@@ -218,8 +220,15 @@ def _real_images(pipe, data: str, count: int) -> Iterator[np.ndarray]:
 
 def _samples(pipe, data: str) -> tuple[Demand, SampleSet]:
     """Return what a pipeline's model requires of its data, and the samples of a data source."""
-    config = transformer_of(pipe).config
-    demand = demand_of({**config, "_class_name": type(transformer_of(pipe)).__name__}, data)
+    transformer = transformer_of(pipe)
+    return _read(data, json.dumps({**transformer.config, "_class_name": type(transformer).__name__}, default=str))
+
+
+@lru_cache(maxsize=4)
+def _read(data: str, config: str) -> tuple[Demand, SampleSet]:
+    """Return the same for the config of a model, as JSON. They are kept: each file of a data set is opened to list it,
+    and all checkpoints are measured with the same ones."""
+    demand = demand_of(json.loads(config), data)
     return demand, read_samples(data, demand, demand.video_length or 1)
 
 
