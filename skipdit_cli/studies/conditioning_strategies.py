@@ -10,7 +10,7 @@ from statistics import fmean
 from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
 from skipdit_cli.presets import load_preset
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
-from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings, Study
 from skipdit_cli.studies.study_run import StudyRun
 
@@ -122,6 +122,13 @@ def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str
     }
 
 
+def needs(settings: ConditioningSettings, seeds: tuple[int, ...]) -> list[str]:
+    """Return what is missing on this machine."""
+    from skipdit_cli.studies.training_curves import missing_files
+
+    return missing_files((settings.data, settings.held_out, settings.reference), settings.features)
+
+
 def measure(run: StudyRun) -> Findings:
     """Measure all strategies over training, and compare them."""
     from skipdit_cli.studies import training_curves
@@ -187,7 +194,7 @@ def find(strategies: Sequence[Strategy]) -> Findings:
         numbers,
         plots=plots,
         tables=[_table(strategies, metrics)],
-        notes=[NOTE],
+        notes=[NOTE, RULE],
     )
 
 
@@ -203,10 +210,8 @@ def _lead_words(differences: Mapping[str, Sequence[float]], metric: str) -> str:
         mean = fmean(values)
         if len(values) < 2:
             judged = "of one seed, so its spread is unknown"
-        elif abs(mean) <= half_width(values) or not (min(values) > 0 or max(values) < 0):
-            judged = "within the spread"
         else:
-            judged = "in every seed"
+            judged = "in every seed" if sign_beyond_spread(values) else "within the spread"
         kind = "ahead of" if mean > 0 else "behind" if mean < 0 else "level with"
         words.append(
             f"{kind} {other} by {spread([abs(mean)] if len(values) < 2 else _upright(values), digits)}, {judged}"
@@ -269,4 +274,5 @@ STUDY = Study(
     settings=ConditioningSettings,
     commands=commands,
     measure=measure,
+    needs=needs,
 )

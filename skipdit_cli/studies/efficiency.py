@@ -25,7 +25,7 @@ class EfficiencySettings:
     Args:
         presets: The presets of the models, whose ``train`` flags are used.
         train_steps: Optimizer steps.
-        batch_sizes: Samples of a step.
+        batch_sizes: Samples of a step of one process.
         data: The ``--data`` of the trainings.
         held_out: The data of the held-out loss, as ``--data``.
         references: The data that samples are scored against, as ``--data``.
@@ -113,7 +113,8 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
     return {
         f"{task.preset}-{variant}-seed-{seed}": (
             f"train --preset {shlex.quote(task.preset)} {FLAGS[variant]} --data {shlex.quote(task.data)} "
-            f"--train-batch-size {task.batch_size} --max-train-steps {task.train_steps} "
+            f"--train-batch-size {task.batch_size} --gradient-accumulation-steps 1 "
+            f"--max-train-steps {task.train_steps} "
             f"--checkpointing-steps {max(1, task.train_steps // settings.checkpoints)} {shared} --seed {seed}"
         )
         for task in tasks(settings)
@@ -173,7 +174,8 @@ def _pair(run: StudyRun, task: Task) -> Pair:
         rounds=run.settings.timing_rounds,
         device=run.device,
     )
-    step_macs = {name: float(BACKWARD * task.batch_size * _macs(task.preset, name == SKIP)) for name in VARIANTS}
+    batch = task.batch_size * run.num_processes
+    step_macs = {name: float(BACKWARD * batch * _macs(task.preset, name == SKIP)) for name in VARIANTS}
     return Pair(task.preset, {"steps": dict.fromkeys(VARIANTS, 1.0), "seconds": seconds, "macs": step_macs}, curves)
 
 

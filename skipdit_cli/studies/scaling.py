@@ -133,7 +133,7 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
     floor = {}
     if settings.samples:
         any_run = str(folders[names[0], run.seeds[0]])
-        floor = run.measured("held-out", training_curves.scores_of_held_out, run=any_run, measurement=measurement)
+        floor = run.measured("held-out", training_curves.scores_of_held_out, run=any_run, **shared)
     return models, floor
 
 

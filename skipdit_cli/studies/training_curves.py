@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from skipdit_cli.bench.digit_accuracy import SIDE, brightest_square
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.models import load_pipeline
-from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.generate import generate_batches
 from skipdit_cli.training.data.demand import Demand, demand_of
 from skipdit_cli.training.data.order import NOISE, Choice, Draws, generator
 from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
@@ -128,14 +130,15 @@ def scores(run: str, step: int, measurement: dict[str, Any], device: str = "cpu"
     return sample_scores(averaged_pipeline(run, step, device), Measurement(**measurement))
 
 
-def scores_of_held_out(run: str, measurement: dict[str, Any]) -> dict[str, float]:
+def scores_of_held_out(run: str, measurement: dict[str, Any], device: str = "cpu") -> dict[str, float]:
     """Return the scores of the held-out samples themselves: what a perfect model would have, of as many samples.
 
     Args:
         run: The folder of a training run, whose model says what the samples are.
         measurement: The fields of ``Measurement``.
+        device: The device of the feature network.
     """
-    settings, pipe = Measurement(**measurement), load_pipeline(run)
+    settings, pipe = Measurement(**measurement), load_pipeline(run).to(device)
     return _scores(_real_images(pipe, settings.held_out, settings.held_out_samples), pipe, settings)
 
 
@@ -158,8 +161,8 @@ def held_out_loss(pipe, settings: Measurement) -> float:
             numbers = torch.arange(first, first + len(x0), dtype=torch.float64) + draw * used
             t = (numbers * GOLDEN_RATIO % 1 * objective.loss.num_timesteps).long()
             noise = torch.randn(x0.shape, generator=generator(0, NOISE, first, draw))
-            kept = torch.zeros(len(x0), dtype=torch.bool)
-            losses = objective.losses(pipe.transformer, x0, Draws(noise, t, kept), batch.conditions)
+            dropped = torch.zeros(len(x0), dtype=torch.bool)
+            losses = objective.losses(pipe.transformer, x0, Draws(noise, t, dropped), batch.conditions)
             total, count = total + float(losses.mse) * len(x0), count + len(x0)
     return total / count
 
@@ -173,7 +176,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         return {}
     classes = _samples(pipe, settings.reference)[0].num_classes
     labels = [None if classes is None else i * classes // settings.samples for i in range(settings.samples)]
-    generated = generate(
+    generated = generate_batches(
         pipe,
         labels,
         num_inference_steps=settings.num_inference_steps,
@@ -182,24 +185,28 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         batch_size=settings.batch_size,
         seed=0,
     )
-    return _scores(np.asarray(generated.images), pipe, settings, None if classes is None else labels)
+    images = (np.asarray(batch.images) for _, batch in generated)
+    return _scores(images, pipe, settings, None if classes is None else labels)
 
 
-def _scores(images: np.ndarray, pipe, settings: Measurement, labels: list[Any] | None = None) -> dict[str, float]:
-    """Return the scores of images or videos against the reference, and with class labels their ``agreement`` with
-    the classes that the network finds, where it has these classes."""
+def _scores(
+    images: Iterable[np.ndarray], pipe, settings: Measurement, labels: list[Any] | None = None
+) -> dict[str, float]:
+    """Return the scores of batches of images or videos against the reference, and with class labels their
+    ``agreement`` with the classes that the network finds, where it has these classes. Memory holds one batch."""
     from skipdit_cli.evaluation import features, load_features, score
     from skipdit_cli.evaluation.scores import agreement_of
 
-    real, crops = _real_images(pipe, settings.reference, settings.reference_samples), settings.features == "digits"
-    network = load_features(settings.features)
-    samples = features(network, _frames(images, crops))
-    values = score(samples, _frames(real, crops), network, METRICS) | agreement_of(samples, labels)[0]
+    crops = settings.features == "digits"
+    network = load_features(settings.features, device=transformer_of(pipe).device)
+    real = _real_images(pipe, settings.reference, settings.reference_samples)
+    samples, reference = (features(network, (_frames(each, crops) for each in batches)) for batches in (images, real))
+    values = score(samples, reference, network, METRICS) | agreement_of(samples, labels)[0]
     return {name: values[name] for name in (*METRICS, "agreement") if values[name] is not None}
 
 
-def _real_images(pipe, data: str, count: int) -> np.ndarray:
-    """Return samples of a data source as uint8 (N, [F,] H, W, 3).
+def _real_images(pipe, data: str, count: int) -> Iterator[np.ndarray]:
+    """Return batches of samples of a data source, one at a time, as uint8 (N, [F,] H, W, 3).
 
     Args:
         count: The number of samples, evenly spaced; 0 for all.
@@ -208,13 +215,20 @@ def _real_images(pipe, data: str, count: int) -> np.ndarray:
     size, channels = image_shape(pipe)
     pixels = Pixels(samples, size, channels, demand.video_length)
     batches = _batches(pixels, READ_AT_ONCE, min(count or len(pixels), len(pixels)))
-    return np.concatenate([_as_images(batch.pixels) for _, batch in batches])
+    return (_as_images(batch.pixels) for _, batch in batches)
 
 
 def _samples(pipe, data: str) -> tuple[Demand, SampleSet]:
     """Return what a pipeline's model requires of its data, and the samples of a data source."""
-    config = transformer_of(pipe).config
-    demand = demand_of({**config, "_class_name": type(transformer_of(pipe)).__name__}, data)
+    transformer = transformer_of(pipe)
+    return _read(data, json.dumps({**transformer.config, "_class_name": type(transformer).__name__}, default=str))
+
+
+@lru_cache(maxsize=4)
+def _read(data: str, config: str) -> tuple[Demand, SampleSet]:
+    """Return the same for the config of a model, as JSON. They are kept: each file of a data set is opened to list it,
+    and all checkpoints are measured with the same ones."""
+    demand = demand_of(json.loads(config), data)
     return demand, read_samples(data, demand, demand.video_length or 1)
 
 

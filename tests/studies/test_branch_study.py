@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -107,6 +107,13 @@ def test_differences_are_paired_by_seed_and_counted_by_cache():
     unknown = [({**pairs[0][0], cells[0].name: run(5.4, None)}, pairs[0][1]), pairs[1]]
     assert effect(unknown, cells[:1], equal_schedule(OWN)) is None
     assert interpolate([(1, 0.0), (4, 2.0)], 2) == pytest.approx(1.0) and interpolate([(1, 0.0), (4, 2.0)], 5) is None
+
+
+def test_lengths_ascend_for_the_last_is_the_longest():
+    settings = read_settings(STUDY, load_preset("study-branches-small").experiment, "small")
+    for lengths in ((), (1,), (1000, 100), (100, 100)):
+        with pytest.raises(UsageError, match="Got lengths .*ascending"):
+            commands(replace(settings, lengths=lengths), (0,))
 
 
 @pytest.mark.parametrize("text", ["ddim", "ddim@", "ddim@0", "dddim@5", "dpm++:luu@5"])

@@ -12,7 +12,7 @@ model:
   class: DiTTransformer2DModel
   config: {num_layers: 2, num_attention_heads: 2, attention_head_dim: 8, in_channels: 1, out_channels: 2,
     sample_size: 8, patch_size: 4, num_embeds_ada_norm: 10, norm_eps: 1.0e-6}
-train: {learning-rate: 1e-3}
+train: {learning-rate: 1e-3, gradient-accumulation-steps: 8}
 """
 EXPERIMENT = """about: toy
 source: tests
@@ -28,6 +28,7 @@ def test_the_study_trains_both_models_alike_and_counts_their_compute(skipdit, tm
     preset.write_text(EXPERIMENT.format(model=model))
     ended = skipdit("study", "efficiency", "--preset", preset, "--seeds", 1, "-o", output, "--json")
     assert ended.code == 0, ended.stderr
+    assert all("--gradient-accumulation-steps 1 " in line for line in ended.json["commands"])  # not the preset's 8
     (pair,) = ended.json["numbers"]["pairs"]
     info = skipdit("info", "--preset", model, "--json").json
     assert pair["step_cost"]["macs"]["vanilla"] == 3 * 4 * info["macs"]

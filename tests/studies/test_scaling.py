@@ -5,7 +5,15 @@ import math
 import pytest
 
 from skipdit_cli.studies import training_curves
-from skipdit_cli.studies.compute.model_grid import Model, at_budget, best_at_budgets, correlations, sampling_pairs
+from skipdit_cli.studies.compute.model_grid import (
+    Model,
+    at_budget,
+    best_at_budgets,
+    correlations,
+    sampling_pairs,
+    training_pairs,
+)
+from skipdit_cli.studies.compute.scaling_findings import find
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 GRID = """
@@ -42,6 +50,12 @@ def test_the_study_counts_its_compute_and_measures_the_averaged_weights(skipdit,
     settings = training_curves.Measurement(held_out_samples=20, draws=1)
     loss = training_curves.held_out_loss(training_curves.load_pipeline(run), settings)
     assert loss == models["B"]["curves"][0][-1]["loss"]  # the finished pipeline holds the averaged weights
+    pipe = training_curves.averaged_pipeline(run, 4)
+    scored = training_curves.Measurement(
+        samples=20, num_inference_steps=2, reference="digits:train", reference_samples=40, batch_size=7
+    )
+    scores = training_curves.sample_scores(pipe, scored)
+    assert scores["fid"] == pytest.approx(models["B"]["curves"][0][-1]["fid"])  # in batches, which memory holds singly
     page = (output / "report.html").read_text()
     assert "As figure 8 of the paper" in page and "As figure 10 of the paper" in page
 
@@ -53,7 +67,8 @@ def model(name: str, macs: int, fids: list[float], sampling: dict[int, float]) -
 
 def test_comparisons_on_curves_that_are_known():
     small, large = model("S", 10, [8, 4], {1: 9, 100: 4}), model("L", 100, [6, 2], {1: 8, 5: 3})
-    assert correlations([small, large], "fid") == [pytest.approx(-1)]
+    assert correlations([small, large], "fid") == []  # two points always lie on a line
+    assert correlations([small, model("M", 1000, [6, 0], {1: 8}), large], "fid") == [pytest.approx(-1)]
     assert small.training_macs(10) == 3 * 10 * 2 * 10
     assert at_budget(small, "fid", small.training_macs(15)) == [pytest.approx(8 - 4 * math.log(1.5, 2))]
     assert at_budget(small, "fid", small.training_macs(21)) is None and at_budget(large, "fid", 100) is None
@@ -61,3 +76,20 @@ def test_comparisons_on_curves_that_are_known():
     (*_, last) = best_at_budgets([small, model("M", 10, [8, 3], {1: 9})], "fid")
     assert last == {"training_macs": pytest.approx(1200), "best": "M", "values": {"S": [4], "M": [3]}}
     assert sampling_pairs([small, large]) == [{"small": "S", "large": "L", "stays_behind": 1.0}]
+
+
+def test_the_answer_says_no_more_than_the_numbers():
+    small, large = model("S", 10, [8, 4], {1: 9, 100: 4}), model("L", 15, [5, 2], {1: 8, 5: 3})
+    assert training_pairs([small, large], "fid") == [{"small": "S", "large": "L", "larger_is_better": 1.0}]
+    found = find([small, large], {"fid": 0.1}, 2)
+    assert "too few to say" in found.lead
+    assert (
+        "of 1 pair of models" in found.details[0]
+        and "in every seed in 1, and the smaller one in 0." in found.details[0]
+    )
+    assert "More sampling steps do not make up" in found.details[1]
+    mixed = Model("L", 15, 1, 2, large.curves * 2, [{1: 3}, {1: 5}])
+    twice = Model("S", 10, 1, 2, small.curves * 2, [{2: 4}, {2: 4}])
+    found = find([twice, mixed], {"fid": 0.1}, 2)
+    assert "More sampling steps sometimes make up" in found.details[1] and "in 0 it is ahead" in found.details[1]
+    assert "No two models" in find([small], {"fid": 0.1}, 2).details[0]

@@ -1,6 +1,7 @@
 """Study smoothness: directions, surfaces, Jacobians, and a run of the whole study at toy size."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from skipdit_cli.skip import add_skip_branches
 from skipdit_cli.studies.smoothness import spectral, surface
 from skipdit_cli.studies.smoothness.directions import Plane, direction
+from skipdit_cli.studies.smoothness.smoothness_findings import find
 from skipdit_cli.trunk import known_trunk
 from tests.support.tiny_transformers import perturbed
 
@@ -161,3 +163,20 @@ def test_a_grid_without_a_middle_and_steps_that_do_not_exist_are_refused(skipdit
     toy.write_text((EXPERIMENT % ("base", "digits")).replace(old, new))
     ended = skipdit("study", "smoothness", "--preset", toy, "-o", tmp_path / "run")
     assert ended.code == 2 and new.split(": ")[-1] in ended.stderr and not (tmp_path / "run").exists()
+
+
+def test_the_answer_is_that_of_paired_differences_and_invents_no_number():
+    def flat(value: float) -> list[dict]:
+        return [{"cosine": [[value] * 3] * 3, "relative_l2": [[0.0] * 3] * 3}]
+
+    settings = SimpleNamespace(steps=(1,), radius=0.2, points=3, level=0.9, num_inference_steps=1)
+    norms = {"halves": [], "blocks": [{"block": [1.0], "fused": [None]}], "model": [1.0]}
+    similar = {"successive": None, "cached": [[1.0]]}  # of a run of one step
+    for skip, says in (((0.7, 0.7), "is smoother"), ((0.7, 0.5), "inside the spread"), ((0.5, 0.5), "less smooth")):
+        surfaces = {
+            "vanilla-longer": {(seed, 0): flat(0.6 + seed / 100) for seed in (0, 1)},
+            "skip-dit": {(seed, 0): flat(value) for seed, value in enumerate(skip)},
+        }
+        found = find(settings, surfaces, *({"skip-dit": [each] * 2} for each in (similar, norms)))
+        assert says in found.lead
+        assert "are - and 1.0000 ±0.0000 in Skip-DiT" in found.details[0]

@@ -8,7 +8,7 @@ import pytest
 from skipdit_cli.errors import UsageError
 from skipdit_cli.studies import STUDIES
 from skipdit_cli.studies.launch import run_together
-from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import read_settings
 from tests.support import toy_study
 
@@ -101,4 +101,8 @@ def test_tasks_run_after_what_they_need():
 
 def test_the_spread_is_the_sample_standard_deviation():
     assert spread([1.0, 2.0, 3.0]) == "2.0 ±1.0" and spread([1.25], 2) == "1.25"
+    assert spread([0.5, -1.0], 2, "+") == "-0.25 ±1.06" and spread([0.25], 2, "+") == "+0.25"
+    assert [sign_beyond_spread(values) for values in ([2.0, 1.0], [-2.0, -1.0], [9.0, 9.0, -0.1], [5.0, 0.1])] == [
+        1, -1, 0, 0,
+    ]  # fmt: skip
     assert half_width([1.0, 2.0, 3.0]) == 1.0 and half_width([5.0]) == 0.0

@@ -16,6 +16,7 @@ from skipdit_cli.studies.branch_effect.effect_tables import (
     length_table,
     score_table,
 )
+from skipdit_cli.studies.spread import RULE
 from skipdit_cli.studies.study import Findings
 
 
@@ -136,5 +137,5 @@ def _notes(results: Results) -> list[str]:
         "training and not of noise. Every model has an exact solution of its own; the last two runs of each agree "
         f"within {least:.0f} dB or better.",
         f"Of the training: {seeds}.",
-        "A difference is called one only if all seeds agree on its sign and its mean exceeds its spread.",
+        RULE,
     ]

@@ -124,8 +124,11 @@ def _check(settings: BranchSettings) -> None:
     if len(settings.learning_rates) != len(PARTS[VANILLA]):
         rates = " ".join(map(str, settings.learning_rates))
         raise UsageError(f"Got learning_rates {rates} but expected two, one for each stage of training.")
-    if not settings.lengths or min(settings.lengths) < 2:
-        raise UsageError(f"Got lengths {' '.join(map(str, settings.lengths))} but expected 2 or more steps each.")
+    lengths = settings.lengths
+    if not lengths or min(lengths) < 2 or list(lengths) != sorted(set(lengths)):
+        raise UsageError(
+            f"Got lengths {' '.join(map(str, lengths))} but expected 2 or more steps each, in ascending order."
+        )
     for grid in (settings.grid, settings.score_grid):
         make_cells(**grid)
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from skipdit_cli.studies.branch_effect.cache_grid import Cell
-from skipdit_cli.studies.spread import half_width
+from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
 
 OWN, EXACT = "psnr", "psnr_exact"
 """The PSNR of a cached run to the uncached run of its own model, and to the exact solution of its own model."""
@@ -44,22 +44,15 @@ class Effect:
     @property
     def sign(self) -> int:
         """1 or -1 where all seeds agree on the sign and the mean exceeds the spread, else 0."""
-        signs = {math.copysign(1, value) for value in self.per_seed}
-        return int(signs.pop()) if len(signs) == 1 and abs(self.mean) > self.spread else 0
+        return sign_beyond_spread(self.per_seed)
 
     def __str__(self) -> str:
-        return signed(self.per_seed)
+        return spread(self.per_seed, 2, "+")
 
     @property
     def count(self) -> str:
         """How many caches are better: "12 of 20"."""
         return f"{self.better} of {self.caches}"
-
-
-def signed(values: Sequence[float]) -> str:
-    """Return the mean of differences and their spread: "+1.23 ±0.31"."""
-    text = f"{fmean(values):+.2f}"
-    return text if len(values) < 2 else f"{text} ±{half_width(values):.2f}"
 
 
 def effect(

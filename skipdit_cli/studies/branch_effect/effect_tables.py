@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from skipdit_cli.reports import Column, Table
 from skipdit_cli.studies.branch_effect.arm_results import ARMS, REUSE, Results, split_forecasts
 from skipdit_cli.studies.branch_effect.cache_grid import Cell
-from skipdit_cli.studies.branch_effect.differences import EXACT, OWN, Effect, best_within, signed
+from skipdit_cli.studies.branch_effect.differences import EXACT, OWN, Effect, best_within
 from skipdit_cli.studies.spread import spread
 
 SCORES = {"fid": 2, "kid": 4, "agreement": 3}
@@ -110,7 +110,9 @@ def cache_table(results: Results) -> Table:
         found = results.effect("residual", [cell])
         rows.append([cell.name, *costs, *own, _cell(found), *exact])
     columns = [
-        Column("cache", "Sampler and steps, rule and number of full steps, live blocks N, forecast and its target."),
+        Column(
+            "cache", "Sampler and steps, rule and number of full steps, live blocks N, forecast and its target.", False
+        ),
         Column("cost", "Multiply-adds of a run of vanilla, in full forwards of vanilla."),
         Column("cost, branches", "Those of a run with branches, in the same unit."),
         *(Column(f"own: {title}", "PSNR in dB to the uncached run of the same model.") for title in ARMS.values()),
@@ -134,7 +136,7 @@ def budget_table(results: Results) -> Table:
                 best = {arm: [best_within(run, cells, budget, measure) for run in each] for arm, each in runs.items()}
                 pairs = [(ours, theirs) for ours, theirs in zip(best["residual"], best["vanilla"])]
                 gains = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-                gain = signed(gains) if len(gains) == len(pairs) else "-"
+                gain = spread(gains, 2, "+") if len(gains) == len(pairs) else "-"
                 rows.append([sampler, f"{budget}", name, *map(_spread, best.values()), gain])
     columns = [
         Column("sampler", "The sampler and its denoising steps.", numeric=False),

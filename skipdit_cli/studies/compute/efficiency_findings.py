@@ -8,7 +8,7 @@ from statistics import fmean
 
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
 from skipdit_cli.studies.compute.training_pair import MEASURES, SKIP, VANILLA, VARIANTS, Pair
-from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings
 
 PAPER = 4.4
@@ -20,9 +20,10 @@ AXES = {"steps": "training steps", "seconds": "training seconds", "macs": "train
 NOTE = (
     "The ratio r is how many times the training of Skip-DiT the vanilla model needs for the same quality, the one "
     "that the worse of the two has in the end; the training of the other is interpolated over the logarithm of the "
-    "steps between checkpoints, and the best so far counts. r above 1 speaks for Skip-DiT. Both models of a seed "
-    "begin with the same trunk and see the same samples, noise and timesteps. Seconds are the median of a step, both "
-    "models measured in turn in one process, times the steps."
+    "steps between checkpoints, and the best so far counts. Before the first checkpoint nothing is measured, so r "
+    "and 1/r by steps are at most the steps of the last checkpoint over those of the first. r above 1 speaks for "
+    "Skip-DiT. Both models of a seed begin with the same trunk and see the same samples, noise and timesteps. "
+    "Seconds are the median of a step, both models measured in turn in one process, times the steps."
 )
 
 
@@ -53,18 +54,18 @@ def find(pairs: Sequence[Pair]) -> Findings:
         for measure in ("steps", "seconds")
     ]
     tables = [_ratio_table(ratios), _equal_table(equal)]
-    return Findings(sentences[0], details, numbers, plots=plots, tables=tables, notes=[NOTE])
+    return Findings(sentences[0], details, numbers, plots=plots, tables=tables, notes=[NOTE, RULE])
 
 
 def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str:
     """Return how much training the vanilla model needs, and whether the difference is beyond the spread."""
     steps = ratios["steps"]
-    mean, width = fmean(steps), half_width(steps)
+    mean, sign = fmean(steps), sign_beyond_spread([ratio - 1 for ratio in steps])
     if len(steps) == 1:
         verdict = f"one seed, so nothing says the spread; the paper claims {PAPER}"
-    elif abs(mean - 1) <= width:
+    elif not sign:
         verdict = "no difference beyond the spread"
-    elif mean > 1:
+    elif sign > 0:
         verdict = f"Skip-DiT needs less, though the paper claims {PAPER}" if mean < PAPER else "as the paper claims"
     else:
         verdict = f"Skip-DiT needs more, where the paper claims {PAPER} times less"

@@ -13,6 +13,9 @@ import numpy as np
 
 from skipdit_cli.training.sweep import BACKWARD
 
+LEAST_MODELS = 3
+"""The fewest models whose correlation says anything."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -44,8 +47,11 @@ class Model:
 
 
 def correlations(models: Sequence[Model], metric: str) -> list[float]:
-    """Return Pearson's correlation of the logarithm of GFLOPs with a metric, one for each seed."""
+    """Return Pearson's correlation of the logarithm of GFLOPs with a metric, one for each seed; none of fewer than
+    three different GFLOPs, for two points always lie on a line."""
     across = [math.log(model.macs) for model in models]
+    if len(set(across)) < LEAST_MODELS:
+        return []
     columns = zip(*(model.last(metric) for model in models))
     return [float(np.corrcoef(across, column)[0, 1]) for column in columns]
 
@@ -64,6 +70,22 @@ def best_at_budgets(models: Sequence[Model], metric: str, count: int = 6) -> lis
             best = min(values, key=lambda name: fmean(values[name]))
             found.append({"training_macs": float(budget), "best": best, "values": values})
     return found
+
+
+def training_pairs(models: Sequence[Model], metric: str) -> list[dict[str, Any]]:
+    """Return whether the larger of two models is better at equal training compute, for each pair.
+
+    They are compared at the most compute that both have spent between checkpoints; pairs without such a budget are
+    left out. Each has the share of seeds in which the larger model is the better one.
+    """
+    pairs = []
+    for small, large in combinations(models, 2):
+        budget = min(model.training_macs(model.curves[0][-1]["step"]) for model in (small, large))
+        values = [at_budget(model, metric, budget) for model in (small, large)]
+        if large.macs > small.macs and values[0] is not None and values[1] is not None:
+            is_better = [other < one for one, other in zip(*values)]
+            pairs.append({"small": small.name, "large": large.name, "larger_is_better": fmean(is_better)})
+    return pairs
 
 
 def at_budget(model: Model, metric: str, budget: float) -> list[float] | None:

@@ -8,7 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
-from skipdit_cli.studies.compute.model_grid import Model, best_at_budgets, correlations, sampling_pairs
+from skipdit_cli.studies.compute.model_grid import (
+    Model,
+    best_at_budgets,
+    correlations,
+    sampling_pairs,
+    training_pairs,
+)
 from skipdit_cli.studies.spread import half_width, spread
 from skipdit_cli.studies.study import Findings
 
@@ -40,13 +46,14 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
     found = {metric: correlations(models, metric) for metric in metrics}
     saturated = bool(real) and _median_fid(models) < SATURATED * real["fid"]
     metric = "loss" if saturated or not real else "fid"
-    budgets, pairs = best_at_budgets(models, metric), sampling_pairs(models)
+    budgets, trained, pairs = best_at_budgets(models, metric), training_pairs(models, metric), sampling_pairs(models)
     lead = _scaling_words(found[metric], METRICS[metric], len(models))
-    details = [_budget_words(budgets, models, METRICS[metric])]
+    details = [_budget_words(budgets, trained, METRICS[metric])]
     if real:
         details += [_sampling_words(pairs), _real_words(real, models, saturated)]
         other = "fid" if saturated else "loss"
-        details.append(f"The correlation of log GFLOPs with the {METRICS[other]} is {spread(found[other], 2)}.")
+        if found[other]:
+            details.append(f"The correlation of log GFLOPs with the {METRICS[other]} is {spread(found[other], 2)}.")
     plots = [plot for each in metrics for plot in (_forward_plot(models, each), _training_plot(models, each))]
     if real:
         plots.insert(2, _sampling_plot(models))
@@ -54,6 +61,7 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
         "models": {model.name: asdict(model) for model in models},
         "correlation_with_log_gflops": found,
         "best_at_training_compute": budgets,
+        "training_pairs": trained,
         "sampling_pairs": pairs,
         "held_out_real_samples": real,
     }
@@ -67,32 +75,45 @@ def _median_fid(models: Sequence[Model]) -> float:
 
 
 def _scaling_words(values: Sequence[float], metric: str, count: int) -> str:
-    """Return whether quality follows the compute of a forward."""
+    """Return whether quality follows the compute of a forward.
+
+    Args:
+        values: The correlations, one for each seed; empty if there are none.
+        count: The number of models.
+    """
+    claim = "The more compute a forward takes, the better is the model, the paper says."
+    if not values:
+        return f"{claim} Fewer than three amounts of compute are too few to say whether this holds here."
     mean, width = fmean(values), half_width(values)
     if mean + width >= 0:
         verdict = "This does not hold here"
     else:
         verdict = "This holds here" if mean < STRONG else "This holds here as a tendency only"
     return (
-        f"The more compute a forward takes, the better is the model, the paper says. {verdict}: over {count} models, "
-        f"the correlation of log GFLOPs with the {metric} is {spread(values, 2)} (-1 is perfect)."
+        f"{claim} {verdict}: over {count} models, the correlation of log GFLOPs with the {metric} is "
+        f"{spread(values, 2)} (-1 is perfect)."
     )
 
 
-def _budget_words(budgets: Sequence[Mapping[str, Any]], models: Sequence[Model], metric: str) -> str:
-    """Return which model is best at each budget of training compute."""
-    if not budgets:
+def _budget_words(budgets: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Return whether the larger models are better at equal training compute, and which one is best at each budget."""
+    if not pairs:
         return "No two models share a range of training compute, so nothing is said of equal training compute."
-    order = [model.name for model in models]
-    best = [budget["best"] for budget in budgets]
-    ranks = [order.index(name) for name in best]
+    larger, smaller = (sum(pair["larger_is_better"] == share for pair in pairs) for share in (1, 0))
     listed = ", ".join(f"{budget['training_macs'] / GIGA:,.0f} G: {budget['best']}" for budget in budgets)
-    is_steady = ranks == sorted(ranks) and ranks[:1] < ranks[-1:]
-    grows = "grows with the budget, as in figure 9" if is_steady else "does not grow steadily with the budget"
-    return (
-        f"At equal training compute the size of the model with the best {metric} {grows} ({listed}; only "
-        "models that have spent a budget are compared)."
+    best = (
+        f" The model with the best {metric} by budget is {listed}; a budget has only the models with checkpoints on "
+        "both sides of it, so the smallest cannot lead at the largest budgets."
     )
+    return (
+        "At equal training compute (figure 9 says that small models trained longer fall behind): of "
+        f"{_pairs(pairs)} of models, compared by {metric} at the most compute that both have spent, the larger one is "
+        f"better in every seed in {larger}, and the smaller one in {smaller}.{best if listed else ''}"
+    )
+
+
+def _pairs(pairs: Sequence[Any]) -> str:
+    return f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'}"
 
 
 def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
@@ -101,10 +122,14 @@ def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
         return "No two models share a range of sampling compute, so nothing is said of more sampling steps."
     behind = sum(pair["stays_behind"] == 1 for pair in pairs)
     ahead = sum(pair["stays_behind"] == 0 for pair in pairs)
-    holds = "do not" if ahead == 0 else "mostly do not" if behind > len(pairs) / 2 else "often do"
+    holds = "sometimes"
+    if behind > len(pairs) / 2:
+        holds = "do not" if behind == len(pairs) else "mostly do not"
+    elif ahead > len(pairs) / 2:
+        holds = "mostly"
     return (
         f"More sampling steps {holds} make up for a smaller model here (figure 10 says they do not): of "
-        f"{len(pairs)} pairs in which the larger model is the better one, in {behind} the smaller one stays behind in "
+        f"{_pairs(pairs)} in which the larger model is the better one, in {behind} the smaller one stays behind in "
         "every seed, at its best number of steps, against the larger one at no more sampling compute; in "
         f"{ahead} it is ahead in every seed."
     )

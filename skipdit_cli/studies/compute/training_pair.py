@@ -73,7 +73,7 @@ def training_ratio(
 def _steps_for(steps: Sequence[float], best: np.ndarray, quality: float) -> float:
     """Return the step at which a falling curve reaches a quality; its first step, if it is better from the start."""
     at = int(np.argmax(best <= quality))
-    if at == 0 or best[at - 1] == best[at]:
+    if at == 0:
         return float(steps[at])
     share = (best[at - 1] - quality) / (best[at - 1] - best[at])
     return float(np.exp(np.log(steps[at - 1]) + share * (np.log(steps[at]) - np.log(steps[at - 1]))))

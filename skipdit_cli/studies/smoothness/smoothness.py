@@ -96,8 +96,8 @@ def needs(settings: SmoothnessSettings, seeds: tuple[int, ...]) -> Sequence[str]
     if settings.skip_model is None:
         return []
     return [
-        f"It needs two trained models, {settings.model} and {settings.skip_model}, and memory for four copies of the "
-        "weights: nothing is trained, so training seeds change nothing."
+        f"It needs two trained models, {settings.model or settings.preset} and {settings.skip_model}, and memory for "
+        "four copies of the weights: nothing is trained, so training seeds change nothing."
     ]
 
 

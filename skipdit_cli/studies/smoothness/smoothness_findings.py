@@ -9,7 +9,7 @@ from typing import Any
 
 from skipdit_cli.reports import Axis, Column, HeatMap, HeatMaps, Plot, Point, Series, Table
 from skipdit_cli.studies.smoothness.surface import grid, share_above
-from skipdit_cli.studies.spread import half_width, spread
+from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings
 
 TITLES = {
@@ -66,6 +66,7 @@ def find(
             "Each model is looked at on its own unperturbed trajectory from the same noise, x_t, t and labels being "
             "the same for every alpha and beta.",
             "The Jacobian of a block with its merge is by the trunk's stream; the source of the branch is fixed.",
+            f"{RULE} Here it must exceed its spread over pairs of directions as well.",
         ],
     )
 
@@ -103,10 +104,10 @@ def _verdict(step: int, skip: Sequence[Mapping], vanilla: Sequence[Mapping], riv
     by_seed, by_direction = (
         list(_means(differences, step, "difference", by).values()) for by in ("seed", "direction")
     )
-    mean, noise = fmean(by_seed), max(half_width(by_seed), half_width(by_direction))
+    mean = fmean(by_seed)
     if len(by_seed) == 1:
         answer = "one training seed does not say whether this is chance"
-    elif abs(mean) <= noise:
+    elif not sign_beyond_spread(by_seed) or abs(mean) <= half_width(by_direction):
         answer = "the difference is inside the spread"
     elif mean > 0:
         answer = "Skip-DiT's is smoother, by more than the spread"
@@ -156,8 +157,10 @@ def _surface_table(numbers: Mapping[str, Sequence[Mapping]], settings: Any) -> T
     return Table("Perturbation surfaces", columns, rows)
 
 
-def _flat(cosines: Sequence[Sequence[float | None]] | None) -> float:
-    return fmean(value for row in cosines or [[1.0]] for value in row if value is not None)
+def _mean_cosines(each: Sequence[Mapping], kind: str) -> str:
+    """Return the mean cosine and its spread over seeds; "-" where a run of one step has no successive ones."""
+    rows = [[value for row in one[kind] or () for value in row if value is not None] for one in each]
+    return spread([fmean(values) for values in rows], 4) if all(rows) else "-"
 
 
 def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
@@ -169,7 +172,7 @@ def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
         Column("cached", "mean cosine of a block's output in a cached run with that in an all-full run, where it ran"),
     ]
     rows = [
-        [TITLES[name], *(spread([_flat(one[kind]) for one in each], 4) for kind in ("successive", "cached"))]
+        [TITLES[name], *(_mean_cosines(each, kind) for kind in ("successive", "cached"))]
         for name, each in similar.items()
     ]
     return Table("Similarity of features", columns, rows)
@@ -178,7 +181,7 @@ def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
 def _similarity_sentence(similar: Mapping[str, Sequence[Mapping]]) -> str:
     parts = []
     for name, each in similar.items():
-        successive, cached = (spread([_flat(one[kind]) for one in each], 4) for kind in ("successive", "cached"))
+        successive, cached = (_mean_cosines(each, kind) for kind in ("successive", "cached"))
         parts.append(f"{successive} and {cached} in {TITLES[name]}")
     return (
         "The mean cosines of successive steps, and of cached with full features, are "
