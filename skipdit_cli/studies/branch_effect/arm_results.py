@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from skipdit_cli.studies.branch_effect.cache_grid import LEVEL, Cell, make_cells
@@ -60,18 +61,25 @@ class Results:
         return [f"base-{seed}" for seed in self.seeds] if self.settings.base_steps else ["base"]
 
     def effect(
-        self, arm: str, cells: Iterable[Cell], measure: str = OWN, flops: bool = False, length: int = 0
+        self,
+        arm: str,
+        cells: Iterable[Cell],
+        measure: str = OWN,
+        flops: bool = False,
+        length: int = 0,
+        control: str = "vanilla",
     ) -> Effect | None:
-        """Return the effect of the branches of an arm against the vanilla model that is trained equally long.
+        """Return the effect of an arm against a control, the vanilla model that is trained equally long.
 
         Args:
             cells: The caches.
+            control: Another arm to compare with.
             measure: ``OWN`` or ``EXACT``.
             flops: Whether at equal FLOPs, in place of an equal schedule.
             length: The training; the longest if 0.
         """
         length = length or self.longest
-        pairs = list(zip(self.runs(arm, length), self.runs("vanilla", length)))
+        pairs = list(zip(self.runs(arm, length), cycle(self.runs(control, length))))  # all seeds may share one base
         return effect(pairs, cells, equal_flops(measure, self.cells) if flops else equal_schedule(measure))
 
 

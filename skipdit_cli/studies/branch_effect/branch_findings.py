@@ -46,22 +46,47 @@ def find(settings: Any, seeds: Sequence[int], measured: Mapping[str, Any], score
 def answer(results: Results) -> tuple[str, list[str]]:
     """Return the answer in two sentences, and further ones."""
     forecast, reuse = split_forecasts(results.cells)
-    ours = [results.effect("residual", cells) for cells in (forecast, reuse)]
-    flops = [results.effect("residual", cells, flops=True) for cells in (forecast, reuse)]
-    official = [results.effect("replace", cells) for cells in (forecast, reuse)]
-    exact = [results.effect("residual", cells, EXACT) for cells in (forecast, reuse)]
+    shallowest = min((cell.layers for cell in forecast + reuse), key=str)
+    shallow = [[cell for cell in cells if cell.layers == shallowest] for cells in (forecast, reuse)]
+    ours = [results.effect("residual", cells) for cells in shallow]
+    exact = [results.effect("residual", cells, EXACT) for cells in shallow]
+    untouched = [results.effect("residual", cells, control="base") for cells in shallow]
+    flops = [results.effect("residual", cells, flops=True) for cells in shallow]
     lead = (
-        f"After {results.longest} steps of training, and against a model without them that is trained equally long "
-        f"and has the same cache, skip branches {_verdict(ours[0])} a cache that forecasts: {_number(ours[0])} of "
-        f"PSNR to the model's own uncached samples, and {_number(flops[0])} at equal FLOPs; they {_verdict(ours[1])} "
-        f"one that reuses: {_number(ours[1])}, and {_number(flops[1])} at equal FLOPs. To the model's own exact "
-        f"solution the differences are {_number(exact[0])} with a forecast and {_number(exact[1])} at reuse; branches "
-        f"of the official form, which replace the input of a block, give {_number(official[0])} and "
-        f"{_number(official[1])} to the uncached samples."
+        f"After {results.longest} steps of training, at the same full steps and N={shallowest}, skip branches "
+        f"{_verdict(ours[0])} a cache that forecasts, against a model without them that is trained equally long: "
+        f"{_number(ours[0])} of PSNR to the model's own uncached samples. They {_verdict(ours[1])} one that reuses: "
+        f"{_number(ours[1])}. Against the model before all training it is {_number(untouched[0])} and "
+        f"{_number(untouched[1])}; at equal FLOPs, as branches cost some, {_number(flops[0])} and {_number(flops[1])}."
     )
-    details = [_details_of_samplers(results, forecast), _details_of_levels(results)]
-    details += [_training_alone(results, cells, name) for cells, name in ((forecast, "a forecast"), (reuse, "reuse"))]
+    details = [
+        f"To the model's own exact solution, where the first two numbers stand: {_number(exact[0])} with a forecast, "
+        f"{_number(exact[1])} at reuse.",
+        _details_of_depths(results, (forecast, reuse)),
+        _details_of_official_form(results, (forecast, reuse)),
+        _details_of_samplers(results, forecast),
+        _details_of_levels(results),
+        *(_training_alone(results, cells, name) for cells, name in zip((forecast, reuse), ("a forecast", "reuse"))),
+    ]
     return lead, [text for text in details if text]
+
+
+def _details_of_depths(results: Results, kinds: Sequence[Sequence[Cell]]) -> str:
+    """Return a sentence on all depths together, at an equal schedule and at equal FLOPs."""
+    effects = [results.effect("residual", cells, flops=flops) for flops in (False, True) for cells in kinds]
+    return (
+        f"Over all depths of the cache: {_number(effects[0])} with a forecast, {_number(effects[1])} at reuse; at "
+        f"equal FLOPs {_number(effects[2])} and {_number(effects[3])}."
+    )
+
+
+def _details_of_official_form(results: Results, kinds: Sequence[Sequence[Cell]]) -> str:
+    """Return a sentence on branches that replace the input of a block, as in the official code."""
+    effects = [results.effect("replace", cells) for cells in kinds]
+    return (
+        f"Branches of the official form, which replace the input of a block, over all depths: {_number(effects[0])} "
+        f"with a forecast, {_number(effects[1])} at reuse."
+    )
 
 
 def _verdict(found: Effect | None) -> str:
