@@ -60,7 +60,7 @@ def answer(results: Results) -> tuple[str, list[str]]:
         f"{_number(untouched[1])}; at equal FLOPs, as branches cost some, {_number(flops[0])} and {_number(flops[1])}."
     )
     details = [
-        f"To the model's own exact solution, where the first two numbers stand: {_number(exact[0])} with a forecast, "
+        f"To the model's own exact solution, in place of its uncached samples: {_number(exact[0])} with a forecast, "
         f"{_number(exact[1])} at reuse.",
         _details_of_depths(results, (forecast, reuse)),
         _details_of_official_form(results, (forecast, reuse)),
