@@ -178,18 +178,18 @@ def leads(strategies: Sequence[Strategy], metric: str) -> dict[str, list[float]]
 def find(strategies: Sequence[Strategy]) -> Findings:
     """Return what the strategies show."""
     metrics = [name for name in METRICS if all(name in row for each in strategies for row in each.curves[0])]
-    found = {metric: leads(strategies, metric) for metric in metrics}
+    by_metric = {metric: leads(strategies, metric) for metric in metrics}
     first, *others = metrics
-    numbers = {"strategies": {each.name: asdict(each) for each in strategies}, "lead_of_adaln_zero": found}
-    order = ", ".join(sorted(found[first] | {ADALN_ZERO: []}, key=_mean_by_name(strategies, first).__getitem__))
+    numbers = {"strategies": {each.name: asdict(each) for each in strategies}, "lead_of_adaln_zero": by_metric}
+    order = ", ".join(sorted(by_metric[first] | {ADALN_ZERO: []}, key=_mean_by_name(strategies, first).__getitem__))
     details = [
         f"By mean {METRICS[first][0]} the order here is {order}; that of figure 5 of the paper, from memory, is "
         f"{PAPER_ORDER}.",
-        *(_lead_words(found[metric], metric) for metric in others),
+        *(_lead_words(by_metric[metric], metric) for metric in others),
     ]
     plots = [_plot(strategies, metric) for metric in metrics]
     return Findings(
-        _lead_words(found[first], first),
+        _lead_words(by_metric[first], first),
         details,
         numbers,
         plots=plots,

@@ -155,9 +155,9 @@ def _latency(run: StudyRun, name: str) -> dict[str, Any]:
 def _inputs(run: StudyRun, name: str, case: str) -> dict[str, Any]:
     """Return where the input of an evaluation lies, and how many samples it has; make that of VBench."""
     model, output = model_named(name), f"{name}-{case}"
-    made = [path for path in run.result(output)["files"] if Path(path).stem.isdigit()]
+    paths = [path for path in run.result(output)["files"] if Path(path).stem.isdigit()]
     if not (model.is_video and model.kind == PROMPTS):
-        samples = [path for path in made if Path(path).suffix != ".json"]
+        samples = [path for path in paths if Path(path).suffix != ".json"]
         if model.is_video:
             samples = [path for path in samples if Path(path).suffix == ".mp4"]
         return {"name": output, "input": f"{output}/{ARRAY}", "samples": len(samples)}
@@ -165,7 +165,7 @@ def _inputs(run: StudyRun, name: str, case: str) -> dict[str, Any]:
 
     files.note(run.place, f"{VBENCH}/{output}/")
     total = name_for_vbench(
-        [path for path in made if Path(path).suffix == ".mp4"],
+        [path for path in paths if Path(path).suffix == ".mp4"],
         requirements.read_prompts(run.settings.video_prompts),
         run.settings.videos_per_prompt,
         str(run.place / VBENCH / output),
@@ -207,7 +207,7 @@ def _find(settings: ReleasedSettings, tables: dict[str, Any], inputs: list[dict[
         Column("PSNR", "To the uncached samples from the same noise, in dB, mean over the rounds that differ."),
         Column("paper's PSNR", "As read off the paper's figure, within 0.05 dB; - where no figure shows it."),
     ]
-    made = [[each["name"], f"{each['samples']:,}", each["input"]] for each in inputs]
+    input_rows = [[each["name"], f"{each['samples']:,}", each["input"]] for each in inputs]
     inputs_table = Table(
         "Inputs of evaluations",
         [
@@ -215,7 +215,7 @@ def _find(settings: ReleasedSettings, tables: dict[str, Any], inputs: list[dict[
             Column("samples", "How many."),
             Column("input", "In the folder of the run.", False),
         ],
-        made,
+        input_rows,
     )
     shortened = settings.num_inference_steps is not None
     return Findings(

@@ -43,9 +43,7 @@ class Measurement:
         held_out_samples: The number of samples of it to use, evenly spaced; 0 uses all.
         draws: Pairs of a timestep and noise per held-out sample.
         samples: Generated samples to score; 0 scores none.
-        num_inference_steps: Denoising steps of each sample.
-        guidance_scale: The guidance scale of the samples, 1 for none.
-        scheduler: The scheduler of the samples; None for the pipeline's own.
+        num_inference_steps: Denoising steps of each sample, by the pipeline's own scheduler and without guidance.
         reference: The data that samples are scored against, as ``--data``.
         reference_samples: The number of samples of it to use, evenly spaced; 0 uses all.
         features: The network of the scores: ``digits``, or the path of a TorchScript file.
@@ -57,8 +55,6 @@ class Measurement:
     draws: int = 4
     samples: int = 500
     num_inference_steps: int = 20
-    guidance_scale: float = 1.0
-    scheduler: str | None = None
     reference: str = "digits"
     reference_samples: int = 0
     features: str = "digits"
@@ -180,8 +176,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         pipe,
         labels,
         num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        scheduler=settings.scheduler,
+        guidance_scale=1.0,
         batch_size=settings.batch_size,
         seed=0,
     )

@@ -89,14 +89,14 @@ def _details_of_official_form(results: Results, kinds: Sequence[Sequence[Cell]])
     )
 
 
-def _verdict(found: Effect | None) -> str:
-    if found is None:
+def _verdict(difference: Effect | None) -> str:
+    if difference is None:
         return "were not measured with"
-    return {1: "help", -1: "harm", 0: "make no difference beyond the spread to"}[found.sign]
+    return {1: "help", -1: "harm", 0: "make no difference beyond the spread to"}[difference.sign]
 
 
-def _number(found: Effect | None) -> str:
-    return "an unknown difference" if found is None else f"{found} dB (better in {found.count} caches)"
+def _number(difference: Effect | None) -> str:
+    return "an unknown difference" if difference is None else f"{difference} dB (better in {difference.count} caches)"
 
 
 def _details_of_samplers(results: Results, forecast: Sequence[Cell]) -> str:
@@ -104,24 +104,28 @@ def _details_of_samplers(results: Results, forecast: Sequence[Cell]) -> str:
     parts = []
     for sampler in results.settings.samplers:
         cells = [cell for cell in forecast if cell.sampler == sampler and cell.rule == LATE_DENSE]
-        found = results.effect("residual", cells)
-        if found is not None:
-            parts.append(f"{sampler} {found} dB")
+        difference = results.effect("residual", cells)
+        if difference is not None:
+            parts.append(f"{sampler} {difference} dB")
     return f"With a forecast and late-dense full steps, residual branches add: {', '.join(parts)}." if parts else ""
 
 
 def _details_of_levels(results: Results) -> str:
     """Return a sentence on the levels, whose reused steps run no block and so no branch."""
-    found = results.effect("residual", [cell for cell in results.cells if cell.rule == LEVEL])
-    return "" if found is None else f"With the levels, whose reused steps run no block, they add: {_number(found)}."
+    difference = results.effect("residual", [cell for cell in results.cells if cell.rule == LEVEL])
+    return (
+        ""
+        if difference is None
+        else f"With the levels, whose reused steps run no block, they add: {_number(difference)}."
+    )
 
 
 def _training_alone(results: Results, cells: Sequence[Cell], name: str) -> str:
     """Return a sentence on what training alone does to the caches of vanilla."""
     base, trained = results.runs("base", 0), results.runs("vanilla", results.longest)
     pairs = [(after, base[at % len(base)]) for at, after in enumerate(trained)]
-    found = effect(pairs, cells, equal_schedule(OWN))
-    return "" if found is None else f"Training vanilla on changes its own caches with {name} by {found} dB."
+    difference = effect(pairs, cells, equal_schedule(OWN))
+    return "" if difference is None else f"Training vanilla on changes its own caches with {name} by {difference} dB."
 
 
 def _effects(results: Results) -> dict[str, Any]:
@@ -132,9 +136,13 @@ def _effects(results: Results) -> dict[str, Any]:
             for cells, name in zip(split_forecasts(results.cells), ("forecast", REUSE)):
                 for measure in (OWN, EXACT):
                     for flops in (False, True):
-                        found = results.effect(arm, cells, measure, flops, length)
+                        difference = results.effect(arm, cells, measure, flops, length)
                         key = f"{arm} {length} {name} {measure}{' at equal FLOPs' if flops else ''}"
-                        effects[key] = found and {**vars(found), "mean": found.mean, "spread": found.spread}
+                        effects[key] = difference and {
+                            **vars(difference),
+                            "mean": difference.mean,
+                            "spread": difference.spread,
+                        }
     return effects
 
 

@@ -28,8 +28,8 @@ def plot_over_full_steps(results: Results, sampler: str) -> Plot:
 
 
 def _points(effects: Mapping[int, Effect | None]) -> list[Point]:
-    known = {x: found for x, found in effects.items() if found is not None}
-    return [Point(x, found.mean, title=f"{found} dB", spread=found.spread) for x, found in known.items()]
+    known = {x: each for x, each in effects.items() if each is not None}
+    return [Point(x, each.mean, title=f"{each} dB", spread=each.spread) for x, each in known.items()]
 
 
 def plot_over_lengths(results: Results) -> Plot:

@@ -26,13 +26,13 @@ def effect_table(results: Results, title: str, key: Callable[[Cell], tuple[str, 
     rows = []
     for arm in ("residual", "replace"):
         for group, cells in _groups(results.cells, key).items():
-            found = {
+            differences = {
                 (measure, flops): results.effect(arm, cells, measure, flops)
                 for measure in (OWN, EXACT)
                 for flops in (False, True)
             }
-            own = found[OWN, False]
-            rows.append([ARMS[arm], *group, "-" if own is None else own.count, *map(_cell, found.values())])
+            own = differences[OWN, False]
+            rows.append([ARMS[arm], *group, "-" if own is None else own.count, *map(_cell, differences.values())])
     columns = [
         Column("model", "With skip branches, minus vanilla that is trained equally long.", numeric=False),
         Column("caches", "What the caches have in common.", numeric=False),
@@ -48,8 +48,8 @@ def effect_table(results: Results, title: str, key: Callable[[Cell], tuple[str, 
     return Table(f"{title}, after {results.longest} steps", columns, rows)
 
 
-def _cell(found: Effect | None) -> str:
-    return "-" if found is None else str(found)
+def _cell(difference: Effect | None) -> str:
+    return "-" if difference is None else str(difference)
 
 
 def length_table(results: Results) -> Table:
@@ -107,8 +107,8 @@ def cache_table(results: Results) -> Table:
         costs = [_spread(sorted({run["forwards"] for run in values[arm]} - {None})) for arm in ("vanilla", "residual")]
         own = [_spread([run[OWN] for run in values[arm]]) for arm in ARMS]
         exact = [_spread([run[EXACT] for run in values[arm]]) for arm in ("vanilla", "residual", "replace")]
-        found = results.effect("residual", [cell])
-        rows.append([cell.name, *costs, *own, _cell(found), *exact])
+        difference = results.effect("residual", [cell])
+        rows.append([cell.name, *costs, *own, _cell(difference), *exact])
     columns = [
         Column(
             "cache", "Sampler and steps, rule and number of full steps, live blocks N, forecast and its target.", False

@@ -63,13 +63,13 @@ def best_at_budgets(models: Sequence[Model], metric: str, count: int = 6) -> lis
     """
     ends = [[model.training_macs(curve[at]["step"]) for model in models for curve in model.curves] for at in (0, -1)]
     low, high = max(min(ends[0]), 1.0), max(ends[1])
-    found = []
+    budgets = []
     for budget in np.geomspace(low, high, count):
         values = {model.name: value for model in models if (value := at_budget(model, metric, budget)) is not None}
         if len(values) > 1:
             best = min(values, key=lambda name: fmean(values[name]))
-            found.append({"training_macs": float(budget), "best": best, "values": values})
-    return found
+            budgets.append({"training_macs": float(budget), "best": best, "values": values})
+    return budgets
 
 
 def training_pairs(models: Sequence[Model], metric: str) -> list[dict[str, Any]]:
@@ -111,8 +111,8 @@ def sampling_pairs(models: Sequence[Model]) -> list[dict[str, Any]]:
             continue
         behind = []
         for one, other in zip(small.sampling, large.sampling):
-            most = small.macs * max(one)
-            affordable = [fid for steps, fid in other.items() if large.macs * steps <= most]
+            budget = small.macs * max(one)
+            affordable = [fid for steps, fid in other.items() if large.macs * steps <= budget]
             if affordable:
                 behind.append(min(affordable) < min(one.values()))
         if behind:

@@ -43,23 +43,25 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
         steps: The denoising steps of the samples that were scored over training.
     """
     metrics = ["fid", "loss"] if real else ["loss"]
-    found = {metric: correlations(models, metric) for metric in metrics}
+    correlated = {metric: correlations(models, metric) for metric in metrics}
     saturated = bool(real) and _median_fid(models) < SATURATED * real["fid"]
     metric = "loss" if saturated or not real else "fid"
     budgets, trained, pairs = best_at_budgets(models, metric), training_pairs(models, metric), sampling_pairs(models)
-    lead = _scaling_words(found[metric], METRICS[metric], len(models))
+    lead = _scaling_words(correlated[metric], METRICS[metric], len(models))
     details = [_budget_words(budgets, trained, METRICS[metric])]
     if real:
         details += [_sampling_words(pairs), _real_words(real, models, saturated)]
         other = "fid" if saturated else "loss"
-        if found[other]:
-            details.append(f"The correlation of log GFLOPs with the {METRICS[other]} is {spread(found[other], 2)}.")
+        if correlated[other]:
+            details.append(
+                f"The correlation of log GFLOPs with the {METRICS[other]} is {spread(correlated[other], 2)}."
+            )
     plots = [plot for each in metrics for plot in (_forward_plot(models, each), _training_plot(models, each))]
     if real:
         plots.insert(2, _sampling_plot(models))
     numbers = {
         "models": {model.name: asdict(model) for model in models},
-        "correlation_with_log_gflops": found,
+        "correlation_with_log_gflops": correlated,
         "best_at_training_compute": budgets,
         "training_pairs": trained,
         "sampling_pairs": pairs,

@@ -46,11 +46,11 @@ def latency(
     for number in range(rounds + 1):
         uncached = None
         for name, policy in policies.items():
-            made = generate(pipe, list(conditions), policy=policy, seed=number * len(conditions), **settings)
-            uncached = made.images if name == UNCACHED else uncached
+            generated = generate(pipe, list(conditions), policy=policy, seed=number * len(conditions), **settings)
+            uncached = generated.images if name == UNCACHED else uncached
             if number:
-                table[name]["seconds"].append(made.denoise_seconds)
-                table[name]["psnr"].append(None if name == UNCACHED else _psnr(uncached, made.images))
+                table[name]["seconds"].append(generated.denoise_seconds)
+                table[name]["psnr"].append(None if name == UNCACHED else _psnr(uncached, generated.images))
     return table
 
 

@@ -99,13 +99,13 @@ def describe(settings, seeds: tuple[int, ...]) -> list[str]:
         if samples is None:
             lines.append(f"{name}: as many samples as its prompts say; not in the sums below.")
             continue
-        own = samples * flops_per_sample(settings, model) / rate / 3600
+        model_hours = samples * flops_per_sample(settings, model) / rate / 3600
         space = model.weight_bytes + len(cases) * samples * model.sample_bytes * 2
         lines.append(
             f"{name}: {count(samples, 'sample')} in each of {count(len(cases), 'way')} ({', '.join(cases)}), "
-            f"{own:,.1f} hours, up to {space / 1e9:,.1f} GB."
+            f"{model_hours:,.1f} hours, up to {space / 1e9:,.1f} GB."
         )
-        disk, hours = disk + space, hours + own
+        disk, hours = disk + space, hours + model_hours
     lines.append(f"Disk space: up to {disk / 1e9:,.1f} GB, for converted weights, samples and arrays of them.")
     source = "the preset's tflops" if settings.tflops else "measured here, in a product of matrices"
     lines.append(

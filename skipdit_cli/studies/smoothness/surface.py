@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -120,7 +120,6 @@ def measure_surfaces(
     *,
     block: int = -1,
     with_branches: bool = True,
-    advance: Callable[[], None] = lambda: None,
 ) -> list[Surface]:
     """Return the surface of each call, over a grid of perturbed weights.
 
@@ -130,7 +129,6 @@ def measure_surfaces(
         seed: That of the two directions.
         block: Whose output the features are, see ``features``.
         with_branches: Whether the weights of skip branches are perturbed as well.
-        advance: Called after each point of the grid.
     """
     look = partial(features, transformer, trunk, block=block)
     references = [look(call) for call in calls]
@@ -146,7 +144,6 @@ def measure_surfaces(
                     perturbed = look(call)
                     surface.cosine[-1].append(cosine(perturbed, reference))
                     surface.relative_l2[-1].append(relative_l2(perturbed, reference))
-                advance()
     return surfaces
 
 
