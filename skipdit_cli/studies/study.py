@@ -71,8 +71,10 @@ def read_settings(study: Study, experiment: Mapping[str, Any], source: str) -> A
         source: The preset, for messages.
 
     Raises:
-        UsageError: It is of another study, a key is unknown or missing, or a value has another type.
+        UsageError: It is empty or of another study, a key is unknown or missing, or a value has another type.
     """
+    if not experiment:
+        raise UsageError(f"{source} has no experiment; give one of study '{study.name}', or leave --preset out.")
     if experiment.get("study") != study.name:
         raise UsageError(
             f"{source} has an experiment of study '{experiment.get('study')}' but expected '{study.name}'; give "

@@ -112,7 +112,7 @@ def test_it_says_what_it_needs_and_refuses_to_begin_without(study, weights, tmp_
     assert f"present: {weights}/ffs-skip.pt" in needs and "GB" in needs and "hours" in needs and "3 samples" in needs
     refused = study("c2i, ffs")
     assert refused.code == 2 and not (tmp_path / "run").exists()
-    assert "1 missing file" in refused.stderr and "DiT-XL-2-skip.pt: https" in refused.stderr
+    assert "1 missing file" in refused.stderr and "DiT-XL-2-skip.pt (https" in refused.stderr
     assert "ffs-skip.pt" not in refused.stderr
     unknown = study("dit")
     assert unknown.code == 2 and "expected some of c2i" in unknown.stderr

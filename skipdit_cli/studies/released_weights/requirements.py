@@ -75,10 +75,10 @@ def check(settings) -> None:
     """
     missing = {path: address for path, address in needed_files(settings).items() if not path.exists()}
     if missing:
-        listed = "".join(f"\n  {path}: {address}" for path, address in missing.items())
+        listed = ", ".join(f"{path} ({address})" for path, address in missing.items())
         raise UsageError(
-            f"Got {count(len(missing), 'missing file')} for the models {', '.join(settings.models)}; get what is "
-            "listed, or give a --preset with the models whose files are there as 'experiment: models'." + listed
+            f"Got {count(len(missing), 'missing file')} for the models {', '.join(settings.models)}: {listed}; get "
+            "what is missing, or give a --preset with the models whose files are there as 'experiment: models'."
         )
     for model in map(model_named, settings.models):
         sample_count(settings, model)
