@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
+from skipdit_cli.console import count
 from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
 from skipdit_cli.presets import load_preset
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
@@ -44,6 +45,10 @@ NOTE = (
 )
 
 
+LEARNED = 0.5
+"""The classifier agreement from which on a model has learned its classes."""
+
+
 @dataclass(frozen=True)
 class ConditioningSettings:
     """The settings of study ``conditioning``.
@@ -60,6 +65,7 @@ class ConditioningSettings:
         train_batch_size, gradient_accumulation_steps, lr_scheduler, lr_warmup_steps, ema_decay: Flags of the
             trainings. The schedule must not depend on the number of steps, for each checkpoint stands for a training
             of its length.
+        learning_rate: ``--learning-rate`` of the trainings; None for that of the preset.
         vae: ``--vae`` of the trainings; None for models of pixels.
     """
 
@@ -81,6 +87,7 @@ class ConditioningSettings:
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 20
     ema_decay: float = 0.99
+    learning_rate: float | None = None
     vae: str | None = None
 
 
@@ -114,6 +121,7 @@ def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str
     flags += f" --gradient-accumulation-steps {settings.gradient_accumulation_steps}"
     flags += f" --lr-scheduler {settings.lr_scheduler} --lr-warmup-steps {settings.lr_warmup_steps}"
     flags += f" --ema-decay {settings.ema_decay}"
+    flags += "" if settings.learning_rate is None else f" --learning-rate {settings.learning_rate}"
     flags += "" if settings.vae is None else f" --vae {shlex.quote(settings.vae)}"
     return {
         f"{name}-seed-{seed}": f"{train} --conditioning {name} {flags} --seed {seed}"
@@ -188,14 +196,29 @@ def find(strategies: Sequence[Strategy]) -> Findings:
         *(_lead_words(by_metric[metric], metric) for metric in others),
     ]
     plots = [_plot(strategies, metric) for metric in metrics]
+    steps = int(strategies[0].curves[0][-1]["step"])
     return Findings(
-        _lead_words(by_metric[first], first),
+        f"After {count(steps, 'step')} of training, {_lead_words(by_metric[first], first)}",
         details,
         numbers,
         plots=plots,
         tables=[_table(strategies, metrics)],
         notes=[NOTE, RULE],
+        warnings=_warnings(strategies, metrics),
     )
+
+
+def _warnings(strategies: Sequence[Strategy], metrics: Sequence[str]) -> list[str]:
+    """Return a warning if no model has learned its classes, so that the order of the strategies says nothing."""
+    if "agreement" not in metrics:
+        return []
+    best = max(fmean(strategy.last("agreement")) for strategy in strategies)
+    if best >= LEARNED:
+        return []
+    return [
+        f"A classifier agrees with the class of at most {best:.0%} of the samples of a strategy: the models have not "
+        "learned their classes yet, so their order says little; train longer."
+    ]
 
 
 def _mean_by_name(strategies: Sequence[Strategy], metric: str) -> dict[str, float]:

@@ -46,5 +46,8 @@ def test_a_lead_is_told_apart_from_the_spread():
     assert leads(every, "fid") == {"in-context": [3, 3], "adaln": [-1, 1]}
     assert leads(every, "agreement")["in-context"] == pytest.approx([0.3, 0.3])
     found = find(every)
+    assert found.lead.startswith("After 1 step of training, FID: adaln-zero is")
+    assert not found.warnings
+    assert "at most 45%" in find([strategy(each.name, [5.5, 5.5]) for each in every]).warnings[0]
     assert "ahead of in-context by 3.00 ±0.00, in every seed" in found.lead
     assert "level with adaln by 0.00 ±1.41, within the spread" in found.lead
