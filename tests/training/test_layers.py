@@ -12,6 +12,7 @@ LAYERS = (
     ("sources",),
     ("objective",),
     ("run",),
+    ("sweep",),
 )
 
 

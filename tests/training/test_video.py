@@ -128,7 +128,7 @@ def test_train_and_finetune_and_resume_a_latte(skipdit, tiny_preset, tmp_path, c
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_breaks_during_the_run_is_named(skipdit, tiny_preset, tmp_path, monkeypatch, workers):
-    def broken(source, index, frames):
+    def broken(*_):
         raise SkipditError("/data/a.mp4 was readable and now is not: gone.")
 
     monkeypatch.setattr("skipdit_cli.training.data.samples._read_embedded", broken)
@@ -140,7 +140,7 @@ def test_a_file_that_breaks_during_the_run_is_named(skipdit, tiny_preset, tmp_pa
 
 
 def test_a_reading_process_that_dies_ends_the_run(skipdit, tiny_preset, tmp_path, monkeypatch):
-    def killed(source, index, frames):
+    def killed(*_):
         assert torch.utils.data.get_worker_info() is not None
         os.kill(os.getpid(), signal.SIGKILL)
 
