@@ -15,7 +15,7 @@ import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands.flags import check_ranges, settings_from
-from skipdit_cli.commands.values import FETCHED, flag_of, flags_of_commands, is_fetched, preset_values
+from skipdit_cli.commands.values import FETCHED, flag_of, flags_of_commands, is_fetched, preset_layer, process
 from skipdit_cli.errors import SkipditError, UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset, preset_path
 from skipdit_cli.training.sweep import Cost, cost_of, final_loss, is_flag, points_of, preset_text
@@ -166,7 +166,7 @@ def _point(ctx: typer.Context, preset: Preset, swept: set[str], output: Path) ->
         else:
             flags[flag[2:]] = str(value).lower() if isinstance(value, bool) else str(value)
     preset = replace(preset, flags={**preset.flags, "train": flags})
-    values = {**ctx.params, **preset_values(ctx, command, preset)}
+    values = {**ctx.params, **_preset_values(ctx, command, preset)}
     check_ranges(command, values)
     branches = bool(values["skip_branches"])
     place = output / preset.name
@@ -268,3 +268,13 @@ def _show(grid: list[Point], trained: bool) -> None:
 
 def _amount(number: int | None) -> str:
     return "-" if number is None else console.amount(number)
+
+
+def _preset_values(ctx: typer.Context, command, preset: Preset) -> dict[str, object]:
+    """Return what a preset sets for a command, by parameter name, as the command gets it.
+
+    Raises:
+        UsageError: A value has the wrong type.
+    """
+    layer, parameters = preset_layer(command, preset), {p.name: p for p in command.params}
+    return {name: process(ctx, parameters[name], value, layer) for name, value in layer.values.items()}

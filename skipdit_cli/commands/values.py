@@ -121,16 +121,6 @@ def plan_layer(command, chosen: Mapping[str, Any]) -> Layer:
     return Layer(f"the plan {preset.name}", {**values, **preset_layer(command, preset).values}, foreign=True)
 
 
-def preset_values(ctx: typer.Context, command, preset: Preset) -> dict[str, object]:
-    """Return what a preset sets for a command, by parameter name, as the command gets it.
-
-    Raises:
-        UsageError: A value has the wrong type.
-    """
-    layer, parameters = preset_layer(command, preset), {p.name: p for p in command.params}
-    return {name: _process(ctx, parameters[name], value, layer) for name, value in layer.values.items()}
-
-
 def environment_layer(command) -> Layer:
     """Return what environment variables (``SKIPDIT_SAMPLE_SEED``) set for a command.
 
@@ -226,13 +216,13 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
         origins["num_inference_steps"] = origins.get("timesteps", Layer("--timesteps", {}))
     for parameter in command.params:
         if parameter.name in values and not parameter.is_eager:
-            _process(ctx, parameter, values[parameter.name], origins[parameter.name])
-    _check_nothingis_fetched(typed, values, origins)
+            process(ctx, parameter, values[parameter.name], origins[parameter.name])
+    _check_nothing_is_fetched(typed, values, origins)
     ctx.default_map = values
     ctx.meta["sources"] = {flag_of(p): origins[p.name].source for p in command.params if p.name in origins}
 
 
-def _process(ctx: typer.Context, parameter, value: object, layer: Layer) -> object:
+def process(ctx: typer.Context, parameter, value: object, layer: Layer) -> object:
     """Return a value as the command gets it; raise ``UsageError`` that names its source if it has the wrong type."""
     try:
         return parameter.process_value(ctx, value)
@@ -250,8 +240,8 @@ def _warn_of_overruled(
         flags = []
         for parameter in (p for p in untyped if layer.values.get(p.name) is not None):
             value = record.values[parameter.name]
-            kept = parameter.default if value is None else _process(ctx, parameter, value, record)
-            if _process(ctx, parameter, layer.values[parameter.name], layer) != kept:
+            kept = parameter.default if value is None else process(ctx, parameter, value, record)
+            if process(ctx, parameter, layer.values[parameter.name], layer) != kept:
                 flags.append(flag_of(parameter))
         if flags:
             console.warn(
@@ -259,7 +249,7 @@ def _warn_of_overruled(
             )
 
 
-def _check_nothingis_fetched(
+def _check_nothing_is_fetched(
     typed: Mapping[str, object], values: dict[str, object], origins: Mapping[str, Layer]
 ) -> None:
     """Refuse a record or a preset that names a model, or a part of one, that is not on this machine.

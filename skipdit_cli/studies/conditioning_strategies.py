@@ -189,7 +189,7 @@ def find(strategies: Sequence[Strategy]) -> Findings:
     by_metric = {metric: leads(strategies, metric) for metric in metrics}
     first, *others = metrics
     numbers = {"strategies": {each.name: asdict(each) for each in strategies}, "lead_of_adaln_zero": by_metric}
-    order = ", ".join(sorted(by_metric[first] | {ADALN_ZERO: []}, key=_mean_by_name(strategies, first).__getitem__))
+    order = ", ".join(each.name for each in sorted(strategies, key=lambda each: fmean(each.last(first))))
     details = [
         f"By mean {METRICS[first][0]} the order here is {order}; that of figure 5 of the paper, from memory, is "
         f"{PAPER_ORDER}.",
@@ -219,10 +219,6 @@ def _warnings(strategies: Sequence[Strategy], metrics: Sequence[str]) -> list[st
         f"A classifier agrees with the class of at most {best:.0%} of the samples of a strategy: the models have not "
         "learned their classes yet, so their order says little; train longer."
     ]
-
-
-def _mean_by_name(strategies: Sequence[Strategy], metric: str) -> dict[str, float]:
-    return {strategy.name: fmean(strategy.last(metric)) for strategy in strategies}
 
 
 def _lead_words(differences: Mapping[str, Sequence[float]], metric: str) -> str:
