@@ -108,9 +108,14 @@ def _converted(value: Any, kind: Any, what: str) -> Any:
     if not isinstance(value, option) or (isinstance(value, bool) and option is not bool):
         names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
         raise UsageError(f"{what} but expected {names.get(option, 'a mapping')}.")
-    if isinstance(value, str) and (not value or value[0] == "-" or not value.isprintable() or len(value.split()) > 1):
-        raise UsageError(f"{what} but expected one word.")  # it stands in command lines, and must not add a flag
+    if isinstance(value, str) and not _is_word(value):
+        raise UsageError(f"{what} but expected one word without quotes.")  # it must not add a flag to a command line
     return value
+
+
+def _is_word(value: str) -> bool:
+    """Return whether a command line reads a value as itself: a quote or a backslash in it may hide a flag."""
+    return value.isprintable() and value[:1] != "-" and not set(value) & set("'\"\\") and value.split() == [value]
 
 
 def _is_optional(kind: Any) -> bool:

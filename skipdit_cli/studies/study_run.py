@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -165,12 +166,12 @@ class StudyRun:
         return self.place / part / f"{name}.json"
 
     def _kept(self, part: str, name: str, key: Any) -> dict[str, Any] | None:
-        """Return what was kept under a name and the same key."""
-        file = self._kept_file(part, name)
-        if not file.is_file():
-            return None
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        return kept if kept["key"] == key else None
+        """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
+        with suppress(OSError, ValueError):
+            kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
+            if isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"} and kept["key"] == key:
+                return kept
+        return None
 
     def _keep(self, part: str, name: str, key: Any, value: Any, seconds: float) -> None:
         file = self._kept_file(part, name)

@@ -54,6 +54,8 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(skipdit, toy, tmp_path, 
     trained = (tmp_path / "run" / "vanilla-0" / "model_index.json").stat().st_mtime_ns
     other = skipdit(*toy[:4], "--seeds", 3, *toy[6:])
     assert other.code == 2 and "other settings (seeds)" in other.stderr
+    (tmp_path / "run" / "results" / "skip-0.json").write_text("{")
+    (tmp_path / "run" / "measured" / "vanilla-0.json").write_text("[]")
     monkeypatch.setattr(toy_study, "count_weights", count)
     resumed = skipdit(*toy)
     assert resumed.code == 0, resumed.stderr
@@ -85,6 +87,9 @@ def test_a_dry_run_writes_nothing(skipdit, toy, tmp_path):
         ({"study": "toy", "preset": ["digits"], "steps": 1}, "a text"),
         ({"study": "toy", "preset": "--push-to-hub", "steps": 1}, "one word"),
         ({"study": "toy", "preset": "digits --push-to-hub me", "steps": 1}, "one word"),
+        ({"study": "toy", "preset": "'--push-to-hub'", "steps": 1}, "without quotes"),
+        ({"study": "toy", "preset": "\\--push-to-hub", "steps": 1}, "without quotes"),
+        ({"study": "toy", "preset": "digits'", "steps": 1}, "without quotes"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(experiment, problem):
