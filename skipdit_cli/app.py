@@ -34,12 +34,11 @@ from skipdit_cli.commands.study import study
 from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
-from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError
 from skipdit_cli.version import __version__
 
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
-INTERRUPTED = 130
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+INTERRUPTED = 130
+"""The exit code of an interrupted run."""
 MAX_LENGTH = 300  # characters of a library's message that are shown
 
 

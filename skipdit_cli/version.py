@@ -1,3 +1,12 @@
-"""The version of the package, for what writes it into files."""
+"""The version of the package, for what writes it into files, and how versions are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 __version__ = "0.1.0"
+
+
+def list_versions(versions: Mapping[str, str]) -> str:
+    """Return the versions of packages in one line: "torch 2.6.0, diffusers 0.42.1"."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -21,7 +21,7 @@ from skipdit_cli.models.index import has_part
 from skipdit_cli.models.outline import Outline, read_outline
 from skipdit_cli.skip.parameters import count_parameters
 from skipdit_cli.skip.time_embedding import RECORD
-from skipdit_cli.version import __version__
+from skipdit_cli.version import __version__, list_versions
 
 CARD = "README.md"
 BENCH, COMMANDS = "bench", "commands"
@@ -242,4 +242,4 @@ def _versions() -> str:
     day = datetime.datetime.now(datetime.timezone.utc).date()
     versions = {"skipdit": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
     versions["Python"] = platform.python_version()
-    return ", ".join([*(f"{name} {version}" for name, version in versions.items()), f"{day}."])
+    return f"{list_versions(versions)}, {day}."

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skipdit_cli.version import list_versions
+
 if TYPE_CHECKING:
     from skipdit_cli.planning.calibrate import Accuracy, Calibration, Calibrator
     from skipdit_cli.reports import Comparison, Plot, Point, Report
@@ -91,7 +93,7 @@ def make_report(
         facts={
             "Machine": f"{facts['device_name']} ({facts['device']}), {facts['threads']} threads, {facts['dtype']}",
             "Date": facts["date"],
-            "Versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+            "Versions": list_versions(facts["versions"]),
             "Settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
         },
         notes=found.notes,

@@ -13,6 +13,7 @@ import typer
 from skipdit_cli import console, files
 from skipdit_cli.commands import demo_report, options
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.nested import run_command
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.settings import OUTPUT, SAMPLES, setting, steps_setting
 
@@ -132,7 +133,7 @@ def _train(ctx: typer.Context, output: Path, scenario: Scenario, steps: int) -> 
     files.note(output, "converted/", "stage1/", "model/")
     for command in commands:
         console.say(f"\n$ skipdit {command}")
-        code = ctx.find_root().command.main(shlex.split(command), prog_name="skipdit", standalone_mode=False)
+        code = run_command(ctx, shlex.split(command))
         if code:
             raise typer.Exit(code)
     return commands

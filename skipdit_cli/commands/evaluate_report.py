@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from skipdit_cli import console
-from skipdit_cli.version import __version__
+from skipdit_cli.version import __version__, list_versions
 
 if TYPE_CHECKING:
     from skipdit_cli.evaluation import FeatureNetwork
@@ -52,7 +52,7 @@ def print_scores(scores: dict, images: ImageSet, network: FeatureNetwork, settin
     hidden = () if settings.metrics or images.kind == "videos" else OF_VIDEOS
     rows = _rows({name: value for name, value in scores.items() if name not in hidden}, reasons)
     console.table(["metric", "value", "samples", "reference", "note"], rows)
-    console.say(f"{_network_line(network)} {', '.join(f'{name} {number}' for name, number in versions.items())}.")
+    console.say(f"{_network_line(network)} {list_versions(versions)}.")
     for warning in warnings:
         console.warn(warning)
     console.emit(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from skipdit_cli.files import replacing
+from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.presets import load_preset, preset_path
 from skipdit_cli.version import __version__
 
@@ -37,7 +36,7 @@ class KnownFacts:
             if sources and len(sources) <= MOST_FILES:
                 versions = [__version__, version("torch"), version("diffusers")]
                 digest = hashlib.sha256(json.dumps([model, preset, steps, conditioning, versions, sources]).encode())
-                self.path = _cache_folder() / f"{digest.hexdigest()}.json"
+                self.path = cache_folder("info") / f"{digest.hexdigest()}.json"
 
     def read(self) -> Any:
         """Return what ``write`` wrote, or None."""
@@ -54,10 +53,6 @@ class KnownFacts:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(self.path) as part:
                     part.write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipdit" / "info"
 
 
 def _sources(model: str | None, preset: str | None) -> Iterator[tuple[str, ...]]:

@@ -16,13 +16,13 @@ import typer
 from skipdit_cli import console, files
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.nested import run_command
 from skipdit_cli.commands.training_options import ConsoleObserver
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import INTERRUPTED, UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.settings import OUTPUT, setting
 
 SIZES = ("small", "full")
-INTERRUPTED = 130
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="The study; without one, all are listed.")]
 
 
@@ -116,10 +116,10 @@ def _run(ctx, what: tuple, output: Path, settings: StudySettings, preset: str) -
     from skipdit_cli.reports import save
     from skipdit_cli.sampling.device import select_device
     from skipdit_cli.studies.study_report import make_record, make_report
-    from skipdit_cli.studies.study_run import StudyRun
+    from skipdit_cli.studies.study_run import StudyRun, as_json
 
     chosen, own, seeds = what
-    values = json_format.loads(to_json({"study": chosen.name, "seeds": seeds, **asdict(own)}))
+    values = as_json({"study": chosen.name, "seeds": seeds, **asdict(own)})
     resume = files.is_resumed(output, files.STUDY, values, settings.overwrite)
     device, dtype = select_device()
     in_process = settings.jobs == settings.num_processes == 1
@@ -156,7 +156,7 @@ def _execute(ctx, words: Sequence[str]) -> dict[str, Any]:
     console.say(f"\n$ skipdit {shlex.join(words)}")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = ctx.find_root().command.main([*words, "--json"], prog_name="skipdit", standalone_mode=False)
+        code = run_command(ctx, [*words, "--json"])
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:

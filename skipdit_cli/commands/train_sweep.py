@@ -15,13 +15,14 @@ import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands.flags import check_ranges, settings_from
+from skipdit_cli.commands.nested import run_command
 from skipdit_cli.commands.values import FETCHED, flag_of, flags_of_commands, is_fetched, preset_layer, process
-from skipdit_cli.errors import SkipditError, UsageError, nearest
+from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset, preset_path
+from skipdit_cli.settings import flag_name
 from skipdit_cli.training.sweep import Cost, cost_of, final_loss, is_flag, points_of, preset_text
 from skipdit_cli.training.training_settings import TrainingSettings
 
-INTERRUPTED = 130
 OF_THE_SWEEP = ("points", "dry_run", "resume_from_checkpoint", "force_config", "push_to_hub", "private")
 """Parameters of the command that its points do not take."""
 NOT_SWEPT = {"mixed-precision": "one process trains in one precision", "vae": "it is of all points"}
@@ -85,9 +86,9 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
     """
     for name in ("resume_from_checkpoint", "push_to_hub"):
         if getattr(settings, name) not in (None, "auto"):
-            flag = f"--{name.replace('_', '-')}"
             why = "resumes by itself" if name.startswith("resume") else "makes many models: upload one of them"
-            raise UsageError(f"Got {flag} {getattr(settings, name)} with --sweep, which {why}; leave it out.")
+            typed = f"{flag_name(name)} {getattr(settings, name)}"
+            raise UsageError(f"Got {typed} with --sweep, which {why}; leave it out.")
     preset = load_preset(sweep, flags_of_commands(ctx))
     swept = _swept_flags(preset)
     chosen = _chosen(points_of(preset), points)
@@ -214,7 +215,7 @@ def _train(ctx: typer.Context, grid: list[Point], output: Path, resume: bool) ->
         _wait_for_all()
         for number, point in enumerate(left, 1):
             console.say(f"\n[{number} of {len(left)}] $ skipdit {shlex.join(point.words())}")
-            code = ctx.find_root().command.main(point.words(), prog_name="skipdit", standalone_mode=False)
+            code = run_command(ctx, point.words())
             if code == INTERRUPTED:
                 raise typer.Exit(INTERRUPTED)
             failed += [point.name] if code else []

@@ -8,6 +8,7 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands.upload import upload
+from skipdit_cli.errors import INTERRUPTED
 from skipdit_cli.training.observer import Observer
 from skipdit_cli.training.training_settings import TrainingSettings
 
@@ -66,7 +67,7 @@ def report(command: str, session, outcome) -> None:
             f"stopped at step {outcome.step} of {settings.max_train_steps}; to go on, give the same command with "
             "--resume-from-checkpoint latest."
         )
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _say_trained(settings: TrainingSettings, outcome) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
-from skipdit_cli.files import replacing
+from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.version import __version__
 
 
@@ -94,8 +93,8 @@ class StatisticsCache:
 
     def __init__(self, images: ImageSet, network: FeatureNetwork):
         basis = json.dumps([images.digest, images.kind, network.settings(), __version__])
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipdit" / "evaluation"
-        self.path, self.network = folder / f"{hashlib.sha256(basis.encode()).hexdigest()[:40]}.npz", network
+        name = f"{hashlib.sha256(basis.encode()).hexdigest()[:40]}.npz"
+        self.path, self.network = cache_folder("evaluation") / name, network
 
     def read(self) -> Statistics | None:
         """Return what is kept, or None."""

@@ -28,6 +28,7 @@ from skipdit_cli.files.target import (
     check_resumed,
     check_room,
 )
+from skipdit_cli.files.user_cache import cache_folder
 
 __all__ = [
     "BENCH",
@@ -42,6 +43,7 @@ __all__ = [
     "STUDY",
     "SWEEP",
     "PartialFolder",
+    "cache_folder",
     "check_apart",
     "check_file",
     "check_folder",

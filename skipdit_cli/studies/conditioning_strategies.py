@@ -25,17 +25,6 @@ METRICS = {
 }
 """Heading and decimals of each score."""
 PAPER_ORDER = "adaln-zero, adaln, cross-attention, in-context"
-MEASURED = (
-    "held_out",
-    "held_out_samples",
-    "draws",
-    "samples",
-    "num_inference_steps",
-    "reference",
-    "reference_samples",
-    "features",
-    "batch_size",
-)
 NOTE = (
     "All strategies have the same blocks, data, steps, batches and learning rate, and the same noise in a held-out "
     "loss. Qualities are those of the averaged weights (EMA), of samples without guidance. Equal steps is the paper's "
@@ -144,27 +133,13 @@ def measure(run: StudyRun) -> Findings:
     from skipdit_cli.training.training_settings import TrainingSettings
 
     settings: ConditioningSettings = run.settings
-    measurement = {name: getattr(settings, name) for name in MEASURED}
-    folders = {(name, seed): run.folder(f"{name}-seed-{seed}") for name in CONDITIONINGS for seed in run.seeds}
-    steps = {key: training_curves.checkpoint_steps(folder) for key, folder in folders.items()}
-    qualities = run.measured_all(
-        training_curves.quality,
-        {
-            f"{name}-seed-{seed}-step-{step}": {
-                "run": str(folder),
-                "step": step,
-                "measurement": measurement,
-                "device": run.device,
-            }
-            for (name, seed), folder in folders.items()
-            for step in steps[name, seed]
-        },
-    )
+    folders = {name: run.folder(name) for name in run.lines}
+    curves = training_curves.curves_of(run, folders, training_curves.measurement_of(settings))
     strategies = []
     for name in CONDITIONINGS:
         cost = cost_of(with_conditioning(load_preset(settings.preset), name), TrainingSettings(), False)
-        curves = [[qualities[f"{name}-seed-{seed}-step-{step}"] for step in steps[name, seed]] for seed in run.seeds]
-        strategies.append(Strategy(name, cost.parameters, cost.macs, curves))
+        of_seeds = [curves[f"{name}-seed-{seed}"] for seed in run.seeds]
+        strategies.append(Strategy(name, cost.parameters, cost.macs, of_seeds))
     return find(strategies)
 
 

@@ -66,14 +66,14 @@ class Task:
 
     Args:
         preset: The preset of the model.
-        measurement: The fields of ``training_curves.Measurement``.
+        measured: The fields of ``training_curves.Measurement`` that are its own.
     """
 
     preset: str
     train_steps: int
     batch_size: int
     data: str
-    measurement: dict[str, Any]
+    measured: dict[str, Any]
 
 
 def tasks(settings: EfficiencySettings) -> Iterator[Task]:
@@ -88,21 +88,13 @@ def tasks(settings: EfficiencySettings) -> Iterator[Task]:
                 f"Got {count(len(getattr(settings, name)), 'value')} of 'experiment: {name}' but expected "
                 f"{len(settings.presets)}, one for each preset."
             )
-    shared = {
-        name: getattr(settings, name)
-        for name in (
-            "num_inference_steps",
-            "held_out_samples",
-            "reference_samples",
-            "draws",
-            "features",
-            "batch_size",
-        )
-    }
     for at, preset in enumerate(settings.presets):
-        own = {"held_out": settings.held_out[at], "reference": settings.references[at]}
-        measurement = {**shared, **own, "samples": settings.samples[at]}
-        yield Task(preset, settings.train_steps[at], settings.batch_sizes[at], settings.data[at], measurement)
+        own = {
+            "held_out": settings.held_out[at],
+            "reference": settings.references[at],
+            "samples": settings.samples[at],
+        }
+        yield Task(preset, settings.train_steps[at], settings.batch_sizes[at], settings.data[at], own)
 
 
 def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, str]:
@@ -142,30 +134,11 @@ def _pair(run: StudyRun, task: Task) -> Pair:
     from skipdit_cli.studies import training_curves
     from skipdit_cli.studies.compute.step_time import step_seconds
 
-    calls = {
-        f"{name}-step-{step}": {
-            "run": str(run.folder(name)),
-            "step": step,
-            "measurement": task.measurement,
-            "device": run.device,
-        }
-        for variant in VARIANTS
-        for seed in run.seeds
-        for name in [f"{task.preset}-{variant}-seed-{seed}"]
-        for step in training_curves.checkpoint_steps(run.folder(name))
-    }
-    qualities = run.measured_all(training_curves.quality, calls)
-    curves = {
-        variant: [
-            [
-                value
-                for name, value in qualities.items()
-                if name.startswith(f"{task.preset}-{variant}-seed-{seed}-step")
-            ]
-            for seed in run.seeds
-        ]
-        for variant in VARIANTS
-    }
+    names = {variant: [f"{task.preset}-{variant}-seed-{seed}" for seed in run.seeds] for variant in VARIANTS}
+    folders = {name: run.folder(name) for each in names.values() for name in each}
+    measurement = training_curves.measurement_of(run.settings, **task.measured)
+    by_name = training_curves.curves_of(run, folders, measurement)
+    curves = {variant: [by_name[name] for name in each] for variant, each in names.items()}
     seconds = run.measured(
         f"{task.preset}-step-seconds",
         step_seconds,

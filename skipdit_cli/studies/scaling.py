@@ -81,28 +81,12 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
     from skipdit_cli.studies import training_curves
 
     settings: ScalingSettings = run.settings
-    fields = (
-        "held_out",
-        "held_out_samples",
-        "draws",
-        "samples",
-        "num_inference_steps",
-        "reference",
-        "features",
-        "reference_samples",
-    )
-    measurement = {name: getattr(settings, name) for name in (*fields, "batch_size")}
+    measurement = training_curves.measurement_of(settings)
+    shared = {"measurement": measurement, "device": run.device}
     names = [point.name for point in points_of(load_preset(settings.grid))]
     folders = {(name, seed): run.folder(f"{name}-seed-{seed}") / name for name in names for seed in run.seeds}
-    steps = {key: training_curves.checkpoint_steps(folder) for key, folder in folders.items()}
-    shared = {"measurement": measurement, "device": run.device}
-    qualities = run.measured_all(
-        training_curves.quality,
-        {
-            f"{name}-seed-{seed}-step-{step}": {"run": str(folder), "step": step, **shared}
-            for (name, seed), folder in folders.items()
-            for step in steps[name, seed]
-        },
+    curves = training_curves.curves_of(
+        run, {f"{name}-seed-{seed}": folder for (name, seed), folder in folders.items()}, measurement
     )
     scores: dict[str, Any] = {}
     if settings.samples:
@@ -111,9 +95,9 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
             {
                 f"{name}-seed-{seed}-sampling-{count}": {
                     "run": str(folder),
-                    "step": steps[name, seed][-1],
+                    "step": curves[f"{name}-seed-{seed}"][-1]["step"],
+                    **shared,
                     "measurement": {**measurement, "num_inference_steps": count},
-                    "device": run.device,
                 }
                 for (name, seed), folder in folders.items()
                 for count in settings.sampling_steps
@@ -122,14 +106,14 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
     models = []
     for name in names:
         (facts,) = run.result(f"{name}-seed-{run.seeds[0]}")["points"]
-        curves = [[qualities[f"{name}-seed-{seed}-step-{step}"] for step in steps[name, seed]] for seed in run.seeds]
+        of_seeds = [curves[f"{name}-seed-{seed}"] for seed in run.seeds]
         sampling = [
             {count: scores[f"{name}-seed-{seed}-sampling-{count}"]["fid"] for count in settings.sampling_steps}
             for seed in run.seeds
             if scores
         ]
         batch = facts["training_macs"] // (BACKWARD * facts["macs"] * settings.train_steps)
-        models.append(Model(name, facts["macs"], facts["parameters"], batch, curves, sampling))
+        models.append(Model(name, facts["macs"], facts["parameters"], batch, of_seeds, sampling))
     floor = {}
     if settings.samples:
         any_run = str(folders[names[0], run.seeds[0]])

@@ -9,6 +9,7 @@ from typing import Any
 from skipdit_cli.reports import Command, Report
 from skipdit_cli.studies.study import Findings
 from skipdit_cli.studies.study_run import StudyRun
+from skipdit_cli.version import list_versions
 
 
 def make_record(run: StudyRun, findings: Findings, preset: str, environment: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,6 @@ def make_report(run: StudyRun, findings: Findings, record: dict[str, Any], comma
         record: The object of ``make_record``.
         command: The command line that ran the study.
     """
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     seeds = f"{len(run.seeds)} training seeds" if len(run.seeds) > 1 else "1 training seed, so nothing says the spread"
     return Report(
         title=f"skipdit study {run.study.name}: {run.study.summary}",
@@ -63,7 +63,7 @@ def make_report(run: StudyRun, findings: Findings, record: dict[str, Any], comma
             "Machine": f"{record['device_name']} ({record['device']})",
             "Time": f"{datetime.timedelta(seconds=round(record['seconds']))} for all parts, one after the other",
             "Date": record["date"],
-            "Versions": versions,
+            "Versions": list_versions(record["versions"]),
         },
         notes=findings.notes,
     )

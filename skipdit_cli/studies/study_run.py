@@ -110,7 +110,7 @@ class StudyRun:
             function: As for ``measured``.
             calls: The arguments of each measurement by its name.
         """
-        keys = {name: _plain({"function": function.__qualname__, **arguments}) for name, arguments in calls.items()}
+        keys = {name: as_json({"function": function.__qualname__, **arguments}) for name, arguments in calls.items()}
         values = {name: kept for name in calls if (kept := self._kept(MEASURED, name, keys[name])) is not None}
         missing = {name: dict(arguments) for name, arguments in calls.items() if name not in values}
         with self.observer.progress("measurements", len(missing)) as advance:
@@ -185,10 +185,10 @@ class StudyRun:
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:
     """Return the value of a call, as plain JSON, and its seconds."""
     start = time.monotonic()
-    return _plain(function(**arguments)), time.monotonic() - start
+    return as_json(function(**arguments)), time.monotonic() - start
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as JSON gives it back, so that a kept one equals a new one."""
     return json.loads(to_json(value))
 

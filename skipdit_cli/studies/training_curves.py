@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from skipdit_cli.bench.digit_accuracy import SIDE, brightest_square
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
+from skipdit_cli.media import to_uint8
 from skipdit_cli.models import load_pipeline
 from skipdit_cli.sampling.generate import generate_batches
+from skipdit_cli.studies.study_run import StudyRun
 from skipdit_cli.training.data.demand import Demand, demand_of
 from skipdit_cli.training.data.order import NOISE, Choice, Draws, generator
 from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
@@ -59,6 +61,36 @@ class Measurement:
     reference_samples: int = 0
     features: str = "digits"
     batch_size: int = 250
+
+
+def measurement_of(settings: Any, **changes: Any) -> dict[str, Any]:
+    """Return the fields of a ``Measurement``, as the settings of a study have them.
+
+    Args:
+        settings: A settings object; fields that it does not have keep their defaults.
+        changes: Fields with other values.
+    """
+    names = [each.name for each in fields(Measurement) if hasattr(settings, each.name)]
+    return {**{name: getattr(settings, name) for name in names}, **changes}
+
+
+def curves_of(
+    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any]
+) -> dict[str, list[dict[str, float]]]:
+    """Return the quality of trainings at each of their checkpoints, in the order of their steps.
+
+    Args:
+        run: The study, which keeps each measurement.
+        folders: The folder of each training by its name.
+        measurement: The fields of ``Measurement``.
+    """
+    calls = {
+        (name, step): {"run": str(folder), "step": step, "measurement": measurement, "device": run.device}
+        for name, folder in folders.items()
+        for step in checkpoint_steps(folder)
+    }
+    qualities = run.measured_all(quality, {f"{name}-step-{step}": call for (name, step), call in calls.items()})
+    return {name: [qualities[f"{name}-step-{step}"] for owner, step in calls if owner == name] for name in folders}
 
 
 def missing_files(data: Iterable[str], features: str) -> list[str]:
@@ -210,7 +242,7 @@ def _real_images(pipe, data: str, count: int) -> Iterator[np.ndarray]:
     size, channels = image_shape(pipe)
     pixels = Pixels(samples, size, channels, demand.video_length)
     batches = _batches(pixels, READ_AT_ONCE, min(count or len(pixels), len(pixels)))
-    return (_as_images(batch.pixels) for _, batch in batches)
+    return (to_uint8(batch.pixels) for _, batch in batches)
 
 
 def _samples(pipe, data: str) -> tuple[Demand, SampleSet]:
@@ -232,12 +264,6 @@ def _batches(pixels: Pixels, batch_size: int, count: int) -> Iterator[tuple[int,
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
         yield first, collate([pixels[Choice(number * len(pixels) // count)] for number in numbers])
-
-
-def _as_images(pixels: torch.Tensor) -> np.ndarray:
-    """Return pixels (B, C, [F,] H, W) in [-1, 1] as uint8 (B, [F,] H, W, 3)."""
-    images = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
-    return images.expand(*images.shape[:-1], 3).numpy()
 
 
 def _frames(images: np.ndarray, crops: bool) -> np.ndarray:

@@ -194,11 +194,9 @@ class Trunk:
     def joined_output(self, index: int, result) -> torch.Tensor:
         """Return the stream that branches join, or the one that holds it, in what the last block of a unit returns."""
         listing, name = self.listings[index][-1], self.backbone.joined
-        return (
-            result
-            if listing.bare
-            else result[listing.streams.index(name if name in listing.names else listing.names[0])]
-        )
+        if listing.bare:
+            return result
+        return result[listing.streams.index(name if name in listing.names else listing.names[0])]
 
     def change_layout(self, streams: list, origin: int, index: int, like: list) -> list:
         """Return the streams at the input of unit ``origin`` in the layout that unit ``index`` takes.

@@ -25,6 +25,7 @@ from skipdit_cli.reports import (
     Table,
     make_comparison,
 )
+from skipdit_cli.version import list_versions
 
 if TYPE_CHECKING:
     from skipdit_cli.bench.run import Bench
@@ -273,7 +274,7 @@ def _facts(report: dict) -> dict[str, str]:
         "Model": report["model"],
         "Machine": f"{report['device_name']} ({report['device']}), {report['threads']} threads, {report['dtype']}",
         "Date": report["date"],
-        "Versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        "Versions": list_versions(report["versions"]),
         "Scheduler": f"{report['num_inference_steps']} steps of {report['scheduler']}",
         "Settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
     }

@@ -17,7 +17,7 @@ from skipdit_cli.formats import markdown_table, to_json
 from skipdit_cli.sampling.device import computes_wide
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.trunk import known_trunk
-from skipdit_cli.version import __version__
+from skipdit_cli.version import __version__, list_versions
 
 COLUMNS = {
     "case": lambda r: r["peer"] or r["case"],
@@ -105,7 +105,7 @@ def markdown(report: dict) -> str:
 def results(report: dict) -> str:
     """Return the table, its notes, the device and the settings as markdown without a heading."""
     columns, lines = table(report["rows"], markdown=True)
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    versions = list_versions(report["versions"])
     return "\n".join(
         [
             f"{report['device_name']}, {report['threads']} threads, {report['dtype']}, {versions}. "

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from skipdit_cli import console
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
 from skipdit_cli.studies.compute.model_grid import (
     Model,
@@ -109,13 +110,10 @@ def _budget_words(budgets: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[
     )
     return (
         "At equal training compute (figure 9 says that small models trained longer fall behind): of "
-        f"{_pairs(pairs)} of models, compared by {metric} at the most compute that both have spent, the larger one is "
-        f"better in every seed in {larger}, and the smaller one in {smaller}.{best if listed else ''}"
+        f"{console.count(len(pairs), 'pair')} of models, compared by {metric} at the most compute that both have "
+        f"spent, the larger one is better in "
+        f"every seed in {larger}, and the smaller one in {smaller}.{best if listed else ''}"
     )
-
-
-def _pairs(pairs: Sequence[Any]) -> str:
-    return f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'}"
 
 
 def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
@@ -131,8 +129,9 @@ def _sampling_words(pairs: Sequence[Mapping[str, Any]]) -> str:
         holds = "mostly"
     return (
         f"More sampling steps {holds} make up for a smaller model here (figure 10 says they do not): of "
-        f"{_pairs(pairs)} in which the larger model is the better one, in {behind} the smaller one stays behind in "
-        "every seed, at its best number of steps, against the larger one at no more sampling compute; in "
+        f"{console.count(len(pairs), 'pair')} in which the larger model is the better one, in {behind} the smaller "
+        "one stays behind in every seed, at its best number of steps, against the larger one at no more sampling "
+        "compute; in "
         f"{ahead} it is ahead in every seed."
     )
 
@@ -181,8 +180,7 @@ def _training_plot(models: Sequence[Model], metric: str) -> Plot:
     def curve(model: Model) -> list[Point]:
         rows = zip(*model.curves)
         return [
-            Point(model.training_macs(row[0]["step"]) / scale, fmean(each[metric] for each in row), spread=0.0)
-            for row in rows
+            Point(model.training_macs(row[0]["step"]) / scale, fmean(each[metric] for each in row)) for row in rows
         ]
 
     return Plot(

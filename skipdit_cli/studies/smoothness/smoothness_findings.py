@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from skipdit_cli.console import count
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
 from skipdit_cli.studies.smoothness.smoothness_maps import TITLES, Surfaces, similarity_maps, surface_maps
 from skipdit_cli.studies.smoothness.surface import share_above
@@ -105,13 +106,9 @@ def _verdict(step: int, skip: Sequence[Mapping], vanilla: Sequence[Mapping], riv
     return (
         f"At step {step} the mean cosine over the perturbation surface is {ours:.4f} in Skip-DiT and {theirs:.4f} in "
         f"{rival}: {answer} (difference {mean:+.4f}, ±{half_width(by_seed):.4f} over "
-        f"{_count(by_seed, 'training seed')} and ±{half_width(by_direction):.4f} over "
-        f"{_count(by_direction, 'pair')} of directions)."
+        f"{count(len(by_seed), 'training seed')} and ±{half_width(by_direction):.4f} over "
+        f"{count(len(by_direction), 'pair')} of directions)."
     )
-
-
-def _count(values: Sequence, noun: str) -> str:
-    return f"{len(values)} {noun}{'' if len(values) == 1 else 's'}"
 
 
 def _surface_table(numbers: Mapping[str, Sequence[Mapping]], settings: Any) -> Table:
