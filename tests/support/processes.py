@@ -1,0 +1,79 @@
+"""Run a command in several processes that work together over gloo, as ``accelerate launch`` would start them."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PRELOADED = ["torch", "torch.distributed", "accelerate", "diffusers", "skipdit_cli.app", "skipdit_cli.sampling.generate"]
+"""Imported once, in the process that all others are forked from: their start then takes no time."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the command ended in one process."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_together(processes: int, *arguments, folder: Path, env: dict | None = None, timeout: int = 240) -> list[Ended]:
+    """Run ``skipdit ARGUMENTS`` in so many processes at once and return how it ended in each, in the order of ranks.
+
+    Args:
+        folder: A folder for what the processes print, such as ``tmp_path / "logs"``.
+        env: Further environment variables, such as those that accelerate's launcher sets.
+        timeout: Seconds after which all processes are killed; their code is then negative.
+    """
+    started = start_together(processes, *arguments, folder=folder, env=env)
+    for process in started:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    texts = [[(folder / f"{rank}.{name}").read_text() for name in ("out", "err")] for rank in range(processes)]
+    return [Ended(process.exitcode, *printed) for process, printed in zip(started, texts)]
+
+
+def start_together(processes: int, *arguments, folder: Path, env: dict | None = None) -> list:
+    """Start ``skipdit ARGUMENTS`` in so many processes and return them, for tests that kill or interrupt them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        variables = {**(group | where if processes > 1 else {}), **(env or {})}
+        words = [str(argument) for argument in arguments]
+        process = context.Process(target=_run, args=(words, {k: str(v) for k, v in variables.items()}, folder, rank))
+        process.start()
+        started.append(process)
+    return started
+
+
+def _run(arguments: list[str], env: dict[str, str], folder: Path, rank: int) -> None:
+    """Run the command in this process, which prints into files."""
+    os.environ.update(env)
+    for stream, name in ((1, "out"), (2, "err")):
+        file = os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, stream)
+        os.close(file)
+    sys.argv = ["skipdit", *arguments]
+    from skipdit_cli.app import main
+
+    try:
+        main()
+    finally:
+        import torch
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
