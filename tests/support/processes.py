@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PRELOADED = ["torch", "torch.distributed", "accelerate", "diffusers", "skipdit_cli.app", "skipdit_cli.sampling.generate"]
+PRELOADED = ["torch.distributed", "accelerate", "diffusers", "skipdit_cli.app", "skipdit_cli.sampling.generate"]
 """Imported once, in the process that all others are forked from: their start then takes no time."""
 
 
