@@ -19,7 +19,7 @@ from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.nested import run_command
 from skipdit_cli.commands.training_options import ConsoleObserver
 from skipdit_cli.errors import INTERRUPTED, UsageError
-from skipdit_cli.presets import load_preset
+from skipdit_cli.presets import load_preset, preset_path
 from skipdit_cli.settings import OUTPUT, setting
 
 SIZES = ("small", "full")
@@ -66,7 +66,8 @@ def study(
         _list(STUDIES, load_study)
         return
     chosen, source = load_study(name), preset or f"study-{name}-{_size(settings.size)}"
-    own = read_settings(chosen, load_preset(source).experiment, f"Preset {source}")
+    folder = preset_path(source).absolute().parent
+    own = read_settings(chosen, load_preset(source).experiment, f"Preset {source}", folder)
     seeds, output = tuple(range(settings.seeds)), settings.output or Path(f"skipdit-study-{name}")
     if chosen.check and not settings.dry_run:
         chosen.check(own)

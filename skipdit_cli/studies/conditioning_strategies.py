@@ -12,7 +12,7 @@ from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with
 from skipdit_cli.presets import load_preset
 from skipdit_cli.reports import Column, Plot, Point, Series, Table
 from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 
 GIGA, MILLION = 1e9, 1e6
@@ -61,20 +61,20 @@ class ConditioningSettings:
     preset: str
     train_steps: int
     checkpoints: int
-    samples: int
+    samples: int = at_least(0)
     num_inference_steps: int
     data: str
     held_out: str
     reference: str
     train_batch_size: int
     gradient_accumulation_steps: int = 1
-    held_out_samples: int = 0
+    held_out_samples: int = at_least(0, 0)
     draws: int = 4
-    reference_samples: int = 0
+    reference_samples: int = at_least(0, 0)
     features: str = "digits"
     batch_size: int = 250
     lr_scheduler: str = "constant"
-    lr_warmup_steps: int = 20
+    lr_warmup_steps: int = at_least(0, 20)
     ema_decay: float = 0.99
     learning_rate: float | None = None
     vae: str | None = None
@@ -123,7 +123,19 @@ def needs(settings: ConditioningSettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine."""
     from skipdit_cli.studies.training_curves import missing_files
 
-    return missing_files((settings.data, settings.held_out, settings.reference), settings.features)
+    return [f"It needs {what}, which is not here." for what in missing_files(_data(settings), settings.features)]
+
+
+def check(settings: ConditioningSettings) -> None:
+    """Refuse a run whose files or packages are missing."""
+    from skipdit_cli.studies.training_curves import check_measurable
+
+    check_measurable(_data(settings), settings.features, (settings.samples,), settings.reference_samples)
+
+
+def _data(settings: ConditioningSettings) -> tuple[str, ...]:
+    """Return all data sources, as ``--data``."""
+    return settings.data, settings.held_out, settings.reference
 
 
 def measure(run: StudyRun) -> Findings:
@@ -269,4 +281,5 @@ STUDY = Study(
     commands=commands,
     measure=measure,
     needs=needs,
+    check=check,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -169,16 +170,22 @@ class StudyRun:
         """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
         with suppress(OSError, ValueError):
             kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
-            if isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"} and kept["key"] == key:
+            is_whole = isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"}
+            if is_whole and self._portable(kept["key"]) == self._portable(key):
                 return kept
         return None
+
+    def _portable(self, key: Any) -> Any:
+        """Return a key without the place of the folder, which may be moved while the study is interrupted."""
+        place = to_json(f"{self.place}{os.sep}")[1:-1]
+        return json.loads(to_json(key).replace(place, f"{RUN}/"))
 
     def _keep(self, part: str, name: str, key: Any, value: Any, seconds: float) -> None:
         file = self._kept_file(part, name)
         file.parent.mkdir(exist_ok=True)
         files.note(self.place, f"{part}/{file.name}")
         with files.replacing(file) as temporary:
-            kept = {"key": key, "value": value, "seconds": round(seconds, 2)}
+            kept = {"key": self._portable(key), "value": value, "seconds": round(seconds, 2)}
             temporary.write_text(to_json(kept, indent=1), encoding="utf-8")
 
 

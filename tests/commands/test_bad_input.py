@@ -161,6 +161,7 @@ CASES = [
     Case("forecast without N", f"{SAMPLE} --forecast linear", 2, "--forecast without --cache-layers"),
     Case("target without N", f"{SAMPLE} --cache-target residual", 2, "--cache-target without --cache-layers"),
     Case("seed below 0", f"{SAMPLE} --seed=-1", 2, "--seed -1"),
+    Case("seed of a conversion below 0", f"{CONVERT} --merge replace --seed=-1", 2, "--seed -1 but expected 0"),
     Case("seed too large", f"{SAMPLE} --seed 99999999999999999999", 2, "--seed 9999"),
     Case("npz of another kind", f"{SAMPLE} --npz out.png", 2, ".npz"),
     Case("history that is no JSON", "sample --from {w}/history.png -o out.png", 2, "does not say how it was made"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setitem(STUDIES, "toy", "tests.support.toy_study")
     model, preset = tmp_path / "model.yaml", tmp_path / "toy.yaml"
     model.write_text(toy_study.MODEL)
-    preset.write_text(f"about: A toy.\nsource: tests.\nexperiment: {{study: toy, preset: {model}, steps: 2}}\n")
+    preset.write_text(f"about: A toy.\nsource: tests.\nexperiment: {{study: toy, preset: {model.name}, steps: 2}}\n")
     return ["study", "toy", "--preset", preset, "--seeds", 2, "-o", tmp_path / "run", "--json"]
 
 
@@ -38,16 +39,17 @@ def test_a_study_leaves_a_report_with_its_numbers_and_commands(skipdit, toy, tmp
     assert skipdit(*toy, "--overwrite").code == 0
 
 
-def test_an_interrupted_study_goes_on_and_ends_the_same(skipdit, toy, tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_where_it_was_moved_to_and_ends_the_same(skipdit, toy, tmp_path, monkeypatch):
     undisturbed = skipdit(*toy).json
     shutil.rmtree(tmp_path / "run")
+    counted, count = [], toy_study.count_weights
 
     def interrupt(folder):
-        if "skip-0" in folder:
+        counted.append(Path(folder).name)
+        if counted == ["vanilla-0", "vanilla-1", "skip-0"]:
             raise KeyboardInterrupt
         return count(folder)
 
-    count = toy_study.count_weights
     interrupt.__qualname__ = count.__qualname__
     monkeypatch.setattr(toy_study, "count_weights", interrupt)
     assert skipdit(*toy).code == 130
@@ -56,11 +58,14 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(skipdit, toy, tmp_path, 
     assert other.code == 2 and "other settings (seeds)" in other.stderr
     (tmp_path / "run" / "results" / "skip-0.json").write_text("{")
     (tmp_path / "run" / "measured" / "vanilla-0.json").write_text("[]")
-    monkeypatch.setattr(toy_study, "count_weights", count)
-    resumed = skipdit(*toy)
+    moved = tmp_path / "moved to"
+    (tmp_path / "run").rename(moved)
+    monkeypatch.chdir(moved)  # the preset names another, which is relative to it and not to the current folder
+    resumed = skipdit(*toy[:-2], moved, "--json")
     assert resumed.code == 0, resumed.stderr
-    assert (tmp_path / "run" / "vanilla-0" / "model_index.json").stat().st_mtime_ns == trained
+    assert (moved / "vanilla-0" / "model_index.json").stat().st_mtime_ns == trained
     assert resumed.json["numbers"] == undisturbed["numbers"]
+    assert counted[3:] == ["vanilla-0", "skip-0"]  # one was damaged, one not measured yet
 
 
 def test_a_failing_command_names_itself_and_nothing_is_begun_after_it(skipdit, toy, tmp_path):
