@@ -178,8 +178,7 @@ def find(strategies: Sequence[Strategy]) -> Findings:
     numbers = {"strategies": {each.name: asdict(each) for each in strategies}, "lead_of_adaln_zero": by_metric}
     order = ", ".join(each.name for each in sorted(strategies, key=lambda each: fmean(each.last(first))))
     details = [
-        f"By mean {METRICS[first][0]} the order here is {order}; that of figure 5 of the paper, from memory, is "
-        f"{PAPER_ORDER}.",
+        f"By mean {METRICS[first][0]} the order here is {order}; that of the paper's figure 5 is {PAPER_ORDER}.",
         *(_lead_words(by_metric[metric], metric) for metric in others),
     ]
     plots = [_plot(strategies, metric) for metric in metrics]
