@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -10,8 +9,10 @@ from statistics import fmean
 from skipdit_cli.console import count
 from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
 from skipdit_cli.presets import load_preset
-from skipdit_cli.reports import Column, Plot, Point, Series, Table
-from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
+from skipdit_cli.reports import Column, Plot, Series, Table
+from skipdit_cli.studies.compute.curves import seed_points
+from skipdit_cli.studies.launch import flags
+from skipdit_cli.studies.spread import RULE, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 
@@ -103,17 +104,22 @@ class Strategy:
 
 def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str, str]:
     """Return one training for each strategy and seed."""
-    train = f"train --preset {shlex.quote(settings.preset)}"
-    flags = f"--no-skip-branches --data {shlex.quote(settings.data)} --max-train-steps {settings.train_steps}"
-    flags += f" --checkpointing-steps {max(1, settings.train_steps // settings.checkpoints)}"
-    flags += f" --checkpoints-total-limit {settings.checkpoints + 1} --train-batch-size {settings.train_batch_size}"
-    flags += f" --gradient-accumulation-steps {settings.gradient_accumulation_steps}"
-    flags += f" --lr-scheduler {settings.lr_scheduler} --lr-warmup-steps {settings.lr_warmup_steps}"
-    flags += f" --ema-decay {settings.ema_decay}"
-    flags += "" if settings.learning_rate is None else f" --learning-rate {settings.learning_rate}"
-    flags += "" if settings.vae is None else f" --vae {shlex.quote(settings.vae)}"
+    training = flags(
+        skip_branches=False,
+        data=settings.data,
+        max_train_steps=settings.train_steps,
+        checkpointing_steps=max(1, settings.train_steps // settings.checkpoints),
+        checkpoints_total_limit=settings.checkpoints + 1,
+        train_batch_size=settings.train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        lr_scheduler=settings.lr_scheduler,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        ema_decay=settings.ema_decay,
+        learning_rate=settings.learning_rate,
+        vae=settings.vae,
+    )
     return {
-        f"{name}-seed-{seed}": f"{train} --conditioning {name} {flags} --seed {seed}"
+        f"{name}-seed-{seed}": f"train {flags(preset=settings.preset, conditioning=name)} {training} --seed {seed}"
         for seed in seeds
         for name in CONDITIONINGS
     }
@@ -230,15 +236,11 @@ def _upright(values: Sequence[float]) -> list[float]:
 
 
 def _plot(strategies: Sequence[Strategy], metric: str) -> Plot:
-    name = METRICS[metric][0]
+    name, digits = METRICS[metric]
     series = [
         Series(
             strategy.name,
-            [
-                Point(row[0]["step"], fmean(values), spread=half_width(values))
-                for row in zip(*strategy.curves)
-                for values in [[each[metric] for each in row]]
-            ],
+            seed_points(strategy.curves, metric, digits),
             at,
             SHAPES[at % len(SHAPES)],
             joined=True,

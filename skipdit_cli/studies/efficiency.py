@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
-from skipdit_cli.studies.compute.training_pair import SKIP, VANILLA, VARIANTS, Pair
+from skipdit_cli.studies.compute.training_pair import SKIP, VARIANTS, Pair
+from skipdit_cli.studies.launch import flags
 from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 from skipdit_cli.training.sweep import BACKWARD
-
-FLAGS = {VANILLA: "--no-skip-branches", SKIP: "--skip-branches"}
 
 
 @dataclass(frozen=True)
@@ -107,15 +105,22 @@ def tasks(settings: EfficiencySettings) -> Iterator[Task]:
 
 def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, str]:
     """Return two trainings, with and without skip branches, for each model and seed."""
-    shared = f"--lr-scheduler {settings.lr_scheduler} --lr-warmup-steps {settings.lr_warmup_steps}"
-    shared += f" --ema-decay {settings.ema_decay} --checkpoints-total-limit {settings.checkpoints + 1}"
-    shared += "" if settings.vae is None else f" --vae {shlex.quote(settings.vae)}"
     return {
-        f"{task.name}-{variant}-seed-{seed}": (
-            f"train --preset {shlex.quote(task.preset)} {FLAGS[variant]} --data {shlex.quote(task.data)} "
-            f"--train-batch-size {task.batch_size} --gradient-accumulation-steps 1 "
-            f"--max-train-steps {task.train_steps} "
-            f"--checkpointing-steps {max(1, task.train_steps // settings.checkpoints)} {shared} --seed {seed}"
+        f"{task.name}-{variant}-seed-{seed}": "train "
+        + flags(
+            preset=task.preset,
+            skip_branches=variant == SKIP,
+            data=task.data,
+            train_batch_size=task.batch_size,
+            gradient_accumulation_steps=1,
+            max_train_steps=task.train_steps,
+            checkpointing_steps=max(1, task.train_steps // settings.checkpoints),
+            lr_scheduler=settings.lr_scheduler,
+            lr_warmup_steps=settings.lr_warmup_steps,
+            ema_decay=settings.ema_decay,
+            checkpoints_total_limit=settings.checkpoints + 1,
+            vae=settings.vae,
+            seed=seed,
         )
         for task in tasks(settings)
         for seed in seeds

@@ -16,9 +16,22 @@ from typing import Any
 import psutil
 
 from skipdit_cli.errors import SkipditError
+from skipdit_cli.settings import flag_name
 
 TRAINS = ("train", "finetune")
 """The commands that run in several processes of one training."""
+
+
+def flags(**values: Any) -> str:
+    """Return the flags of a command line, in the order of the arguments: ``--max-train-steps 10`` of
+    ``max_train_steps=10``, ``--skip-branches`` and ``--no-skip-branches`` of True and False, nothing of None."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(flag_name(name if value else f"no_{name}"))
+        elif value is not None:
+            words += [flag_name(name), str(value)]
+    return shlex.join(words)
 
 
 def launch(words: Sequence[str], log: Path, num_processes: int = 1, num_threads: int | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
 from skipdit_cli.studies.compute.model_grid import Model
 from skipdit_cli.studies.compute.scaling_findings import find
+from skipdit_cli.studies.launch import flags
 from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 from skipdit_cli.training.sweep import BACKWARD, points_of
@@ -56,13 +56,14 @@ def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str
     """
     if settings.samples and not settings.sampling_steps:
         raise UsageError("Got no number in 'experiment: sampling_steps'; give one or more, or 'samples: 0'.")
-    every = max(1, settings.train_steps // settings.checkpoints)
-    flags = f"--max-train-steps {settings.train_steps} --checkpointing-steps {every}"
-    for flag, value in (("--data", settings.data), ("--vae", settings.vae)):
-        flags += "" if value is None else f" {flag} {shlex.quote(value)}"
-    grid = shlex.quote(settings.grid)
+    training = flags(
+        max_train_steps=settings.train_steps,
+        checkpointing_steps=max(1, settings.train_steps // settings.checkpoints),
+        data=settings.data,
+        vae=settings.vae,
+    )
     return {
-        f"{point.name}-seed-{seed}": f"train --sweep {grid} --points {point.name} {flags} --seed {seed}"
+        f"{point.name}-seed-{seed}": f"train {flags(sweep=settings.grid, points=point.name)} {training} --seed {seed}"
         for seed in seeds
         for point in points_of(load_preset(settings.grid))
     }

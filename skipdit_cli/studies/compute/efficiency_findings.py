@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
 
-from skipdit_cli.reports import Column, Plot, Point, Series, Table
+from skipdit_cli.reports import Column, Plot, Series, Table
+from skipdit_cli.studies.compute.curves import seed_points
 from skipdit_cli.studies.compute.training_pair import MEASURES, SKIP, VANILLA, VARIANTS, Pair
-from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
+from skipdit_cli.studies.spread import RULE, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings
 
 PAPER = 4.4
@@ -91,11 +92,7 @@ def _plot(pair: Pair, metric: str, measure: str) -> Plot:
     series = [
         Series(
             title,
-            [
-                Point(row[0]["step"] * cost[name], fmean(values), title=spread(values, 4), spread=half_width(values))
-                for row in zip(*pair.curves[name])
-                for values in [[each[metric] for each in row]]
-            ],
+            seed_points(pair.curves[name], metric, DIGITS[metric], cost[name]),
             at,
             ("circle", "square")[at],
             joined=True,
@@ -141,6 +138,9 @@ def _equal_table(equal: dict) -> Table:
     for name, metrics in equal.items():
         for metric, measures in metrics.items():
             for measure, values in measures.items():
+                if values is None:
+                    rows.append([f"{name}, {METRICS[metric]}", MEASURES[measure], *["-"] * (len(VARIANTS) + 1)])
+                    continue
                 differences = [skip - vanilla for vanilla, skip in zip(values[VANILLA], values[SKIP])]
                 cells = [spread(each, DIGITS[metric]) for each in (*values.values(), differences)]
                 rows.append([f"{name}, {METRICS[metric]}", MEASURES[measure], *cells])
