@@ -87,7 +87,7 @@ class EvaluateSettings:
         for name in self.metric_names():
             if name not in METRIC_NAMES:
                 raise UsageError(
-                    f"Got --metrics {name} but expected a list of {', '.join(METRIC_NAMES)}."
+                    f"Got --metrics '{name}' but expected a list of {', '.join(METRIC_NAMES)}."
                     f"{nearest(name, METRIC_NAMES)}"
                 )
         if self.features is None and self.reference != "digits":

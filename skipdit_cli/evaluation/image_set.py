@@ -93,8 +93,9 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     elif Path(name).suffix == ".npz" and Path(name).is_file():
         image_set = _open_array(Path(name), flag)
     else:
+        what = "is neither a folder nor an .npz file" if Path(name).exists() else "is not there"
         raise UsageError(
-            f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
+            f"Got {flag} {name}, which {what}; expected a folder of images or videos, an .npz file, or digits."
         )
     return image_set if limit is None or limit >= image_set.count else _first(image_set, limit)
 

@@ -28,12 +28,14 @@ def trainable_config(preset: Preset, with_vae: bool) -> dict:
     Args:
         with_vae: A VAE is given.
     Raises:
-        UsageError: The preset describes no model that can be trained from scratch, or a latent model without a VAE.
+        UsageError: The preset describes no model that can be trained from scratch, one of impossible sizes, or a
+            latent model without a VAE.
     """
     config = preset_config(preset, in_memory()) if preset.model else {}
     name, trainable = config.get("_class_name", "no model"), [n for n, each in FAMILIES.items() if each.initialise]
     if name not in trainable:
         raise UsageError(f"Preset {preset.name} describes {name}, but train needs a {' or a '.join(trainable)}.")
+    _check_sizes(preset, config)
     channels = config_value(config, "in_channels")
     if channels not in (1, 3) and not with_vae:
         raise UsageError(
@@ -41,6 +43,20 @@ def trainable_config(preset: Preset, with_vae: bool) -> dict:
             "--vae FOLDER_OR_HUB_ID."
         )
     return {**config, "in_channels": channels}
+
+
+def _check_sizes(preset: Preset, config: dict) -> None:
+    """Check that a forward of a model can run: diffusers builds one of no heads, or of patches that do not fit."""
+    for key in ("num_layers", "num_attention_heads", "attention_head_dim", "sample_size", "patch_size"):
+        value = config_value(config, key)
+        if value is not None and value < 1:
+            raise UsageError(f"Preset {preset.name} has a model with {key} {value} but expected at least 1.")
+    size, patch = config_value(config, "sample_size"), config_value(config, "patch_size")
+    if size % patch:
+        raise UsageError(
+            f"Preset {preset.name} has a model with patch_size {patch} but expected a divisor of its sample_size "
+            f"{size}."
+        )
 
 
 def new_pipeline(preset: Preset, skip_branches: bool, vae=None, seed: int = 0, drops_labels: bool = True):

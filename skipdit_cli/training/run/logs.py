@@ -38,14 +38,18 @@ class Metrics:
     A resumed run drops the lines after its checkpoint, so that the file reads as if there had been no break. A number
     that is not finite (the norm of gradients that overflow in float16) is written as null.
 
+    ``last`` is the line of the step that the run goes on from.
+
     Args:
         step: The step that the run goes on from.
     """
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if step and path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
         with replacing(path) as rewritten:
-            rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+            rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.last = json.loads(kept[-1]) if kept else {}
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
