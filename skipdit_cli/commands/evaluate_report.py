@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from skipdit_cli import console
+from skipdit_cli.evaluation.evaluate_settings import NEED_REFERENCE
 from skipdit_cli.version import __version__, list_versions
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def _rows(scores: dict, reasons: dict) -> list[list[object]]:
 
 
 def _reference(name: str, scores: dict) -> object:
-    has_reference = name in ("fid", "sfid", "fvd", "kid", "precision", "recall")
-    return (scores["num_reference"] or "unknown") if has_reference else "-"
+    return (scores["num_reference"] or "unknown") if name in NEED_REFERENCE else "-"
 
 
 def _network_line(network: FeatureNetwork) -> str:

@@ -8,13 +8,14 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from skipdit_cli import files
@@ -90,8 +91,11 @@ class StudyRun:
         (self.place / LOGS).mkdir(exist_ok=True)
         tasks = {name: partial(_timed, self._run_command, {"name": name}) for name in missing}
         after = {name: frozenset(re.findall(r"\{run\}/([\w.-]+)", self.lines[name])) - {name} for name in missing}
-        with self.observer.progress("commands", len(missing)) as advance:
-            for name, (result, seconds) in run_together(tasks, after, self.jobs):
+        with (
+            self.observer.progress("commands", len(missing)) as advance,
+            closing(run_together(tasks, after, self.jobs)) as results,
+        ):
+            for name, (result, seconds) in results:
                 self._keep(RESULTS, name, self.lines[name], result, seconds)
                 advance(note=name)
 
@@ -114,8 +118,11 @@ class StudyRun:
         keys = {name: as_json({"function": function.__qualname__, **arguments}) for name, arguments in calls.items()}
         values = {name: kept for name in calls if (kept := self._kept(MEASURED, name, keys[name])) is not None}
         missing = {name: dict(arguments) for name, arguments in calls.items() if name not in values}
-        with self.observer.progress("measurements", len(missing)) as advance:
-            for name, value, seconds in self._compute(function, missing):
+        with (
+            self.observer.progress("measurements", len(missing)) as advance,
+            closing(self._compute(function, missing)) as results,
+        ):
+            for name, value, seconds in results:
                 self._keep(MEASURED, name, keys[name], value, seconds)
                 values[name] = {"value": value}
                 advance(note=name)
@@ -138,7 +145,9 @@ class StudyRun:
             return self.execute(words)
         return launch(words, self.place / LOGS / f"{name}.log", self.num_processes, self._threads())
 
-    def _compute(self, function: Callable[..., Any], calls: Mapping[str, dict]) -> Iterator[tuple[str, Any, float]]:
+    def _compute(
+        self, function: Callable[..., Any], calls: Mapping[str, dict]
+    ) -> Generator[tuple[str, Any, float], None, None]:
         """Yield the name, the value and the seconds of each call when it is done."""
         if self.jobs == 1 or len(calls) < 2:
             for name, arguments in calls.items():
@@ -150,7 +159,7 @@ class StudyRun:
             try:
                 for future in as_completed(futures):
                     yield (futures[future], *future.result())
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, GeneratorExit):
                 for worker in active_children():
                     worker.terminate()
                 raise
@@ -201,9 +210,18 @@ def as_json(value: Any) -> Any:
 
 
 def _begin_worker(threads: int | None) -> None:
-    """Leave Ctrl-C to the process that began this one, and set the number of threads."""
+    """Leave Ctrl-C to the process that began this one, end with it if it is killed, and set the number of threads."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that began it is dead: nobody would take its results."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

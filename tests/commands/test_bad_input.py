@@ -99,6 +99,11 @@ CASES = [
     Case("no such reference", "evaluate {w}/images --features digits --reference x", 2, "--reference x, which is not"),
     Case("unknown metric", "evaluate {w}/images --reference digits --metrics racall", 2, "Did you mean 'recall'"),
     Case("a list of no metrics", "evaluate {w}/images --reference digits --metrics ,", 2, "Got --metrics '' but"),
+    Case("metric in capitals", "evaluate {w}/images --reference digits --metrics FID", 2, "Did you mean 'fid'"),
+    Case(
+        "metric without a reference", "evaluate {w}/images --features digits --metrics kid", 2, "without --reference"
+    ),
+    Case("no such split to score", "evaluate {w}/images --reference digits:dev", 2, "--reference digits:dev, but"),
     Case("CLIP score without CLIP", "evaluate {w}/images --reference digits --metrics clip_score", 2, "--clip DIR"),
     Case("CLIP that is not there", "evaluate {w}/images --reference digits --clip x", 2, "nothing is downloaded"),
     Case("captions of no use", "evaluate {w}/images --reference digits --captions x", 2, "without --clip DIR"),

@@ -61,6 +61,12 @@ def test_digits_against_digits_say_counts_settings_and_doubts(skipdit, folder):
     assert "classifier agreement" in shown and "FID" not in shown and network.checksum[:12] in shown
 
 
+def test_splits_of_the_digits_are_samples_and_references(skipdit):
+    ran = skipdit("evaluate", "digits:test", "--reference", "digits:train", "--json").json
+    assert (ran["num_samples"], ran["num_reference"]) == (359, 1438) and ran["scores"]["agreement"] > 0.9
+    assert 0 < ran["scores"]["fid"] < 2
+
+
 def test_statistics_are_saved_and_stand_for_the_images(skipdit, folder, tmp_path):
     kept = tmp_path / "real.npz"
     assert skipdit("evaluate", folder, "--features", "digits", "--save-statistics", kept).code == 0

@@ -1,14 +1,20 @@
 """A run of a study: it is one command, it goes on where it was interrupted, and leaves one report."""
 
 import json
+import os
 import shutil
+import signal
+import time
+from contextlib import closing
+from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
 import pytest
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.studies import STUDIES
-from skipdit_cli.studies.launch import run_together
+from skipdit_cli.studies.launch import begun, run_program, run_together
 from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import read_settings
 from tests.support import toy_study
@@ -107,6 +113,45 @@ def test_tasks_run_after_what_they_need():
     tasks = {name: lambda name=name: order.append(name) for name in ("late", "first", "other")}
     done = dict(run_together(tasks, {"late": frozenset({"first", "made before"})}, jobs=2))
     assert set(done) == set(order) == {"late", "first", "other"} and order.index("late") > order.index("first")
+
+
+@pytest.mark.parametrize("at", ["while it waits", "between two results"])
+def test_an_interrupted_study_interrupts_the_programs_that_run(at, tmp_path):
+    def sleep():
+        return run_program(["sleep", "60"], tmp_path / "log", os.environ)
+
+    def interrupt():
+        while not begun:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = {"slow": sleep, "fast": interrupt if at == "while it waits" else lambda: None}
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), closing(run_together(tasks, {}, jobs=2)) as results:
+        assert next(results)[0] == "fast"
+        while not begun:
+            time.sleep(0.01)
+        if at == "between two results":
+            raise KeyboardInterrupt
+        next(results)
+    assert time.monotonic() - start < 30 and not begun
+
+
+def _run_sleep(folder):
+    script = f"echo $$ >{folder}/new; mv {folder}/new {folder}/pid; exec sleep 60"
+    run_program(["sh", "-c", script], folder / "log", os.environ)
+
+
+def test_the_programs_of_a_killed_study_end(tmp_path):
+    study = get_context("fork").Process(target=_run_sleep, args=(tmp_path,))
+    study.start()
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.01)
+    program = psutil.Process(int((tmp_path / "pid").read_text()))
+    study.kill()
+    study.join()
+    psutil.wait_procs([program], timeout=30)
+    assert not program.is_running()
 
 
 def test_the_spread_is_the_sample_standard_deviation():
