@@ -40,12 +40,17 @@ class Metrics:
 
     Args:
         step: The step that the run goes on from.
+
+    Attributes:
+        last: The line of that step; empty without one.
     """
 
     def __init__(self, path: Path, step: int):
         lines = path.read_text().splitlines() if step and path.exists() else []
+        lines = [line for line in lines if _step_of(line) <= step]
+        self.last: dict = json.loads(lines[-1]) if lines else {}
         with replacing(path) as rewritten:
-            rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+            rewritten.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
@@ -89,6 +94,11 @@ class RunLog:
                     f"The tracker {settings.report_to} cannot start: {first_line(cause)}{hint}."
                 ) from cause
             self._note_files()
+
+    @property
+    def last(self) -> dict:
+        """The metrics of the step that the run goes on from; empty where it begins, and in other processes."""
+        return {} if self.metrics is None else self.metrics.last
 
     def write(self, row: dict) -> None:
         """Log the numbers of a step."""

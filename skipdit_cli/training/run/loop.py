@@ -114,8 +114,9 @@ class Trainer:
             SkipditError: The loss is not finite, or a checkpoint could not be written.
         """
         settings, observer = self.settings, self.session.observer
-        batches, row, saved, stopped = iter(self.loader()), {}, self.step, False
+        batches, saved, stopped = iter(self.loader()), self.step, False
         log = RunLog(settings, self.accelerator, self.step)
+        row = log.last
         if self.step == 0:
             self.validate(log)
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
