@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands.bench import bench
 from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
@@ -144,7 +144,7 @@ class Command(PanelCommand):
 
     def invoke(self, ctx):
         """Run the command; an error about a value that was not typed says where the value comes from."""
-        with self._naming_typed_flags(ctx), naming_source(ctx):
+        with self._naming_typed_flags(ctx), naming_source(ctx), files.command_locks():
             return super().invoke(ctx)
 
     @contextmanager

@@ -76,6 +76,7 @@ def study(
         _show(name, chosen.commands(own, seeds), needs)
         return
     files.check_partial(output, files.STUDY, settings.overwrite)
+    files.hold(output)
     for line in needs:
         console.say(line)
     record = _run(ctx, (chosen, own, seeds), output, settings, source)

@@ -116,6 +116,7 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
     if is_main:
         _show(grid, trained=False)
     if not dry_run:
+        files.hold(output)
         _wait_for_all()  # all have checked the output before the main process writes it
         with contextlib.redirect_stdout(sys.stderr) if ctx.params["json"] else contextlib.nullcontext():
             failed = _train(ctx, grid, output, resume)

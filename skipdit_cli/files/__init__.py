@@ -1,6 +1,7 @@
 """Write and replace files safely: a manifest lists what skipdit wrote, and only what it lists is ever deleted."""
 
 from skipdit_cli.files.apart import check_apart, check_outside
+from skipdit_cli.files.lock import command_locks, hold, locked
 from skipdit_cli.files.marker import (
     FINISHED,
     MARKER,
@@ -53,11 +54,14 @@ __all__ = [
     "check_room",
     "check_writable",
     "checksum",
+    "command_locks",
     "fill_folder",
     "forget",
+    "hold",
     "install",
     "is_partial",
     "is_resumed",
+    "locked",
     "names_in",
     "note",
     "read_marker",

@@ -12,22 +12,23 @@ from skipdit_cli.files.marker import (
     ASIDE,
     BEGUN,
     FINISHED,
+    LOCK_INSIDE,
     MARKER,
     at_work,
     is_abandoned,
-    is_alive,
     read_marker,
     remove_listed,
     sweep,
     write_marker,
 )
+from skipdit_cli.files.writer import is_alive
 
 logger = logging.getLogger(__name__)
 
 
 def is_empty(place: Path) -> bool:
-    """Return whether a path does not exist, or is a folder that holds nothing or only a marker."""
-    return not place.is_dir() or all(path.name == MARKER for path in place.iterdir())
+    """Return whether a path does not exist, or is a folder that holds nothing but a marker and its own lock."""
+    return not place.is_dir() or all(path.name in (MARKER, LOCK_INSIDE) for path in place.iterdir())
 
 
 def recover(place: Path) -> None:

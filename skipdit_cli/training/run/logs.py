@@ -38,10 +38,11 @@ class Metrics:
     A resumed run drops the lines after its checkpoint, so that the file reads as if there had been no break. A number
     that is not finite (the norm of gradients that overflow in float16) is written as null.
 
-    ``last`` is the line of the step that the run goes on from.
-
     Args:
         step: The step that the run goes on from.
+
+    Attributes:
+        last: The line of that step; empty without one.
     """
 
     def __init__(self, path: Path, step: int):
@@ -49,7 +50,7 @@ class Metrics:
         kept = [line for line in lines if _step_of(line) <= step]
         with replacing(path) as rewritten:
             rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.last = json.loads(kept[-1]) if kept else {}
+        self.last: dict = json.loads(kept[-1]) if kept else {}
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
@@ -93,6 +94,11 @@ class RunLog:
                     f"The tracker {settings.report_to} cannot start: {first_line(cause)}{hint}."
                 ) from cause
             self._note_files()
+
+    @property
+    def last(self) -> dict:
+        """The metrics of the step that the run goes on from; empty where it begins, and in other processes."""
+        return {} if self.metrics is None else self.metrics.last
 
     def write(self, row: dict) -> None:
         """Log the numbers of a step."""

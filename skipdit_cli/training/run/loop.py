@@ -116,7 +116,7 @@ class Trainer:
         settings, observer = self.settings, self.session.observer
         batches, saved, stopped = iter(self.loader()), self.step, False
         log = RunLog(settings, self.accelerator, self.step)
-        row = log.metrics.last if log.metrics else {}
+        row = log.last
         if self.step == 0:
             self.validate(log)
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
