@@ -85,7 +85,7 @@ class CaptionConditioning:
     def __init__(
         self, family: TextConditioning, device: torch.device, store: Store | None = None, observer: Observer = SILENT
     ):
-        self.family, self.store, self.observer = family, store, observer
+        self.family, self.device, self.store, self.observer = family, device, store, observer
         parts = family.pipe.components
         check_encoders(name for name, part in parts.items() if part is None)
         names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
@@ -104,13 +104,23 @@ class CaptionConditioning:
         batch = {name: tensor.to(xt.device) for name, tensor in batch.items()}
         return self.family.predict(model, xt, times, batch, **arguments)
 
-    def prepare(self, captions: Iterable[str], rank: int = 0, world: int = 1) -> None:
-        """Encode the captions of this process's share that the store does not hold.
+    def prepare(self, captions: Iterable[str], rank: int = 0, world: int = 1) -> bool:
+        """Encode all captions that are not kept yet, if they can all be kept.
+
+        With a store, each process encodes its share. Without one, each keeps all of them in its memory.
 
         Args:
             rank, world: The number of this process, and the number of processes.
+        Returns:
+            Whether all captions are kept.
         """
-        share = sorted(set(captions))[rank::world]
+        distinct = sorted(set(captions))
+        if self.store is None:
+            if len(distinct) <= REMEMBERED:
+                for caption in distinct:
+                    self.encode(caption)
+            return len(distinct) <= REMEMBERED
+        share = distinct[rank::world]
         missing = [caption for caption in share if self.store.read(self.key(caption)) is None]
         kept = len(share) - len(missing)
         self.observer.say(f"{kept:,} of {len(share):,} texts are kept in {self.store.folder}.")
@@ -118,11 +128,24 @@ class CaptionConditioning:
             for caption in missing:
                 self._kept(caption)
                 advance()
+        return True
 
     def release(self) -> None:
         """Move the text encoders off the device, when all captions are kept."""
         for encoder in self.encoders.values():
             encoder.to("cpu")
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Have the text encoders on the device for a while, for sample grids."""
+        former = {name: encoder.device for name, encoder in self.encoders.items()}
+        for encoder in self.encoders.values():
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for name, encoder in self.encoders.items():
+                encoder.to(former[name])
 
     def key(self, caption: str) -> dict:
         """Return the key of a caption in the store."""

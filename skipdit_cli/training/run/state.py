@@ -20,14 +20,11 @@ from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.files import checksum
 from skipdit_cli.formats import to_json
 from skipdit_cli.training.observer import SILENT, Observer
+from skipdit_cli.training.recorded_settings import check_settings
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
 CHECKPOINT = "checkpoint"
 """The kind of a checkpoint's folder, see ``files``."""
-FILES = "files"
-"""The recorded setting that holds a hash of the names of all samples and of their labels or captions."""
-SINCE_CHECKSUMS = ("labels", FILES)
-"""Recorded settings that checkpoints of version 0.1.0 do not hold."""
 METRICS, SAMPLES, ASIDE = "metrics.jsonl", "samples", "set-aside"
 
 
@@ -237,27 +234,8 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
         if then.get("use_ema") and not average:
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
-    now = json.loads(to_json(settings))
-    changed = [
-        _change(key, then.get(key), now.get(key))
-        for key in {**then, **now}
-        if then.get(key) != now.get(key) and key != FILES and (key in then or key not in SINCE_CHECKSUMS)
-    ]
-    if FILES in then and then[FILES] != now.get(FILES):
-        changed.append("other files, labels or captions in --data now")
-    if changed and not force:
-        raise UsageError(
-            f"Checkpoint {folder} was made with other settings ({'; '.join(changed)}); go on with --force-config."
-        )
+    check_settings(folder, then, json.loads(to_json(settings)), force)
     return TrainingState(step, weights, average, rest, then)
-
-
-def _change(key: str, then, now) -> str:
-    """Describe a setting that differs; of the labels of classes, the first that does."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
-        key, then, now = f"{key}: {name}", then.get(name), now.get(name)
-    return f"{key} {then} then, {now} now"
 
 
 def random_state() -> dict:

@@ -43,11 +43,9 @@ def set_up_data(session: Session, pipe) -> tuple[tuple[int, int], Dataset, Objec
         session.expert,
         session.observer,
     )
-    if store is None:
-        return size, pixels, objective
-    latents = encode_latents(session, pipe.vae, pixels, store)
+    dataset = pixels if store is None else encode_latents(session, pipe.vae, pixels, store)
     encode_captions(session, objective.condition)
-    return size, latents, objective
+    return size, dataset, objective
 
 
 def image_shape(pipe, height: int | None = None, width: int | None = None) -> tuple[tuple[int, int], int]:
@@ -101,22 +99,25 @@ def encode_latents(session: Session, vae, pixels: Pixels, store: Store) -> Laten
 
 
 def encode_captions(session: Session, conditioning) -> None:
-    """Encode every caption once, shared among the processes, for a text-conditional model.
+    """Encode every caption once, for a text-conditional model whose encoded captions can all be kept.
 
-    The text encoders then leave the device, unless sample grids need them.
+    The text encoders then leave the device.
     """
     if not isinstance(conditioning, CaptionConditioning):
         return
-    settings, accelerator = session.settings, session.accelerator
-    captions = {*session.samples.conditions, *([""] if settings.label_dropout else [])}
-    conditioning.prepare(captions, accelerator.process_index, accelerator.num_processes)
-    accelerator.wait_for_everyone()
-    if not settings.validation_steps:
+    accelerator = session.accelerator
+    captions = {*session.samples.conditions, *([""] if session.settings.label_dropout else [])}
+    if conditioning.prepare(captions, accelerator.process_index, accelerator.num_processes):
+        accelerator.wait_for_everyone()
         conditioning.release()
 
 
-def order_of(session: Session, step: int) -> Order:
-    """Return the order of this process's micro-batches from an optimizer step on."""
+def order_of(session: Session, step: int, draw_size: int) -> Order:
+    """Return the order of this process's micro-batches from an optimizer step on.
+
+    Args:
+        draw_size: The samples whose random numbers are drawn together.
+    """
     settings, accelerator = session.settings, session.accelerator
     return Order(
         settings.seed,
@@ -130,6 +131,7 @@ def order_of(session: Session, step: int) -> Order:
         settings.random_clip,
         settings.crop == "random",
         settings.image_frames,
+        draw_size,
     )
 
 
