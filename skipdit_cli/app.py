@@ -34,7 +34,7 @@ from skipdit_cli.commands.study import study
 from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
-from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError
+from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, is_out_of_memory
 from skipdit_cli.version import __version__
 
 ClickException = typer.BadParameter.__mro__[2]
@@ -105,9 +105,7 @@ def _sentence(cause: Exception, output: object) -> str:
         return f"the disk is full at {place}; free some space or choose another --output."
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
-    # torch's error for a GPU, and its message for a CPU; torch is not imported for this.
-    out_of_memory = type(cause).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(cause)
-    if out_of_memory or isinstance(cause, MemoryError):
+    if is_out_of_memory(cause):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
             "smaller --train-batch-size or --gradient-checkpointing."

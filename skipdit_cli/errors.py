@@ -49,6 +49,17 @@ def first_line(cause: BaseException) -> str:
     return (message.strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
 
 
+ALLOCATORS = ("DefaultCPUAllocator", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the message of a plain ``RuntimeError`` of torch holds where memory has run out."""
+
+
+def is_out_of_memory(cause: BaseException) -> bool:
+    """Return whether an exception says that a device or this machine is out of memory; torch is not imported."""
+    if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(cause, RuntimeError) and any(name in str(cause) for name in ALLOCATORS)
+
+
 @contextmanager
 def reading(what: str, advice: str = "", failed: str = "cannot be read") -> Iterator[None]:
     """Turn whatever a library raises while it reads a file into a UsageError for that file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -29,6 +30,7 @@ from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
 
+logger = logging.getLogger(__name__)
 READ_AT_ONCE = 250
 METRICS = ("fid", "kid")
 """The scores of samples, from ``evaluation.score``."""
@@ -235,6 +237,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         guidance_scale=1.0,
         batch_size=settings.batch_size,
         seed=0,
+        on_halved=lambda halving: logger.warning(halving.sentence),
     )
     images = (np.asarray(batch.images) for _, batch in generated)
     return _scores(images, pipe, settings, None if classes is None else labels)
