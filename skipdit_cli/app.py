@@ -28,6 +28,7 @@ from skipdit_cli.commands.guide import guide
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
+from skipdit_cli.commands.prepare import prepare
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.study import study
@@ -211,6 +212,7 @@ app = App(
 app.add_typer(presets, name="presets")
 app.command()(demo)
 app.command()(convert)
+app.command()(prepare)
 app.command()(finetune)
 app.command()(train)
 app.command()(sample)

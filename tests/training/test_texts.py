@@ -108,7 +108,7 @@ def test_a_full_disk_under_the_kept_texts_ends_the_run_in_a_sentence(run, tmp_pa
         ran = run("--cache-latents", full)
     finally:
         subprocess.run(["umount", full], check=True)
-    assert ran.code == 1 and "Cannot keep" in ran.stderr and "give another --cache-latents" in ran.stderr, ran.stderr
+    assert ran.code == 2 and "Cannot keep" in ran.stderr and "give another --cache-latents" in ran.stderr, ran.stderr
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
