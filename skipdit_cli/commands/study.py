@@ -21,9 +21,12 @@ from skipdit_cli.commands.training_options import ConsoleObserver
 from skipdit_cli.errors import INTERRUPTED, UsageError
 from skipdit_cli.presets import load_preset, preset_path
 from skipdit_cli.settings import OUTPUT, setting
+from skipdit_cli.studies import STUDIES
 
 SIZES = ("small", "full")
-Name = Annotated[str | None, typer.Argument(metavar="NAME", help="The study; without one, all are listed.")]
+Name = Annotated[
+    str | None, typer.Argument(metavar="NAME", help=f"{', '.join(STUDIES)}; without one, all are listed.")
+]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def study(
     Its settings are a preset, study-NAME-small or study-NAME-full, or that of --preset. An interrupted study goes on
     by the same command.
     """
-    from skipdit_cli.studies import STUDIES, load_study
+    from skipdit_cli.studies import load_study
     from skipdit_cli.studies.study import read_settings
 
     if name is None:
@@ -77,7 +80,8 @@ def study(
         return
     files.check_partial(output, files.STUDY, settings.overwrite)
     files.hold(output)
-    for line in needs:
+    lines = console.count(len(chosen.commands(own, seeds)), "command")
+    for line in (*needs, f"{lines}, then measurements of what they make; after Ctrl-C the same command goes on."):
         console.say(line)
     record = _run(ctx, (chosen, own, seeds), output, settings, source)
     for line in (record["lead"], *record["details"], *(f"Warning: {text}" for text in record["warnings"])):

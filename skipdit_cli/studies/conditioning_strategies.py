@@ -272,7 +272,7 @@ def _table(strategies: Sequence[Strategy], metrics: Sequence[str]) -> Table:
 
 STUDY = Study(
     name="conditioning",
-    summary="which of DiT's four conditioning strategies trains best in equally many steps?",
+    summary="which of DiT's four conditioning strategies trains best?",
     claim=(
         "adaLN-Zero gives the lowest FID of the four strategies at every point of training, with less compute than "
         "in-context and cross-attention conditioning, and adaLN-Zero is well ahead of adaLN (DiT, arXiv 2212.09748, "

@@ -190,7 +190,7 @@ def _macs(preset: str, branches: bool) -> int:
 
 STUDY = Study(
     name="efficiency",
-    summary="does a model with skip branches from the start need less training than one without?",
+    summary="do skip branches from the start save training?",
     claim=(
         "Skip-DiT, with branches from the start, reaches the quality of DiT-XL/2 with 4.4 times less training: FID "
         "9.07 after 1.6 million steps, against 9.49 after 7.0 million (labels of Skip-DiT's stability figure)."

@@ -143,7 +143,7 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
 
 STUDY = Study(
     name="scaling",
-    summary="does more compute per forward give better samples, and can training or sampling longer replace it?",
+    summary="does more compute per forward give better samples?",
     claim=(
         "the more GFLOPs a forward takes, by more blocks, more width or smaller patches, the lower is the FID; larger "
         "models use training compute better, and more sampling steps do not make up for a smaller model (DiT, arXiv "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from skipdit_cli import console
@@ -47,7 +47,7 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
     correlated = {metric: correlations(models, metric) for metric in metrics}
     saturated = bool(real) and _median_fid(models) < SATURATED * real["fid"]
     metric = "loss" if saturated or not real else "fid"
-    unit = _unit(models)
+    unit = _training_unit(models)
     budgets, trained, pairs = best_at_budgets(models, metric), training_pairs(models, metric), sampling_pairs(models)
     lead = _scaling_words(correlated[metric], METRICS[metric], len(models))
     details = [_budget_words(budgets, trained, METRICS[metric], unit)]
@@ -158,13 +158,18 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _unit(models: Sequence[Model]) -> tuple[float, str]:
-    """Return the unit of compute in the report: GFLOPs, or MFLOPs where no model takes 1 GFLOP a forward."""
-    return (GIGA, "GFLOPs") if max(model.macs for model in models) >= GIGA else (GIGA / 1000, "MFLOPs")
+def _unit(compute: Iterable[float]) -> tuple[float, str]:
+    """Return the unit of amounts of compute: GFLOPs, or MFLOPs where their geometric mean is below 1 GFLOP."""
+    return (GIGA, "GFLOPs") if geometric_mean(compute) >= GIGA else (GIGA / 1000, "MFLOPs")
+
+
+def _training_unit(models: Sequence[Model]) -> tuple[float, str]:
+    """Return the unit of the compute of whole trainings."""
+    return _unit(model.training_macs(model.curves[0][-1]["step"]) for model in models)
 
 
 def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
-    scale, unit = _unit(models)
+    scale, unit = _unit(model.macs for model in models)
     points = [
         Point(
             model.macs / scale,
@@ -187,7 +192,7 @@ def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _training_plot(models: Sequence[Model], metric: str) -> Plot:
-    scale, unit = _unit(models)
+    scale, unit = _training_unit(models)
 
     def curve(model: Model) -> list[Point]:
         rows = zip(*model.curves)
@@ -207,7 +212,7 @@ def _training_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _sampling_plot(models: Sequence[Model]) -> Plot:
-    scale, unit = _unit(models)
+    scale, unit = _unit(model.macs * max(model.sampling[0]) for model in models)
 
     def curve(model: Model) -> list[Point]:
         steps = sorted(model.sampling[0])
@@ -237,12 +242,13 @@ def _series(models: Sequence[Model], points: Callable[[Model], Iterable[Point]])
 
 
 def _model_table(models: Sequence[Model], metrics: Sequence[str], unit: tuple[float, str]) -> Table:
-    scale, flops = unit
+    scale, flops = _unit(model.macs for model in models)
+    training_scale, training_flops = unit
     columns = [
         Column("model", "the point of the sweep", numeric=False),
         Column("parameters", "parameters of the model, in millions"),
         Column(flops, "multiply-adds of a forward of one sample, as the paper counts"),
-        Column(f"training {flops}", f"{flops} x batch x steps x 3"),
+        Column(f"training {training_flops}", "multiply-adds of a forward x batch x steps x 3"),
         *(Column(METRICS[metric], "at the end of training, mean and spread over seeds") for metric in metrics),
     ]
     rows = [
@@ -250,7 +256,7 @@ def _model_table(models: Sequence[Model], metrics: Sequence[str], unit: tuple[fl
             model.name,
             f"{model.parameters / 1e6:.3f} M",
             f"{model.macs / scale:.5g}",
-            _number(model.training_macs(model.curves[0][-1]["step"]) / scale),
+            _number(model.training_macs(model.curves[0][-1]["step"]) / training_scale),
             *(spread(model.last(metric), DIGITS[metric]) for metric in metrics),
         ]
         for model in models

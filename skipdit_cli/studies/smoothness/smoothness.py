@@ -161,7 +161,7 @@ def _key(kind: str, name: str, *numbers: int) -> str:
 
 STUDY = Study(
     name="smoothness",
-    summary="do long skip branches make features smoother over weights, steps and inputs?",
+    summary="do skip branches make features smoother?",
     claim=(
         "features of a Skip-DiT change less than those of a DiT when its weights are perturbed, and from one "
         "denoising step to the next, so that they can be cached (Skip-DiT, arXiv 2411.17616, and figures of its "
