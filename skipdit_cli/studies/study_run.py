@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -28,6 +27,8 @@ RUN = "{run}"
 """What stands for the folder of the run in a command line."""
 RESULTS, MEASURED, LOGS = "results", "measured", "logs"
 """The folders for the objects that commands print, for measurements, and for what processes print besides."""
+MOST_BYTES = 1 << 28
+"""The size that no kept result exceeds."""
 
 
 @dataclass(frozen=True)
@@ -167,19 +168,14 @@ class StudyRun:
 
     def _kept(self, part: str, name: str, key: Any) -> dict[str, Any] | None:
         """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
-        with suppress(OSError, ValueError):
-            kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
-            if isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"} and kept["key"] == key:
-                return kept
-        return None
+        kept = files.read_checked(self._kept_file(part, name), MOST_BYTES, "it is made again")
+        return kept if kept is not None and kept["key"] == key else None
 
     def _keep(self, part: str, name: str, key: Any, value: Any, seconds: float) -> None:
         file = self._kept_file(part, name)
         file.parent.mkdir(exist_ok=True)
         files.note(self.place, f"{part}/{file.name}")
-        with files.replacing(file) as temporary:
-            kept = {"key": key, "value": value, "seconds": round(seconds, 2)}
-            temporary.write_text(to_json(kept, indent=1), encoding="utf-8")
+        files.write_checked(file, {"key": key, "value": value, "seconds": round(seconds, 2)}, indent=1)
 
 
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:

@@ -46,8 +46,8 @@ class Metrics:
     """
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if step and path.exists() else []
-        lines = [line for line in lines if _step_of(line) <= step]
+        text = path.read_text(encoding="utf-8", errors="replace") if step and path.exists() else ""
+        lines = [line for line in text.splitlines() if _step_of(line) <= step]
         self.last: dict = json.loads(lines[-1]) if lines else {}
         with replacing(path) as rewritten:
             rewritten.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -65,9 +65,10 @@ class Metrics:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # the unfinished last line of a killed run
+        row = json.loads(line)
+        return float(row["step"]) + 0 * row["loss"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # the unfinished last line of a killed run, or a damaged one
 
 
 class RunLog:
