@@ -5,7 +5,6 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 
 from __future__ import annotations
 
-import errno
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from skipdit_cli.commands.study import study
 from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
-from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, is_out_of_memory
+from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, disk_failure, is_out_of_memory
 from skipdit_cli.version import __version__
 
 ClickException = typer.BadParameter.__mro__[2]
@@ -100,10 +99,8 @@ def _sentence(cause: Exception, output: object) -> str:
     """Return the sentence for an exception; ``output`` is where the command writes, for a full disk."""
     if isinstance(cause, SkipditError):
         return str(cause)
-    number = getattr(cause, "errno", None)
-    if number == errno.ENOSPC or "No space left on device" in str(cause):
-        place = getattr(cause, "filename", None) or output or "the output"
-        return f"the disk is full at {place}; free some space or choose another --output."
+    if (failure := disk_failure(cause, output)) is not None:
+        return failure
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
     if is_out_of_memory(cause):

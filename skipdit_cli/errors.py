@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
 """The exit code of an interrupted run."""
+SPACE = "free some space or "
+DISK_FAILURES = {
+    errno.ENOSPC: ("the disk is full", SPACE),
+    getattr(errno, "EDQUOT", -1): ("the disk quota is used up", SPACE),
+    errno.EFBIG: ("a file is larger than the file system or 'ulimit -f' allows", ""),
+    errno.EROFS: ("the file system is read-only", ""),
+    errno.EIO: ("the disk cannot be written or read (input/output error)", ""),
+}
+"""What is wrong with a disk, and the advice, by the number of the error."""
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 MAX_LENGTH = 300  # characters of a library's message that are shown
 
 
@@ -40,6 +51,21 @@ class CheckError(SkipditError):
     """A check that the user requested failed; exit code 3."""
 
     exit_code = 3
+
+
+def disk_failure(cause: BaseException, output: object = None) -> str | None:
+    """Return the sentence for a disk that cannot be written, or None for another error.
+
+    Libraries in native code (safetensors, torch) raise no ``OSError``; their messages end with that of the system.
+
+    Args:
+        output: Where the command writes, for an error that names no file.
+    """
+    number, place = getattr(cause, "errno", None), getattr(cause, "filename", None) or output or "the output"
+    for each, (failure, advice) in DISK_FAILURES.items():
+        if number == each or (number is None and os.strerror(each) in str(cause)):
+            return f"{failure} at {place}; {advice}choose another --output."
+    return None
 
 
 def first_line(cause: BaseException) -> str:
@@ -83,7 +109,7 @@ def reading(what: str, advice: str = "", failed: str = "cannot be read") -> Iter
         name = type(cause).__name__  # by name, so that torch and pyo3 are not imported
         if not isinstance(cause, Exception) and name != "PanicException":
             raise
-        if name == "OutOfMemoryError" or getattr(cause, "errno", None) == errno.ENOSPC:
+        if name == "OutOfMemoryError" or getattr(cause, "errno", None) in NO_ROOM:
             raise
         message = str(getattr(cause, "strerror", None) or first_line(cause))
         if isinstance(

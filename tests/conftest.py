@@ -25,6 +25,19 @@ from tests.support.tiny_pipelines import write_pipeline
 from tests.support.tiny_transformers import perturbed, tiny_text_transformer
 
 
+def pytest_addoption(parser):
+    """Add ``--chaos``, for the long form of the tests that kill runs and fill disks."""
+    parser.addoption(
+        "--chaos", type=int, default=0, help="Kills of each kind of run, and every write of each on a full disk."
+    )
+
+
+@pytest.fixture
+def chaos(request) -> int:
+    """The number of ``--chaos``; 0 in the short form."""
+    return request.config.getoption("--chaos")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run of the command ended; ``exception`` is None unless the app let one escape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
 from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
@@ -114,9 +117,11 @@ class StatisticsCache:
 
     def read(self) -> Statistics | None:
         """Return what is kept, or None."""
-        with suppress(UsageError, OSError, KeyError, ValueError):
+        try:
             return load_statistics(self.path, self.network) if self.path.is_file() else None
-        return None
+        except (UsageError, OSError, KeyError, ValueError):
+            logger.warning("%s is damaged, so its statistics are computed again.", self.path)
+            return None
 
     def write(self, statistics: Statistics) -> bool:
         """Keep statistics; return whether the cache folder could be written."""

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
@@ -30,6 +30,8 @@ RUN = "{run}"
 """What stands for the folder of the run in a command line."""
 RESULTS, MEASURED, LOGS = "results", "measured", "logs"
 """The folders for the objects that commands print, for measurements, and for what processes print besides."""
+MOST_BYTES = 1 << 28
+"""The size that no kept result exceeds."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +179,8 @@ class StudyRun:
 
     def _kept(self, part: str, name: str, key: Any) -> dict[str, Any] | None:
         """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
-        with suppress(OSError, ValueError):
-            kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
-            is_whole = isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"}
-            if is_whole and self._portable(kept["key"]) == self._portable(key):
-                return kept
-        return None
+        kept = files.read_checked(self._kept_file(part, name), MOST_BYTES, "it is made again")
+        return kept if kept is not None and self._portable(kept["key"]) == self._portable(key) else None
 
     def _portable(self, key: Any) -> Any:
         """Return a key without the place of the folder, which may be moved while the study is interrupted."""
@@ -193,9 +191,8 @@ class StudyRun:
         file = self._kept_file(part, name)
         file.parent.mkdir(exist_ok=True)
         files.note(self.place, f"{part}/{file.name}")
-        with files.replacing(file) as temporary:
-            kept = {"key": self._portable(key), "value": value, "seconds": round(seconds, 2)}
-            temporary.write_text(to_json(kept, indent=1), encoding="utf-8")
+        kept = {"key": self._portable(key), "value": value, "seconds": round(seconds, 2)}
+        files.write_checked(file, kept, indent=1)
 
 
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:

@@ -59,10 +59,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are whole, in ascending order."""
-        if not self.output.is_dir():
-            return []
-        matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.output.iterdir())
-        return sorted(int(match[1]) for match in matches if match and (self.folder(int(match[1])) / RECORD).is_file())
+        return [step for step in self._all_steps() if (self.folder(step) / RECORD).is_file()]
+
+    def _all_steps(self) -> list[int]:
+        """Return the steps of all checkpoints, also of those that miss a file, in ascending order."""
+        matches = (re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in self.output.glob("checkpoint-*/*"))
+        return sorted({int(match[1]) for match in matches if match})
 
     def folder(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
@@ -82,10 +84,10 @@ class Checkpoints:
             SkipditError: The name is ``latest`` and there is no checkpoint.
             UsageError: The folder is no checkpoint, or every checkpoint is damaged.
         """
-        if name is None or (name == "auto" and self.latest() is None):
+        if name is None or (name == "auto" and not self._all_steps()):
             return None
         if name in ("latest", "auto"):
-            if self.latest() is None:
+            if not self._all_steps():
                 raise SkipditError(f"There is no checkpoint in {self.output} to resume from; 'auto' would begin anew.")
             return self._newest_undamaged()
         if not (Path(name) / RECORD).is_file():
@@ -98,7 +100,7 @@ class Checkpoints:
         return Path(name)
 
     def _newest_undamaged(self) -> Path:
-        for step in reversed(self.steps()):
+        for step in reversed(self._all_steps()):
             try:
                 check_whole(self.folder(step))
                 return self.folder(step)
