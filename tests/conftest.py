@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["COLUMNS"] = "80"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="skipdit-tests-")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.environ["XDG_CACHE_HOME"] + "/hypothesis"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTEST_ADDOPTS", None)
 for _name in [name for name in os.environ if name.startswith("SKIPDIT_")]:
@@ -23,6 +24,10 @@ from typer.testing import CliRunner
 from tests.support.pipeline_parts import tiny_tokenizer, tiny_vae
 from tests.support.tiny_pipelines import write_pipeline
 from tests.support.tiny_transformers import perturbed, tiny_text_transformer
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, metavar="N", help="draw so many files in tests/strangers, other ones each time")
 
 
 @dataclass(frozen=True)
