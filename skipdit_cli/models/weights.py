@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
-from skipdit_cli.formats import parse_json, read_text
+from skipdit_cli.formats import UntrustedFile, parse_json, read_text
 
 STEM = "diffusion_pytorch_model"
 TRANSFORMERS_INDEX = "model.safetensors.index.json"
@@ -205,7 +205,10 @@ def read_tensors(path):
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols; such a file is read or refused all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            if _is_zip(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with UntrustedFile(path) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         raise UsageError(
             f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "

@@ -70,15 +70,15 @@ def make_plain(folder: Path) -> None:
 
 def make_text(folder: Path) -> None:
     """A tiny text-to-image pipeline, with a LoRA beside it."""
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model_state_dict
 
     from tests.support.tiny_pipelines import build
 
     pipe = build("flux")
     pipe.save_pretrained(folder)
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    (folder / "lora").mkdir()
-    pipe.transformer.save_lora_adapter(folder / "lora", weight_name="lora.safetensors")
+    layers = get_peft_model_state_dict(pipe.transformer)
+    pipe.save_lora_weights(folder / "lora", transformer_lora_layers=layers, weight_name="lora.safetensors")
 
 
 def make_official(folder: Path) -> None:
@@ -148,8 +148,9 @@ def make_pictures(folder: Path) -> None:
     for suffix in PICTURES:
         if media.is_picture(_touched(folder / f"a{suffix}")):
             picture.save(folder / f"a{suffix}")
-    (folder / "made").mkdir()
-    media.save_picture(picture, folder / "made" / "a.png", {"settings": {**RECORD, "prompt": ["a cat"]}})
+    for name in ("png", "jpg"):
+        (folder / name).mkdir()
+        media.save_picture(picture, folder / name / f"a.{name}", {"settings": {**RECORD, "prompt": ["a cat"]}})
     media.save_video(pixels(4, 16, 16, 3), folder / "clip.gif", 8, {"settings": RECORD})
 
 
@@ -248,12 +249,11 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def make_output(folder: Path) -> None:
-    """The folder of an interrupted run of ``sample``, and a finished one of ``convert`` with a link out of it."""
+    """The folder of an interrupted run of ``sample``, and a finished one of ``convert``."""
     (folder / "own.txt").write_text("of the user")
     for name, kind, state in (("out", files.CONVERT, files.FINISHED), ("begun", files.SAMPLE, files.RESUMABLE)):
         (folder / name / "part").mkdir(parents=True)
         (folder / name / "part" / "a.txt").write_text("ours")
-        (folder / name / "link").symlink_to(folder)
         marker = {"schema": 1, "kind": kind, "version": "0", "state": state, "files": ["part/a.txt"]}
         (folder / name / files.MARKER).write_text(json.dumps(marker))
     (folder / "begun" / "partial.json").write_text(json.dumps(PLAIN))
@@ -272,7 +272,7 @@ def make_kept(folder: Path) -> None:
     journal = Journal(folder / "plan.yaml", PLAIN)
     journal.results = {"a": [1.0, 2.0], "b": [3.0]}
     journal.write()
-    sample = Generated(pixels(1, 4, 4, 3), ones(1, 1, 4, 4), 0.1, CacheReport(2, 1, 3, 4), 0.2, 10)
+    sample = Generated(pixels(1, 4, 4, 3), ones(1, 1, 4, 4), CacheReport(2, 1, 3, 4), 0.1, 0.2)
     KeptRounds(folder / "bench", PLAIN).save(["a"], [Measured([0.1], [0.2], None, sample)])
     for part in ("results", "measured"):
         (folder / part).mkdir()
@@ -536,8 +536,8 @@ READERS = [
     Reader("preset", make_preset, "own.yaml", YAML, read_preset),
     Reader("plan", make_plan, "plan.yaml", YAML, read_plan),
     Reader("output branch", make_branch, "branch.safetensors", TENSORS, read_output_branch),
-    Reader("record in a PNG", make_pictures, "made/a.png", mutations.records, read_made("made/a.png")),
-    Reader("record in a JPEG", make_pictures, "a.jpg", mutations.jpeg_records, read_made("a.jpg")),
+    Reader("record in a PNG", make_pictures, "png/a.png", mutations.records, read_made("png/a.png")),
+    Reader("record in a JPEG", make_pictures, "jpg/a.jpg", mutations.jpeg_records, read_made("jpg/a.jpg")),
     Reader("record beside a clip", make_pictures, "clip.json", JSON, read_made("clip.gif")),
     *(Reader(f"picture{suffix}", make_pictures, f"a{suffix}",
              mutations.png_files if suffix == ".png" else mutations.spoiled,

@@ -23,7 +23,7 @@ CPU_SECONDS, WALL_SECONDS = 20, 180
 CANARY, SECRET = "stranger-canary", "stranger-secret"
 """The file that code of a stranger would make, and the name of files outside of the data folder."""
 WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
-CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.putenv", "webbrowser.open", "urllib.Request")
+CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "webbrowser.open", "urllib.Request")
 ONES_OWN = ("socket.gethostname", "socket.__new__", "socket.sethostname")
 """Events of the module ``socket`` that reach no other machine."""
 
