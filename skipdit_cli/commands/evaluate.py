@@ -41,6 +41,7 @@ def evaluate(
     from skipdit_cli.evaluation import load_features
     from skipdit_cli.evaluation.distances import check_torchmetrics
     from skipdit_cli.evaluation.image_set import open_image_set
+    from skipdit_cli.evaluation.npz_file import npz_names
     from skipdit_cli.sampling.device import select_device
 
     check_torchmetrics()
@@ -74,7 +75,7 @@ def _check_output(settings: EvaluateSettings, samples: str) -> None:
 
 def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> ImageSet | Statistics | None:
     """Return the images of ``--reference``, or its statistics where it is an .npz file of those."""
-    from skipdit_cli.evaluation.image_set import npz_names, open_image_set
+    from skipdit_cli.evaluation.image_set import open_image_set
     from skipdit_cli.evaluation.kept_statistics import load_statistics
 
     name = settings.reference

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from skipdit_cli import files
-from skipdit_cli.formats import to_json
+from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.formats import is_number, parse_json, read_text, to_json
 from skipdit_cli.studies.launch import TRAINS, launch, run_together
 from skipdit_cli.studies.study import Study
 from skipdit_cli.training.observer import SILENT, Observer
@@ -66,7 +67,11 @@ class StudyRun:
 
     def result(self, name: str) -> dict[str, Any]:
         """Return the object that a command printed under ``--json``."""
-        return json.loads(self._kept_file(RESULTS, name).read_text(encoding="utf-8"))["value"]
+        kept = _read_kept(self._kept_file(RESULTS, name))
+        if kept is None:
+            file = self._kept_file(RESULTS, name)
+            raise SkipditError(f"Got {file}, which is gone or damaged; run the study again, which makes it anew.")
+        return kept["value"]
 
     def words(self, name: str) -> list[str]:
         """Return the words of a command line after "skipdit", its output folder among them."""
@@ -123,7 +128,8 @@ class StudyRun:
     def seconds(self) -> float:
         """Return the seconds that all commands and measurements took, one after the other."""
         kept = (self.place / part for part in (RESULTS, MEASURED))
-        return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for part in kept for file in part.glob("*"))
+        results = (_read_kept(file) for part in kept for file in part.glob("*"))
+        return sum(result["seconds"] for result in results if result is not None)
 
     def _run_command(self, name: str) -> dict[str, Any]:
         """Run a command, or go on with it, and return the object that it prints."""
@@ -167,11 +173,8 @@ class StudyRun:
 
     def _kept(self, part: str, name: str, key: Any) -> dict[str, Any] | None:
         """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
-        with suppress(OSError, ValueError):
-            kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
-            if isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"} and kept["key"] == key:
-                return kept
-        return None
+        kept = _read_kept(self._kept_file(part, name))
+        return kept if kept is not None and kept["key"] == key else None
 
     def _keep(self, part: str, name: str, key: Any, value: Any, seconds: float) -> None:
         file = self._kept_file(part, name)
@@ -180,6 +183,15 @@ class StudyRun:
         with files.replacing(file) as temporary:
             kept = {"key": key, "value": value, "seconds": round(seconds, 2)}
             temporary.write_text(to_json(kept, indent=1), encoding="utf-8")
+
+
+def _read_kept(file: Path) -> dict[str, Any] | None:
+    """Return what was kept in a file, with its ``key``, ``value`` and ``seconds``; None if it is gone or damaged."""
+    with suppress(UsageError):
+        kept = parse_json(read_text(file), file)
+        if isinstance(kept, dict) and kept.keys() >= {"key", "value"} and is_number(kept.get("seconds")):
+            return kept
+    return None
 
 
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:

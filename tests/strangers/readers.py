@@ -3,6 +3,7 @@
 A new reader is one line in ``READERS``.
 """
 
+import contextlib
 import io
 import json
 import shutil
@@ -430,11 +431,12 @@ def read_data(name: str, **demand) -> Callable[[Path], object]:
 
 
 def read_checkpoint(folder: Path) -> object:
-    from skipdit_cli.training.run.state import Checkpoints, load_state
+    from skipdit_cli.errors import UsageError
+    from skipdit_cli.training.run.state import check_whole, load_state
 
-    settings = {"use_ema": True, "seed": 0, "files": "x"}
-    load_state(folder / "checkpoint-1", settings)
-    return Checkpoints(folder).find(str(folder / "checkpoint-1"))
+    with contextlib.suppress(UsageError):
+        check_whole(folder / "checkpoint-1")
+    return load_state(folder / "checkpoint-1", {"use_ema": True, "seed": 0, "files": "x"}, force=True)
 
 
 def read_metrics(folder: Path) -> object:
@@ -529,8 +531,8 @@ READERS = [
     Reader("vae config", make_text, "vae/config.json", JSON, read_vae, 0.5),
     Reader("vae weights", make_text, f"vae/{WEIGHTS}", TENSORS, read_vae, 0.5),
     Reader("lora", make_text, "lora/lora.safetensors", TENSORS, read_lora, 0.2),
-    Reader("official .pt", make_official, "dit_skip.pt", TORCH, read_official("dit_skip.pt", num_attention_heads=2)),
-    Reader("official video .pt", make_official, "latte_t2v_skip.pt", TORCH, read_official("latte_t2v_skip.pt", **T2V)),
+    Reader("official .pt", make_official, "dit_skip.pt", TORCH, read_official("dit_skip.pt", num_attention_heads=2), 0.5),
+    Reader("official video .pt", make_official, "latte_t2v_skip.pt", TORCH, read_official("latte_t2v_skip.pt", **T2V), 0.1),
     Reader("official .safetensors", make_official, "dit_skip.safetensors", TENSORS,
            read_official("dit_skip.safetensors", num_attention_heads=2)),
     Reader("preset", make_preset, "own.yaml", YAML, read_preset),
