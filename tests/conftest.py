@@ -27,7 +27,7 @@ from tests.support.tiny_transformers import perturbed, tiny_text_transformer
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, metavar="N", help="draw so many files in tests/strangers, other ones each time")
+    parser.addoption("--fuzz", type=int, metavar="N", help="files to draw in tests/strangers, other ones each time")
 
 
 @dataclass(frozen=True)

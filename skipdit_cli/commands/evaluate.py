@@ -41,7 +41,6 @@ def evaluate(
     from skipdit_cli.evaluation import load_features
     from skipdit_cli.evaluation.distances import check_torchmetrics
     from skipdit_cli.evaluation.image_set import open_image_set
-    from skipdit_cli.evaluation.npz_file import npz_names
     from skipdit_cli.sampling.device import select_device
 
     check_torchmetrics()
@@ -82,6 +81,8 @@ def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> Imag
     if name is None:
         return None
     if Path(name).suffix == ".npz" and Path(name).is_file():
+        from skipdit_cli.evaluation.npz_file import npz_names
+
         names = npz_names(Path(name))
         if "arr_0" not in names and {"mu", "sigma"} <= set(names):
             return load_statistics(Path(name), network)

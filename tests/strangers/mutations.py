@@ -116,7 +116,9 @@ def documents(draw, document, edits: tuple[int, ...] = (1, 1, 1, 2, 3)):
             case 5 if isinstance(parent[at[-1]], dict):
                 parent[at[-1]] |= draw(hostile_keys())
             case 6 if isinstance(parent[at[-1]], (int, float)):
-                parent[at[-1]] = parent[at[-1]] * draw(st.sampled_from((-1, 2, 1000, 10**9))) + draw(st.integers(-1, 1))
+                parent[at[-1]] = parent[at[-1]] * draw(st.sampled_from((-1, 2, 1000, 10**9))) + draw(
+                    st.integers(-1, 1)
+                )
             case _:
                 parent[at[-1]] = draw(values())
     return document
@@ -192,7 +194,14 @@ def csv_files(content: bytes):
         writer.writerows(table)
         return text.getvalue().encode(errors="surrogatepass")
 
-    texts = (b'file_name,text\n"a.png,b\n', b"\0", b"a;b;c\n1;2;3\n", b'"' * 10_000, b"a," * 200_000, b'a,"' + b"x" * 200_000)
+    texts = (
+        b'file_name,text\n"a.png,b\n',
+        b"\0",
+        b"a;b;c\n1;2;3\n",
+        b'"' * 10_000,
+        b"a," * 200_000,
+        b'a,"' + b"x" * 200_000,
+    )
     return tables() | tables() | spoiled(content) | st.sampled_from(texts)
 
 
@@ -245,7 +254,9 @@ def safetensors_files(content: bytes):
             entry, other = changed[draw(st.sampled_from(names))], changed[draw(st.sampled_from(names))]
             match draw(st.integers(0, 6)):
                 case 0:
-                    entry["dtype"] = draw(st.sampled_from(("F64", "F16", "BF16", "I8", "U8", "BOOL", "F8_E4M3", "C64", "x", 3)))
+                    entry["dtype"] = draw(
+                        st.sampled_from(("F64", "F16", "BF16", "I8", "U8", "BOOL", "F8_E4M3", "C64", "x", 3))
+                    )
                 case 1:
                     entry["shape"] = draw(st.lists(st.sampled_from(NUMBERS[:20]), max_size=4))
                 case 2:
@@ -329,7 +340,8 @@ def torch_files(content: bytes):
 
 PICKLES = (
     b"", b"P", pickle.dumps(Code()), pickle.dumps(Code(), 0), b"\x80\x02" + b"(" * 100_000, pickle.dumps([1]),
-    b"cos\nmkdir\n(S'stranger-canary'\ntR.", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x02X\xff\xff\xff\x7f",
+    b"cos\nmkdir\n(S'stranger-canary'\ntR.", b"version https://git-lfs.github.com/spec/v1\n",
+    b"\x80\x02X\xff\xff\xff\x7f",
     b"\x80\x04\x96\xff\xff\xff\xff\xff\xff\xff\x0f", b"\x80\x02]" + b"2" * 50 + b".",
 )  # fmt: skip
 
@@ -352,7 +364,9 @@ def zips(draw, content: bytes):
         case 0:
             members[name] = draw(spoiled(members[name]))
         case 1:
-            members[draw(st.sampled_from(("../stranger-canary", "/tmp/stranger-canary", "a\\..\\b", "x" * 300)))] = b"x"
+            members[draw(st.sampled_from(("../stranger-canary", "/tmp/stranger-canary", "a\\..\\b", "x" * 300)))] = (
+                b"x"
+            )
         case 2:
             members[name] = members[name] + b"\0" * 30_000_000
             kind = zipfile.ZIP_DEFLATED
@@ -398,12 +412,16 @@ def npz_files(content: bytes):
             match draw(st.integers(0, 5)):
                 case 0 | 1:
                     header = {"descr": array.dtype.str, "fortran_order": draw(st.booleans()), "shape": array.shape}
-                    header[draw(st.sampled_from((*header, "a")))] = draw(st.sampled_from(descriptions) | shapes | scalars())
+                    header[draw(st.sampled_from((*header, "a")))] = draw(
+                        st.sampled_from(descriptions) | shapes | scalars()
+                    )
                     members[name] = as_npy(array, header)
                 case 2:
                     members.pop(name, None)
                 case 3:
-                    other = st.sampled_from((array.astype(object), array[None], array.astype("U"), np.array(3.0), array.T))
+                    other = st.sampled_from(
+                        (array.astype(object), array[None], array.astype("U"), np.array(3.0), array.T)
+                    )
                     members[name] = as_npy(draw(other))
                 case 4:
                     text = json.dumps(draw(documents({"checksum": "a", "image_size": 8})))
@@ -441,8 +459,9 @@ def png_files(content: bytes):
     chunks = chunks_of(content)
     extra = (
         (b"zTXt", b"skipdit\0\0" + BOMB), (b"iTXt", b"skipdit\0\1\0\0\0" + BOMB), (b"iCCP", b"a\0\0" + BOMB),
-        (b"acTL", struct.pack(">II", 10**9, 0)), (b"PLTE", b"abc" * 300), (b"tRNS", b"a" * 300), (b"eXIf", b"II*\0" + b"\xff" * 50),
-        (b"tEXt", b"skipdit\0{}"), (b"fcTL", b"\0" * 26), (b"zTXt", b"a"), (b"IDAT", zlib.compress(b"\0" * 30_000_000)),
+        (b"acTL", struct.pack(">II", 10**9, 0)), (b"PLTE", b"abc" * 300), (b"tRNS", b"a" * 300),
+        (b"eXIf", b"II*\0" + b"\xff" * 50), (b"tEXt", b"skipdit\0{}"), (b"fcTL", b"\0" * 26), (b"zTXt", b"a"),
+        (b"IDAT", zlib.compress(b"\0" * 30_000_000)),
     )  # fmt: skip
 
     @st.composite
@@ -455,7 +474,15 @@ def png_files(content: bytes):
                 case 0:
                     sides = st.sampled_from((0, 1, 8, 4096, 65536, 100_000, 2**31 - 1, 2**31))
                     bits = st.sampled_from((1, 2, 4, 8, 16, 3))
-                    fields = draw(sides), draw(sides), draw(bits), draw(st.integers(0, 7)), 0, 0, draw(st.integers(0, 2))
+                    fields = (
+                        draw(sides),
+                        draw(sides),
+                        draw(bits),
+                        draw(st.integers(0, 7)),
+                        0,
+                        0,
+                        draw(st.integers(0, 2)),
+                    )
                     changed[0] = (b"IHDR", struct.pack(">IIBBBBB", *fields), None)
                 case 1:
                     changed.insert(at, (*draw(st.sampled_from(extra)), None))
@@ -510,7 +537,9 @@ def _members(draw, members: list[tarfile.TarInfo], contents: list[bytes]) -> byt
         at = draw(st.integers(0, len(entries) - 1))
         match draw(st.integers(0, 4)):
             case 0:
-                entries[at].name = draw(st.sampled_from(PATHS[:16])) + draw(st.sampled_from((".png", ".txt", ".json", "")))
+                entries[at].name = draw(st.sampled_from(PATHS[:16])) + draw(
+                    st.sampled_from((".png", ".txt", ".json", ""))
+                )
             case 1:
                 entries[at].type = draw(st.sampled_from(kinds))
                 entries[at].linkname = draw(st.sampled_from(PATHS[:8]))

@@ -20,7 +20,14 @@ from skipdit_cli import files, media
 from tests.strangers import mutations
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-RECORD = {"model": "m", "class_labels": "1", "seed": 3, "num_inference_steps": 2, "cache": "fast", "guidance_scale": 1.5}
+RECORD = {
+    "model": "m",
+    "class_labels": "1",
+    "seed": 3,
+    "num_inference_steps": 2,
+    "cache": "fast",
+    "guidance_scale": 1.5,
+}
 PLAIN = {"checksum": "a", "image_size": 8}
 
 
@@ -56,7 +63,9 @@ def make_dit(folder: Path) -> None:
     from tests.support.tiny_pipelines import write_pipeline
     from tests.support.tiny_transformers import perturbed
 
-    sizes = dict(num_attention_heads=1, attention_head_dim=8, in_channels=1, out_channels=2, sample_size=8, patch_size=4)
+    sizes = dict(
+        num_attention_heads=1, attention_head_dim=8, in_channels=1, out_channels=2, sample_size=8, patch_size=4
+    )
     write_pipeline(folder, perturbed(DiTTransformer2DModel(num_layers=2, num_embeds_ada_norm=10, **sizes).eval()))
     save_branches(add_skip_branches(load_pipeline(folder).transformer), folder)
     index = folder / "model_index.json"
@@ -195,7 +204,7 @@ def make_data(folder: Path) -> None:
         for row in rows:
             Image.fromarray(pixels(8, 8, 3)).save(folder / kind / row["file_name"])
     (folder / "captions" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    table = [f"{row['file_name']},{number},\"{row['text']}, in a table\"" for number, row in enumerate(rows)]
+    table = [f'{row["file_name"]},{number},"{row["text"]}, in a table"' for number, row in enumerate(rows)]
     (folder / "labels" / "metadata.csv").write_text("\n".join(["file_name,label,more", *table]))
 
 
@@ -204,7 +213,11 @@ def make_shards(folder: Path) -> None:
         for name in ("0", "1"):
             picture = io.BytesIO()
             Image.fromarray(pixels(8, 8, 3)).save(picture, "PNG")
-            parts = {"png": picture.getvalue(), "cls": name.encode(), "json": json.dumps({"text": f"a {name}"}).encode()}
+            parts = {
+                "png": picture.getvalue(),
+                "cls": name.encode(),
+                "json": json.dumps({"text": f"a {name}"}).encode(),
+            }
             for suffix, data in parts.items():
                 entry = tarfile.TarInfo(f"{name}.{suffix}")
                 entry.size = len(data)
@@ -298,7 +311,9 @@ def make_clip(folder: Path) -> None:
     sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     tokenizer = word_tokenizer("PreTrainedTokenizerFast", bos_token="<s>")
     vision = dict(**sizes, image_size=8, patch_size=4)
-    text = dict(**sizes, vocab_size=len(tokenizer), max_position_embeddings=16, bos_token_id=3, eos_token_id=1, pad_token_id=0)
+    text = dict(
+        **sizes, vocab_size=len(tokenizer), max_position_embeddings=16, bos_token_id=3, eos_token_id=1, pad_token_id=0
+    )
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
