@@ -21,12 +21,26 @@ DISK_FAILURES = {
 """What is wrong with a disk, and the advice, by the number of the error."""
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 MAX_LENGTH = 300  # characters of a library's message that are shown
+MAX_SENTENCE = 480  # characters of an error's sentence, which may quote a value of any length from a file
+HEAD = 330  # of those, the characters in front of what is left out
 
 
 class SkipditError(Exception):
-    """A run that failed: shown as one sentence, exit code 1."""
+    """A run that failed: shown as one sentence, exit code 1.
+
+    Args:
+        message: The sentence. Line breaks in it become spaces; of more than ``MAX_SENTENCE`` characters, the middle is
+            left out.
+        whole: Keep the middle, for a list that is of the package's own making.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "", whole: bool = False):
+        text = " ".join(str(message).split())
+        if len(text) > MAX_SENTENCE and not whole:
+            text = f"{text[:HEAD]} [...] {text[HEAD + 7 - MAX_SENTENCE :]}"
+        super().__init__(text)
 
 
 class UsageError(SkipditError, ValueError):

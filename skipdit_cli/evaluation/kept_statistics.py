@@ -15,6 +15,7 @@ from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
+from skipdit_cli.evaluation.npz_file import read_arrays
 from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.version import __version__
 
@@ -52,9 +53,8 @@ def load_statistics(path: Path, network: FeatureNetwork) -> Statistics:
         UsageError: The file is damaged, its arrays do not fit together, or it was made with another network or other
             settings.
     """
+    arrays = read_arrays(path)
     with reading(f"Got {path}, which"):
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         return _parse_statistics(arrays, path, network)
 
 

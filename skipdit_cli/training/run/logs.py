@@ -68,7 +68,7 @@ def _step_of(line: str) -> float:
     try:
         row = json.loads(line)
         return float(row["step"]) + 0 * row["loss"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")  # the unfinished last line of a killed run, or a damaged one
 
 

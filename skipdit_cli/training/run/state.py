@@ -19,6 +19,7 @@ from skipdit_cli import files
 from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.files import checksum
 from skipdit_cli.formats import to_json
+from skipdit_cli.models.weights import load_torch
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.recorded_settings import check_settings
 
@@ -233,7 +234,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         step, then = int(record["step"]), dict(record["settings"])
         weights = load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
-        rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
+        rest = load_torch(folder / REST)
         if then.get("use_ema") and not average:
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
     check_settings(folder, then, json.loads(to_json(settings)), force)
