@@ -5,7 +5,6 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 
 from __future__ import annotations
 
-import errno
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +27,14 @@ from skipdit_cli.commands.guide import guide
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
+from skipdit_cli.commands.prepare import prepare
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.study import study
 from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
-from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, is_out_of_memory
+from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, disk_failure, is_out_of_memory
 from skipdit_cli.version import __version__
 
 ClickException = typer.BadParameter.__mro__[2]
@@ -99,10 +99,8 @@ def _sentence(cause: Exception, output: object) -> str:
     """Return the sentence for an exception; ``output`` is where the command writes, for a full disk."""
     if isinstance(cause, SkipditError):
         return str(cause)
-    number = getattr(cause, "errno", None)
-    if number == errno.ENOSPC or "No space left on device" in str(cause):
-        place = getattr(cause, "filename", None) or output or "the output"
-        return f"the disk is full at {place}; free some space or choose another --output."
+    if (failure := disk_failure(cause, output)) is not None:
+        return failure
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
     if is_out_of_memory(cause):
@@ -211,6 +209,7 @@ app = App(
 app.add_typer(presets, name="presets")
 app.command()(demo)
 app.command()(convert)
+app.command()(prepare)
 app.command()(finetune)
 app.command()(train)
 app.command()(sample)

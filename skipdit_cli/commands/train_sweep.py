@@ -15,8 +15,9 @@ import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands.flags import check_ranges, settings_from
+from skipdit_cli.commands.foreign import FETCHED, is_fetched
 from skipdit_cli.commands.nested import run_command
-from skipdit_cli.commands.values import FETCHED, flag_of, flags_of_commands, is_fetched, preset_layer, process
+from skipdit_cli.commands.values import flag_of, flags_of_commands, preset_layer, process
 from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset, preset_path
 from skipdit_cli.settings import flag_name

@@ -19,6 +19,7 @@ from skipdit_cli import files, media
 from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.evaluation.evaluate_settings import is_digits
 from skipdit_cli.evaluation.feature_network import resize
+from skipdit_cli.evaluation.npz_file import npz_names, read_arrays, read_header
 from skipdit_cli.training.data.data_folder import find_images, find_videos, walk
 from skipdit_cli.training.data.moving_digits import numbers, scans
 from skipdit_cli.training.data_source import parse_data
@@ -187,21 +188,11 @@ def _record_of(path: Path) -> dict:
         return {}
 
 
-def npz_names(path: Path) -> list[str]:
-    """Return the names of the arrays in an .npz file.
-
-    Raises:
-        UsageError: It is none.
-    """
-    with reading(f"Got {path}, which", failed="cannot be read as an .npz file"), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
 def _open_array(path: Path, flag: str) -> ImageSet:
     if "arr_0" not in npz_names(path):
         raise UsageError(f"Got {flag} {path} without arr_0; expected images, uint8 (N, H, W, C), under that name.")
     with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        shape, is_fortran, dtype = _read_header(file)
+        shape, is_fortran, dtype = read_header(file)
     is_valid = dtype == np.uint8 and len(shape) in (4, 5) and shape[-1] in (1, 3) and not is_fortran
     if not is_valid or min(shape) < 1 or np.prod(shape[1:], dtype=float) > MOST_PIXELS:
         raise UsageError(f"Got {flag} {path} with arr_0 of {dtype} {shape}; expected images, uint8 (N, H, W, C).")
@@ -209,7 +200,7 @@ def _open_array(path: Path, flag: str) -> ImageSet:
     def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
         size = int(np.prod(shape[1:]))
         with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            _read_header(file)
+            read_header(file)
             file.seek(start * size, 1)
             for at in range(start, shape[0], batch_size):
                 number = min(batch_size, shape[0] - at)
@@ -219,18 +210,11 @@ def _open_array(path: Path, flag: str) -> ImageSet:
     return ImageSet(str(path), kind, shape[0], _digest((path,), path.parent), read, labels=_labels(path, shape[0]))
 
 
-def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
 def _labels(path: Path, count: int) -> tuple[int, ...] | None:
     """Return ``arr_1`` of an .npz file, where ADM's and DiT's samplers keep the labels."""
     if "arr_1" not in npz_names(path):
         return None
-    with reading(f"Got {path}, which"), np.load(path, allow_pickle=False) as arrays:
-        labels = arrays["arr_1"]
+    labels = read_arrays(path, ["arr_1"])["arr_1"]
     return tuple(map(int, labels)) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
 
 

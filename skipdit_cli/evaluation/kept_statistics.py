@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
+from skipdit_cli.evaluation.npz_file import read_arrays
 from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.version import __version__
 
 ROUNDING = 1e-5
 """The rounding error of a covariance in float32, relative to its largest value."""
+
+logger = logging.getLogger(__name__)
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
@@ -52,9 +56,8 @@ def load_statistics(path: Path, network: FeatureNetwork) -> Statistics:
         UsageError: The file is damaged, its arrays do not fit together, or it was made with another network or other
             settings.
     """
+    arrays = read_arrays(path)
     with reading(f"Got {path}, which"):
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         return _parse_statistics(arrays, path, network)
 
 
@@ -126,9 +129,11 @@ class StatisticsCache:
 
     def read(self) -> Statistics | None:
         """Return what is kept, or None."""
-        with suppress(UsageError, OSError, KeyError, ValueError):
+        try:
             return load_statistics(self.path, self.network) if self.path.is_file() else None
-        return None
+        except (UsageError, OSError, KeyError, ValueError):
+            logger.warning("%s is damaged, so its statistics are computed again.", self.path)
+            return None
 
     def write(self, statistics: Statistics) -> bool:
         """Keep statistics; return whether the cache folder could be written."""

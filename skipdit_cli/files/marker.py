@@ -30,6 +30,8 @@ LOCK = re.compile(r"\.(?P<name>.+)\.skipdit-lock")
 LOCK_INSIDE = ".skipdit-lock"
 """The name of the lock of a folder beside which nothing can be written; it lies in the folder."""
 CARD, OWN_CARD = "README.md", "<!-- skipdit commands -->"
+UNFINISHED = "partial."
+"""The beginning of the names of the files that only an unfinished run needs."""
 TEMPORARY = re.compile(r"(?P<name>.+)\.tmp-(?P<pid>\d{1,9})(\.[^.]*)?")
 
 at_work: set[Path] = set()

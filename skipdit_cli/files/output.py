@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -11,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.errors import NO_ROOM, SPACE, SkipditError, UsageError, first_line
 from skipdit_cli.files.aside import asides_of, discard, free_name, put_back, release, set_aside
 from skipdit_cli.files.lock import locked
 from skipdit_cli.files.marker import (
@@ -102,9 +101,9 @@ def _remove_empty(parents: list[Path]) -> None:
 
 def _refusal(target: Path, cause: OSError) -> SkipditError:
     """Return the error for a folder that cannot be written; a full disk is no bad input."""
-    full = cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    full = cause.errno in NO_ROOM
     return (SkipditError if full else UsageError)(
-        f"Cannot write to {target}: {cause.strerror}; {'free some space or ' * full}give another --output."
+        f"Cannot write to {target}: {cause.strerror}; {SPACE * full}give another --output."
     )
 
 
@@ -175,7 +174,7 @@ def _work_in(
             if former is not None:
                 logger.info("The former %s is kept in %s until this one is finished.", target, former)
     except BaseException as cause:
-        resumable = (read_marker(place) or {}).get("state") == RESUMABLE
+        resumable = (read_marker(place) or {}).get("state") in (RESUMABLE, FINISHED)
         if former is not None and (not resumable or isinstance(cause, restore_on)):
             kept = free_name(place, "failed") if resumable else None
             if kept is not None:

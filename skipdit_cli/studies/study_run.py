@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any
 
 from skipdit_cli import files
+from skipdit_cli.errors import SkipditError
 from skipdit_cli.formats import to_json
 from skipdit_cli.studies.launch import TRAINS, launch, run_together
 from skipdit_cli.studies.study import Study
@@ -30,6 +31,8 @@ RUN = "{run}"
 """What stands for the folder of the run in a command line."""
 RESULTS, MEASURED, LOGS = "results", "measured", "logs"
 """The folders for the objects that commands print, for measurements, and for what processes print besides."""
+MOST_BYTES = 1 << 28
+"""The size that no kept result exceeds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class StudyRun:
 
     def result(self, name: str) -> dict[str, Any]:
         """Return the object that a command printed under ``--json``."""
-        return json.loads(self._kept_file(RESULTS, name).read_text(encoding="utf-8"))["value"]
+        file = self._kept_file(RESULTS, name)
+        kept = _read_kept(file)
+        if kept is None:
+            raise SkipditError(f"Got {file}, which is gone or damaged; run the study again, which makes it anew.")
+        return kept["value"]
 
     def words(self, name: str) -> list[str]:
         """Return the words of a command line after "skipdit", its output folder among them."""
@@ -131,7 +138,8 @@ class StudyRun:
     def seconds(self) -> float:
         """Return the seconds that all commands and measurements took, one after the other."""
         kept = (self.place / part for part in (RESULTS, MEASURED))
-        return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for part in kept for file in part.glob("*"))
+        results = (_read_kept(file) for part in kept for file in part.glob("*"))
+        return sum(result["seconds"] for result in results if result is not None)
 
     def _run_command(self, name: str) -> dict[str, Any]:
         """Run a command, or go on with it, and return the object that it prints."""
@@ -177,12 +185,8 @@ class StudyRun:
 
     def _kept(self, part: str, name: str, key: Any) -> dict[str, Any] | None:
         """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
-        with suppress(OSError, ValueError):
-            kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
-            is_whole = isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"}
-            if is_whole and self._portable(kept["key"]) == self._portable(key):
-                return kept
-        return None
+        kept = _read_kept(self._kept_file(part, name))
+        return kept if kept is not None and self._portable(kept["key"]) == self._portable(key) else None
 
     def _portable(self, key: Any) -> Any:
         """Return a key without the place of the folder, which may be moved while the study is interrupted."""
@@ -193,9 +197,13 @@ class StudyRun:
         file = self._kept_file(part, name)
         file.parent.mkdir(exist_ok=True)
         files.note(self.place, f"{part}/{file.name}")
-        with files.replacing(file) as temporary:
-            kept = {"key": self._portable(key), "value": value, "seconds": round(seconds, 2)}
-            temporary.write_text(to_json(kept, indent=1), encoding="utf-8")
+        kept = {"key": self._portable(key), "value": value, "seconds": round(seconds, 2)}
+        files.write_checked(file, kept, indent=1)
+
+
+def _read_kept(file: Path) -> dict[str, Any] | None:
+    """Return what was kept in a file; None if there is nothing, or a damaged file."""
+    return files.read_checked(file, MOST_BYTES, "it is made again")
 
 
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from skipdit_cli.bench.digit_accuracy import SIDE, brightest_square
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.media import to_uint8
 from skipdit_cli.models import load_pipeline
@@ -77,19 +77,29 @@ def measurement_of(settings: Any, **changes: Any) -> dict[str, Any]:
 
 
 def curves_of(
-    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any]
+    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any], every: int
 ) -> dict[str, list[dict[str, float]]]:
     """Return the quality of trainings at each of their checkpoints, in the order of their steps.
 
     Args:
         run: The study, which keeps each measurement.
-        folders: The folder of each training by its name.
+        folders: The folder of each training by its name; all are equally long.
         measurement: The fields of ``Measurement``.
+        every: The steps between two checkpoints. One between them, which an interruption left, is passed over.
+
+    Raises:
+        SkipditError: One training lacks a checkpoint that another has.
     """
+    steps = {name: planned_steps(folder, every) for name, folder in folders.items()}
+    most = max(steps.values(), key=len)
+    for name, own in steps.items():
+        if own != most:
+            lost = next(step for step in most if step not in own)
+            raise SkipditError(f"{folders[name]} has no checkpoint of step {lost}; run the study anew.")
     calls = {
         (name, step): {"run": str(folder), "step": step, "measurement": measurement, "device": run.device}
         for name, folder in folders.items()
-        for step in checkpoint_steps(folder)
+        for step in steps[name]
     }
     qualities = run.measured_all(quality, {f"{name}-step-{step}": call for (name, step), call in calls.items()})
     return {name: [qualities[f"{name}-step-{step}"] for owner, step in calls if owner == name] for name in folders}
@@ -133,9 +143,11 @@ def _is(things: Sequence[str]) -> str:
     return "is" if len(things) == 1 else "are"
 
 
-def checkpoint_steps(run: Path | str) -> list[int]:
-    """Return the steps of the checkpoints in the folder of a training run, in ascending order."""
-    return Checkpoints(Path(run)).steps()
+def planned_steps(run: Path, every: int) -> list[int]:
+    """Return the steps of the checkpoints in the folder of a training run that lie ``every`` steps apart, in ascending
+    order, and of the last one."""
+    steps = Checkpoints(run).steps()
+    return [step for step in steps if step % every == 0 or step == steps[-1]]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.conditioned_dit import with_conditioning
-from skipdit_cli.formats import parse_yaml
+from skipdit_cli.formats import is_number, parse_yaml, read_json_lines
 from skipdit_cli.presets import Preset, yaml_loader
 from skipdit_cli.settings import flag_name
 from skipdit_cli.training.training_settings import TrainingSettings
@@ -160,6 +159,7 @@ def cost_of(preset: Preset, settings: TrainingSettings, branches: bool, processe
 def final_loss(run: Path) -> tuple[float | None, float]:
     """Return the mean loss at the end of a run, and the seconds of all its steps, from its metrics."""
     file = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    losses = [row["loss"] for row in rows[-max(1, len(rows) // LAST) :] if row["loss"] is not None]
-    return fmean(losses) if losses else None, sum(row["seconds"] for row in rows)
+    rows = read_json_lines(file) if file.is_file() else []
+    losses = [row["loss"] for row in rows[-max(1, len(rows) // LAST) :] if is_number(row.get("loss"))]
+    seconds = sum(row["seconds"] for row in rows if is_number(row.get("seconds")))
+    return fmean(losses) if losses else None, seconds

@@ -74,6 +74,7 @@ BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1 --no-e
 FINETUNE = "finetune -m {w}/skip --data {w}/images -o out --train-batch-size 2 --max-train-steps 3"
 TRAIN = "train --preset {w}/tiny.yaml --data {w}/images -o out --train-batch-size 2 --max-train-steps 2"
 
+PREPARE = "prepare --data {w}/images --cache-latents out"
 CASES = [
     Case("unknown command", "smaple", 2, "No such command 'smaple'"),
     Case("unknown flag", "convert --modle x", 2, "No such option: --modle"),
@@ -336,6 +337,16 @@ CASES = [
         "loss that is not a number", f"{FINETUNE} --learning-rate 1e30 --train all", 1, "loss became nan", keeps=True
     ),
     Case("full disk at a checkpoint", FINETUNE, 1, "No space left on device", "full disk", keeps=True),
+    Case("prepare without a folder", "prepare {w}/skip --data {w}/images", 2, "no --cache-latents"),
+    Case("prepare without data", "prepare {w}/skip --cache-latents out", 2, "no --data"),
+    Case("prepare without a model", "prepare --data {w}/images --cache-latents out", 2, "no model"),
+    Case("prepare pixels", f"{PREPARE} -m {{w}}/skip", 2, "works on pixels"),
+    Case("prepare random crops", f"{PREPARE} -m {{w}}/skip --crop random", 2, "one latent a sample"),
+    Case("prepare with two VAEs", f"{PREPARE} -m {{w}}/skip --vae {{w}}/tiny", 2, "give one of them"),
+    Case("a VAE of no model", f"{PREPARE} --vae {{w}}/tiny", 2, "without --preset"),
+    Case("a VAE that is not there", f"{PREPARE} --preset {{w}}/tiny.yaml --vae {{w}}/missing", 2, "missing"),
+    Case("latents among the data", "prepare {w}/skip --data {w} --cache-latents {w}/out", 2, "lies inside"),
+    Case("latents in a file", "prepare {w}/skip --data {w}/images --cache-latents {w}/file", 2, "which is a file"),
     Case("train without a preset", "train --data {w}/images -o out", 2, "--preset"),
     Case("sweep a preset without a sweep", "train --sweep digits -o out", 2, "has no 'sweep'"),
     Case("sweep and preset", "train --sweep digits-sizes --preset digits -o out", 2, "give one of the two"),

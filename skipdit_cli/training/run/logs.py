@@ -47,8 +47,8 @@ class Metrics:
     """
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
+        text = path.read_text(encoding="utf-8", errors="replace") if step and path.exists() else ""
+        kept = [line for line in text.splitlines() if _step_of(line) <= step]
         with replacing(path) as rewritten:
             rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.last: dict = json.loads(kept[-1]) if kept else {}
@@ -66,9 +66,10 @@ class Metrics:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # the unfinished last line of a killed run
+        row = json.loads(line)
+        return float(row["step"]) + 0 * row["loss"]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float("inf")  # the unfinished last line of a killed run, or a damaged one
 
 
 class RunLog:

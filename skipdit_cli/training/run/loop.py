@@ -20,7 +20,7 @@ from skipdit_cli.finite import first_broken
 from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
-from skipdit_cli.training.data.tensor_store import fingerprint_of_adapters
+from skipdit_cli.training.fingerprints import fingerprint_of_adapters
 from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.recorded_settings import DRAW_SIZE, draw_size_of, samples_of_step
@@ -276,7 +276,7 @@ class Trainer:
             }
             weights = {name: p.detach() for name, p in self.trained.items()}
             state = TrainingState(self.step, weights, self.average.state_dict(), rest, self.recorded)
-            self.checkpoints.save(state, self.settings.checkpoints_total_limit)
+            self.checkpoints.save(state, self.settings.checkpoints_total_limit, self.settings.checkpointing_steps)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
