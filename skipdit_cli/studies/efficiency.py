@@ -131,14 +131,14 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
 
 def needs(settings: EfficiencySettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
     return [f"It needs {what}, which is not here." for what in missing_files(_data(settings), settings.features)]
 
 
 def check(settings: EfficiencySettings) -> None:
     """Refuse a run whose files or packages are missing."""
-    from skipdit_cli.studies.training_curves import check_measurable
+    from skipdit_cli.studies.compute.required_files import check_measurable
 
     check_measurable(_data(settings), settings.features, settings.samples, settings.reference_samples)
 

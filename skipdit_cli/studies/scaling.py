@@ -72,7 +72,7 @@ def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str
 
 def needs(settings: ScalingSettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine, and how to count the compute of the trainings."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
     missing = missing_files(_data(settings), settings.features)
     grid = f"'skipdit train --sweep {settings.grid} --dry-run' counts the compute of a seed for the grid's own steps."
@@ -81,7 +81,7 @@ def needs(settings: ScalingSettings, seeds: tuple[int, ...]) -> list[str]:
 
 def check(settings: ScalingSettings) -> None:
     """Refuse a run whose files or packages are missing."""
-    from skipdit_cli.studies.training_curves import check_measurable
+    from skipdit_cli.studies.compute.required_files import check_measurable
 
     check_measurable(_data(settings), settings.features, (settings.samples,), settings.reference_samples)
 
