@@ -1,4 +1,4 @@
-"""The files and packages that the quality of trainings is measured with: what is missing is said before the training."""
+"""What the measurements of trainings read, files and packages: what is missing is said before anything is trained."""
 
 from __future__ import annotations
 
