@@ -21,8 +21,7 @@ _HARMLESS = "\n\t\u3000\xa0\u200c\u200d"  # not isprintable(): line breaks, tabs
 PLAIN_INTERVAL = 30.0  # seconds between two lines of progress without a terminal
 PLAIN_WIDTH = 1000
 
-_json = False
-_emitted = False
+_json = _emitted = _silent = False
 _warned: dict[str, object] = {}
 
 
@@ -32,9 +31,15 @@ def use_json(on: bool) -> None:
     _json = on
 
 
+def be_silent(on: bool) -> None:
+    """Print nothing but errors, in all processes of a run but the main one; or print again."""
+    global _silent
+    _silent = on
+
+
 @contextmanager
 def own_json(on: bool) -> Iterator[None]:
-    """Apply ``use_json(on)`` to one command, which emits one object, and restore the former state after it."""
+    """Apply ``use_json(on)`` to one command, and restore the former state after it."""
     global _json, _emitted
     before = _json, _emitted
     _json, _emitted = on, False
@@ -50,18 +55,18 @@ def screen(stderr: bool | None = None) -> Console:
 
     Lines are never wrapped; without a terminal, tables are not squeezed into 80 columns either.
     """
-    console = Console(stderr=_json if stderr is None else stderr, highlight=False, soft_wrap=True, emoji=False)
+    stderr = _json if stderr is None else stderr
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, quiet=_silent)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
 
 
 def printable(text: object) -> str:
-    """Escape every character that a terminal would interpret instead of display: control characters, changes of the
-    writing direction, surrogates of undecodable file names. Line breaks and tabs stay.
+    """Escape what a terminal would interpret instead of display: control characters, changes of the writing direction,
+    surrogates of undecodable file names. Line breaks and tabs stay.
 
-    Everything printed is escaped here, since names of files, classes and keys, prompts, and messages of libraries may
-    be untrusted.
+    Everything printed is escaped here, as names, prompts and messages of libraries may be untrusted.
     """
     return "".join(char if _is_displayable(char) else char.encode("unicode_escape").decode() for char in str(text))
 
@@ -125,7 +130,9 @@ logger.propagate = False
 
 def error(text: str, exit_code: int = 1) -> None:
     """Print the error that ends a command, and emit it under ``--json``."""
-    screen(stderr=True).print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
+    console = screen(stderr=True)
+    console.quiet = False
+    console.print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
     fail(text, exit_code)
 
 
@@ -165,9 +172,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     console = screen()
     for index, some in enumerate(_fold(columns, rows, console.width)):
         grid = _make_table([columns[at] for at in some], [[row[at] for at in some] for row in rows], title)
+        title = ""
         console.print("\n" * bool(index), end="")
         console.print(grid, soft_wrap=not console.is_terminal)
-        title = ""
 
 
 def _fold(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[list[int]]:
@@ -233,7 +240,7 @@ def _is_numeric(cell: object) -> bool:
 def emit(payload: dict) -> None:
     """Write the result of a command to stdout as one JSON object, under ``--json`` only."""
     global _emitted
-    if _json:
+    if _json and not _silent:
         _emitted = True
         sys.stdout.write(to_json({"schema": SCHEMA, **payload}, indent=2) + "\n")
 
@@ -260,9 +267,8 @@ class Advance:
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         self.done += count
-        note = printable(note)
         if self.bar:
-            self.bar.update(self.task, advance=count, note=note)
+            self.bar.update(self.task, advance=count, note=printable(note))
             return
         now = time.monotonic()
         is_tenth = 10 * self.done // max(self.total, 1) > 10 * self.printed // max(self.total, 1)
@@ -275,8 +281,7 @@ class Advance:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Display progress over ``total`` units: a bar on a terminal, otherwise a plain line every 30 s or 10 %; both
-    with the rate and the time that is left."""
+    """Display progress over ``total`` units, with the rate and the time left: a bar, or lines without a terminal."""
     console = screen()
     if not console.is_terminal:
         yield Advance(description, total)

@@ -42,6 +42,18 @@ class CheckError(SkipditError):
     exit_code = 3
 
 
+class ProcessError(SkipditError):
+    """Another process of this run failed or ended.
+
+    Args:
+        exit_code: That of the other process, where it is known.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def first_line(cause: BaseException) -> str:
     """Return the first line of an exception's message, truncated, without a full stop and without addresses of
     objects: Pillow names the buffer that it cannot identify."""

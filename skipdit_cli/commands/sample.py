@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, processes
 from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.sample_share import Share
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import preset_path
 from skipdit_cli.sampling.sample_settings import SampleSettings, count_steps
@@ -52,7 +53,8 @@ def sample(
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings.check()
-    target = _choose_target(settings, model, preset, plan, from_file)
+    team = processes.join(settings.pipeline.device)
+    target = team.on_main(lambda: _choose_target(settings, model, preset, plan, from_file))
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
@@ -61,6 +63,7 @@ def sample(
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers
     from skipdit_cli.sampling.generate import generate_batches
+    from skipdit_cli.sampling.pixels import is_video
     from skipdit_cli.sampling.refusals import check_unloaded
 
     schedulers.check_name(settings.pipeline.scheduler)
@@ -77,39 +80,31 @@ def sample(
     arguments = {**run_arguments(settings), **inputs}
     check_unloaded(outline, conditions, policy, **arguments)
     run = _describe_run(settings, name, conditions, outline)
-    resume = sample_target.is_resumed(target, run, settings.overwrite)
+    resume = team.on_main(lambda: sample_target.is_resumed(target, run, settings.overwrite))
     pipe = open_pipeline(outline, settings, device, dtype)
     if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
         console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_target.check_size(target, pipe, len(conditions), settings.batch_size, *size)
-    settings, policy = speedup.calibrate(pipe, settings, policy, conditions, arguments)
-    output = _open_output(pipe, settings, target, conditions, name, run, resume)
-    with output, console.progress("denoise", _count_steps(pipe, settings, conditions, output)) as advance:
-        made = generate_batches(pipe, conditions, policy=policy, advance=advance, skip=output.has, **arguments)
-        for batch, part in made:
+    settings, policy = team.on_main(lambda: speedup.calibrate(pipe, settings, policy, conditions, arguments))
+    record = replay.make_record(settings, name, conditions)
+    output = sample_files.open_output(target, settings, record, conditions, is_video(pipe), run, resume, team)
+    share = _share(team, pipe, settings, conditions, output)
+    with output, console.progress("denoise", share.total) as advance:
+        hooks = {"advance": share.counting(advance), "skip": share.leaves_out}
+        for batch, part in generate_batches(pipe, conditions, policy=policy, **hooks, **arguments):
             output.add(batch, part)
         written = output.finish()
-    _report(pipe, output, written, policy)
+    if team.is_main:
+        _report(pipe, output, written, policy)
 
 
-def _open_output(pipe, settings: SampleSettings, target: Path, conditions: list, name, run: dict, resume: bool):
-    """Return what writes the samples: a ``SampleFile`` or a ``SampleFolder``."""
-    from skipdit_cli.sampling.pixels import is_video
-
-    record = replay.make_record(settings, name, conditions)
-    if target.suffix:
-        return sample_files.SampleFile(target, settings.npz, record)
-    suffix = ".mp4" if is_video(pipe) else f".{settings.format or 'png'}"
-    return sample_files.SampleFolder(target, settings.npz, record, conditions, suffix, run, resume)
-
-
-def _count_steps(pipe, settings: SampleSettings, conditions: list, output) -> int:
-    """Return the number of denoising steps over all batches that are not there yet."""
+def _share(team, pipe, settings: SampleSettings, conditions: list, output) -> Share:
+    """Return the batches of this process, of those that the output lacks."""
     from skipdit_cli.sampling.generate import batches
 
     slices = batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None)
-    return sum(not output.has(b) for b in slices) * count_steps(settings.pipeline, settings.num_inference_steps)
+    return Share(team, slices, output.has, count_steps(settings.pipeline, settings.num_inference_steps))
 
 
 def _describe_run(settings: SampleSettings, name, conditions: list, outline) -> dict:
@@ -177,10 +172,9 @@ def fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSettings
 
 def _report(pipe, output, written: list[Path], policy) -> None:
     """Say what was made and how fast; emit the JSON object of ``--json``."""
-    from skipdit_cli.sampling.generate import join
     from skipdit_cli.sampling.pixels import is_pixel_space
 
-    cost = join(output.costs, policy) if output.costs else None  # none where an interrupted run had made all
+    cost = output.costs.joined(policy)
     if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
     shape, record, report = output.shape, output.record, cost and cost.report
@@ -190,7 +184,8 @@ def _report(pipe, output, written: list[Path], policy) -> None:
         made += f" of {console.count(shape[1], 'frame')}"
     if output.kept:
         made += f", {output.kept:,} of them from before the interruption,"
-    console.say(f"{made} in {cost.denoise_seconds if cost else 0:.2f} s of denoising: {output.target}")
+    by = f" by {output.team.count} processes" if output.team.count > 1 else ""
+    console.say(f"{made} in {cost.denoise_seconds if cost else 0:.2f} s of denoising{by}: {output.target}")
     if output.has_sound:
         console.say(sample_files.where_sounds_are(output.target, shape[0]))
     if report:
@@ -207,6 +202,7 @@ def _report(pipe, output, written: list[Path], policy) -> None:
             "files": [str(path) for path in written],
             "settings": record,
             "kept": output.kept,
+            "processes": output.team.count,
             "denoise_seconds": cost.denoise_seconds if cost else 0.0,
             "total_seconds": cost.total_seconds if cost else 0.0,
             "skip_branches": hasattr(pipe.transformer, "skip_branches"),
