@@ -37,7 +37,7 @@ from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, sw
 from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError
 from skipdit_cli.version import __version__
 
-TOGETHER = ("finetune", "train", "sample", "evaluate", "prepare")
+TOGETHER = ("finetune", "train", "sample", "calibrate", "evaluate", "prepare")
 """The commands that several processes of a launcher run together; the others refuse them."""
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""

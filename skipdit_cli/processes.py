@@ -243,8 +243,8 @@ def end(cause: BaseException, sentence: str) -> bool:
     if count() == 1:
         return True
     is_told = isinstance(cause, (ProcessError, KeyboardInterrupt))
-    if not is_told:
-        _current.report(sentence)
     is_bad_input = getattr(cause, "exit_code", 1) == UsageError.exit_code
-    fails_alone = _current.is_apart or not is_bad_input or local_rank() == 0
-    return rank() == 0 or (fails_alone and not is_told)
+    fails_alone = not is_told and (_current.is_apart or not is_bad_input or local_rank() == 0)
+    if fails_alone:
+        _current.report(sentence)
+    return fails_alone or rank() == 0
