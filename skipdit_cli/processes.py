@@ -116,15 +116,13 @@ class Team:
         """Return the items of this process: every ``count``-th, so that equal loads are shared evenly."""
         return items[self.rank :: self.count]
 
-    def add_step(self) -> int:
-        """Count a step of this process, and return the steps of all.
+    def add_steps(self, number: int) -> int:
+        """Count steps of this process, and return those of all.
 
         Raises:
             ProcessError: Another process has failed or ended.
         """
-        if self.count == 1:
-            return 1
-        steps, sentence = self._ask(lambda: (self.store.add(STEPS, 1), self._failure()))
+        steps, sentence = self._ask(lambda: (self.store.add(STEPS, number), self._failure()))
         if sentence is not None:
             raise ProcessError(sentence)
         return steps

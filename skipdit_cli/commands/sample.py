@@ -78,6 +78,7 @@ def sample(
     sample_target.check_kind(target, outline)
     settings = fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
+    _check_context_parallel(settings, outline, device, dtype)
     check_unloaded(outline, conditions, policy, **arguments)
     run = _describe_run(settings, name, conditions, outline)
     resume = team.on_main(lambda: sample_target.is_resumed(target, run, settings.overwrite))
@@ -88,13 +89,15 @@ def sample(
     sample_target.check_size(target, pipe, len(conditions), settings.batch_size, *size)
     settings, policy = team.on_main(lambda: speedup.calibrate(pipe, settings, policy, conditions, arguments))
     record = replay.make_record(settings, name, conditions)
-    output = sample_files.open_output(target, settings, record, conditions, is_video(pipe), run, resume, team)
+    writers = team if settings.context_parallel is None else processes.Team()
+    output = sample_files.open_output(target, settings, record, conditions, is_video(pipe), run, resume, writers)
     share = _share(team, pipe, settings, conditions, output)
     with output, console.progress("denoise", share.total) as advance:
-        hooks = {"advance": share.counting(advance), "skip": share.leaves_out}
+        hooks = {"advance": share.counting(advance), "skip": share.leaves_out, "decode": share.writes}
         for batch, part in generate_batches(pipe, conditions, policy=policy, **hooks, **arguments):
-            output.add(batch, part)
-        written = output.finish()
+            if share.writes:
+                output.add(batch, part)
+        written = output.finish() if share.writes else []
     if team.is_main:
         _report(pipe, output, written, policy)
 
@@ -104,7 +107,8 @@ def _share(team, pipe, settings: SampleSettings, conditions: list, output) -> Sh
     from skipdit_cli.sampling.generate import batches
 
     slices = batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None)
-    return Share(team, slices, output.has, count_steps(settings.pipeline, settings.num_inference_steps))
+    steps = count_steps(settings.pipeline, settings.num_inference_steps)
+    return Share(team, slices, output.has, steps, together=settings.context_parallel is not None)
 
 
 def _describe_run(settings: SampleSettings, name, conditions: list, outline) -> dict:
@@ -128,12 +132,28 @@ def _choose_target(
 def open_pipeline(outline, settings: SampleSettings, device, dtype):
     """Load the pipeline, with another VAE if one was given, and prepare it."""
     from skipdit_cli.models import load_pipeline, load_vae
+    from skipdit_cli.sampling.pipelines.context_parallel import enable_context_parallel
 
     offline, parts = settings.pipeline.hub.local_files_only, {}
     if settings.vae is not None:
         parts["vae"] = load_vae(settings.vae, dtype=dtype, local_files_only=offline)
     pipe = load_pipeline(outline.folder, dtype=dtype, **parts)
-    return pipeline_setup.prepare(pipe, settings.pipeline, device, settings.compile)
+    pipe = pipeline_setup.prepare(pipe, settings.pipeline, device, settings.compile)
+    if settings.context_parallel is not None:
+        enable_context_parallel(pipe, settings.context_parallel, processes.count())
+    return pipe
+
+
+def _check_context_parallel(settings: SampleSettings, outline, device, dtype) -> None:
+    """Refuse ``--context-parallel`` for a model or a run that cannot have it."""
+    from skipdit_cli.sampling.pipelines.context_parallel import check_context_parallel
+
+    method = settings.context_parallel
+    if method is None:
+        return
+    if settings.pipeline.cpu_offload is not None:
+        raise UsageError(f"Got --context-parallel {method} with --cpu-offload; leave one of the two out.")
+    check_context_parallel(method, outline.transformer, processes.count(), device, dtype)
 
 
 def choose_conditions(settings: SampleSettings, prompts: list[str] | None, outline) -> list[int | str | None]:
@@ -184,7 +204,7 @@ def _report(pipe, output, written: list[Path], policy) -> None:
         made += f" of {console.count(shape[1], 'frame')}"
     if output.kept:
         made += f", {output.kept:,} of them from before the interruption,"
-    by = f" by {output.team.count} processes" if output.team.count > 1 else ""
+    by = f" by {processes.count()} processes" if processes.count() > 1 else ""
     console.say(f"{made} in {cost.denoise_seconds if cost else 0:.2f} s of denoising{by}: {output.target}")
     if output.has_sound:
         console.say(sample_files.where_sounds_are(output.target, shape[0]))
@@ -202,7 +222,7 @@ def _report(pipe, output, written: list[Path], policy) -> None:
             "files": [str(path) for path in written],
             "settings": record,
             "kept": output.kept,
-            "processes": output.team.count,
+            "processes": processes.count(),
             "denoise_seconds": cost.denoise_seconds if cost else 0.0,
             "total_seconds": cost.total_seconds if cost else 0.0,
             "skip_branches": hasattr(pipe.transformer, "skip_branches"),

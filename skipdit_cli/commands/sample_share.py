@@ -18,23 +18,28 @@ class Share:
     """The batches that this process makes, of those that are not there yet from an interrupted run.
 
     Process r of R makes the batches r, r + R, ... A batch is the same whoever makes it, so the files do not depend on
-    the number of processes, and a run can be resumed by another number of them.
+    the number of processes, and a run can be resumed by another number of them. Under context parallelism all
+    processes make each batch together, and the main one writes it.
 
     Args:
         team: The processes of the run.
         batches: All batches, as slices of the samples.
         has: Returns whether the files of a batch are there already; the main process asks.
         steps: Denoising steps of a batch.
+        together: Whether all processes make each batch together.
 
     Attributes:
         total: The denoising steps of all processes.
+        writes: Whether this process writes what it makes.
     """
 
-    def __init__(self, team: Team, batches: Sequence[slice], has: Callable[[slice], bool], steps: int):
-        self.team = team
+    def __init__(
+        self, team: Team, batches: Sequence[slice], has: Callable[[slice], bool], steps: int, together: bool = False
+    ):
+        self.team, self.writes = team, team.is_main or not together
         missing = team.on_main(lambda: [batch.start for batch in batches if not has(batch)])
         self.total = steps * len(missing)
-        self.starts = set(team.share(missing))
+        self.starts = set(missing if together else team.share(missing))
         team.is_apart = True
 
     def leaves_out(self, batch: slice) -> bool:
@@ -47,7 +52,9 @@ class Share:
         Raises:
             ProcessError: Another process has failed or ended.
         """
-        return lambda: advance(self.team.add_step() - advance.done if self.team.count > 1 else 1)
+        if self.team.count == 1:
+            return advance
+        return lambda: advance(self.team.add_steps(int(self.writes)) - advance.done)
 
 
 class Costs:
