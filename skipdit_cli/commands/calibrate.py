@@ -40,7 +40,7 @@ def calibrate(
     costs = settings.costs()
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
-    team.on_main(lambda: _check_output(settings, model, preset))
+    team.on_main(lambda: _claim_output(settings, model, preset))
 
     from skipdit_cli.families.fingerprint import weights_fingerprint
     from skipdit_cli.models import named_model, open_model
@@ -87,7 +87,8 @@ def calibrate(
     _report(found, settings, written)
 
 
-def _check_output(settings: CalibrateSettings, model: str | None, preset: str | None) -> None:
+def _claim_output(settings: CalibrateSettings, model: str | None, preset: str | None) -> None:
+    """Check that the output may be written, and lock it."""
     output, shared = settings.output, settings.pipeline
     reads = {"model": model, "--lora": shared.lora, "--preset": preset and preset_path(preset)}
     reads |= {"--prompts-file": shared.prompts_file}
@@ -101,6 +102,8 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
             files.check_file(output.with_suffix(".safetensors"), settings.overwrite)
     else:
         files.check_folder(output, files.PLANS, settings.overwrite)
+    if not settings.dry_run:
+        files.hold(output)
 
 
 def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, outline) -> tuple[list, list]:

@@ -38,7 +38,7 @@ def evaluate(
     """
     settings.check()
     team = processes.join(settings.device)
-    team.on_main(lambda: _check_output(settings, samples))
+    team.on_main(lambda: _claim_output(settings, samples))
 
     from skipdit_cli.evaluation import load_features
     from skipdit_cli.evaluation.distances import check_torchmetrics
@@ -71,22 +71,26 @@ def evaluate(
     evaluate_report.print_scores(scores, images, network, settings)
 
 
-def _check_output(settings: EvaluateSettings, samples: str) -> None:
+def _claim_output(settings: EvaluateSettings, samples: str) -> None:
+    """Check that the file of statistics may be written, and lock it."""
     if settings.save_statistics is not None:
         reads = {"SAMPLES": samples, "--reference": settings.reference, "--features": settings.features}
         files.check_apart(settings.save_statistics, reads)
         files.check_file(settings.save_statistics, settings.overwrite)
+        files.hold(settings.save_statistics)
 
 
 def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> ImageSet | Statistics | None:
     """Return the images of ``--reference``, or its statistics where it is an .npz file of those."""
-    from skipdit_cli.evaluation.image_set import npz_names, open_image_set
+    from skipdit_cli.evaluation.image_set import open_image_set
     from skipdit_cli.evaluation.kept_statistics import load_statistics
 
     name = settings.reference
     if name is None:
         return None
     if Path(name).suffix == ".npz" and Path(name).is_file():
+        from skipdit_cli.evaluation.npz_file import npz_names
+
         names = npz_names(Path(name))
         if "arr_0" not in names and {"mu", "sigma"} <= set(names):
             return load_statistics(Path(name), network)

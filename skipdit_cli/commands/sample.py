@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from skipdit_cli import console, processes
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.sample_share import Share
@@ -54,7 +55,7 @@ def sample(
     """
     settings.check()
     team = processes.join(settings.pipeline.device)
-    target = team.on_main(lambda: _choose_target(settings, model, preset, plan, from_file))
+    target = team.on_main(lambda: _claim_target(settings, model, preset, plan, from_file))
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
@@ -93,13 +94,31 @@ def sample(
     output = sample_files.open_output(target, settings, record, conditions, is_video(pipe), run, resume, writers)
     share = _share(team, pipe, settings, conditions, output)
     with output, console.progress("denoise", share.total) as advance:
-        hooks = {"advance": share.counting(advance), "skip": share.leaves_out, "decode": share.writes}
-        for batch, part in generate_batches(pipe, conditions, policy=policy, **hooks, **arguments):
+        arguments |= {"advance": share.counting(advance), "skip": share.leaves_out, "decode": share.writes}
+        arguments |= {"on_halved": _halved(settings, output, advance)}
+        for batch, part in generate_batches(pipe, conditions, policy=policy, **arguments):
             if share.writes:
                 output.add(batch, part)
         written = output.finish() if share.writes else []
     if team.is_main:
         _report(pipe, output, written, policy)
+
+
+def _halved(settings: SampleSettings, output, advance) -> Callable[[Any], None] | None:
+    """Return what is called where a batch does not fit into memory: it warns, and the records say the smaller one.
+
+    There is nothing to call under context parallelism, where no process can change its batches alone.
+    """
+    if settings.context_parallel is not None:
+        return None
+
+    def note(halving: Any) -> None:
+        console.warn(halving.sentence)
+        output.record["batch_size"] = halving.batch_size
+        steps = count_steps(settings.pipeline, settings.num_inference_steps)
+        advance.extend(halving.batches * steps + halving.lost_steps)
+
+    return note
 
 
 def _share(team, pipe, settings: SampleSettings, conditions: list, output) -> Share:
@@ -120,13 +139,17 @@ def _describe_run(settings: SampleSettings, name, conditions: list, outline) -> 
     return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
 
 
-def _choose_target(
+def _claim_target(
     settings: SampleSettings, model: str | None, preset: str | None, plan: str | None, from_file: Path | None
 ) -> Path:
+    """Return where the samples go, after checking that it may be written, and lock it."""
     reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
     reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
     reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
-    return sample_target.choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
+    target = sample_target.choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
+    for path in sample_target.outputs(target, settings.npz):
+        files.hold(path)
+    return target
 
 
 def open_pipeline(outline, settings: SampleSettings, device, dtype):

@@ -37,14 +37,15 @@ class Share:
         self, team: Team, batches: Sequence[slice], has: Callable[[slice], bool], steps: int, together: bool = False
     ):
         self.team, self.writes = team, team.is_main or not together
-        missing = team.on_main(lambda: [batch.start for batch in batches if not has(batch)])
+        missing = team.on_main(lambda: [batch for batch in batches if not has(batch)])
         self.total = steps * len(missing)
-        self.starts = set(missing if together else team.share(missing))
+        shared = missing if together else team.share(missing)
+        self.has, self.own = has, {index for batch in shared for index in range(batch.start, batch.stop)}
         team.is_apart = True
 
     def leaves_out(self, batch: slice) -> bool:
-        """Return whether this process does not make a batch."""
-        return batch.start not in self.starts
+        """Return whether this process does not make a batch, or a part of one that does not fit into memory."""
+        return batch.start not in self.own or self.has(batch)
 
     def counting(self, advance: console.Advance) -> Callable[[], None]:
         """Return what to call after each denoising step: it advances the progress of all processes.

