@@ -277,9 +277,11 @@ def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], sourc
     if extra:
         state = {name: tensor for name, tensor in state.items() if name in own}
     missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or left or wrong:
-        parts = {"missing": missing, "not expected": left, "of another shape": wrong}
+    both = [name for name in own if name in state]
+    wrong = [name for name in both if own[name].shape != state[name].shape]
+    whole = [name for name in both if own[name].is_floating_point() and not state[name].is_floating_point()]
+    if missing or left or wrong or whole:
+        parts = {"missing": missing, "not expected": left, "of another shape": wrong, "of no floats": whole}
         mismatch = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
         raise UsageError(f"{source} does not fit a {type(model).__name__} ({mismatch}).")
     model.load_state_dict(state, assign=True)

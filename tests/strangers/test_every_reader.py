@@ -9,35 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.strangers.readers import READERS
-from tests.strangers.sandbox import Sandbox, make_canary
 
 SHORT = 260
 """Inputs of the short form."""
 SHARES = sum(reader.share for reader in READERS)
-
-
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sandbox")
-    (folder / "here").mkdir()
-    make_canary(folder / "modules")
-    sandbox = Sandbox(folder / "here", folder / "modules", READERS)
-    yield sandbox
-    sandbox.close()
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory):
-    """``worlds(reader)`` is the folder of valid files that it reads."""
-    made = {}
-
-    def world(reader):
-        if reader.make not in made:
-            made[reader.make] = tmp_path_factory.mktemp("world")
-            reader.make(made[reader.make])
-        return made[reader.make]
-
-    return world
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name.replace(" ", "-"))
