@@ -82,15 +82,15 @@ def header_of(content: bytes, **entry) -> bytes:
     return struct.pack("<Q", len(text)) + text + content[-64:]
 
 
-def keys(content: bytes) -> bytes:
-    return json.dumps({**json.loads(content), **{f"k{number}": number for number in range(10**6)}}).encode()
+def keys(count: int):
+    """Return a function that adds so many keys to a JSON file."""
+    return lambda content: json.dumps({**json.loads(content), **{f"k{at}": at for at in range(count)}}).encode()
 
 
 BOMBS = [
     ("picture.png", lambda content: png(100_000, 100_000)),
     ("picture.png", lambda content: png(8193, 8192)),
     ("picture.png", lambda content: png(2**31 - 1, 1)),
-    ("picture.png", lambda content: content[:33] + b"\x7f\xff\xff\xff" + content[37:]),
     ("frames of a video", lambda content: png(13_000, 13_000, 16)),
     ("picture.jpg", jpeg),
     ("picture.bmp", bmp),
@@ -100,9 +100,6 @@ BOMBS = [
     ("video clip.gif", gif),
     ("video clip.mp4", box(b"stsz", 4, 0, BILLION)),
     ("video clip.mp4", box(b"stsz", 4, 1, BILLION)),
-    ("video clip.mp4", box(b"stts", 4, 1, BILLION, 1)),
-    ("video clip.mp4", box(b"avc1", 24, SIDE << 16 | SIDE)),
-    ("video clip.avi", avi),
     ("statistics", lambda content: stored(mu=npy((BILLION,), "<f8"), sigma=npy((1, 1), "<f8"))),
     ("statistics", lambda content: packed("mu.npy", 3 << 30)),
     ("images in an array", lambda content: stored(arr_0=npy((2, 10**5, 10**5, 3), "|u1"))),
@@ -111,17 +108,27 @@ BOMBS = [
     ("checkpoint optimizer", lambda content: packed("archive/data.pkl", 3 << 30)),
     ("transformer weights", lambda content: struct.pack("<Q", 2**63 - 1) + content[8:]),
     ("transformer weights", lambda content: header_of(content, dtype="F32", shape=[2**62, 4], data_offsets=[0, 64])),
-    ("kept latents", lambda content: header_of(content, dtype="F32", shape=[BILLION], data_offsets=[0, 4 * BILLION])),
-    ("transformer config", keys),
-    ("second tokenizer config", keys),
-    ("skip config", keys),
+    ("transformer config", keys(10**6)),
+    ("second tokenizer config", keys(10**5)),
+    ("skip config", keys(10**5)),
     ("preset", lambda content: b"\n".join(b"k%d: 1" % number for number in range(10**6))),
     ("record beside a clip", lambda content: b"[" * 10**6),
     ("shard with labels", lambda content: content[:124] + b"77777777777\0" + content[136:]),
 ]  # fmt: skip
 
+HARMLESS = [
+    ("video clip.mp4", box(b"avc1", 24, SIDE << 16 | SIDE)),
+    ("video clip.mp4", box(b"stts", 4, 1, BILLION, 1)),
+    ("picture.png", lambda content: content[:33] + b"\x7f\xff\xff\xff" + content[37:]),
+    ("video clip.avi", avi),
+    ("kept latents", lambda content: header_of(content, dtype="F32", shape=[BILLION], data_offsets=[0, 4 * BILLION])),
+]
+"""Files that may be read for what they hold, without the memory that their headers claim."""
 
-@pytest.mark.parametrize(("name", "make"), BOMBS, ids=[name.replace(" ", "-") for name, _ in BOMBS])
+
+@pytest.mark.parametrize(
+    ("name", "make"), BOMBS + HARMLESS, ids=[name.replace(" ", "-") for name, _ in BOMBS + HARMLESS]
+)
 def test_a_bomb_is_refused(name, make, sandbox, worlds):
     reader = next(reader for reader in READERS if reader.name == name)
     folder = worlds(reader)
@@ -133,4 +140,4 @@ def test_a_bomb_is_refused(name, make, sandbox, worlds):
     finally:
         file.write_bytes(valid)
     assert not verdict.faults
-    assert verdict.refusal or name in ("kept latents", "images in an array", "video clip.avi")
+    assert verdict.refusal or (name, make) in HARMLESS
