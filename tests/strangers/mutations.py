@@ -223,8 +223,10 @@ def yaml_files(content: bytes):
     import yaml
 
     def write(document) -> bytes:
-        dumper = yaml.CSafeDumper if hasattr(yaml, "CSafeDumper") else yaml.SafeDumper
-        return yaml.dump(document, Dumper=dumper, allow_unicode=False).encode(errors="surrogatepass")
+        try:
+            return yaml.dump(document, Dumper=yaml.CSafeDumper).encode()
+        except UnicodeEncodeError:  # half a surrogate pair
+            return as_json(document)
 
     document, lines = yaml.safe_load(content), content.decode().splitlines()
 
