@@ -42,7 +42,6 @@ class Reader:
         spoil: Returns a strategy of contents, for the valid content.
         read: Reads the folder.
         share: How many inputs it gets, beside those of another reader; slow ones get less.
-        examples: Contents that once were not refused as they should be.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Reader:
     spoil: Callable[[bytes], st.SearchStrategy[bytes]]
     read: Callable[[Path], object]
     share: float = 1.0
-    examples: tuple[bytes, ...] = ()
 
 
 def make_dit(folder: Path) -> None:
@@ -569,12 +567,15 @@ READERS = [
            read_data("{}/captions", captions=True)),
     Reader("labels in a table", make_data, "labels/metadata.csv", mutations.csv_files,
            read_data("{}/labels", num_classes=10)),
-    Reader("shard with labels", make_shards, "000.tar", mutations.tar_files, read_data("wds:{}/000.tar", num_classes=2)),
-    Reader("shard with captions", make_shards, "000.tar", mutations.tar_files, read_data("wds:{}/000.tar", captions=True)),
+    Reader("shard with labels", make_shards, "000.tar", mutations.tar_files,
+           read_data("wds:{}/000.tar", num_classes=2)),
+    Reader("shard with captions", make_shards, "000.tar", mutations.tar_files,
+           read_data("wds:{}/000.tar", captions=True)),
     Reader("data set", make_dataset, "saved/data-00000-of-00001.arrow", mutations.spoiled,
            read_data("hf:{}/saved", num_classes=2)),
     Reader("state of a data set", make_dataset, "saved/state.json", JSON, read_data("hf:{}/saved", num_classes=2)),
-    Reader("facts of a data set", make_dataset, "saved/dataset_info.json", JSON, read_data("hf:{}/saved", num_classes=2)),
+    Reader("facts of a data set", make_dataset, "saved/dataset_info.json", JSON,
+           read_data("hf:{}/saved", num_classes=2)),
     Reader("kept latents", make_store, KEPT, TENSORS, read_store),
     Reader("checkpoint record", make_checkpoint, "checkpoint-1/state.json", JSON, read_checkpoint),
     Reader("checkpoint weights", make_checkpoint, "checkpoint-1/weights.safetensors", TENSORS, read_checkpoint),

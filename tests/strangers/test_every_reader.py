@@ -7,7 +7,7 @@ The short form draws the same few files each time. ``--fuzz 10000`` draws so man
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.strangers.readers import READERS
 
@@ -36,7 +36,7 @@ def test_a_reader_returns_a_value_or_refuses_in_a_sentence(reader, sandbox, worl
         database=None,
         derandomize=files is None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        phases=[Phase.generate, Phase.shrink],
     )
     @given(reader.spoil(valid).map(Content))
     def check(content):
@@ -45,8 +45,6 @@ def test_a_reader_returns_a_value_or_refuses_in_a_sentence(reader, sandbox, worl
         ends["fault" if verdict.faults else "read" if verdict.refusal is None else "refused"] += 1
         assert not verdict.faults
 
-    for content in reader.examples:
-        check = example(Content(content))(check)
     try:
         check()
     finally:

@@ -1,8 +1,12 @@
-"""Bombs, absurd sizes and headers of a billion frames: refused before their memory is taken."""
+"""Bombs, absurd sizes and headers of a billion frames, which are refused before their memory is taken; and what the
+fuzz suite found, at its smallest."""
 
+import io
 import json
 import struct
+import zipfile
 import zlib
+from functools import reduce
 
 import pytest
 
@@ -51,9 +55,6 @@ def npy(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def stored(**arrays: bytes) -> bytes:
-    import io
-    import zipfile
-
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in arrays.items():
@@ -85,6 +86,31 @@ def header_of(content: bytes, **entry) -> bytes:
 def keys(count: int):
     """Return a function that adds so many keys to a JSON file."""
     return lambda content: json.dumps({**json.loads(content), **{f"k{at}": at for at in range(count)}}).encode()
+
+
+def changed(**values):
+    """Return a function that changes values of a JSON file; ``a__b`` names the key ``b`` of ``a``."""
+
+    def change(content: bytes) -> bytes:
+        document = json.loads(content)
+        for name, value in values.items():
+            *above, key = name.split("__")
+            reduce(dict.__getitem__, above, document)[key] = value
+        return json.dumps(document).encode()
+
+    return change
+
+
+def with_integers(content: bytes) -> bytes:
+    """Return a file of ``torch.save`` in which a weight, and not one that an architecture is read from, is whole."""
+    import torch
+
+    data = torch.load(io.BytesIO(content), weights_only=False)
+    weights = data.get("ema") or data.get("model") or data
+    name = next(name for name in weights if name.endswith("to_out.0.weight"))
+    weights[name] = weights[name].long()
+    torch.save(data, buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 BOMBS = [
@@ -124,10 +150,27 @@ HARMLESS = [
     ("kept latents", lambda content: header_of(content, dtype="F32", shape=[BILLION], data_offsets=[0, 4 * BILLION])),
 ]
 """Files that may be read for what they hold, without the memory that their headers claim."""
+FOUND = [
+    ("labels in a table", lambda content: b"a," * 200_000),  # its columns were counted for each column
+    ("official .pt", lambda content: b"\x80\x02X\xff\xff\xff\x7f"),  # a text of 2 GiB, in the format of torch 1.5
+    ("checkpoint optimizer", lambda content: b"\x80\x02X\xff\xff\xff\x7f"),
+    ("official video .pt", with_integers),
+    ("checkpoint record", lambda content: b"[" * 100_000),
+    ("facts of a data set", changed(features__label__names=[["circle"], ["square"]])),
+    ("CLIP preprocessor", lambda content: b"3"),
+    ("CLIP preprocessor", changed(image_mean=[0.5])),
+    ("losses", lambda content: b"3\n"),
+    ("losses", lambda content: b'{"loss": [1]}\n{"loss": 1}\n\xff\n'),
+    ("interrupted study", lambda content: b"3"),
+    ("interrupted study", changed(seconds={})),
+    ("interrupted study", changed(seconds=10**400)),
+    ("skip config", changed(backbone=["a"] * 3000)),  # it was quoted whole
+    ("model index", changed(scheduler=["diffusers", "a\nb" * 3000])),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "make"), BOMBS + HARMLESS, ids=[name.replace(" ", "-") for name, _ in BOMBS + HARMLESS]
+    ("name", "make"), BOMBS + HARMLESS + FOUND, ids=[name.replace(" ", "-") for name, _ in BOMBS + HARMLESS + FOUND]
 )
 def test_a_bomb_is_refused(name, make, sandbox, worlds):
     reader = next(reader for reader in READERS if reader.name == name)
