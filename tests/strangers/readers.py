@@ -590,6 +590,7 @@ READERS = [
     Reader("statistics", make_statistics, "statistics.npz", mutations.npz_files, read_statistics),
     Reader("images in an array", make_statistics, "images.npz", mutations.npz_files, read_array),
     Reader("CLIP config", make_clip, "config.json", JSON, read_scorer, 0.3),
+    Reader("CLIP tokenizer", make_clip, "tokenizer_config.json", JSON, read_scorer, 0.3),
     Reader("CLIP preprocessor", make_clip, "preprocessor_config.json", JSON, read_scorer, 0.3),
     Reader("prompts", make_prompts, "prompts.txt", mutations.spoiled, read_prompts),
 ]  # fmt: skip

@@ -158,6 +158,7 @@ FOUND = [
     ("checkpoint record", lambda content: b"[" * 100_000),
     ("facts of a data set", changed(features__label__names=[["circle"], ["square"]])),
     ("CLIP preprocessor", lambda content: b"3"),
+    ("CLIP tokenizer", lambda content: b"{}"),
     ("CLIP preprocessor", changed(image_mean=[0.5])),
     ("losses", lambda content: b"3\n"),
     ("losses", lambda content: b'{"loss": [1]}\n{"loss": 1}\n\xff\n'),
