@@ -217,7 +217,7 @@ def check_whole(folder: Path) -> None:
         expected = record.pop("sha256", None)
         sums = dict(record.get("files", {}))
         damaged = [RECORD] if expected != (_digest(record) if sums else None) else []
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         sums, damaged = {}, [RECORD]
     for name in sorted(sums) if not damaged else ():
         path = folder / Path(name).name
