@@ -54,7 +54,7 @@ def shares(number: int, most: int) -> list[int]:
     return sorted({at * number // most for at in range(most)}) if number > most else list(range(number))
 
 
-PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 2, "calibrate": 2}
+PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 1, "calibrate": 1}
 """How many of the places where each command opens a file are tried in the short form."""
 
 
