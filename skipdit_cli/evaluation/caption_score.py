@@ -42,14 +42,17 @@ class CaptionScorer:
         if not (folder / "config.json").is_file():
             raise UsageError(f"Got --clip {folder}, which is no folder of a CLIP model; nothing is downloaded.")
         with reading(f"Got --clip {folder}, which", failed="cannot be loaded as a CLIP model"):
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            here: Any = {"local_files_only": True, "trust_remote_code": False}
+            self.model: Any = CLIPModel.from_pretrained(folder, **here).eval().to(device)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **here)
         self.side, self.device = self.model.config.vision_config.image_size, device
         file = folder / "preprocessor_config.json"
         settings: Any = parse_json(read_text(file, MOST_BYTES), file) if file.is_file() else {}
         with reading(str(file), failed="has no image_mean and image_std of three numbers each"):
             mean, deviation = settings.get("image_mean", MEAN), settings.get("image_std", DEVIATION)
             self.mean, self.deviation = (torch.tensor(values).float().view(3, 1, 1) for values in (mean, deviation))
+        with reading(f"Got --clip {folder}, which", failed="cannot score an image"):
+            self(np.zeros((1, 8, 8, 3), np.uint8), ["a"])
 
     def __call__(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         """Return 100 times the cosine of each image and its caption, at least 0 (Hessel et al., arXiv 2104.08718).
