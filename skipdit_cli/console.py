@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.text import Text
 
+from skipdit_cli.columns import fold, make_table
 from skipdit_cli.formats import to_json
-from skipdit_cli.tables import fold, make_table
 
 SCHEMA = 1
 _HARMLESS = "\n\t\u3000\xa0\u200c\u200d"  # not isprintable(): line breaks, tabs, spaces, joiners of scripts and emoji
@@ -33,7 +33,7 @@ def use_json(on: bool) -> None:
 
 
 def be_silent(on: bool) -> None:
-    """Print nothing but errors, as all processes of a run but the main one do; or print again."""
+    """Print nothing but errors, in all processes of a run but the main one; or print again."""
     global _silent
     _silent = on
 
@@ -56,8 +56,8 @@ def screen(stderr: bool | None = None) -> Console:
 
     Lines are never wrapped; without a terminal, tables are not squeezed into 80 columns either.
     """
-    to_stderr = _json if stderr is None else stderr
-    console = Console(stderr=to_stderr, highlight=False, soft_wrap=True, emoji=False, quiet=_silent)
+    stderr = _json if stderr is None else stderr
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, quiet=_silent)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -113,7 +113,102 @@ def warn_once(topic: str, text: str) -> None:
 class ConsoleHandler(logging.Handler):
     """Print what the package logs: info as lines, warnings as warnings, those with a ``topic`` once per command."""
 
-    def emit(payload: dict) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
+        text, topic = record.getMessage(), getattr(record, "topic", None)
+        if record.levelno < logging.WARNING:
+            say(text)
+        elif topic is None:
+            warn(text)
+        else:
+            warn_once(topic, text)
+
+
+logger = logging.getLogger("skipdit_cli")
+logger.addHandler(ConsoleHandler())
+logger.setLevel(logging.INFO)
+logger.propagate = False
+
+
+def error(text: str, exit_code: int = 1) -> None:
+    """Print the error that ends a command, and emit it under ``--json``."""
+    console = screen(stderr=True)
+    console.quiet = False
+    console.print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
+    fail(text, exit_code)
+
+
+def fail(text: str, exit_code: int) -> None:
+    """Emit the error of a command as its JSON object, unless its result has been emitted already."""
+    if not _emitted:
+        emit({"error": " ".join(text.split()), "exit_code": exit_code})
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def amount(number: float) -> str:
+    """Format a large number with a unit prefix: 118.64 G, 37.24 M, 3.48 k."""
+    scale, prefix = next(((s, t) for s, t in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if number >= s), (1, ""))
+    return f"{number / scale:.2f}{prefix}" if prefix else f"{number:.0f}"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 image", "2 images", "1,000 classes".
+
+    Args:
+        plural: The plural, where it is not the noun with "s" or, after "s", "es".
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {plural or noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Print a table; columns of numbers (or "-") are right-aligned.
+
+    One that is wider than the terminal is folded: the columns that do not fit follow below, behind the first one. A
+    single wide column is wrapped.
+    """
+    console = screen()
+    columns, cells = [*map(printable, columns)], [[*map(printable, row)] for row in rows]
+    for index, some in enumerate(fold(columns, cells, console.width)):
+        grid = make_table([columns[at] for at in some], [[row[at] for at in some] for row in cells], printable(title))
+        title = ""
+        console.print("\n" * bool(index), end="")
+        console.print(grid, soft_wrap=not console.is_terminal)
+
+
+def markdown(text: str, formatted: str | None = None) -> None:
+    """Print Markdown: formatted and wrapped on a terminal, as it is elsewhere.
+
+    Args:
+        formatted: What to print on a terminal, if it differs.
+    """
+    console = screen()
+    if not console.is_terminal:
+        say(text.rstrip("\n"))
+        return
+    from rich.markdown import CodeBlock, Markdown
+    from rich.theme import Theme
+
+    class Code(CodeBlock):
+        """A block of code whose lines are never broken, so that a command can be copied."""
+
+        def __rich_console__(self, console, options):
+            lines = "\n".join(f"    {line}" for line in str(self.text).rstrip().splitlines())
+            yield Text(lines, "markdown.code", no_wrap=True, overflow="ignore")
+
+    class Page(Markdown):
+        elements = {**Markdown.elements, "fence": Code, "code_block": Code}
+
+    console.soft_wrap = False
+    console.push_theme(Theme({"markdown.code": "cyan"}))
+    page = Page(printable(formatted or text), hyperlinks=False)
+    console.print(page, width=min(console.width, 100), crop=False)
+
+
+def emit(payload: dict) -> None:
     """Write the result of a command to stdout as one JSON object, under ``--json`` only."""
     global _emitted
     if _json and not _silent:

@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FLOORS = [
     {"errors", "console", "files", "formats", "quiet", "finite", "presets", "processes", "settings", "version"}
-    | {"media", "tables"},
+    | {"media", "columns"},
     {"families", "trunk", "skip", "cache"},
     {
         "models",

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from skipdit_cli import console, files, processes
+from skipdit_cli import console, processes
 from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
-from skipdit_cli.commands.sample_share import Share
+from skipdit_cli.commands.sample_share import share_of
 from skipdit_cli.errors import UsageError
-from skipdit_cli.presets import preset_path
 from skipdit_cli.sampling.sample_settings import SampleSettings, count_steps
 from skipdit_cli.settings import SAMPLES, flag_name, run_arguments
-from skipdit_cli.version import __version__
 
 From = Annotated[
     Path | None,
@@ -55,7 +52,7 @@ def sample(
     """
     settings.check()
     team = processes.join(settings.pipeline.device)
-    target = team.on_main(lambda: _claim_target(settings, model, preset, plan, from_file))
+    target = team.on_main(lambda: sample_target.claim_target(settings, model, preset, plan, from_file))
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
@@ -64,6 +61,7 @@ def sample(
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers
     from skipdit_cli.sampling.generate import generate_batches
+    from skipdit_cli.sampling.pipelines.context_parallel import check_context_parallel
     from skipdit_cli.sampling.pixels import is_video
     from skipdit_cli.sampling.refusals import check_unloaded
 
@@ -79,9 +77,9 @@ def sample(
     sample_target.check_kind(target, outline)
     settings = fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
-    _check_context_parallel(settings, outline, device, dtype)
+    check_context_parallel(settings, outline.transformer, device, dtype)
     check_unloaded(outline, conditions, policy, **arguments)
-    run = _describe_run(settings, name, conditions, outline)
+    run = replay.describe_run(settings, name, conditions, outline)
     resume = team.on_main(lambda: sample_target.is_resumed(target, run, settings.overwrite))
     pipe = open_pipeline(outline, settings, device, dtype)
     if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
@@ -92,7 +90,7 @@ def sample(
     record = replay.make_record(settings, name, conditions)
     writers = team if settings.context_parallel is None else processes.Team()
     output = sample_files.open_output(target, settings, record, conditions, is_video(pipe), run, resume, writers)
-    share = _share(team, pipe, settings, conditions, output)
+    share = share_of(team, pipe, settings, conditions, output)
     with output, console.progress("denoise", share.total) as advance:
         arguments |= {"advance": share.counting(advance), "skip": share.leaves_out, "decode": share.writes}
         arguments |= {"on_halved": _halved(settings, output, advance)}
@@ -121,37 +119,6 @@ def _halved(settings: SampleSettings, output, advance) -> Callable[[Any], None] 
     return note
 
 
-def _share(team, pipe, settings: SampleSettings, conditions: list, output) -> Share:
-    """Return the batches of this process, of those that the output lacks."""
-    from skipdit_cli.sampling.generate import batches
-
-    slices = batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None)
-    steps = count_steps(settings.pipeline, settings.num_inference_steps)
-    return Share(team, slices, output.has, steps, together=settings.context_parallel is not None)
-
-
-def _describe_run(settings: SampleSettings, name, conditions: list, outline) -> dict:
-    """Return all that the files of a run depend on, as plain data: what a resumed run has to share."""
-    record, npz = replay.make_record(settings, name, conditions), settings.npz
-    weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
-    versions = {package: version(package) for package in ("torch", "diffusers")}
-    facts = {"weights of the model": weights, "versions": {**versions, "skipdit": __version__}}
-    return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
-
-
-def _claim_target(
-    settings: SampleSettings, model: str | None, preset: str | None, plan: str | None, from_file: Path | None
-) -> Path:
-    """Return where the samples go, after checking that it may be written, and lock it."""
-    reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
-    reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
-    reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
-    target = sample_target.choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
-    for path in sample_target.outputs(target, settings.npz):
-        files.hold(path)
-    return target
-
-
 def open_pipeline(outline, settings: SampleSettings, device, dtype):
     """Load the pipeline, with another VAE if one was given, and prepare it."""
     from skipdit_cli.models import load_pipeline, load_vae
@@ -165,18 +132,6 @@ def open_pipeline(outline, settings: SampleSettings, device, dtype):
     if settings.context_parallel is not None:
         enable_context_parallel(pipe, settings.context_parallel, processes.count())
     return pipe
-
-
-def _check_context_parallel(settings: SampleSettings, outline, device, dtype) -> None:
-    """Refuse ``--context-parallel`` for a model or a run that cannot have it."""
-    from skipdit_cli.sampling.pipelines.context_parallel import check_context_parallel
-
-    method = settings.context_parallel
-    if method is None:
-        return
-    if settings.pipeline.cpu_offload is not None:
-        raise UsageError(f"Got --context-parallel {method} with --cpu-offload; leave one of the two out.")
-    check_context_parallel(method, outline.transformer, processes.count(), device, dtype)
 
 
 def choose_conditions(settings: SampleSettings, prompts: list[str] | None, outline) -> list[int | str | None]:

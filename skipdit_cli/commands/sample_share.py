@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from skipdit_cli import console
 from skipdit_cli.processes import Team
+from skipdit_cli.sampling.sample_settings import SampleSettings, count_steps
 
 if TYPE_CHECKING:
     from skipdit_cli.cache import CachePolicy
@@ -56,6 +57,15 @@ class Share:
         if self.team.count == 1:
             return advance
         return lambda: advance(self.team.add_steps(int(self.writes)) - advance.done)
+
+
+def share_of(team, pipe, settings: SampleSettings, conditions: list, output) -> Share:
+    """Return the batches of this process, of those that the output lacks."""
+    from skipdit_cli.sampling.generate import batches
+
+    slices = batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None)
+    steps = count_steps(settings.pipeline, settings.num_inference_steps)
+    return Share(team, slices, output.has, steps, together=settings.context_parallel is not None)
 
 
 class Costs:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.evaluation.extraction import share_batches
 from skipdit_cli.evaluation.image_set import ImageSet
-from skipdit_cli.evaluation.shared_batches import share_batches
 from skipdit_cli.formats import parse_json, read_text
 from skipdit_cli.processes import Team
 from skipdit_cli.training.data.data_folder import Bounds

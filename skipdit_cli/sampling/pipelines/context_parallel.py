@@ -8,29 +8,34 @@ from skipdit_cli import processes
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.quiet import quiet
+from skipdit_cli.sampling.sample_settings import SampleSettings
 
 METHODS = ("ring", "ulysses")
 RING_BACKEND = "_native_cudnn"
 """The attention of torch that returns what ring attention joins its parts by; it is for CUDA alone."""
 
 
-def check_context_parallel(method: str, transformer, count: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse context parallelism that a run cannot have.
+def check_context_parallel(settings: SampleSettings, transformer, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse ``--context-parallel`` for a run that cannot have it.
 
     Args:
-        method: The value of ``--context-parallel``.
+        settings: The settings of ``skipdit sample``.
         transformer: The transformer, or that of the outline.
-        count: The number of processes.
         device, dtype: Those of the run.
 
     Raises:
         UsageError: The method is unknown or does not fit the device, there is one process, or the model has no plan
-            for it, or too few attention heads.
+            for it, or too few attention heads; or weights are offloaded.
     """
+    method, count = settings.context_parallel, processes.count()
+    if method is None:
+        return
     name, heads = type(transformer).__name__, transformer.config.get("num_attention_heads")
     if method not in METHODS:
         hint = nearest(method, METHODS)
         raise UsageError(f"Got --context-parallel {method}, allowed are {' and '.join(METHODS)}.{hint}")
+    if settings.pipeline.cpu_offload is not None:
+        raise UsageError(f"Got --context-parallel {method} with --cpu-offload; leave one of the two out.")
     if count == 1:
         raise UsageError(
             f"Got --context-parallel {method} and 1 process; start as many as there are devices, with torchrun "

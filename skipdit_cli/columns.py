@@ -1,10 +1,8 @@
-"""Tables for a terminal: their columns folded to its width, numbers aligned."""
+"""The columns of tables for a terminal: folded to its width, numbers aligned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from rich.text import Text
 
 
 def fold(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
@@ -22,6 +20,7 @@ def fold(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str):
     """Return a table of Rich; columns of numbers (or "-") are right-aligned."""
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
     grid.title = Text(title, "table.title") if title else None
@@ -31,3 +30,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid
+
+
+def _is_numeric(cell: str) -> bool:
+    return cell.strip("x%+-").replace(",", "").replace(".", "", 1).isdigit() or cell in ("-", "")
