@@ -37,6 +37,8 @@ def evaluate(
     """
     settings.check()
     _check_output(settings, samples)
+    if settings.save_statistics is not None:
+        files.hold(settings.save_statistics)
 
     from skipdit_cli.evaluation import load_features
     from skipdit_cli.evaluation.distances import check_torchmetrics
@@ -74,13 +76,15 @@ def _check_output(settings: EvaluateSettings, samples: str) -> None:
 
 def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> ImageSet | Statistics | None:
     """Return the images of ``--reference``, or its statistics where it is an .npz file of those."""
-    from skipdit_cli.evaluation.image_set import npz_names, open_image_set
+    from skipdit_cli.evaluation.image_set import open_image_set
     from skipdit_cli.evaluation.kept_statistics import load_statistics
 
     name = settings.reference
     if name is None:
         return None
     if Path(name).suffix == ".npz" and Path(name).is_file():
+        from skipdit_cli.evaluation.npz_file import npz_names
+
         names = npz_names(Path(name))
         if "arr_0" not in names and {"mu", "sigma"} <= set(names):
             return load_statistics(Path(name), network)

@@ -23,6 +23,9 @@ PARTS = {
 }
 """The rows of the table of memory, by field of ``Placement``."""
 
+REMEMBERED = 4
+"""Tensors that ``taylor2`` keeps for each stream: the boundary, the shallow output and two earlier residuals."""
+
 
 def show_plan(model: str | None, preset: str | None, settings) -> None:
     """Print the plan of ``--plan-hardware``, and emit all its numbers for ``--json``.
@@ -98,10 +101,12 @@ def _show_time(plan: HardwarePlan, settings) -> None:
 
 
 def _show_sampling(plan: HardwarePlan, steps: int) -> None:
-    sampling = plan.sampling
-    boundary = "" if sampling.boundary is None else f", the cache {_gib(sampling.boundary)}"
+    sampling, boundary, remembered = plan.sampling, "", 0
+    if sampling.boundary is not None:
+        remembered = REMEMBERED * sampling.boundary
+        boundary = f", the cache {_gib(sampling.boundary)} with --forecast reuse and up to {_gib(remembered)} else"
     guided = " with guidance" if plan.guided else ""
-    total = sampling.weights + sampling.activations + (sampling.boundary or 0)
+    total = sampling.weights + sampling.activations + remembered
     batch = console.count(plan.sampling_batch, "sample")
     text = (
         f"Sampling a batch of {batch}{guided} in bfloat16: {_gib(total)} GiB (weights {_gib(sampling.weights)}, one "

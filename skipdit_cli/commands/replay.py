@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from skipdit_cli import console, media
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.formats import is_number
 from skipdit_cli.presets import embedded_folder, embedded_names, load_preset, preset_names
 from skipdit_cli.sampling.sample_settings import SampleSettings
 from skipdit_cli.settings import plain_type, setting_fields, values_of
@@ -105,7 +105,7 @@ def _check_type(path: Path, name: str, value: object) -> object:
         value = [value] if isinstance(value, str) else value
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
     elif kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        fits = is_number(value)
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits:

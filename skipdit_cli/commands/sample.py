@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
@@ -54,6 +54,8 @@ def sample(
     """
     settings.check()
     target = _choose_target(settings, model, preset, plan, from_file)
+    for path in sample_target.outputs(target, settings.npz):
+        files.hold(path)
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)

@@ -44,8 +44,9 @@ class CaptionScorer:
         self.side, self.device = self.model.config.vision_config.image_size, device
         file = folder / "preprocessor_config.json"
         settings: Any = parse_json(read_text(file, MOST_BYTES), file) if file.is_file() else {}
-        mean, deviation = settings.get("image_mean", MEAN), settings.get("image_std", DEVIATION)
-        self.mean, self.deviation = (torch.tensor(values).view(3, 1, 1) for values in (mean, deviation))
+        with reading(str(file), failed="has no image_mean and image_std of three numbers each"):
+            mean, deviation = settings.get("image_mean", MEAN), settings.get("image_std", DEVIATION)
+            self.mean, self.deviation = (torch.tensor(values).float().view(3, 1, 1) for values in (mean, deviation))
 
     def __call__(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         """Return 100 times the cosine of each image and its caption, at least 0 (Hessel et al., arXiv 2104.08718).

@@ -17,9 +17,12 @@ import torch
 
 from skipdit_cli import files, media
 from skipdit_cli.errors import UsageError, reading
-from skipdit_cli.evaluation.feature_network import DIGITS, resize
+from skipdit_cli.evaluation.evaluate_settings import is_digits
+from skipdit_cli.evaluation.feature_network import resize
+from skipdit_cli.evaluation.npz_file import npz_names, read_arrays, read_header
 from skipdit_cli.training.data.data_folder import find_images, find_videos, walk
-from skipdit_cli.training.data.moving_digits import scans
+from skipdit_cli.training.data.moving_digits import numbers, scans
+from skipdit_cli.training.data_source import parse_data
 
 MOST_PIXELS = 1 << 28
 """Bytes of one image or video of an array."""
@@ -30,7 +33,7 @@ class ImageSet:
     """Images or videos, read batch by batch.
 
     Attributes:
-        name: The path as given, or ``digits``.
+        name: The path as given, or ``digits[:SPLIT]``.
         kind: ``images`` or ``videos``.
         count: Their number.
         digest: A hash of the names, sizes and dates of the files.
@@ -74,7 +77,7 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     """Return the images or videos of a folder or a file, without reading their pixels.
 
     Args:
-        name: A folder, an .npz file with ``arr_0``, or ``digits``.
+        name: A folder, an .npz file with ``arr_0``, or ``digits[:SPLIT]``.
         flag: What names it in messages.
         size: The height and width to which images of files are resized; None reads them as they are.
         num_frames: The frames that are read of each video; None reads all.
@@ -83,20 +86,27 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     Raises:
         UsageError: There is no such file or folder, or it holds neither images nor videos.
     """
-    if name == DIGITS:
-        images, labels = scans()
-        image_set = ImageSet(
-            name, "images", len(images), DIGITS, _slices(images[..., None]), labels=tuple(map(int, labels))
-        )
+    if is_digits(name):
+        image_set = _open_digits(name, flag)
     elif Path(name).is_dir():
         image_set = _open_folder(Path(name), flag, size, num_frames)
     elif Path(name).suffix == ".npz" and Path(name).is_file():
         image_set = _open_array(Path(name), flag)
     else:
+        what = "is neither a folder nor an .npz file" if Path(name).exists() else "is not there"
         raise UsageError(
-            f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
+            f"Got {flag} {name}, which {what}; expected a folder of images or videos, an .npz file, or digits[:SPLIT]."
         )
     return image_set if limit is None or limit >= image_set.count else _first(image_set, limit)
+
+
+def _open_digits(name: str, flag: str) -> ImageSet:
+    """Return the digits of the package, or those of one split."""
+    source = parse_data(name, flag)
+    images, labels = scans()
+    chosen = numbers(len(images), source.split)
+    read, split_labels = _slices(images[chosen][..., None]), tuple(map(int, labels[chosen]))
+    return ImageSet(name, "images", len(chosen), name, read, labels=split_labels)
 
 
 def _first(images: ImageSet, limit: int) -> ImageSet:
@@ -178,21 +188,11 @@ def _record_of(path: Path) -> dict:
         return {}
 
 
-def npz_names(path: Path) -> list[str]:
-    """Return the names of the arrays in an .npz file.
-
-    Raises:
-        UsageError: It is none.
-    """
-    with reading(f"Got {path}, which", failed="cannot be read as an .npz file"), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
 def _open_array(path: Path, flag: str) -> ImageSet:
     if "arr_0" not in npz_names(path):
         raise UsageError(f"Got {flag} {path} without arr_0; expected images, uint8 (N, H, W, C), under that name.")
     with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        shape, is_fortran, dtype = _read_header(file)
+        shape, is_fortran, dtype = read_header(file)
     is_valid = dtype == np.uint8 and len(shape) in (4, 5) and shape[-1] in (1, 3) and not is_fortran
     if not is_valid or min(shape) < 1 or np.prod(shape[1:], dtype=float) > MOST_PIXELS:
         raise UsageError(f"Got {flag} {path} with arr_0 of {dtype} {shape}; expected images, uint8 (N, H, W, C).")
@@ -200,7 +200,7 @@ def _open_array(path: Path, flag: str) -> ImageSet:
     def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
         size = int(np.prod(shape[1:]))
         with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            _read_header(file)
+            read_header(file)
             file.seek(start * size, 1)
             for at in range(start, shape[0], batch_size):
                 number = min(batch_size, shape[0] - at)
@@ -210,18 +210,11 @@ def _open_array(path: Path, flag: str) -> ImageSet:
     return ImageSet(str(path), kind, shape[0], _digest((path,), path.parent), read, labels=_labels(path, shape[0]))
 
 
-def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
 def _labels(path: Path, count: int) -> tuple[int, ...] | None:
     """Return ``arr_1`` of an .npz file, where ADM's and DiT's samplers keep the labels."""
     if "arr_1" not in npz_names(path):
         return None
-    with reading(f"Got {path}, which"), np.load(path, allow_pickle=False) as arrays:
-        labels = arrays["arr_1"]
+    labels = read_arrays(path, ["arr_1"])["arr_1"]
     return tuple(map(int, labels)) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.formats import UntrustedFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,11 @@ def open_image(path: Path, kind: str = "a picture") -> Iterator[Image.Image]:
         raise UsageError(f"Got {path}, which is not a file; expected {kind}.")
     # Pillow refuses images above 179 megapixels, and prints a warning above half of that.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    with reading(f"Got {path}, which", failed=f"cannot be read as {kind}"), Image.open(path) as image:
+    with (
+        reading(f"Got {path}, which", failed=f"cannot be read as {kind}"),
+        UntrustedFile(path) as file,
+        Image.open(file) as image,
+    ):
         yield image
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
-from skipdit_cli.formats import parse_json, read_text
+from skipdit_cli.formats import UntrustedFile, parse_json, read_text
 
 STEM = "diffusion_pytorch_model"
 TRANSFORMERS_INDEX = "model.safetensors.index.json"
@@ -198,14 +198,14 @@ def read_tensors(path):
         raise UsageError(f"Checkpoint {path} does not exist.")
     if path.suffix == ".gguf":
         raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
-    if _is_compressed(path):
-        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols; such a file is read or refused all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return load_torch(path)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as cause:
         raise UsageError(
             f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
@@ -213,6 +213,21 @@ def read_tensors(path):
         ) from cause
     except Exception as cause:  # zip, pickle and torch each raise their own
         raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
+
+
+def load_torch(path: Path):
+    """Load a file of ``torch.save`` on the CPU with ``weights_only``, memory-mapped unless it is of an old format.
+
+    Raises:
+        UsageError: It is compressed.
+        Exception: Whatever torch raises for a damaged file, or one that holds anything but tensors and plain data.
+    """
+    if _is_compressed(path):
+        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
+    if _is_zip(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with UntrustedFile(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _is_compressed(path: Path) -> bool:

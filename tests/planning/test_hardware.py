@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from skipdit_cli import add_skip_branches
+from skipdit_cli import CachePolicy, add_skip_branches, enable_skip_cache
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.example import example_inputs
 from skipdit_cli.guide.topics import topic_path
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.hardware import accelerators
@@ -58,7 +59,10 @@ def test_the_peak_of_sampling_is_that_of_a_real_forward_and_the_cache_holds_one_
     model = branched(tiny_dit(num_layers=4, sample_size=16, **WIDE)).to(torch.bfloat16)
     footprint = sampling_footprint(model, 8)
     assert footprint.weights + footprint.activations == pytest.approx(peak_of_sampling(model, 8), rel=0.15)
-    assert footprint.boundary == 8 * 64 * 64 * 2  # batch, tokens, width, bytes of a bfloat16
+    cache = enable_skip_cache(model, CachePolicy(1, forecast="reuse"))
+    with torch.no_grad():
+        model(**example_inputs(model, 8, dtype=torch.bfloat16))
+    assert footprint.boundary == cache.peak_bytes == 8 * 64 * 64 * 2  # batch, tokens, width, bytes of a bfloat16
     assert footprint.flops == 2 * 8 * StepFlops(model).full
 
 

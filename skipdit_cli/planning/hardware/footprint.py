@@ -6,8 +6,9 @@ The model runs once, forward and backward, on tensors that have shapes and no me
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ class SamplingFootprint:
     Args:
         weights: Of the transformer.
         activations: The most that was alive at once beside the weights.
-        boundary: What the cache keeps between steps; None where the trunk is not known.
+        boundary: The streams at the input of the last unit, which the cache keeps of a full step with ``reuse``; None
+            where the trunk is not known.
         flops: Of the forward.
     """
 
@@ -165,10 +167,14 @@ def sampling_footprint(
     trunk = known_trunk(model)
     with _running(model):
         if trunk is not None:
-            last = trunk.units[-1][0]
-            last.register_forward_pre_hook(
-                lambda _, args, kwargs: boundaries.append(_bytes(_streams(args, kwargs, batch))), with_kwargs=True
-            )
+            last, names = trunk.units[-1][0], trunk.listings[-1][0].names
+            parameters = list(inspect.signature(type(last).forward).parameters)[1:]
+
+            def note_streams(_, args: tuple, kwargs: dict) -> None:
+                arguments = {**dict(zip(parameters, args)), **kwargs}
+                boundaries.append(_bytes(_tensors([arguments.get(name) for name in names])))
+
+            last.register_forward_pre_hook(note_streams, with_kwargs=True)
         inputs = example_inputs(model, batch, dtype=dtype, size=size)
         counter = LiveBytes([*model.parameters(), *model.buffers(), *_tensors(inputs)])
         with counter, torch.no_grad():
@@ -235,14 +241,6 @@ def _bytes_of_blocks(model) -> list[int]:
     """Return the bytes of the weights of each block; of none where the trunk is not known."""
     trunk = known_trunk(model)
     return [] if trunk is None else [_bytes(block.parameters()) for unit in trunk.units for block in unit]
-
-
-def _streams(args: tuple, kwargs: dict, batch: int) -> Sequence[torch.Tensor]:
-    """Return the streams among the arguments of a block: float tensors (a multiple of B, tokens, width)."""
-    tensors = _tensors((args, {name: value for name, value in kwargs.items() if "states" in name}))
-    named = [x for x in tensors if x.ndim == 3 and x.is_floating_point() and x.shape[0] % batch == 0]
-    widths = {x.shape[-1] for x in named[:1]}
-    return [x for x in named if x.shape[-1] in widths]
 
 
 def _tensors(values) -> list[torch.Tensor]:
