@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,8 @@ def held_out_loss(pipe, settings: Measurement) -> float:
     total, count = 0.0, 0
     for first, batch in _batches(pixels, settings.batch_size, used):
         for draw in range(settings.draws):
-            x0 = objective.encode(batch.pixels.to(device), generator(0, NOISE, first, draw, 1))
+            source = generator(0, NOISE, first, draw, 1)
+            x0 = objective.encode(batch.pixels.to(device), partial(_normal, source))
             numbers = torch.arange(first, first + len(x0), dtype=torch.float64) + draw * used
             t = (numbers * GOLDEN_RATIO % 1 * objective.loss.num_timesteps).long()
             noise = torch.randn(x0.shape, generator=generator(0, NOISE, first, draw))
@@ -219,6 +220,10 @@ def held_out_loss(pipe, settings: Measurement) -> float:
             losses = objective.losses(pipe.transformer, x0, Draws(noise, t, dropped), batch.conditions)
             total, count = total + float(losses.mse) * len(x0), count + len(x0)
     return total / count
+
+
+def _normal(source: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=source, dtype=dtype)
 
 
 def sample_scores(pipe, settings: Measurement) -> dict[str, float]:

@@ -237,9 +237,8 @@ KEPT = "f9/f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310.safe
 
 
 def make_store(folder: Path) -> None:
-    from torch import arange
-
     from skipdit_cli.training.data.tensor_store import Store
+    from torch import arange
 
     Store(folder).get(KEY, lambda: {"moments": arange(6.0), "mask": arange(2)})
 

@@ -202,9 +202,12 @@ def _watch(events: list[str]) -> Callable[[str, tuple], None]:
         elif event == "subprocess.Popen":
             if arguments[0] != ffmpeg:
                 events.append(f"started {arguments[0]}")
-        elif event in WRITES or event in CODE or (event == "import" and arguments[0] == "stranger_module"):
-            events.append(f"{event} {str(arguments)[:200]}")
-        elif event.startswith("socket.") and event not in ONES_OWN:
+        elif (
+            event in WRITES
+            or event in CODE
+            or (event == "import" and arguments[0] == "stranger_module")
+            or (event.startswith("socket.") and event not in ONES_OWN)
+        ):
             events.append(f"{event} {str(arguments)[:200]}")
 
     return hook

@@ -45,5 +45,5 @@ def test_the_figures_are_those_of_the_plan(tiny_dit):
 
     model, workload = tiny_dit(sample_size=64, num_layers=1), Workload(32, only_branches=None)
     placement = place(ONE, training_footprint(model, workload), 1)
-    message = explain(model, workload, torch.device("cpu"), "23.1 of 24.0 GiB", 1, ema=True)
+    message = explain(model, workload, torch.device("cpu"), "23.1 of 24.0 GiB")
     assert f"needs {placement.peak / (1 << 30):.2f} GiB" in message and "(23.1 of 24.0 GiB)" in message

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from accelerate import DistributedType
 
 from skipdit_cli.errors import SkipditError, UsageError, is_out_of_memory
-from skipdit_cli.planning.hardware.device_memory import DDP, ONE, Placement, place
+from skipdit_cli.planning.hardware.device_memory import DDP, FSDP, ONE, ZERO, Placement, place
 from skipdit_cli.planning.hardware.footprint import Footprint, Workload, supports_checkpointing, training_footprint
 from skipdit_cli.sampling.device import GIB, free_memory, memory_figures
 from skipdit_cli.sampling.latents import spatial_compression
@@ -45,7 +46,11 @@ def explained(trainer) -> Iterator[None]:
             only_branches=None,
         )
         processes, figures = accelerator.num_processes, memory_figures(accelerator.device)
-        message = explain(trainer.transformer, workload, accelerator.device, figures, processes, settings.use_ema)
+        sharding = {DistributedType.FSDP: FSDP, DistributedType.DEEPSPEED: ZERO}.get(accelerator.distributed_type)
+        name = sharding or (DDP if processes > 1 else ONE)
+        message = explain(
+            trainer.transformer, workload, accelerator.device, figures, name, processes, ema=settings.use_ema
+        )
         raise OutOfMemoryError(message) from cause
 
 
@@ -60,7 +65,16 @@ def _latents_of(trainer) -> tuple[int | None, int, int]:
     return frames, height, width
 
 
-def explain(transformer, workload: Workload, device: torch.device, figures: str, processes: int, ema: bool) -> str:
+def explain(
+    transformer,
+    workload: Workload,
+    device: torch.device,
+    figures: str,
+    name: str = ONE,
+    processes: int = 1,
+    *,
+    ema: bool = True,
+) -> str:
     """Return the sentence for a step that did not fit.
 
     Args:
@@ -68,23 +82,25 @@ def explain(transformer, workload: Workload, device: torch.device, figures: str,
         workload: What one process trains on.
         device: Its device.
         figures: The memory as it was measured.
-        processes: The number of processes (DDP).
+        name: How the model is placed, as for ``place``.
+        processes: The number of processes.
         ema: Whether a moving average is kept.
     """
     got = f"The device ran out of memory in a training step ({figures})"
     try:
-        footprint = training_footprint(transformer, workload)
-        smaller = training_footprint(transformer, replace(workload, batch=max(1, workload.batch // 4)))
+        share = 1 / processes
+        footprint = training_footprint(transformer, workload, share)
+        smaller = training_footprint(transformer, replace(workload, batch=max(1, workload.batch // 4)), share)
         checkpointed = None
         if not workload.gradient_checkpointing and supports_checkpointing(transformer):
-            checkpointed = training_footprint(transformer, replace(workload, gradient_checkpointing=True))
+            checkpointed = training_footprint(transformer, replace(workload, gradient_checkpointing=True), share)
     except UsageError:
         return f"{got}; {ADVICE}."
     gpu = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
 
     def placed(some: Footprint) -> Placement:
         half = workload.mixed_precision != "no"
-        return place(DDP if processes > 1 else ONE, some, processes, half=half, ema=ema, gpu_memory=gpu)
+        return place(name, some, processes, half=half, ema=ema, gpu_memory=gpu)
 
     now = placed(footprint)
     parts = {
@@ -93,7 +109,7 @@ def explain(transformer, workload: Workload, device: torch.device, figures: str,
         "optimizer": now.optimizer,
         "EMA": now.average,
         f"activations of a batch of {workload.batch}": now.activations,
-        "DDP buckets": now.communication,
+        "buffers of communication": now.communication,
     }
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     options = []
