@@ -6,6 +6,7 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -112,10 +113,21 @@ def _sentence(cause: Exception, output: object) -> str:
     if is_out_of_memory(cause):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
-            "smaller --train-batch-size or --gradient-checkpointing."
+            f"smaller --train-batch-size or --gradient-checkpointing{_measured_memory()}."
         )
     lines = str(cause).strip().splitlines() or ["no message"]
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
+
+
+def _measured_memory() -> str:
+    """Return the memory of the default device in brackets, where torch has been imported; else an empty text."""
+    if "torch" not in sys.modules:
+        return ""
+    import torch
+
+    from skipdit_cli.sampling.device import memory_figures
+
+    return f" ({memory_figures(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))})"
 
 
 class Command(PanelCommand):

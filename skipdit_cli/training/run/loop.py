@@ -17,6 +17,7 @@ from skipdit_cli.errors import NotFiniteError, SkipditError
 from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import note
 from skipdit_cli.finite import first_broken
+from skipdit_cli.planning.hardware import out_of_memory
 from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
@@ -103,9 +104,9 @@ class Trainer:
             "expert": expert,
         }
         self.recorded[DRAW_SIZE] = draw_size_of(self.recorded)
-        size, self.dataset, self.objective = set_up_data(session, pipe)
+        self.size, self.dataset, self.objective = set_up_data(session, pipe)
         plan = None if settings.plan is None else load_plan(settings.plan)
-        self.grid = SampleGrid(session.samples, pipe, session.num_frames, size, plan)
+        self.grid = SampleGrid(session.samples, pipe, session.num_frames, self.size, plan)
         self.parallelism = parallelism_of(accelerator)
         self.trained, self.model, self.optimizer = self.parallelism.prepare(self.transformer, self._make_optimizer)
         self.average = MovingAverage(self.trained, settings.ema_decay if settings.use_ema else None)
@@ -131,7 +132,8 @@ class Trainer:
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
             advance(self.step)
             while self.step < settings.max_train_steps and not stopped:
-                row = self.optimize(batches)
+                with out_of_memory.explained(self):
+                    row = self.optimize(batches)
                 log.write(row)
                 advance(1, self._progress_note(row))
                 if settings.validation_steps and self.step % settings.validation_steps == 0:
