@@ -78,7 +78,7 @@ def test_a_run_of_which_a_process_is_killed_is_resumed_by_another_number(
     errors = (tmp_path / "killed" / "0.err").read_text(), (tmp_path / "killed" / "1.err").read_text()
     sentence = "Another process of this run has ended" if killed else "The main process of this run has ended"
     assert sentence in errors[1 - killed], errors
-    pictures = {path.name: path.stat().st_mtime_ns for path in out.glob("0*.png")}
+    pictures = {path.name: path.stat().st_mtime_ns for path in out.glob("0???.png")}
     assert 1 < len(pictures) < 40
 
     ended = run(3, *command, "--json") if killed else [skipdit(*command, "--json")]
