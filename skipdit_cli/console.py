@@ -272,6 +272,12 @@ class Advance:
             say(f"{self.description} {self.done}/{self.total} {_rate(rate)}, {left} left {note}".rstrip())
             self.last, self.printed = now, self.done
 
+    def extend(self, count: int) -> None:
+        """Expect so many units of work more."""
+        self.total += count
+        if self.bar:
+            self.bar.update(self.task, total=self.total)
+
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:

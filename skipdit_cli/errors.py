@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
 """The exit code of an interrupted run."""
+SPACE = "free some space or "
+DISK_FAILURES = {
+    errno.ENOSPC: ("the disk is full", SPACE),
+    getattr(errno, "EDQUOT", -1): ("the disk quota is used up", SPACE),
+    errno.EFBIG: ("a file is larger than the file system or 'ulimit -f' allows", ""),
+    errno.EROFS: ("the file system is read-only", ""),
+    errno.EIO: ("the disk cannot be written or read (input/output error)", ""),
+}
+"""What is wrong with a disk, and the advice, by the number of the error."""
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 MAX_LENGTH = 300  # characters of a library's message that are shown
 MAX_SENTENCE = 480  # characters of an error's sentence, which may quote a value of any length from a file
 HEAD = 330  # of those, the characters in front of what is left out
@@ -56,11 +67,37 @@ class CheckError(SkipditError):
     exit_code = 3
 
 
+def disk_failure(cause: BaseException, output: object = None) -> str | None:
+    """Return the sentence for a disk that cannot be written, or None for another error.
+
+    Libraries in native code (safetensors, torch) raise no ``OSError``; their messages end with that of the system.
+
+    Args:
+        output: Where the command writes, for an error that names no file.
+    """
+    number, place = getattr(cause, "errno", None), getattr(cause, "filename", None) or output or "the output"
+    for each, (failure, advice) in DISK_FAILURES.items():
+        if number == each or (number is None and os.strerror(each) in str(cause)):
+            return f"{failure} at {place}; {advice}choose another --output."
+    return None
+
+
 def first_line(cause: BaseException) -> str:
     """Return the first line of an exception's message, truncated, without a full stop and without addresses of
     objects: Pillow names the buffer that it cannot identify."""
     message = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(cause))
     return (message.strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
+
+
+ALLOCATORS = ("DefaultCPUAllocator", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the message of a plain ``RuntimeError`` of torch holds where memory has run out."""
+
+
+def is_out_of_memory(cause: BaseException) -> bool:
+    """Return whether an exception says that a device or this machine is out of memory; torch is not imported."""
+    if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(cause, RuntimeError) and any(name in str(cause) for name in ALLOCATORS)
 
 
 @contextmanager
@@ -86,7 +123,7 @@ def reading(what: str, advice: str = "", failed: str = "cannot be read") -> Iter
         name = type(cause).__name__  # by name, so that torch and pyo3 are not imported
         if not isinstance(cause, Exception) and name != "PanicException":
             raise
-        if name == "OutOfMemoryError" or getattr(cause, "errno", None) == errno.ENOSPC:
+        if name == "OutOfMemoryError" or getattr(cause, "errno", None) in NO_ROOM:
             raise
         message = str(getattr(cause, "strerror", None) or first_line(cause))
         if isinstance(

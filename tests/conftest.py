@@ -27,7 +27,17 @@ from tests.support.tiny_transformers import perturbed, tiny_text_transformer
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, metavar="N", help="files to draw in tests/strangers, other ones each time")
+    """Add ``--chaos`` and ``--fuzz``, for the long forms of the tests of killed runs and of strangers' files."""
+    parser.addoption(
+        "--chaos", type=int, default=0, help="Kills of each kind of run, and every write of each on a full disk."
+    )
+    parser.addoption("--fuzz", type=int, metavar="N", help="Files to draw in tests/strangers, other ones each time.")
+
+
+@pytest.fixture
+def chaos(request) -> int:
+    """The number of ``--chaos``; 0 in the short form."""
+    return request.config.getoption("--chaos")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def calibrate(
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
     _check_output(settings, model, preset)
+    if not settings.dry_run:
+        files.hold(settings.output)
 
     from skipdit_cli.families.fingerprint import weights_fingerprint
     from skipdit_cli.models import named_model, open_model

@@ -37,6 +37,8 @@ def evaluate(
     """
     settings.check()
     _check_output(settings, samples)
+    if settings.save_statistics is not None:
+        files.hold(settings.save_statistics)
 
     from skipdit_cli.evaluation import load_features
     from skipdit_cli.evaluation.distances import check_torchmetrics

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import UsageError
@@ -53,6 +54,8 @@ def sample(
     """
     settings.check()
     target = _choose_target(settings, model, preset, plan, from_file)
+    for path in sample_target.outputs(target, settings.npz):
+        files.hold(path)
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
@@ -86,7 +89,8 @@ def sample(
     settings, policy = speedup.calibrate(pipe, settings, policy, conditions, arguments)
     output = _open_output(pipe, settings, target, conditions, name, run, resume)
     with output, console.progress("denoise", _count_steps(pipe, settings, conditions, output)) as advance:
-        made = generate_batches(pipe, conditions, policy=policy, advance=advance, skip=output.has, **arguments)
+        arguments |= {"skip": output.has, "on_halved": _halved(settings, output, advance)}
+        made = generate_batches(pipe, conditions, policy=policy, advance=advance, **arguments)
         for batch, part in made:
             output.add(batch, part)
         written = output.finish()
@@ -102,6 +106,18 @@ def _open_output(pipe, settings: SampleSettings, target: Path, conditions: list,
         return sample_files.SampleFile(target, settings.npz, record)
     suffix = ".mp4" if is_video(pipe) else f".{settings.format or 'png'}"
     return sample_files.SampleFolder(target, settings.npz, record, conditions, suffix, run, resume)
+
+
+def _halved(settings: SampleSettings, output, advance) -> Callable[[Any], None]:
+    """Return what is called where a batch does not fit into memory: it warns, and the records say the smaller one."""
+
+    def note(halving: Any) -> None:
+        console.warn(halving.sentence)
+        output.record["batch_size"] = halving.batch_size
+        steps = count_steps(settings.pipeline, settings.num_inference_steps)
+        advance.extend(halving.batches * steps + halving.lost_steps)
+
+    return note
 
 
 def _count_steps(pipe, settings: SampleSettings, conditions: list, output) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipdit_cli import files, media
 from skipdit_cli.commands.replay import record_conditions
+from skipdit_cli.commands.sample_checksums import SampleChecksums
 from skipdit_cli.commands.sample_target import MOST_IN_GRID, companions_of, contact_sheet_of, enlargement
 from skipdit_cli.version import __version__
 
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 ARRAY = "partial.npy"
 """In a folder of samples, until all are made: those that the grid and ``--npz`` need."""
+CHECKSUMS = "partial.sha256"
+"""In a folder of samples, until all are made: the checksum of each."""
+
+logger = logging.getLogger(__name__)
 
 
 class SampleFile:
@@ -104,19 +111,41 @@ class SampleFolder(files.PartialFolder):
         self.grid, self.in_grid = "grid.gif" if is_video else f"grid{suffix}", MOST_IN_GRID[is_video]
         count = len(conditions)
         self.array = media.ArrayFile(self.place / ARRAY, count if npz is not None else min(count, self.in_grid))
-        self.keeps_samples = resume and self.array.is_whole()
-        self.kept = sum(map(self._is_made, range(count))) if self.keeps_samples else 0
+        self.checksums = SampleChecksums(self.place / CHECKSUMS, count)
+        self.keeps_samples = resume and self.array.is_whole() and self.checksums.is_whole()
+        self.made = {index for index in range(count) if self._is_made(index)} if self.keeps_samples else set()
+        self.kept = len(self.made)
+        if resume and not self.keeps_samples:
+            logger.warning("%s or %s is missing or damaged, so all samples are made again.", ARRAY, CHECKSUMS)
 
     def has(self, batch: slice) -> bool:
-        """Return whether the files of a batch are there already, from an interrupted run.
+        """Return whether the files of a batch are there already, from an interrupted run, and as they were written.
 
         Without the whole array of their samples they are made again.
         """
-        return self.keeps_samples and all(map(self._is_made, range(batch.start, batch.stop)))
+        return self.made.issuperset(range(batch.start, batch.stop))
 
     def _is_made(self, index: int) -> bool:
+        """Return whether an interrupted run made a sample, and its files and its part of the array are undamaged."""
+        checksum = self.checksums.read(index)
+        if checksum is None:
+            return False
+        is_there = all(each.is_file() and not each.is_symlink() for each in self._files(index))
+        if is_there and checksum == self._checksum(index):
+            return True
+        logger.warning("%s is missing or damaged, so it is made again.", self.target / self.names[index])
+        return False
+
+    def _files(self, index: int) -> list[Path]:
         path = self.place / self.names[index]
-        return all(each.is_file() and not each.is_symlink() for each in (path, *self._companions(path)))
+        return [path, *self._companions(path)]
+
+    def _checksum(self, index: int) -> bytes:
+        """Return the checksum of the files of a sample and of its part of the array."""
+        digest = hashlib.sha256(self.array.read_one(index) if index < self.array.count else b"")
+        for path in self._files(index):
+            digest.update(path.read_bytes())
+        return digest.digest()
 
     def _companions(self, path: Path) -> list[Path]:
         return companions_of(path) if self.suffix == ".mp4" else []
@@ -129,11 +158,12 @@ class SampleFolder(files.PartialFolder):
         self.has_sound = bool(sounds)
         self.costs.append(part.without_samples())
         for at, index in enumerate(range(batch.start, batch.stop)):
-            if not (self.keeps_samples and self._is_made(index)):
+            if index not in self.made:
                 single = {**self.record, **record_conditions([self.conditions[index]])}
                 single["seed"] = self.record["seed"] + index
                 path, scale = self.place / self.names[index], enlargement(images.shape[-3], images.ndim == 4)
                 _save_together(images[at : at + 1], path, single, scale, sounds[at : at + 1])
+                self.checksums.write(index, self._checksum(index))
                 self.keep()
         _return_free_memory()
 
@@ -142,9 +172,10 @@ class SampleFolder(files.PartialFolder):
         video = [companion for path in paths for companion in self._companions(path)]
         inside = [self.npz_inside] if self.npz_inside is not None else []
         if not self.is_open:
-            self.open([path.as_posix() for path in (*paths, *video, Path(ARRAY), *inside)])
+            self.open([path.as_posix() for path in (*paths, *video, Path(ARRAY), Path(CHECKSUMS), *inside)])
             if not self.keeps_samples:
                 self.array.discard()
+                self.checksums.create()
 
     @property
     def npz_inside(self) -> Path | None:
@@ -163,7 +194,7 @@ class SampleFolder(files.PartialFolder):
         if self.npz is not None:
             self.npz.parent.mkdir(parents=True, exist_ok=True)
             self.array.copy_to_npz(self.npz)
-        super().finish(ARRAY)
+        super().finish(ARRAY, CHECKSUMS)
         made = [path for name in self.names for path in (self.target / name, *self._companions(self.target / name))]
         return [*made, *(self.target / path.name for path in grid), *([self.npz] if self.npz is not None else [])]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,12 @@ def choose_target(
         files.check_apart(output, reads)
         files.check_partial(output, files.SAMPLE, overwrite)
     return output
+
+
+def outputs(target: Path, npz: Path | None) -> list[Path]:
+    """Return the file or folder of the samples, and the file of ``--npz`` unless it lies in that folder."""
+    is_outside = npz is not None and not Path(os.path.realpath(npz)).is_relative_to(os.path.realpath(target))
+    return [target, npz] if npz is not None and is_outside else [target]
 
 
 def is_resumed(target: Path, settings: Mapping[str, object], overwrite: bool) -> bool:

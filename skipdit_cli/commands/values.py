@@ -71,7 +71,7 @@ def preset_layer(command, preset: Preset) -> Layer:
         UsageError: The preset sets one parameter under two names.
     """
     source, values = f"the preset {preset.name}", {}
-    for flag, value in preset.flags.get(command.name, {}).items():
+    for flag, value in _preset_flags(command, preset).items():
         parameter = next(p for p in command.params if f"--{flag}" in p.opts)
         if parameter.name in values:
             raise UsageError(
@@ -80,6 +80,15 @@ def preset_layer(command, preset: Preset) -> Layer:
         items = value if isinstance(value, list) else [value]
         values[parameter.name] = items if parameter.multiple else ",".join(items)
     return Layer(source, values, foreign=True)
+
+
+def _preset_flags(command, preset: Preset) -> dict[str, Any]:
+    """Return the flags of a preset for a command; ``prepare`` reads the data as the trainings of the preset do."""
+    if command.name != "prepare":
+        return preset.flags.get(command.name, {})
+    known = flags_of(command)
+    training = {**preset.flags.get("finetune", {}), **preset.flags.get("train", {})}
+    return {flag: value for flag, value in training.items() if flag in known} | preset.flags.get("prepare", {})
 
 
 def plan_layer(command, chosen: Mapping[str, Any]) -> Layer:

@@ -17,10 +17,12 @@ import torch
 
 from skipdit_cli import files, media
 from skipdit_cli.errors import UsageError, reading
-from skipdit_cli.evaluation.feature_network import DIGITS, resize
+from skipdit_cli.evaluation.evaluate_settings import is_digits
+from skipdit_cli.evaluation.feature_network import resize
 from skipdit_cli.evaluation.npz_file import npz_names, read_arrays, read_header
 from skipdit_cli.training.data.data_folder import find_images, find_videos, walk
-from skipdit_cli.training.data.moving_digits import scans
+from skipdit_cli.training.data.moving_digits import numbers, scans
+from skipdit_cli.training.data_source import parse_data
 
 MOST_PIXELS = 1 << 28
 """Bytes of one image or video of an array."""
@@ -31,7 +33,7 @@ class ImageSet:
     """Images or videos, read batch by batch.
 
     Attributes:
-        name: The path as given, or ``digits``.
+        name: The path as given, or ``digits[:SPLIT]``.
         kind: ``images`` or ``videos``.
         count: Their number.
         digest: A hash of the names, sizes and dates of the files.
@@ -75,7 +77,7 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     """Return the images or videos of a folder or a file, without reading their pixels.
 
     Args:
-        name: A folder, an .npz file with ``arr_0``, or ``digits``.
+        name: A folder, an .npz file with ``arr_0``, or ``digits[:SPLIT]``.
         flag: What names it in messages.
         size: The height and width to which images of files are resized; None reads them as they are.
         num_frames: The frames that are read of each video; None reads all.
@@ -84,20 +86,27 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     Raises:
         UsageError: There is no such file or folder, or it holds neither images nor videos.
     """
-    if name == DIGITS:
-        images, labels = scans()
-        image_set = ImageSet(
-            name, "images", len(images), DIGITS, _slices(images[..., None]), labels=tuple(map(int, labels))
-        )
+    if is_digits(name):
+        image_set = _open_digits(name, flag)
     elif Path(name).is_dir():
         image_set = _open_folder(Path(name), flag, size, num_frames)
     elif Path(name).suffix == ".npz" and Path(name).is_file():
         image_set = _open_array(Path(name), flag)
     else:
+        what = "is neither a folder nor an .npz file" if Path(name).exists() else "is not there"
         raise UsageError(
-            f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
+            f"Got {flag} {name}, which {what}; expected a folder of images or videos, an .npz file, or digits[:SPLIT]."
         )
     return image_set if limit is None or limit >= image_set.count else _first(image_set, limit)
+
+
+def _open_digits(name: str, flag: str) -> ImageSet:
+    """Return the digits of the package, or those of one split."""
+    source = parse_data(name, flag)
+    images, labels = scans()
+    chosen = numbers(len(images), source.split)
+    read, split_labels = _slices(images[chosen][..., None]), tuple(map(int, labels[chosen]))
+    return ImageSet(name, "images", len(chosen), name, read, labels=split_labels)
 
 
 def _first(images: ImageSet, limit: int) -> ImageSet:

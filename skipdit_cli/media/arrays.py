@@ -87,6 +87,13 @@ class ArrayFile:
             count = shape[0] if count is None else min(count, shape[0])
             return np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
 
+    def read_one(self, index: int) -> bytes:
+        """Return the bytes of the sample at an index."""
+        with self.path.open("rb") as file:
+            size = self._read_header(file)[1]
+            file.seek(index * size, 1)
+            return file.read(size)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the array."""

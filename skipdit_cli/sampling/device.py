@@ -24,6 +24,10 @@ DTYPES = {
 }
 
 
+GIB = 1 << 30
+"""Bytes of a gibibyte."""
+
+
 def free_memory() -> int:
     """Return the bytes of free memory of this machine or container."""
     import psutil
@@ -35,6 +39,17 @@ def free_memory() -> int:
     except (OSError, ValueError):
         pass
     return max(free, 0)
+
+
+def memory_figures(device: torch.device) -> str:
+    """Return the memory of a device as measured, in words: what is allocated on a GPU, what is free elsewhere."""
+    import psutil
+
+    if device.type == "cuda":
+        allocated, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+        return f"at most {allocated / GIB:.1f} of the {total / GIB:.1f} GiB of {device} were allocated"
+    free, total = free_memory(), psutil.virtual_memory().total
+    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB of main memory were free"
 
 
 def select_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:

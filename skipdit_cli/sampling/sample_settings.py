@@ -7,11 +7,9 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.cache_settings import CacheSettings
-from skipdit_cli.settings import MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting, steps_setting
+from skipdit_cli.settings import LARGEST_SEED, MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting, steps_setting
 
 CFG_CHANNELS = ("all", "3")
-LARGEST_SEED = 2**32 - 1
-"""What NumPy takes as a seed."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,7 @@ from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
 
+logger = logging.getLogger(__name__)
 READ_AT_ONCE = 250
 METRICS = ("fid", "kid")
 """The scores of samples, from ``evaluation.score``."""
@@ -94,17 +96,41 @@ def curves_of(
 
 
 def missing_files(data: Iterable[str], features: str) -> list[str]:
-    """Return one sentence for each data source and for the network of the scores if it is not on this machine.
+    """Return the data sources, and the network of the scores, that are not on this machine.
 
     Args:
         data: Data sources, as ``--data``.
         features: As for ``Measurement``.
     """
     folders = [path for text in dict.fromkeys(data) if (path := parse_data(text).path) and not path.exists()]
-    needed = [f"It needs the data set {path}, which is not here." for path in folders]
+    needed = [f"the data set {path}" for path in folders]
     if features != "digits" and not Path(features).is_file():
-        needed.append(f"It needs the feature network {features}, a TorchScript file, which is not here.")
+        needed.append(f"the TorchScript file {features} of the feature network")
     return needed
+
+
+def check_measurable(data: Iterable[str], features: str, samples: Sequence[int], reference_samples: int) -> None:
+    """Refuse what could be measured on no model, before models are trained for it.
+
+    Args:
+        data, features: As for ``missing_files``.
+        samples, reference_samples: The numbers of samples that are scored, and of real ones.
+
+    Raises:
+        UsageError: Files or a package are missing, or samples are too few for a score.
+    """
+    from skipdit_cli.evaluation.distances import check_torchmetrics
+
+    if missing := missing_files(data, features):
+        raise UsageError(f"The study needs {' and '.join(missing)}, which {_is(missing)} not here; see --dry-run.")
+    if 1 in (*samples, reference_samples):
+        raise UsageError("Got 1 sample to score but expected at least 2; change 'samples' or 'reference_samples'.")
+    if any(samples):
+        check_torchmetrics()
+
+
+def _is(things: Sequence[str]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 def checkpoint_steps(run: Path | str) -> list[int]:
@@ -211,6 +237,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         guidance_scale=1.0,
         batch_size=settings.batch_size,
         seed=0,
+        on_halved=lambda halving: logger.warning(halving.sentence),
     )
     images = (np.asarray(batch.images) for _, batch in generated)
     return _scores(images, pipe, settings, None if classes is None else labels)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRELOADED = ["torch.distributed", "accelerate", "diffusers", "skipdit_cli.app", "skipdit_cli.sampling.generate"]
+PRELOADED += ["skipdit_cli.training.run.complete", "skipdit_cli.planning.calibrate"]
 """Imported once, in the process that all others are forked from: their start then takes no time."""
 
 

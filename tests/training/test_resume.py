@@ -155,6 +155,12 @@ def test_what_a_killed_run_left_half_written_is_swept(run):
     assert outcome.code == 0 and checkpoints(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
+def test_a_finished_run_that_is_resumed_reports_its_last_loss(run):
+    first, _ = run(2, "--json")
+    again, _ = run(2, "--json", "--resume-from-checkpoint", "auto")
+    assert again.code == 0 and again.json["loss"] == first.json["loss"] is not None
+
+
 def written_by(output: Path, **writer) -> None:
     """The marker of a run's folder names a process that writes it."""
     marker = json.loads((output / MARKER).read_text())

@@ -16,6 +16,7 @@ from skipdit_cli.planning.exact import Exact, solve_exactly
 from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.planning.searching.prefixes import SharedPrefixes
 from skipdit_cli.sampling.generate import Generated, generate
+from skipdit_cli.sampling.memory.halving import noted_in
 
 WORST_DB = -99.0
 """Stands for a candidate that cannot run, or whose samples are not finite."""
@@ -127,5 +128,6 @@ class Evaluator:
             num_inference_steps=candidate.steps,
             seed=self.seed + part.start,
             decode=self.decode,
+            on_halved=noted_in(self.settings),
             **self.settings,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,9 +42,40 @@ class Choice:
     images: tuple[Choice, ...] = ()
 
 
+class Rows(NamedTuple):
+    """The rows of a micro-batch in a draw: random numbers of several samples from one generator.
+
+    Args:
+        draw: The number of the draw, counted from the beginning of the run.
+        start, stop: The rows, from the first up to but not including the last.
+        count: The rows of the whole draw.
+    """
+
+    draw: int
+    start: int
+    stop: int
+    count: int
+
+    def times(self, images: int) -> Rows:
+        """Return the rows of the images beside each sample, of which there are so many."""
+        return Rows(self.draw, self.start * images, self.stop * images, self.count * images)
+
+
+def default_draw_size(batch_size: int, accumulation: int, world: int) -> int:
+    """Return the number of samples whose random numbers a new run draws together.
+
+    One process draws those of each micro-batch. Several draw those of the whole optimizer step, as one process with so
+    large a batch does, and each takes the rows of its own samples.
+    """
+    return batch_size if world == 1 else batch_size * accumulation * world
+
+
 @dataclass(frozen=True)
 class Order:
     """The endless sequence of micro-batches of one process; epochs follow each other without a short batch.
+
+    The samples of an optimizer step and their random numbers depend neither on the number of processes nor on the
+    number of micro-batches, for equal ``draw_size``.
 
     Args:
         count: Samples in the set.
@@ -53,6 +85,8 @@ class Order:
         start: The optimizer step to begin at.
         random_flip, random_clip, random_crop: Whether to draw at random instead of taking the centre, not mirrored.
         images: The number of single frames of other samples beside each sample.
+        draw_size: The samples whose random numbers are drawn together, a divisor of those of a step; None for
+            ``default_draw_size``.
     """
 
     seed: int
@@ -66,6 +100,7 @@ class Order:
     random_clip: bool = False
     random_crop: bool = False
     images: int = 0
+    draw_size: int | None = None
 
     def __iter__(self) -> Iterator[list[Choice]]:
         """Yield each micro-batch as a list of choices."""
@@ -74,12 +109,23 @@ class Order:
             yield self.batch(micro)
             micro += 1
 
+    def rows(self, micro: int) -> list[Rows]:
+        """Return where the random numbers of micro-batch number ``micro`` lie in the draws of all processes."""
+        size = self.draw_size or default_draw_size(self.batch_size, self.accumulation, self.world)
+        first, rows = (micro * self.world + self.rank) * self.batch_size, []
+        for draw in range(first // size, (first + self.batch_size - 1) // size + 1):
+            start = first - draw * size
+            rows.append(Rows(draw, max(start, 0), min(start + self.batch_size, size), size))
+        return rows
+
     def batch(self, micro: int) -> list[Choice]:
         """Return micro-batch number ``micro`` of this process."""
+        rows = self.rows(micro)
 
         def uniform(purpose: int, *shape: int) -> list:
-            source = generator(self.seed, purpose, micro, self.rank)
-            return torch.rand(self.batch_size, *shape, generator=source).tolist()
+            sources = [generator(self.seed, purpose, each.draw, 0) for each in rows]
+            drawn = [torch.rand(each.count, *shape, generator=source) for each, source in zip(rows, sources)]
+            return [row for each, values in zip(rows, drawn) for row in values[each.start : each.stop].tolist()]
 
         first = (micro * self.world + self.rank) * self.batch_size
         flips, positions, images = uniform(FLIP), uniform(POSITION, 3), uniform(IMAGES, self.images, 5)
@@ -117,6 +163,15 @@ class Draws:
     noise: torch.Tensor
     t: torch.Tensor
     dropped: torch.Tensor
+
+    def rows(self, start: int, stop: int) -> Draws:
+        """Return the random numbers of some of the samples."""
+        return Draws(self.noise[start:stop], self.t[start:stop], self.dropped[start:stop])
+
+
+def join(parts: list[Draws]) -> Draws:
+    """Return the random numbers of one draw after the other as one."""
+    return Draws(*(torch.cat(list(each)) for each in zip(*((part.noise, part.t, part.dropped) for part in parts))))
 
 
 def draw(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -11,9 +13,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from skipdit_cli.sampling.latents import check_scaling, scale
 from skipdit_cli.training.data.latent_dataset import moments
 from skipdit_cli.training.data.metadata import Condition
-from skipdit_cli.training.data.order import LATENT, NOISE, Draws, Order, draw, generator
+from skipdit_cli.training.data.order import LATENT, NOISE, Draws, Order, Rows, draw, generator, join
 from skipdit_cli.training.data.pixel_dataset import Batch
-from skipdit_cli.training.data.tensor_store import Store
+from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of, span_of, usual_weighting
 from skipdit_cli.training.objective.loss import Losses
@@ -47,6 +49,7 @@ class Objective:
     ):
         self.vae, self.device, self.seed, self.label_dropout = pipe.vae, device, seed, label_dropout
         self.encoded, self.finite = store is not None, {}
+        self._draw, self._latent_noise = lru_cache(maxsize=2)(self._new_draw), lru_cache(maxsize=2)(self._new_noise)
         if self.vae is not None:
             check_scaling(self.vae)
         self.condition = conditioning_of(pipe, device, store, observer)
@@ -54,30 +57,53 @@ class Objective:
         weighting = weighting or usual_weighting(pipe)
         self.loss = loss_of(pipe.scheduler, weighting, math.prod(patch_of(pipe)), span).to(device)
 
-    def __call__(self, model, batch: Batch, *key: int) -> Losses:
-        """Return the loss of a micro-batch; all random numbers depend on the seed and ``key``.
+    def __call__(self, model, batch: Batch, *key: int, rows: Sequence[Rows] | None = None) -> Losses:
+        """Return the loss of a micro-batch; all random numbers depend on the seed and on ``rows`` or ``key``.
 
         In joint training, images pass through the model without its temporal blocks, at the timestep of their video;
         a frame counts as much as an image (``use_image_num`` in Latte's train_with_img.py).
+
+        Args:
+            key: The number of the micro-batch, and that of the process.
+            rows: Where the random numbers of its samples lie in the draws of all processes. None draws them for this
+                micro-batch alone, by ``key``.
         """
-        x0, draws = self.draw(batch.pixels, key)
+        alone = Rows(0, 0, len(batch.pixels), len(batch.pixels))
+        parts = [(key, alone)] if rows is None else [((each.draw, 0), each) for each in rows]
+        x0, draws = self.draw(batch.pixels, parts, key)
         losses = self.losses(model, x0, draws, batch.conditions)
         if batch.images is None:
             return losses
-        images, image_draws = self.draw(batch.images, (*key, 1))
-        count, frames = len(images) // len(x0), x0.shape[2]
+        count, frames = len(batch.images) // len(x0), x0.shape[2]
+        parts = [((*draw_key, 1), each.times(count)) for draw_key, each in parts]
+        images, image_draws = self.draw(batch.images, parts, (*key, 1))
         image_draws = replace(image_draws, t=draws.t.repeat_interleave(count))
         image_losses = self.losses(
             model, images, image_draws, batch.image_conditions, enable_temporal_attentions=False
         )
         return Losses(*((frames * a + count * b) / (frames + count) for a, b in zip(losses, image_losses)))
 
-    def draw(self, pixels: torch.Tensor, key: tuple[int, ...]) -> tuple[torch.Tensor, Draws]:
-        """Return the latents of a micro-batch, or its pixels, and its random numbers."""
-        x0 = self.encode(pixels.to(self.device), generator(self.seed, LATENT, *key))
+    def draw(
+        self, pixels: torch.Tensor, parts: Sequence[tuple[tuple[int, ...], Rows]], key: tuple[int, ...]
+    ) -> tuple[torch.Tensor, Draws]:
+        """Return the latents of a micro-batch, or its pixels, and its random numbers.
+
+        Args:
+            parts: The keys of the draws that its random numbers are taken from, each with the rows that are taken.
+            key: The key under which ``broken_sample`` finds the micro-batch.
+        """
+        x0 = self.encode(pixels.to(self.device), parts)
         self.finite[key] = x0.flatten(1).isfinite().all(1)  # stays on the device until a loss is not finite
-        loss, noise_key = self.loss, (self.seed, NOISE, *key)
-        return x0, draw(noise_key, x0.shape, loss.num_timesteps, self.label_dropout, loss.density)
+        shape = tuple(x0.shape[1:])
+        draws = [self._draw(each, (rows.count, *shape)).rows(rows.start, rows.stop) for each, rows in parts]
+        return x0, join(draws)
+
+    def _new_draw(self, key: tuple[int, ...], shape: tuple[int, ...]) -> Draws:
+        loss = self.loss
+        return draw((self.seed, NOISE, *key), shape, loss.num_timesteps, self.label_dropout, loss.density)
+
+    def _new_noise(self, key: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=generator(self.seed, LATENT, *key), dtype=dtype)
 
     def broken_sample(self, order: Order) -> int | None:
         """Return the number of the first sample of this step whose latents are NaN or infinite, or None.
@@ -100,9 +126,20 @@ class Objective:
         output = self.condition.predict(model, xt, times, conditions, draws.dropped, **arguments)
         return self.loss(output, x0, noise, t)
 
-    def encode(self, pixels: torch.Tensor, source: torch.Generator) -> torch.Tensor:
-        """Return scaled latents drawn from the VAE's posterior; the pixels themselves if the pipeline has no VAE."""
+    def encode(self, pixels: torch.Tensor, parts: Sequence[tuple[tuple[int, ...], Rows]]) -> torch.Tensor:
+        """Return scaled latents drawn from the VAE's posterior; the pixels themselves if the pipeline has no VAE.
+
+        Args:
+            parts: See ``draw``.
+        """
         if self.vae is None:
             return pixels
         posterior = DiagonalGaussianDistribution(pixels if self.encoded else moments(self.vae, pixels))
-        return scale(self.vae, posterior.sample(generator=source))
+        mean = posterior.mean
+        noise = torch.cat(
+            [
+                self._latent_noise(key, (rows.count, *mean.shape[1:]), mean.dtype)[rows.start : rows.stop]
+                for key, rows in parts
+            ]
+        )
+        return scale(self.vae, mean + posterior.std * noise.to(mean.device))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,17 @@ class Metrics:
 
     Args:
         step: The step that the run goes on from.
+
+    Attributes:
+        last: The line of that step; empty without one.
     """
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if step and path.exists() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if step and path.exists() else ""
+        kept = [line for line in text.splitlines() if _step_of(line) <= step]
         with replacing(path) as rewritten:
-            rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+            rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.last: dict = json.loads(kept[-1]) if kept else {}
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
@@ -60,9 +66,10 @@ class Metrics:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        row = json.loads(line)
+        return float(row["step"]) + 0 * row["loss"]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return float("inf")  # the unfinished last line of a killed run
+        return float("inf")  # the unfinished last line of a killed run, or a damaged one
 
 
 class RunLog:
@@ -89,6 +96,11 @@ class RunLog:
                     f"The tracker {settings.report_to} cannot start: {first_line(cause)}{hint}."
                 ) from cause
             self._note_files()
+
+    @property
+    def last(self) -> dict:
+        """The metrics of the step that the run goes on from; empty where it begins, and in other processes."""
+        return {} if self.metrics is None else self.metrics.last
 
     def write(self, row: dict) -> None:
         """Log the numbers of a step."""
@@ -182,27 +194,41 @@ class SampleGrid:
             if plan.made_for["guidance_scale"] is not None:
                 self.arguments["guidance_scale"] = plan.made_for["guidance_scale"]
 
-    def save(self, folder: Path, step: int, seed: int, observer: Observer = SILENT) -> Image.Image | None:
-        """Save the grid of a step and return it, with titles.
+    def draw(self, step: int, seed: int, observer: Observer = SILENT) -> dict[str, Any] | None:
+        """Sample the grid of a step; the cached and the uncached samples are in its ``pairs``.
 
         A failure is a warning and returns None, because training goes on. Global random states stay as they are.
         """
         arguments = {"num_inference_steps": GRID_STEPS, "seed": seed, **self.arguments}
-        try:
-            with torch.random.fork_rng(), captured_logs():
-                full = generate(self.pipe, self.conditions, **arguments).images
-                cached = generate(self.pipe, self.conditions, **{**arguments, **self.cached}).images
+        with self._warned(step, observer), torch.random.fork_rng(), captured_logs():
+            full = generate(self.pipe, self.conditions, **arguments).images
+            cached = generate(self.pipe, self.conditions, **{**arguments, **self.cached}).images
             pairs = np.stack([full, cached], axis=1).reshape(-1, *full.shape[1:])
+            return {"pairs": pairs, **arguments}
+        return None
+
+    def save(self, grid: dict[str, Any] | None, folder: Path, step: int, observer: Observer = SILENT):
+        """Save the grid of a step and return the image, with titles; None if that fails, or if ``grid`` is None."""
+        if grid is None:
+            return None
+        with self._warned(step, observer):
+            pairs, arguments = grid["pairs"], {key: value for key, value in grid.items() if key != "pairs"}
             folder.mkdir(exist_ok=True)
-            scale = max(1, 64 // full.shape[-3])
+            scale = max(1, 64 // pairs.shape[-3])
             image, offset = self._arrange(pairs, scale, step)
             history = {"step": step, "conditions": self.conditions, "columns": ["full", self.name], **self.record}
             media.save_png(image, folder / grid_name(step), {**history, "offset": offset, **arguments})
             return image
+        return None
+
+    @contextmanager
+    def _warned(self, step: int, observer: Observer) -> Iterator[None]:
+        """Turn a failure into a warning."""
+        try:
+            yield
         except Exception as cause:
             reason = f"{type(cause).__name__}: {cause}"
             observer.warn(f"the sample grid of step {step} failed ({reason}); training goes on.")
-            return None
 
     def _arrange(self, pairs: np.ndarray, scale: int, step: int) -> tuple[Image.Image, tuple[int, int]]:
         """Return the grid with its titles, and where its pixels begin.

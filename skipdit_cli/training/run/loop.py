@@ -20,8 +20,10 @@ from skipdit_cli.finite import first_broken
 from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
-from skipdit_cli.training.data.tensor_store import fingerprint_of_adapters
+from skipdit_cli.training.fingerprints import fingerprint_of_adapters
+from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.loss import Losses
+from skipdit_cli.training.recorded_settings import DRAW_SIZE, draw_size_of, samples_of_step
 from skipdit_cli.training.run.interrupt import interrupt
 from skipdit_cli.training.run.logs import RunLog, SampleGrid, grid_name
 from skipdit_cli.training.run.moving_average import MovingAverage
@@ -82,7 +84,7 @@ class Trainer:
         self.transformer = transformer_of(pipe) if expert is None else getattr(pipe, EXPERTS[expert])
         self.checkpoints = Checkpoints(settings.output, session.observer)
         self.step, self.seconds, self.data_seconds = 0, 0.0, 0.0
-        set_seed(settings.seed)
+        set_seed(settings.seed, device_specific=True)  # dropout of one process is not that of another
         set_train_mode(self.transformer, only_branches)
         self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
         self.checkpoints.check_room(self.trained)
@@ -98,6 +100,7 @@ class Trainer:
             "lora": fingerprint_of_adapters(self.transformer),
             "expert": expert,
         }
+        self.recorded[DRAW_SIZE] = draw_size_of(self.recorded)
         size, self.dataset, self.objective = set_up_data(session, pipe)
         plan = None if settings.plan is None else load_plan(settings.plan)
         self.grid = SampleGrid(session.samples, pipe, session.num_frames, size, plan)
@@ -114,8 +117,9 @@ class Trainer:
             SkipditError: The loss is not finite, or a checkpoint could not be written.
         """
         settings, observer = self.settings, self.session.observer
-        batches, row, saved, stopped = iter(self.loader()), {}, self.step, False
+        batches, saved, stopped = iter(self.loader()), self.step, False
         log = RunLog(settings, self.accelerator, self.step)
+        row = log.last
         if self.step == 0:
             self.validate(log)
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
@@ -156,7 +160,7 @@ class Trainer:
 
     def loader(self) -> DataLoader:
         """Return the micro-batches of this process from the current step on, without end."""
-        self.order = order_of(self.session, self.step)
+        self.order = order_of(self.session, self.step, self.recorded[DRAW_SIZE])
         return make_loader(self.session, self.dataset, self.order)
 
     def optimize(self, batches: Iterator[Batch]) -> dict:
@@ -198,7 +202,7 @@ class Trainer:
 
     def forward(self, batch: Batch, micro: int) -> Losses:
         """Return the loss of micro-batch number ``micro``."""
-        return self.objective(self.model, batch, micro, self.accelerator.process_index)
+        return self.objective(self.model, batch, micro, 0, rows=self.order.rows(micro))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Stop before a step that would spoil the weights (under fp16 the gradient scaler skips such steps)."""
@@ -220,30 +224,36 @@ class Trainer:
         )
 
     def validate(self, log: RunLog) -> None:
-        """Save and log a sample grid, made with the averaged weights, if the settings ask for it."""
+        """Save and log a sample grid, made with the averaged weights, if the settings ask for it.
+
+        Every process draws it, so that none waits for another; the main one saves it.
+        """
         if not self.settings.validation_steps:
             return
-        if self.accelerator.is_main_process:
-            output, observer = self.settings.output, self.session.observer
-            self.transformer.eval()
-            with self.average.applied(), self._all_on_device():
-                note(output, f"{SAMPLES}/{grid_name(self.step)}")
-                image = self.grid.save(output / SAMPLES, self.step, self.settings.seed, observer)
-            log.write_grid(image, self.step, self.grid.titles)
-            set_train_mode(self.transformer)
+        output, observer, main = self.settings.output, self.session.observer, self.accelerator.is_main_process
+        self.transformer.eval()
+        if main:
+            note(output, f"{SAMPLES}/{grid_name(self.step)}")
+        with self.average.applied(), self._all_on_device():
+            grid = self.grid.draw(self.step, self.settings.seed, observer)
+        if main:
+            log.write_grid(self.grid.save(grid, output / SAMPLES, self.step, observer), self.step, self.grid.titles)
+        set_train_mode(self.transformer)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
     def _all_on_device(self) -> Iterator[None]:
-        """Move the transformer that is not trained, of a pipeline with two, to the device for a while."""
+        """Have text encoders, and of two transformers the one that is not trained, on the device for a while."""
+        condition = self.objective.condition
         others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
-        for other in others:
-            other.to(self.accelerator.device)
-        try:
-            yield
-        finally:
+        with condition.on_device() if isinstance(condition, CaptionConditioning) else nullcontext():
             for other in others:
-                other.to("cpu")
+                other.to(self.accelerator.device)
+            try:
+                yield
+            finally:
+                for other in others:
+                    other.to("cpu")
 
     def any_process(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
@@ -290,4 +300,6 @@ class Trainer:
         random_states = state.rest["random"]
         if self.accelerator.process_index < len(random_states):
             set_random_state(random_states[self.accelerator.process_index])
+        if samples_of_step(state.settings) == samples_of_step(self.recorded):
+            self.recorded[DRAW_SIZE] = draw_size_of(state.settings)
         self.step = state.step

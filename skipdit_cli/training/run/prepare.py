@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.training_settings import TrainingSettings
+
+TIME_LIMIT = timedelta(hours=3)
+"""How long a process waits for the others, of which one may save a large checkpoint; NCCL's default is 10 minutes."""
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -24,6 +29,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             log_with=None if settings.report_to == "none" else settings.report_to,
             project_dir=settings.output / "logs",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIME_LIMIT)],
         )
     except ValueError as cause:
         raise UsageError(f"Got --mixed-precision {settings.mixed_precision}, refused here: {cause}.") from cause

@@ -21,14 +21,11 @@ from skipdit_cli.files import checksum
 from skipdit_cli.formats import to_json
 from skipdit_cli.models.weights import load_torch
 from skipdit_cli.training.observer import SILENT, Observer
+from skipdit_cli.training.recorded_settings import check_settings
 
 WEIGHTS, AVERAGE, REST, RECORD = "weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
 CHECKPOINT = "checkpoint"
 """The kind of a checkpoint's folder, see ``files``."""
-FILES = "files"
-"""The recorded setting that holds a hash of the names of all samples and of their labels or captions."""
-SINCE_CHECKSUMS = ("labels", FILES)
-"""Recorded settings that checkpoints of version 0.1.0 do not hold."""
 METRICS, SAMPLES, ASIDE = "metrics.jsonl", "samples", "set-aside"
 
 
@@ -63,10 +60,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are whole, in ascending order."""
-        if not self.output.is_dir():
-            return []
-        matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.output.iterdir())
-        return sorted(int(match[1]) for match in matches if match and (self.folder(int(match[1])) / RECORD).is_file())
+        return [step for step in self._all_steps() if (self.folder(step) / RECORD).is_file()]
+
+    def _all_steps(self) -> list[int]:
+        """Return the steps of all checkpoints, also of those that miss a file, in ascending order."""
+        matches = (re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in self.output.glob("checkpoint-*/*"))
+        return sorted({int(match[1]) for match in matches if match})
 
     def folder(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
@@ -86,10 +85,10 @@ class Checkpoints:
             SkipditError: The name is ``latest`` and there is no checkpoint.
             UsageError: The folder is no checkpoint, or every checkpoint is damaged.
         """
-        if name is None or (name == "auto" and self.latest() is None):
+        if name is None or (name == "auto" and not self._all_steps()):
             return None
         if name in ("latest", "auto"):
-            if self.latest() is None:
+            if not self._all_steps():
                 raise SkipditError(f"There is no checkpoint in {self.output} to resume from; 'auto' would begin anew.")
             return self._newest_undamaged()
         if not (Path(name) / RECORD).is_file():
@@ -102,7 +101,7 @@ class Checkpoints:
         return Path(name)
 
     def _newest_undamaged(self) -> Path:
-        for step in reversed(self.steps()):
+        for step in reversed(self._all_steps()):
             try:
                 check_whole(self.folder(step))
                 return self.folder(step)
@@ -238,27 +237,8 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         rest = load_torch(folder / REST)
         if then.get("use_ema") and not average:
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
-    now = json.loads(to_json(settings))
-    changed = [
-        _change(key, then.get(key), now.get(key))
-        for key in {**then, **now}
-        if then.get(key) != now.get(key) and key != FILES and (key in then or key not in SINCE_CHECKSUMS)
-    ]
-    if FILES in then and then[FILES] != now.get(FILES):
-        changed.append("other files, labels or captions in --data now")
-    if changed and not force:
-        raise UsageError(
-            f"Checkpoint {folder} was made with other settings ({'; '.join(changed)}); go on with --force-config."
-        )
+    check_settings(folder, then, json.loads(to_json(settings)), force)
     return TrainingState(step, weights, average, rest, then)
-
-
-def _change(key: str, then, now) -> str:
-    """Describe a setting that differs; of the labels of classes, the first that does."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
-        key, then, now = f"{key}: {name}", then.get(name), now.get(name)
-    return f"{key} {then} then, {now} now"
 
 
 def random_state() -> dict:
