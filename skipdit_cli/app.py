@@ -6,6 +6,7 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from skipdit_cli import console, files
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands.bench import bench
 from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
@@ -37,6 +38,8 @@ from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, sw
 from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, disk_failure, is_out_of_memory
 from skipdit_cli.version import __version__
 
+TOGETHER = ("finetune", "train", "sample", "calibrate", "evaluate", "prepare")
+"""The commands that several processes of a launcher run together; the others refuse them."""
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
 
@@ -63,19 +66,23 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     except (typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as cause:
-        console.error("interrupted.", INTERRUPTED)
+        if processes.end(cause, "interrupted."):
+            console.error("interrupted.", INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from cause
     except ClickException as cause:
         if type(cause).__name__ == "NoArgsIsHelpError":
             raise
-        console.error(_refusal(cause), cause.exit_code)
+        if processes.end(cause, _refusal(cause)):
+            console.error(_refusal(cause), cause.exit_code)
         raise typer.Exit(cause.exit_code) from cause
     except Exception as cause:
         meta = ctx.meta if ctx else {}
         if debug or meta.get("debug"):
             console.trace(cause)
         code = getattr(cause, "exit_code", 1)
-        console.error(_sentence(cause, meta.get("output")), code)
+        sentence = _sentence(cause, meta.get("output"))
+        if processes.end(cause, sentence):
+            console.error(sentence, code)
         raise typer.Exit(code) from cause
 
 
@@ -106,10 +113,21 @@ def _sentence(cause: Exception, output: object) -> str:
     if is_out_of_memory(cause):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
-            "smaller --train-batch-size or --gradient-checkpointing."
+            f"smaller --train-batch-size or --gradient-checkpointing{_measured_memory()}."
         )
     lines = str(cause).strip().splitlines() or ["no message"]
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
+
+
+def _measured_memory() -> str:
+    """Return the memory of the default device in brackets, where torch has been imported; else an empty text."""
+    if "torch" not in sys.modules:
+        return ""
+    import torch
+
+    from skipdit_cli.sampling.device import memory_figures
+
+    return f" ({memory_figures(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))})"
 
 
 class Command(PanelCommand):
@@ -139,7 +157,13 @@ class Command(PanelCommand):
             raise
 
     def invoke(self, ctx):
-        """Run the command; an error about a value that was not typed says where the value comes from."""
+        """Run the command; an error about a value that was not typed says where the value comes from.
+
+        Raises:
+            UsageError: A launcher has started several processes of a command that runs in one.
+        """
+        if self.name not in TOGETHER:
+            processes.check_alone(ctx.command_path.removeprefix("skipdit "))
         with self._naming_typed_flags(ctx), naming_source(ctx), files.command_locks():
             return super().invoke(ctx)
 
@@ -241,4 +265,8 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    console.be_silent(processes.rank() > 0)
+    try:
+        app()
+    finally:
+        processes.leave()

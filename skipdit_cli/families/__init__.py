@@ -6,6 +6,7 @@ from skipdit_cli.families.family import ExampleSize, Family, OfficialFiles, Pipe
 from skipdit_cli.families.registry import (
     FAMILIES,
     class_name,
+    class_name_of,
     class_named,
     declared_trunk,
     family_of,
@@ -24,6 +25,7 @@ __all__ = [
     "TextConditioning",
     "Training",
     "class_name",
+    "class_name_of",
     "class_named",
     "declared_trunk",
     "family_of",

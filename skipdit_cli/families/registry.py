@@ -52,9 +52,7 @@ def family_of(transformer) -> Family:
     Args:
         transformer: A model, or the name of its class.
     """
-    name = transformer
-    if not isinstance(transformer, str):
-        name = class_name(type(transformer).__name__, getattr(transformer, "config", {}))
+    name = transformer if isinstance(transformer, str) else class_name_of(transformer)
     return FAMILIES.get(name) or Family(name)
 
 
@@ -84,6 +82,13 @@ def class_name(name: str, config: Mapping) -> str:
         config: The config of the transformer.
     """
     return former_names().get(name, {}).get(str(config.get("norm_type")), name)
+
+
+def class_name_of(transformer) -> str:
+    """Return the present name of a transformer's class; FSDP2 makes the transformer an instance of a subclass."""
+    bases = type(transformer).__mro__
+    kind = bases[2] if bases[1].__name__ == "FSDPModule" else bases[0]
+    return class_name(kind.__name__, getattr(transformer, "config", {}))
 
 
 def class_named(name: str) -> type[Any]:

@@ -92,7 +92,7 @@ class SkipMerge:
             # A source is kept as long as the input of its target lives. Of a source that is this input, or a part of
             # it, only the number of tokens is kept: the tensor would keep the input, and so itself, alive for good.
             is_input = pair is not None and sources.units[pair] == index
-            self.joined.setdefault(x, {})[index] = (None, sources.tokens) if is_input else (source,)
+            self.joined.setdefault(_held(x), {})[index] = (None, sources.tokens) if is_input else (source,)
         return streams if source is None else self._merged(index, streams, source)
 
     def recompute(self, index: int, streams: list) -> list | None:
@@ -102,6 +102,8 @@ class SkipMerge:
             return None
         x = streams[self.trunk.joined_position(index)]
         record = self.joined.get(x, {}).get(index)
+        if record is None and x._base is not None:
+            record = self.joined.get(x._base, {}).get(index)
         if record is None:
             return None
         source = record[0] if len(record) == 1 else self.trunk.joined_part(index, x, record[1])
@@ -121,6 +123,12 @@ class SkipMerge:
         streams = list(streams)
         streams[position] = _replace_tokens(x, self.branches(part, source, self._pair(index)), start)
         return streams
+
+
+def _held(x: torch.Tensor) -> torch.Tensor:
+    """The tensor that gradient checkpointing holds for a block's input: FSDP2 gives the block a view of it."""
+    is_view = type(x.grad_fn).__name__ == "RegisterPostBackwardFunctionBackward"
+    return x._base if is_view and x._base is not None else x
 
 
 def _sources(state: ForwardState) -> Sources:

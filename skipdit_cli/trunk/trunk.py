@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.families import Backbone, BlockList, class_name
+from skipdit_cli.families import Backbone, BlockList, class_name_of
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.trunk.first_pass import FirstPass
 from skipdit_cli.trunk.forward_state import ForwardState, ForwardStates
@@ -238,7 +238,7 @@ def _swap_tokens(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def class_of(transformer) -> str:
     """Return the name that diffusers has today for the transformer's class."""
-    return class_name(type(transformer).__name__, getattr(transformer, "config", {}))
+    return class_name_of(transformer)
 
 
 def parameters_of(block):

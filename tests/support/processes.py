@@ -7,8 +7,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PRELOADED = ["torch.distributed", "accelerate", "diffusers", "skipdit_cli.app", "skipdit_cli.sampling.generate"]
-PRELOADED += ["skipdit_cli.training.run.complete", "skipdit_cli.planning.calibrate"]
+PRELOADED = [
+    "torch.distributed",
+    "sklearn.datasets",
+    "accelerate",
+    "diffusers",
+    "skipdit_cli.app",
+    "skipdit_cli.training.run.complete",
+    "skipdit_cli.sampling.generate",
+    "skipdit_cli.planning.calibrate",
+]
 """Imported once, in the process that all others are forked from: their start then takes no time."""
 
 
@@ -44,10 +52,7 @@ def start_together(processes: int, *arguments, folder: Path, env: dict | None = 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
+    port, started = free_port(), []
     for rank in range(processes):
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
@@ -57,6 +62,13 @@ def start_together(processes: int, *arguments, folder: Path, env: dict | None = 
         process.start()
         started.append(process)
     return started
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _run(arguments: list[str], env: dict[str, str], folder: Path, rank: int) -> None:

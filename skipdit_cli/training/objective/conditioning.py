@@ -84,7 +84,7 @@ class CaptionConditioning:
     def __init__(
         self, family: TextConditioning, device: torch.device, store: Store | None = None, observer: Observer = SILENT
     ):
-        self.family, self.device, self.observer = family, device, observer
+        self.family, self.observer = family, observer
         parts = family.pipe.components
         check_encoders(name for name, part in parts.items() if part is None)
         names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
@@ -135,18 +135,6 @@ class CaptionConditioning:
         """Move the text encoders off the device, when all captions are kept."""
         for encoder in self.encoders.values():
             encoder.to("cpu")
-
-    @contextmanager
-    def on_device(self) -> Iterator[None]:
-        """Have the text encoders on the device for a while, for sample grids."""
-        former = {name: encoder.device for name, encoder in self.encoders.items()}
-        for encoder in self.encoders.values():
-            encoder.to(self.device)
-        try:
-            yield
-        finally:
-            for name, encoder in self.encoders.items():
-                encoder.to(former[name])
 
     def _kept(self, caption: str) -> Tensors:
         name = caption_name(caption)

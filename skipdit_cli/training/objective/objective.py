@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -92,7 +92,12 @@ class Objective:
             parts: The keys of the draws that its random numbers are taken from, each with the rows that are taken.
             key: The key under which ``broken_sample`` finds the micro-batch.
         """
-        x0 = self.encode(pixels.to(self.device), parts)
+
+        def normal(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+            noise = [self._latent_noise(each, (rows.count, *shape[1:]), dtype) for each, rows in parts]
+            return torch.cat([whole[rows.start : rows.stop] for whole, (_, rows) in zip(noise, parts)])
+
+        x0 = self.encode(pixels.to(self.device), normal)
         self.finite[key] = x0.flatten(1).isfinite().all(1)  # stays on the device until a loss is not finite
         shape = tuple(x0.shape[1:])
         draws = [self._draw(each, (rows.count, *shape)).rows(rows.start, rows.stop) for each, rows in parts]
@@ -126,20 +131,14 @@ class Objective:
         output = self.condition.predict(model, xt, times, conditions, draws.dropped, **arguments)
         return self.loss(output, x0, noise, t)
 
-    def encode(self, pixels: torch.Tensor, parts: Sequence[tuple[tuple[int, ...], Rows]]) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, normal: Callable[[torch.Size, torch.dtype], torch.Tensor]) -> torch.Tensor:
         """Return scaled latents drawn from the VAE's posterior; the pixels themselves if the pipeline has no VAE.
 
         Args:
-            parts: See ``draw``.
+            normal: Draws numbers from the normal distribution, in a shape and a dtype.
         """
         if self.vae is None:
             return pixels
         posterior = DiagonalGaussianDistribution(pixels if self.encoded else moments(self.vae, pixels))
-        mean = posterior.mean
-        noise = torch.cat(
-            [
-                self._latent_noise(key, (rows.count, *mean.shape[1:]), mean.dtype)[rows.start : rows.stop]
-                for key, rows in parts
-            ]
-        )
-        return scale(self.vae, mean + posterior.std * noise.to(mean.device))
+        noise = normal(posterior.mean.shape, posterior.mean.dtype).to(posterior.mean.device)
+        return scale(self.vae, posterior.mean + posterior.std * noise)

@@ -67,8 +67,8 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         row = json.loads(line)
-        return float(row["step"]) + 0 * row["loss"]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float(row["step"]) + 0 * row.get("loss", 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return float("inf")  # the unfinished last line of a killed run, or a damaged one
 
 

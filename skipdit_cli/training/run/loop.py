@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +13,24 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 
-from skipdit_cli.errors import NotFiniteError, SkipditError, UsageError
+from skipdit_cli.errors import NotFiniteError, SkipditError
 from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import note
 from skipdit_cli.finite import first_broken
+from skipdit_cli.planning.hardware import out_of_memory
 from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
+from skipdit_cli.training.distributed.parallelism import Parameters, parallelism_of, trained_parameters
+from skipdit_cli.training.distributed.restored_tensors import restore
+from skipdit_cli.training.distributed.sharding import local_tensor
 from skipdit_cli.training.fingerprints import fingerprint_of_adapters
-from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.recorded_settings import DRAW_SIZE, draw_size_of, samples_of_step
 from skipdit_cli.training.run.interrupt import interrupt
 from skipdit_cli.training.run.logs import RunLog, SampleGrid, grid_name
 from skipdit_cli.training.run.moving_average import MovingAverage
-from skipdit_cli.training.run.prepare import make_schedule, set_train_mode
+from skipdit_cli.training.run.prepare import make_schedule, on_device, set_train_mode
 from skipdit_cli.training.run.session import Session
 from skipdit_cli.training.run.state import (
     SAMPLES,
@@ -82,12 +85,12 @@ class Trainer:
         settings, accelerator, expert = session.settings, session.accelerator, session.expert
         self.session, self.settings, self.accelerator, self.pipe = session, settings, accelerator, pipe
         self.transformer = transformer_of(pipe) if expert is None else getattr(pipe, EXPERTS[expert])
-        self.checkpoints = Checkpoints(settings.output, session.observer)
+        keep, every = settings.checkpoints_total_limit, settings.checkpointing_steps
+        self.checkpoints = Checkpoints(settings.output, session.observer, keep, every)
         self.step, self.seconds, self.data_seconds = 0, 0.0, 0.0
         set_seed(settings.seed, device_specific=True)  # dropout of one process is not that of another
         set_train_mode(self.transformer, only_branches)
-        self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
-        self.checkpoints.check_room(self.trained)
+        self.checkpoints.check_room(trained_parameters(self.transformer))
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if pipe.vae is not None:
@@ -101,13 +104,17 @@ class Trainer:
             "expert": expert,
         }
         self.recorded[DRAW_SIZE] = draw_size_of(self.recorded)
-        size, self.dataset, self.objective = set_up_data(session, pipe)
+        self.size, self.dataset, self.objective = set_up_data(session, pipe)
         plan = None if settings.plan is None else load_plan(settings.plan)
-        self.grid = SampleGrid(session.samples, pipe, session.num_frames, size, plan)
-        optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.schedule = make_schedule(optimizer, settings)
-        self.model, self.optimizer = accelerator.prepare(self.transformer, optimizer)
+        self.grid = SampleGrid(session.samples, pipe, session.num_frames, self.size, plan)
+        self.parallelism = parallelism_of(accelerator)
+        self.trained, self.model, self.optimizer = self.parallelism.prepare(self.transformer, self._make_optimizer)
         self.average = MovingAverage(self.trained, settings.ema_decay if settings.use_ema else None)
+
+    def _make_optimizer(self, trained: Parameters) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(trained.values(), lr=self.settings.learning_rate, weight_decay=0.0)
+        self.schedule = make_schedule(optimizer, self.settings)
+        return optimizer
 
     @translated_loader_errors()
     def run(self) -> Outcome:
@@ -125,7 +132,8 @@ class Trainer:
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
             advance(self.step)
             while self.step < settings.max_train_steps and not stopped:
-                row = self.optimize(batches)
+                with out_of_memory.explained(self):
+                    row = self.optimize(batches)
                 log.write(row)
                 advance(1, self._progress_note(row))
                 if settings.validation_steps and self.step % settings.validation_steps == 0:
@@ -134,8 +142,9 @@ class Trainer:
                 if stopped or self.step % settings.checkpointing_steps == 0 or self.step == settings.max_train_steps:
                     self.save()
                     saved = self.step
-        log.close()
-        return self._finish(row, saved, stopped)
+        outcome = self._finish(row, saved, stopped)
+        log.close()  # ends the process group
+        return outcome
 
     def _progress_note(self, row: dict) -> str:
         """Return the loss, and of a run with a number of epochs the epoch, for the progress bar."""
@@ -144,14 +153,15 @@ class Trainer:
 
     def _finish(self, row: dict, saved: int, stopped: bool) -> Outcome:
         """Leave the averaged weights in the transformer and return how the run ended."""
-        self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.average.apply()
+        count = sum(p.numel() for p in self.trained.values())
+        self.parallelism.finish(self.model, self.transformer)
         self.transformer.eval()
         return Outcome(
             self.accelerator.is_main_process,
             self.step,
             stopped and self.step < self.settings.max_train_steps,
-            sum(p.numel() for p in self.trained.values()),
+            count,
             str(self.checkpoints.folder(saved)) if saved else None,
             row,
             self.seconds,
@@ -165,9 +175,9 @@ class Trainer:
 
     def optimize(self, batches: Iterator[Batch]) -> dict:
         """Take one optimizer step over the next micro-batches and return its line of the metrics."""
-        settings, accelerator, start = self.settings, self.accelerator, time.perf_counter()
+        accelerator, start = self.accelerator, time.perf_counter()
         losses, waited = self._accumulate(batches)
-        norm = float(accelerator.clip_grad_norm_(self.trained.values(), settings.max_grad_norm or math.inf))
+        norm = self.parallelism.clip(self.trained, self.settings.max_grad_norm)
         loss, mse, vb = accelerator.reduce(losses, "mean").tolist()
         self._check_finite(loss, norm)
         rate = self.schedule.get_last_lr()[0]
@@ -179,7 +189,7 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - start
         self.seconds, self.data_seconds = self.seconds + seconds, self.data_seconds + waited
-        batch = settings.batch(accelerator.num_processes)
+        batch = self.settings.batch(accelerator.num_processes)
         times = {"seconds": seconds, "data_seconds": waited, "samples_per_second": batch / seconds}
         epoch = round(self.step * batch / len(self.session.samples), 4)
         row = {"step": self.step, "epoch": epoch, "loss": loss, "mse": mse, "vb": vb, "lr": rate, "grad_norm": norm}
@@ -194,7 +204,7 @@ class Trainer:
             start = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - start
-            with self.accelerator.no_sync(self.model) if micro < count - 1 else nullcontext():
+            with self.parallelism.accumulating(self.model) if micro < count - 1 else nullcontext():
                 losses = self.forward(batch, self.step * count + micro)
                 self.accelerator.backward(losses.total)
             sums += torch.stack([losses.total.detach(), losses.mse, losses.vb])
@@ -216,7 +226,7 @@ class Trainer:
             )
         last = self.checkpoints.latest()
         kept = f"{last} is the last good checkpoint" if last else "no checkpoint had been saved"
-        weight = first_broken(self.trained.items())
+        weight = first_broken((name, local_tensor(parameter)) for name, parameter in self.trained.items())
         where = f", with {weight} among the weights" if weight else ""
         raise Diverged(
             f"The loss became {loss} (gradient norm {norm}) at step {self.step + 1}{where}: {kept}; try a lower "
@@ -234,26 +244,18 @@ class Trainer:
         self.transformer.eval()
         if main:
             note(output, f"{SAMPLES}/{grid_name(self.step)}")
-        with self.average.applied(), self._all_on_device():
+        others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
+        others += getattr(self.objective.condition, "encoders", {}).values()
+        with (
+            self.average.applied(),
+            on_device(others, self.accelerator.device),
+            self.parallelism.sampling(self.transformer),
+        ):
             grid = self.grid.draw(self.step, self.settings.seed, observer)
         if main:
             log.write_grid(self.grid.save(grid, output / SAMPLES, self.step, observer), self.step, self.grid.titles)
         set_train_mode(self.transformer)
         self.accelerator.wait_for_everyone()
-
-    @contextmanager
-    def _all_on_device(self) -> Iterator[None]:
-        """Have text encoders, and of two transformers the one that is not trained, on the device for a while."""
-        condition = self.objective.condition
-        others = [other for other in transformers_of(self.pipe).values() if other is not self.transformer]
-        with condition.on_device() if isinstance(condition, CaptionConditioning) else nullcontext():
-            for other in others:
-                other.to(self.accelerator.device)
-            try:
-                yield
-            finally:
-                for other in others:
-                    other.to("cpu")
 
     def any_process(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
@@ -263,23 +265,19 @@ class Trainer:
         return bool(self.accelerator.reduce(flags, "sum") > 0)
 
     def save(self) -> None:
-        """Write the checkpoint of the current step, from the main process."""
-        random_states = gather_object([random_state()])
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            rest = {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-                "average_step": self.average.steps,
-                "random": random_states,
-            }
-            weights = {name: p.detach() for name, p in self.trained.items()}
-            state = TrainingState(self.step, weights, self.average.state_dict(), rest, self.recorded)
-            self.checkpoints.save(state, self.settings.checkpoints_total_limit)
+        """Write the checkpoint of the current step."""
+        scaler = self.accelerator.scaler
+        rest = {
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "average_step": self.average.steps,
+            "random": gather_object([random_state()]),
+        }
+        weights = {name: p.detach() for name, p in self.trained.items()}
+        state = TrainingState(self.step, weights, self.average.state_dict(), rest, self.recorded)
+        self.parallelism.save(self.checkpoints, state, self.optimizer, self.trained)
         self.accelerator.wait_for_everyone()
 
-    @torch.no_grad()
     def resume(self, folder: Path) -> None:
         """Go back to a checkpoint.
 
@@ -287,13 +285,7 @@ class Trainer:
             UsageError: It is damaged, made under other settings, or of another model.
         """
         state = load_state(folder, self.recorded, self.settings.force_config)
-        shapes = {name: p.shape for name, p in self.trained.items()}
-        if {name: tensor.shape for name, tensor in state.weights.items()} != shapes:
-            raise UsageError(f"Checkpoint {folder} holds other weights than this run trains; give the model it is of.")
-        for name, parameter in self.trained.items():
-            parameter.copy_(state.weights[name])
-        self.average.load(state.average or state.weights, state.rest["average_step"])
-        self.optimizer.load_state_dict(state.rest["optimizer"])
+        restore(folder, state, self.trained, self.average, self.optimizer)
         self.schedule.load_state_dict(state.rest["schedule"])
         if self.accelerator.scaler and state.rest["scaler"]:
             self.accelerator.scaler.load_state_dict(state.rest["scaler"])

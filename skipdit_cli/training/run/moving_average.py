@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from diffusers.training_utils import EMAModel
 
+from skipdit_cli.training.distributed.sharding import local_tensor
+
 
 class MovingAverage:
-    """The moving average of parameters by name.
+    """The moving average of parameters by name; those of sharded parameters are sharded alike.
 
     Args:
         decay: None keeps no average: every method then leaves the parameters as they are.
@@ -28,7 +30,7 @@ class MovingAverage:
     def apply(self) -> None:
         """Copy the averages into the parameters."""
         if self.ema:
-            self.ema.copy_to(self.parameters)
+            self._copy_to_parameters(map(local_tensor, self.ema.shadow_params))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -36,12 +38,16 @@ class MovingAverage:
         if not self.ema:
             yield
             return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        former = [local_tensor(parameter).cpu().clone() for parameter in self.parameters]
+        self.apply()
         try:
             yield
         finally:
-            self.ema.restore(self.parameters)
+            self._copy_to_parameters(former)
+
+    def _copy_to_parameters(self, tensors: Iterable[torch.Tensor]) -> None:
+        for parameter, tensor in zip(self.parameters, tensors):
+            local_tensor(parameter).copy_(tensor)
 
     @property
     def steps(self) -> int:
@@ -52,9 +58,7 @@ class MovingAverage:
         """Return the averages by name; empty without an average."""
         return dict(zip(self.names, self.ema.shadow_params)) if self.ema else {}
 
-    def load(self, averages: Mapping[str, torch.Tensor], steps: int) -> None:
-        """Go back to the averages of a checkpoint."""
-        for name, average in self.state_dict().items():
-            average.copy_(averages[name])
+    def set_steps(self, steps: int) -> None:
+        """Go on as after so many steps."""
         if self.ema:
             self.ema.optimization_step = steps

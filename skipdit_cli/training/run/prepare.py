@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -10,6 +12,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.training.distributed.sharding import check_fsdp, fsdp_is_requested
 from skipdit_cli.training.training_settings import TrainingSettings
 
 TIME_LIMIT = timedelta(hours=3)
@@ -22,6 +25,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     Raises:
         UsageError: The machine does not support the precision, or the launcher's way of distributing is not supported.
     """
+    if fsdp_is_requested():
+        check_fsdp()
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # without it, several CPU processes would not form a group
@@ -35,8 +40,10 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         raise UsageError(f"Got --mixed-precision {settings.mixed_precision}, refused here: {cause}.") from cause
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UsageError("Got --mixed-precision fp16 without a GPU; the CPU trains in no (float32) and bf16.")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UsageError(f"Launched with {accelerator.distributed_type}; expected one process, or several with DDP.")
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(
+            f"Launched with {accelerator.distributed_type}; expected one process, or several with DDP or FSDP2."
+        )
     return accelerator
 
 
@@ -64,3 +71,16 @@ def set_train_mode(transformer, only_branches: bool | None = None) -> None:
         transformer.requires_grad_(not only_branches)
         if only_branches:
             transformer.skip_branches.requires_grad_(True)
+
+
+@contextmanager
+def on_device(modules: Iterable, device: torch.device) -> Iterator[None]:
+    """Have modules, each on a device of its own, on one device for a while."""
+    former = [(module, module.device) for module in modules]
+    for module, _ in former:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module, place in former:
+            module.to(place)

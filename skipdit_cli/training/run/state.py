@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.files import checksum
 from skipdit_cli.formats import to_json
 from skipdit_cli.models.weights import load_torch
+from skipdit_cli.training.distributed.sharded_checkpoint import is_sharded
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.recorded_settings import check_settings
 
@@ -47,16 +49,27 @@ class TrainingState:
     rest: dict
     settings: dict
 
+    def write(self, folder: Path) -> dict[str, str]:
+        """Write the weights and their averages into a folder, and return the checksums of the files by name."""
+        tensors = {WEIGHTS: self.weights, AVERAGE: self.average}
+        written = {name: each for name, each in tensors.items() if each or name == WEIGHTS}
+        for name, each in written.items():
+            save_file(each, folder / name)
+        return {name: checksum(folder / name) for name in written}
+
 
 class Checkpoints:
     """The folders ``checkpoint-N`` of one run.
 
     Args:
         observer: Receives a warning about every damaged checkpoint that ``find`` passes over.
+        keep: The number of checkpoints to keep; None keeps all.
+        every: The steps between two planned checkpoints. One between them, which an interruption left, is deleted
+            before the planned ones.
     """
 
-    def __init__(self, output: Path, observer: Observer = SILENT):
-        self.output, self.observer = output, observer
+    def __init__(self, output: Path, observer: Observer = SILENT, keep: int | None = None, every: int = 1):
+        self.output, self.observer, self.keep, self.every = output, observer, keep, every
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are whole, in ascending order."""
@@ -135,11 +148,12 @@ class Checkpoints:
         files.forget(self.output, *moved)
         return aside
 
-    def save(self, state: TrainingState, keep: int | None = None) -> Path:
+    def save(self, state: TrainingState, write: Callable[[Path], dict[str, str]] | None = None) -> Path:
         """Write a checkpoint whole or not at all, then delete the oldest ones.
 
         Args:
-            keep: The number of checkpoints to keep; None keeps all.
+            write: Writes the tensors into a folder in another way than this one, and returns the checksums of its
+                files by name.
         Raises:
             SkipditError: It could not be written; those before it are untouched.
         """
@@ -148,11 +162,9 @@ class Checkpoints:
             self.check_room(state.weights)
             files.note(self.output, f"{folder.name}/")
             with files.fill_folder(folder, CHECKPOINT) as part:
-                save_file(state.weights, part / WEIGHTS)
-                if state.average:
-                    save_file(state.average, part / AVERAGE)
+                sums = (write or state.write)(part)
                 torch.save(state.rest, part / REST)
-                sums = {name: checksum(part / name) for name in (AVERAGE, REST, WEIGHTS) if (part / name).is_file()}
+                sums = {**sums, REST: checksum(part / REST)}
                 record = {"step": state.step, "settings": state.settings, "files": sums}
                 record = json.loads(to_json(record))
                 (part / RECORD).write_text(to_json({**record, "sha256": _digest(record)}, indent=2))
@@ -162,7 +174,8 @@ class Checkpoints:
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
         files.note(self.output, state=files.RESUMABLE)
         others = [step for step in self.steps() if step != state.step]
-        for step in others[: max(len(others) + 1 - keep, 0)] if keep else ():
+        others.sort(key=lambda step: (step % self.every == 0, step))
+        for step in others[: max(len(others) + 1 - self.keep, 0)] if self.keep else ():
             self.remove(step)
         return folder
 
@@ -221,7 +234,7 @@ def _digest(record: dict) -> str:
 
 
 def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingState:
-    """Read a checkpoint.
+    """Read a checkpoint; of one in shards, all but the tensors.
 
     Args:
         settings: The recorded settings of the run.
@@ -232,10 +245,10 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
     with reading(f"Checkpoint {folder}", "resume from an earlier one"):
         record = json.loads((folder / RECORD).read_text())
         step, then = int(record["step"]), dict(record["settings"])
-        weights = load_file(folder / WEIGHTS)
+        weights = {} if is_sharded(folder) else load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
         rest = load_torch(folder / REST)
-        if then.get("use_ema") and not average:
+        if then.get("use_ema") and weights and not average:
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
     check_settings(folder, then, json.loads(to_json(settings)), force)
     return TrainingState(step, weights, average, rest, then)

@@ -1,0 +1,1 @@
+"""Training in several processes: replicated or sharded weights, and checkpoints of sharded ones."""
