@@ -520,7 +520,7 @@ def read_array(folder: Path) -> object:
     from skipdit_cli.evaluation.image_set import open_image_set
 
     images = open_image_set(str(folder / "images.npz"), "--reference", None, None, None)
-    return images.class_labels(), [batch.shape for batch in images.read(0, 2)]
+    return images.class_labels(), [batch.shape for batch in images.read([slice(0, 2)])]
 
 
 def read_scorer(folder: Path) -> object:
