@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from skipdit_cli import files
 from skipdit_cli.bench.timing import Measured, interleave
 from skipdit_cli.cache import CacheReport
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.formats import to_json
 from skipdit_cli.sampling.generate import Generated
 
@@ -57,10 +58,11 @@ class KeptRounds:
                     "--overwrite to begin anew, or delete it."
                 )
             return
-        if not self._samples.is_file() or files.checksum(self._samples) != kept["samples"]:
+        if not self._samples.is_file() or files.checksum(self._samples) != kept.get("samples"):
             logger.warning("%s is missing or damaged, so %s.", self._samples, ANEW)
             return
-        self.kept, self.sessions = kept, [*kept["sessions"], 0]
+        with self._reading():
+            self.kept, self.sessions = kept, [*map(int, kept["sessions"]), 0]
 
     @property
     def rounds(self) -> int:
@@ -86,13 +88,21 @@ class KeptRounds:
         """Return what was measured of each case; None of each where nothing was.
 
         Raises:
-            UsageError: The rounds are of other cases.
+            UsageError: The rounds are of other cases, or are none.
         """
         if self.kept is None:
             return [None] * len(cases)
         if self.kept.get("cases") != list(map(repr, cases)):
             raise UsageError(f"Got {self.path}, of a bench with other rows; delete it, and run the bench again.")
-        return self._read()
+        with self._reading():
+            measured = self._read()
+            if len(measured) != len(cases):
+                raise ValueError(f"it has {len(measured)} cases")
+        return measured
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Refuse files that are whole, and yet are not as a bench writes them."""
+        return reading(f"Got {self.path}, which", "delete it, and run the bench again", "is not of a bench")
 
     def _read(self) -> list[Measured]:
         from safetensors.torch import load_file

@@ -20,7 +20,7 @@ from typing import Any
 
 from skipdit_cli import files
 from skipdit_cli.errors import SkipditError
-from skipdit_cli.formats import to_json
+from skipdit_cli.formats import is_number, to_json
 from skipdit_cli.studies.launch import TRAINS, launch, run_together
 from skipdit_cli.studies.study import Study
 from skipdit_cli.training.observer import SILENT, Observer
@@ -203,7 +203,9 @@ class StudyRun:
 
 def _read_kept(file: Path) -> dict[str, Any] | None:
     """Return what was kept in a file; None if there is nothing, or a damaged file."""
-    return files.read_checked(file, MOST_BYTES, "it is made again")
+    kept = files.read_checked(file, MOST_BYTES, "it is made again")
+    is_kept = kept is not None and kept.keys() >= {"key", "value"} and is_number(kept.get("seconds"))
+    return kept if is_kept else None
 
 
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:

@@ -29,6 +29,9 @@ def check_settings(folder: Path, then: dict, now: dict, force: bool = False) -> 
     Raises:
         UsageError: The settings differ.
     """
+    for key in BATCH:
+        if type(then.get(key)) is not int or not 0 < then[key] < 2**31:
+            raise UsageError(f"Checkpoint {folder} records no {key} that a run has; resume from an earlier one.")
     changed = [
         _change(key, then.get(key), now.get(key))
         for key in {**then, **now}

@@ -16,6 +16,8 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from skipdit_cli.files.checked import CHECKSUM, digest
+
 PATHS = (
     "../../../../../../etc/passwd", "/etc/passwd", "../stranger-secret.png", "../stranger-secret", "..", ".", "", "/",
     "\\\\server\\share\\a.png", "C:\\a.png", "http://127.0.0.1:9/a.png", "file:///etc/passwd", "hf://a/b", "~/a",
@@ -169,6 +171,17 @@ def json_files(content: bytes):
     texts = st.sampled_from(JSON_TEXTS).map(lambda text: text.encode())
     document = documents(json.loads(content)).map(as_json)
     return document | document | document | spoiled(content) | texts | st.just(b"\xff\xfe{\0}\0")
+
+
+def checked_files(content: bytes):
+    """Draw a JSON file that holds its own checksum, which may be right all the same."""
+    document = json.loads(content)
+    document.pop(CHECKSUM)
+
+    def write(changed) -> bytes:
+        return as_json({**changed, CHECKSUM: digest(changed)} if isinstance(changed, dict) else changed)
+
+    return documents(document).map(lambda changed: json.loads(as_json(changed))).map(write) | json_files(content)
 
 
 def json_lines(content: bytes):

@@ -230,21 +230,40 @@ def make_dataset(folder: Path) -> None:
     datasets.Dataset.from_dict(rows, features).save_to_disk(folder / "saved")
 
 
-KEY = {"a": 1}
-KEPT = "f9/f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310.safetensors"
+SHARD = f"latents-{'0' * 32}.safetensors"
 
 
 def make_store(folder: Path) -> None:
-    from skipdit_cli.training.data.tensor_store import Store
     from torch import arange
 
-    Store(folder).get(KEY, lambda: {"moments": arange(6.0), "mask": arange(2)})
+    from skipdit_cli.training.encoded.tensor_shard import write_shard
+    from skipdit_cli.training.encoded.tensor_store import Store
+
+    entries = {f"{name:064}": {"moments": arange(6.0).view(2, 3), "mask": arange(2)} for name in range(3)}
+    shard = write_shard(folder, "latents", {"size": 8}, {"name": "digits"}, entries)
+    store = Store(folder)
+    store.write_manifest(store.shards()[0])
+    shutil.copyfile(shard, folder / SHARD)  # under a name that does not depend on its content
+
+
+def read_shard(folder: Path) -> object:
+    from skipdit_cli.training.encoded.tensor_shard import open_shard
+
+    shard = open_shard(folder / SHARD)
+    return [shard.read(position) for position in range(len(shard.names))]
 
 
 def read_store(folder: Path) -> object:
-    from skipdit_cli.training.data.tensor_store import Store
+    from skipdit_cli.training.encoded.tensor_store import Store
 
-    return Store(folder).read(KEY)
+    return Store(folder).shards()
+
+
+def recorded() -> dict[str, object]:
+    """Return settings that a checkpoint records."""
+    from skipdit_cli.training.recorded_settings import BATCH
+
+    return {"use_ema": True, "seed": 0, "files": "x", **dict.fromkeys(BATCH, 2)}
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -253,7 +272,7 @@ def make_checkpoint(folder: Path) -> None:
     from skipdit_cli.training.run.state import Checkpoints, TrainingState, random_state
 
     rest = {"optimizer": {"state": {0: {"step": ones(()), "exp_avg": ones(2, 2)}}}, "random": [random_state()]}
-    state = TrainingState(1, {"a": ones(2, 2)}, {"a": ones(2, 2)}, rest, {"use_ema": True, "seed": 0, "files": "x"})
+    state = TrainingState(1, {"a": ones(2, 2)}, {"a": ones(2, 2)}, rest, recorded())
     Checkpoints(folder).save(state)
     rows = [{"step": step, "loss": 0.5, "seconds": 0.1} for step in range(1, 7)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -288,7 +307,7 @@ def make_kept(folder: Path) -> None:
     for part in ("results", "measured"):
         (folder / part).mkdir()
         kept = {"key": "a", "value": {"loss": 0.5}, "seconds": 1.5}
-        (folder / part / "vanilla-0.json").write_text(json.dumps(kept))
+        files.write_checked(folder / part / "vanilla-0.json", kept)
 
 
 def make_statistics(folder: Path) -> None:
@@ -448,7 +467,7 @@ def read_checkpoint(folder: Path) -> object:
 
     with contextlib.suppress(UsageError):
         check_whole(folder / "checkpoint-1")
-    return load_state(folder / "checkpoint-1", {"use_ema": True, "seed": 0, "files": "x"}, force=True)
+    return load_state(folder / "checkpoint-1", recorded(), force=True)
 
 
 def read_metrics(folder: Path) -> object:
@@ -501,7 +520,7 @@ def read_array(folder: Path) -> object:
     from skipdit_cli.evaluation.image_set import open_image_set
 
     images = open_image_set(str(folder / "images.npz"), "--reference", None, None, None)
-    return images.class_labels(), [batch.shape for batch in images.read(0, 2)]
+    return images.class_labels(), [batch.shape for batch in images.read([slice(0, 2)])]
 
 
 def read_scorer(folder: Path) -> object:
@@ -575,17 +594,18 @@ READERS = [
     Reader("state of a data set", make_dataset, "saved/state.json", JSON, read_data("hf:{}/saved", num_classes=2)),
     Reader("facts of a data set", make_dataset, "saved/dataset_info.json", JSON,
            read_data("hf:{}/saved", num_classes=2)),
-    Reader("kept latents", make_store, KEPT, TENSORS, read_store),
+    Reader("shard of latents", make_store, SHARD, TENSORS, read_shard),
+    Reader("manifest of latents", make_store, "manifest.json", JSON, read_store),
     Reader("checkpoint record", make_checkpoint, "checkpoint-1/state.json", JSON, read_checkpoint),
     Reader("checkpoint weights", make_checkpoint, "checkpoint-1/weights.safetensors", TENSORS, read_checkpoint),
     Reader("checkpoint optimizer", make_checkpoint, "checkpoint-1/optimizer.pt", TORCH, read_checkpoint),
     Reader("losses", make_checkpoint, "metrics.jsonl", mutations.json_lines, read_metrics),
     Reader("marker", make_output, f"out/{files.MARKER}", JSON, read_marker),
     Reader("interrupted sampling", make_output, "begun/partial.json", JSON, read_partial),
-    Reader("interrupted calibration", make_kept, "plan.yaml.partial.json", JSON, read_journal),
-    Reader("interrupted bench", make_kept, "bench.partial.json", JSON, read_rounds),
+    Reader("interrupted calibration", make_kept, "plan.yaml.partial.json", mutations.checked_files, read_journal),
+    Reader("interrupted bench", make_kept, "bench.partial.json", mutations.checked_files, read_rounds),
     Reader("samples of a bench", make_kept, "bench.partial.safetensors", TENSORS, read_rounds),
-    Reader("interrupted study", make_kept, "results/vanilla-0.json", JSON, read_study),
+    Reader("interrupted study", make_kept, "results/vanilla-0.json", mutations.checked_files, read_study),
     Reader("statistics", make_statistics, "statistics.npz", mutations.npz_files, read_statistics),
     Reader("images in an array", make_statistics, "images.npz", mutations.npz_files, read_array),
     Reader("CLIP config", make_clip, "config.json", JSON, read_scorer, 0.3),

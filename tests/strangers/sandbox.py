@@ -100,9 +100,9 @@ class Sandbox:
             ready = select.select([self.results], [], [], WALL_SECONDS)[0]
             part = os.read(self.results, 1 << 16) if ready else b""
             if not part:
-                fault = "did not end" if not ready else _ending(os.waitpid(self.pid, os.WNOHANG)[1])
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.killpg(self.pid, signal.SIGKILL)
+                fault = "did not end" if not ready else _ending(os.waitpid(self.pid, 0)[1])
+                with contextlib.suppress(ProcessLookupError, PermissionError, ChildProcessError):
+                    os.killpg(self.pid, signal.SIGKILL)  # and what it started
                     os.waitpid(self.pid, 0)
                 os.close(self.requests), os.close(self.results)
                 self.pid = 0

@@ -147,7 +147,10 @@ HARMLESS = [
     ("video clip.mp4", box(b"stts", 4, 1, BILLION, 1)),
     ("picture.png", lambda content: content[:33] + b"\x7f\xff\xff\xff" + content[37:]),
     ("video clip.avi", avi),
-    ("kept latents", lambda content: header_of(content, dtype="F32", shape=[BILLION], data_offsets=[0, 4 * BILLION])),
+    (
+        "shard of latents",
+        lambda content: header_of(content, dtype="F32", shape=[BILLION], data_offsets=[0, 4 * BILLION]),
+    ),
 ]
 """Files that may be read for what they hold, without the memory that their headers claim."""
 FOUND = [
@@ -163,8 +166,6 @@ FOUND = [
     ("losses", lambda content: b"3\n"),
     ("losses", lambda content: b'{"loss": [1]}\n{"loss": 1}\n\xff\n'),
     ("interrupted study", lambda content: b"3"),
-    ("interrupted study", changed(seconds={})),
-    ("interrupted study", changed(seconds=10**400)),
     ("skip config", changed(backbone=["a"] * 3000)),  # it was quoted whole
     ("model index", changed(scheduler=["diffusers", "a\nb" * 3000])),
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from skipdit_cli import files
 from skipdit_cli.errors import UsageError
-from skipdit_cli.formats import to_json
+from skipdit_cli.formats import is_number, to_json
 
 SAVED_EVERY = 25
 """Candidates between two writes."""
@@ -43,7 +44,11 @@ class Journal:
                 f"Got {self.path}, of an interrupted calibration with other settings; give the same ones to go on, or "
                 "delete it."
             )
-        return kept["results"]
+        results: Any = kept.get("results")
+        lists = results.values() if isinstance(results, dict) else [None]
+        if not all(isinstance(each, list) and all(map(is_number, each)) for each in lists):
+            raise UsageError(f"Got {self.path}, which is of no calibration; delete it, and calibrate again.")
+        return results
 
     def after(self, advance: Callable[[], None]) -> Callable[[], None]:
         """Return what to call after each candidate: it advances the progress, and writes from time to time."""

@@ -95,6 +95,9 @@ def read_hub_dataset(
 
     name = f"hf:{source.name}"
     table = _from_folder(Path(source.name), source) if source.path is not None else _from_hub(source, config_name)
+    if source.path is not None:
+        with reading(f"Got --data {name}, which", "expected a folder that save_to_disk wrote"):
+            table.data.validate(full=True)  # Arrow follows offsets out of a damaged file, which ends the process
     features = dict(table.features)
     image = _choose("--image-column", columns.image, features, _is_image, (), name)
     conditions: list[Condition] = [None] * len(table)
