@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from skipdit_cli import console, files
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands.bench import bench
 from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
@@ -38,6 +38,8 @@ from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, sw
 from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, disk_failure, is_out_of_memory
 from skipdit_cli.version import __version__
 
+TOGETHER = ("finetune", "train", "sample", "calibrate", "evaluate", "prepare")
+"""The commands that several processes of a launcher run together; the others refuse them."""
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
 
@@ -64,19 +66,23 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     except (typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as cause:
-        console.error("interrupted.", INTERRUPTED)
+        if processes.end(cause, "interrupted."):
+            console.error("interrupted.", INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from cause
     except ClickException as cause:
         if type(cause).__name__ == "NoArgsIsHelpError":
             raise
-        console.error(_refusal(cause), cause.exit_code)
+        if processes.end(cause, _refusal(cause)):
+            console.error(_refusal(cause), cause.exit_code)
         raise typer.Exit(cause.exit_code) from cause
     except Exception as cause:
         meta = ctx.meta if ctx else {}
         if debug or meta.get("debug"):
             console.trace(cause)
         code = getattr(cause, "exit_code", 1)
-        console.error(_sentence(cause, meta.get("output")), code)
+        sentence = _sentence(cause, meta.get("output"))
+        if processes.end(cause, sentence):
+            console.error(sentence, code)
         raise typer.Exit(code) from cause
 
 
@@ -151,7 +157,13 @@ class Command(PanelCommand):
             raise
 
     def invoke(self, ctx):
-        """Run the command; an error about a value that was not typed says where the value comes from."""
+        """Run the command; an error about a value that was not typed says where the value comes from.
+
+        Raises:
+            UsageError: A launcher has started several processes of a command that runs in one.
+        """
+        if self.name not in TOGETHER:
+            processes.check_alone(ctx.command_path.removeprefix("skipdit "))
         with self._naming_typed_flags(ctx), naming_source(ctx), files.command_locks():
             return super().invoke(ctx)
 
@@ -253,4 +265,8 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    console.be_silent(processes.rank() > 0)
+    try:
+        app()
+    finally:
+        processes.leave()

@@ -67,6 +67,18 @@ class CheckError(SkipditError):
     exit_code = 3
 
 
+class ProcessError(SkipditError):
+    """Another process of this run failed or ended.
+
+    Args:
+        exit_code: That of the other process, where it is known.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def disk_failure(cause: BaseException, output: object = None) -> str | None:
     """Return the sentence for a disk that cannot be written, or None for another error.
 

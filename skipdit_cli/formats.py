@@ -12,7 +12,7 @@ from typing import Any
 
 from skipdit_cli.errors import UsageError, reading
 
-MAX_BYTES = 1 << 28  # of a text file; the largest tokenizers have a tenth of that
+MAX_BYTES = 1 << 26  # of a text file; the largest tokenizers have half of that
 MAX_DEPTH = 64  # levels of nesting; the configs of diffusers and transformers have up to four
 
 

@@ -17,7 +17,8 @@ PACKAGE = Path(skipdit_cli.__file__).parent
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FLOORS = [
-    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "settings", "version", "media"},
+    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "processes", "settings", "version"}
+    | {"media", "columns"},
     {"families", "trunk", "skip", "cache"},
     {
         "models",

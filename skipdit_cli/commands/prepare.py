@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.training_options import ConsoleObserver
@@ -29,6 +29,8 @@ def prepare(
     skipdit prepare -m converted --data images --cache-latents latents
     """
     settings.check(model, preset)
+    if not settings.dry_run:
+        files.hold(settings.source.cache_latents)
 
     from skipdit_cli.training.preparation import prepare_data
 

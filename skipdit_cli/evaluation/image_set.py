@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,18 +37,25 @@ class ImageSet:
         kind: ``images`` or ``videos``.
         count: Their number.
         digest: A hash of the names, sizes and dates of the files.
-        read: ``read(start, batch_size)`` iterates over batches from a position on, uint8 (N, [T,] H, W, C).
+        read: ``read(batches)`` iterates over the samples of ascending slices, uint8 (N, [T,] H, W, C).
         files: One path per sample; none for an array.
         labels: The class labels that an array comes with.
+        is_ragged: Whether each sample is a batch of its own, as videos of any number of frames are.
     """
 
     name: str
     kind: str
     count: int
     digest: str
-    read: Callable[[int, int], Iterator[np.ndarray]]
+    read: Callable[[Iterable[slice]], Iterator[np.ndarray]]
     files: tuple[Path, ...] = ()
     labels: tuple[int, ...] | None = None
+    is_ragged: bool = False
+
+    def batches(self, start: int, batch_size: int) -> list[slice]:
+        """Return the batches from a sample on, as slices of the samples."""
+        size = 1 if self.is_ragged else batch_size
+        return [slice(at, min(at + size, self.count)) for at in range(start, self.count, size)]
 
     def class_labels(self) -> list[int] | None:
         """Return the class label of each sample, from the records of the files or from the array; None if one of them
@@ -110,17 +117,9 @@ def _open_digits(name: str, flag: str) -> ImageSet:
 
 
 def _first(images: ImageSet, limit: int) -> ImageSet:
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        left = limit - start
-        for batch in images.read(start, batch_size) if left > 0 else ():
-            yield batch[:left]
-            left -= len(batch)
-            if left <= 0:
-                return
-
     labels = None if images.labels is None else images.labels[:limit]
     digest = f"{images.digest}-{limit}"
-    return replace(images, count=limit, digest=digest, read=read, files=images.files[:limit], labels=labels)
+    return replace(images, count=limit, digest=digest, files=images.files[:limit], labels=labels)
 
 
 def _open_folder(folder: Path, flag: str, size: int | None, num_frames: int | None) -> ImageSet:
@@ -134,15 +133,15 @@ def _open_folder(folder: Path, flag: str, size: int | None, num_frames: int | No
     if not samples:
         raise UsageError(f"Got {flag} {folder}, which holds neither images nor videos; give the folder of a sample.")
 
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        step = batch_size if not videos or num_frames is not None else 1
+    def read(batches: Iterable[slice]) -> Iterator[np.ndarray]:
         load = partial(_pixels, is_video=bool(videos), size=size, num_frames=num_frames)
         with ThreadPoolExecutor() as pool:
-            for at in range(start, len(samples), step):
-                yield _stack(list(pool.map(load, samples[at : at + step])), folder)
+            for batch in batches:
+                yield _stack(list(pool.map(load, samples[batch])), folder)
 
     kind = "videos" if videos else "images"
-    return ImageSet(str(folder), kind, len(samples), _digest(samples, folder), read, samples)
+    is_ragged = bool(videos) and num_frames is None
+    return ImageSet(str(folder), kind, len(samples), _digest(samples, folder), read, samples, is_ragged=is_ragged)
 
 
 def _grid_suffixes(folder: Path) -> tuple[str, ...]:
@@ -197,13 +196,13 @@ def _open_array(path: Path, flag: str) -> ImageSet:
     if not is_valid or min(shape) < 1 or np.prod(shape[1:], dtype=float) > MOST_PIXELS:
         raise UsageError(f"Got {flag} {path} with arr_0 of {dtype} {shape}; expected images, uint8 (N, H, W, C).")
 
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        size = int(np.prod(shape[1:]))
+    def read(batches: Iterable[slice]) -> Iterator[np.ndarray]:
+        size, at = int(np.prod(shape[1:])), 0
         with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             read_header(file)
-            file.seek(start * size, 1)
-            for at in range(start, shape[0], batch_size):
-                number = min(batch_size, shape[0] - at)
+            for batch in batches:
+                file.seek((batch.start - at) * size, 1)
+                at, number = batch.stop, batch.stop - batch.start
                 yield np.frombuffer(file.read(number * size), np.uint8).reshape(number, *shape[1:])
 
     kind = "videos" if len(shape) == 5 else "images"
@@ -218,9 +217,5 @@ def _labels(path: Path, count: int) -> tuple[int, ...] | None:
     return tuple(map(int, labels)) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
 
 
-def _slices(images: np.ndarray) -> Callable[[int, int], Iterator[np.ndarray]]:
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        for at in range(start, len(images), batch_size):
-            yield images[at : at + batch_size]
-
-    return read
+def _slices(images: np.ndarray) -> Callable[[Iterable[slice]], Iterator[np.ndarray]]:
+    return lambda batches: (images[batch] for batch in batches)

@@ -19,6 +19,9 @@ from skipdit_cli.evaluation.npz_file import read_arrays
 from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.version import __version__
 
+ROUNDING = 1e-5
+"""The rounding error of a covariance in float32, relative to its largest value."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +76,9 @@ def _parse_statistics(arrays: dict[str, np.ndarray], path: Path, network: Featur
         raise UsageError(f"Got {path}, statistics of {count} vectors of {samples} images; make them again.")
     moments = _moments(mean, covariance, count, path)
     if not settings:  # of another tool, whose further arrays are not known
+        if not _is_covariance(covariance):
+            problem = "it is not symmetric, or has negative eigenvalues"
+            raise UsageError(f"Got {path}, whose sigma is no covariance: {problem}; make the statistics again.")
         return Statistics(settings, moments, samples=samples)
     spatial = _moments(arrays["mu_s"], arrays["sigma_s"], count, path) if "mu_s" in arrays else None
     sizes = {"features": len(mean), "keys": None, "logits": None, "frame_measures": 2}
@@ -91,6 +97,12 @@ def _rows(array: np.ndarray, name: str, size: int | None, path: Path) -> np.ndar
     if not is_valid or array.dtype.kind not in "fu" or not (name == "frame_measures" or np.isfinite(array).all()):
         raise UsageError(f"Got {path} with {name} {array.shape} of {array.dtype}, which is damaged; make it again.")
     return array
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    """Return whether a matrix is symmetric and positive semi-definite, but for rounding errors of float32."""
+    values, scale = matrix.astype(np.float64), ROUNDING * max(float(np.abs(matrix).max()), 1e-30)
+    return bool(np.abs(values - values.T).max() <= scale and np.linalg.eigvalsh(values)[0] >= -scale * len(values))
 
 
 def _moments(mean: np.ndarray, covariance: np.ndarray, count: int, path: Path) -> Moments:

@@ -92,16 +92,17 @@ def hold(target: Path) -> None:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Lock an output for a block; in a block that has locked it, and in a process that does not write, do nothing.
+    """Lock an output for a block; in a block that has locked it, do nothing.
 
-    Of several processes of one launch, the one of rank 0 holds the lock for all.
+    Of several processes of one launch, the one of rank 0 holds the lock for all. Where nothing can be written, nothing
+    is locked.
 
     Raises:
         UsageError: Another process writes it, or may write it.
         OSError: The lock cannot be written.
     """
     place = Path(os.path.realpath(target))
-    if place in _held or not is_first_rank():
+    if place in _held or not is_first_rank() or not _is_writable(lock_file(place)):
         yield
         return
     _held[place] = lock = _acquire(target, place)
@@ -141,6 +142,12 @@ def lock_file(place: Path) -> Path:
     if len(name.encode(errors="surrogateescape")) > LONGEST:
         name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
     return place.with_name(f".{name}{LOCK_INSIDE}")
+
+
+def _is_writable(path: Path) -> bool:
+    """Return whether a file can be created at a path, its folders included."""
+    parent = next(parent for parent in path.parents if parent.exists())
+    return os.access(parent, os.W_OK | os.X_OK)
 
 
 def is_first_rank() -> bool:

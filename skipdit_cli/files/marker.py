@@ -184,7 +184,13 @@ def is_temporary(folder: Path) -> bool:
     if match is None or folder.is_symlink() or not folder.is_dir():
         return False
     writer = (read_marker(folder) or {}).get("writer")
-    return not any(folder.iterdir()) or (isinstance(writer, dict) and writer.get("pid") == int(match["pid"]))
+    return _is_bare(folder) or (isinstance(writer, dict) and writer.get("pid") == int(match["pid"]))
+
+
+def _is_bare(folder: Path) -> bool:
+    """Return whether a folder holds nothing but a marker that was being written."""
+    matches = (TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+    return all(match is not None and match["name"] == MARKER for match in matches)
 
 
 def sweep(folder: Path, name: str = "*") -> list[Path]:
@@ -199,7 +205,7 @@ def sweep(folder: Path, name: str = "*") -> list[Path]:
     for path in folder.glob(f"{name}.tmp-*"):
         match = TEMPORARY.fullmatch(path.name)
         dead = match is not None and is_temporary(path) and not is_alive(int(match["pid"]))
-        if dead and (is_abandoned(path) or not any(path.iterdir())):
+        if dead and (is_abandoned(path) or _is_bare(path)):
             shutil.rmtree(path, ignore_errors=True)
             deleted.append(path)
     return deleted

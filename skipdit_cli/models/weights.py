@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
-from skipdit_cli.formats import UntrustedFile, parse_json, read_text
+from skipdit_cli.formats import MAX_BYTES, UntrustedFile, parse_json, read_text
 
+TOKENIZER = "tokenizer.json"
+MAX_CONFIG = 1 << 23
+"""Bytes of a config or index; the largest, of a tokenizer with thousands of special tokens, have an eighth of that."""
 STEM = "diffusion_pytorch_model"
 TRANSFORMERS_INDEX = "model.safetensors.index.json"
 """The index of shards as the library ``transformers`` names it."""
@@ -36,7 +39,7 @@ def read_json(path) -> dict:
     """
     if not Path(path).is_file():
         raise UsageError(f"{path} is missing; fetch the model again.")
-    data = parse_json(read_text(path), path)
+    data = parse_json(read_text(path, MAX_BYTES if Path(path).name == TOKENIZER else MAX_CONFIG), path)
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a {type(data).__name__} but expected an object.")
     return data
@@ -277,9 +280,11 @@ def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], sourc
     if extra:
         state = {name: tensor for name, tensor in state.items() if name in own}
     missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or left or wrong:
-        parts = {"missing": missing, "not expected": left, "of another shape": wrong}
+    both = [name for name in own if name in state]
+    wrong = [name for name in both if own[name].shape != state[name].shape]
+    whole = [name for name in both if own[name].is_floating_point() and not state[name].is_floating_point()]
+    if missing or left or wrong or whole:
+        parts = {"missing": missing, "not expected": left, "of another shape": wrong, "of no floats": whole}
         mismatch = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
         raise UsageError(f"{source} does not fit a {type(model).__name__} ({mismatch}).")
     model.load_state_dict(state, assign=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from skipdit_cli import processes
 from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.pipeline_parts import transformers_of
@@ -56,7 +57,8 @@ def select_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.devi
     """Return the device and the precision that ``--device`` and ``--dtype`` name.
 
     Args:
-        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Of several processes,
+            each takes the CUDA device of its own.
         dtype: ``auto`` (bfloat16 on cuda, float32 elsewhere) or a key of ``DTYPES``.
     Raises:
         UsageError: A name is unknown, this machine lacks the device, or the device cannot run the precision.
@@ -74,6 +76,8 @@ def select_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.devi
 
 def _device(name: str) -> torch.device:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if cuda and name in ("auto", "cuda") and processes.count() > 1:
+        return torch.device("cuda", processes.local_rank())
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     kind, _, number = name.partition(":")

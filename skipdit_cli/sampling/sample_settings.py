@@ -164,6 +164,12 @@ class SampleSettings:
         None, "VAE to decode with, folder or hub id. [default: the model's]", MODEL, recorded=True
     )
     compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
+    context_parallel: str | None = setting(
+        None,
+        "Split the tokens of each sample among the processes of torchrun, in place of the samples: ulysses or ring.",
+        MODEL,
+        metavar="ring|ulysses",
+    )
     npz: Path | None = setting(
         None,
         "Also write the samples as array arr_0 of an .npz file, uint8 (N, H, W, 3) or (N, F, H, W, 3), for ADM's "

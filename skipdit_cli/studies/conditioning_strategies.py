@@ -10,7 +10,7 @@ from skipdit_cli.console import count
 from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
 from skipdit_cli.presets import load_preset
 from skipdit_cli.reports import Column, Plot, Series, Table
-from skipdit_cli.studies.compute.curves import seed_points
+from skipdit_cli.studies.compute.curves import checkpointing_steps, seed_points
 from skipdit_cli.studies.launch import flags
 from skipdit_cli.studies.spread import RULE, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings, Study, at_least
@@ -108,7 +108,7 @@ def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str
         skip_branches=False,
         data=settings.data,
         max_train_steps=settings.train_steps,
-        checkpointing_steps=max(1, settings.train_steps // settings.checkpoints),
+        checkpointing_steps=checkpointing_steps(settings.train_steps, settings.checkpoints),
         checkpoints_total_limit=settings.checkpoints + 1,
         train_batch_size=settings.train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
@@ -127,14 +127,14 @@ def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str
 
 def needs(settings: ConditioningSettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
     return [f"It needs {what}, which is not here." for what in missing_files(_data(settings), settings.features)]
 
 
 def check(settings: ConditioningSettings) -> None:
     """Refuse a run whose files or packages are missing."""
-    from skipdit_cli.studies.training_curves import check_measurable
+    from skipdit_cli.studies.compute.required_files import check_measurable
 
     check_measurable(_data(settings), settings.features, (settings.samples,), settings.reference_samples)
 
@@ -152,7 +152,8 @@ def measure(run: StudyRun) -> Findings:
 
     settings: ConditioningSettings = run.settings
     folders = {name: run.folder(name) for name in run.lines}
-    curves = training_curves.curves_of(run, folders, training_curves.measurement_of(settings))
+    every = checkpointing_steps(settings.train_steps, settings.checkpoints)
+    curves = training_curves.curves_of(run, folders, training_curves.measurement_of(settings), every)
     strategies = []
     for name in CONDITIONINGS:
         cost = cost_of(with_conditioning(load_preset(settings.preset), name), TrainingSettings(), False)

@@ -10,6 +10,7 @@ from typing import Any
 from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
+from skipdit_cli.studies.compute.curves import checkpointing_steps
 from skipdit_cli.studies.compute.training_pair import SKIP, VARIANTS, Pair
 from skipdit_cli.studies.launch import flags
 from skipdit_cli.studies.study import Findings, Study, at_least
@@ -114,7 +115,7 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
             train_batch_size=task.batch_size,
             gradient_accumulation_steps=1,
             max_train_steps=task.train_steps,
-            checkpointing_steps=max(1, task.train_steps // settings.checkpoints),
+            checkpointing_steps=checkpointing_steps(task.train_steps, settings.checkpoints),
             lr_scheduler=settings.lr_scheduler,
             lr_warmup_steps=settings.lr_warmup_steps,
             ema_decay=settings.ema_decay,
@@ -130,14 +131,14 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
 
 def needs(settings: EfficiencySettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
     return [f"It needs {what}, which is not here." for what in missing_files(_data(settings), settings.features)]
 
 
 def check(settings: EfficiencySettings) -> None:
     """Refuse a run whose files or packages are missing."""
-    from skipdit_cli.studies.training_curves import check_measurable
+    from skipdit_cli.studies.compute.required_files import check_measurable
 
     check_measurable(_data(settings), settings.features, settings.samples, settings.reference_samples)
 
@@ -162,7 +163,8 @@ def _pair(run: StudyRun, task: Task) -> Pair:
     names = {variant: [f"{task.name}-{variant}-seed-{seed}" for seed in run.seeds] for variant in VARIANTS}
     folders = {name: run.folder(name) for each in names.values() for name in each}
     measurement = training_curves.measurement_of(run.settings, **task.measured)
-    by_name = training_curves.curves_of(run, folders, measurement)
+    every = checkpointing_steps(task.train_steps, run.settings.checkpoints)
+    by_name = training_curves.curves_of(run, folders, measurement, every)
     curves = {variant: [by_name[name] for name in each] for variant, each in names.items()}
     seconds = run.measured(
         f"{task.name}-step-seconds",

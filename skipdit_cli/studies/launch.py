@@ -144,7 +144,8 @@ def run_together(
 
 def _interrupt(tasks: Iterable[Future[Any]]) -> None:
     """Interrupt each program of some tasks once, those that are just beginning too, and wait for the tasks."""
-    left, interrupted = {*tasks}, set()
+    left: set[Future[Any]] = {*tasks}
+    interrupted: set[subprocess.Popen[bytes]] = set()
     while left:
         for process in {*begun} - interrupted:
             process.send_signal(signal.SIGINT)

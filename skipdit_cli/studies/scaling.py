@@ -7,6 +7,7 @@ from typing import Any
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
+from skipdit_cli.studies.compute.curves import checkpointing_steps
 from skipdit_cli.studies.compute.model_grid import Model
 from skipdit_cli.studies.compute.scaling_findings import find
 from skipdit_cli.studies.launch import flags
@@ -58,7 +59,7 @@ def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str
         raise UsageError("Got no number in 'experiment: sampling_steps'; give one or more, or 'samples: 0'.")
     training = flags(
         max_train_steps=settings.train_steps,
-        checkpointing_steps=max(1, settings.train_steps // settings.checkpoints),
+        checkpointing_steps=checkpointing_steps(settings.train_steps, settings.checkpoints),
         data=settings.data,
         vae=settings.vae,
     )
@@ -71,7 +72,7 @@ def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str
 
 def needs(settings: ScalingSettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine, and how to count the compute of the trainings."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
     missing = missing_files(_data(settings), settings.features)
     grid = f"'skipdit train --sweep {settings.grid} --dry-run' counts the compute of a seed for the grid's own steps."
@@ -80,7 +81,7 @@ def needs(settings: ScalingSettings, seeds: tuple[int, ...]) -> list[str]:
 
 def check(settings: ScalingSettings) -> None:
     """Refuse a run whose files or packages are missing."""
-    from skipdit_cli.studies.training_curves import check_measurable
+    from skipdit_cli.studies.compute.required_files import check_measurable
 
     check_measurable(_data(settings), settings.features, (settings.samples,), settings.reference_samples)
 
@@ -106,7 +107,10 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
     names = [point.name for point in points_of(load_preset(settings.grid))]
     folders = {(name, seed): run.folder(f"{name}-seed-{seed}") / name for name in names for seed in run.seeds}
     curves = training_curves.curves_of(
-        run, {f"{name}-seed-{seed}": folder for (name, seed), folder in folders.items()}, measurement
+        run,
+        {f"{name}-seed-{seed}": folder for (name, seed), folder in folders.items()},
+        measurement,
+        checkpointing_steps(settings.train_steps, settings.checkpoints),
     )
     scores: dict[str, Any] = {}
     if settings.samples:

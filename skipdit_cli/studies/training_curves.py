@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from skipdit_cli.bench.digit_accuracy import SIDE, brightest_square
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.media import to_uint8
 from skipdit_cli.models import load_pipeline
@@ -25,7 +25,6 @@ from skipdit_cli.training.data.demand import Demand, demand_of
 from skipdit_cli.training.data.order import NOISE, Choice, Draws, generator
 from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
 from skipdit_cli.training.data.samples import SampleSet, read_samples
-from skipdit_cli.training.data_source import parse_data
 from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
@@ -77,65 +76,39 @@ def measurement_of(settings: Any, **changes: Any) -> dict[str, Any]:
 
 
 def curves_of(
-    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any]
+    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any], every: int
 ) -> dict[str, list[dict[str, float]]]:
     """Return the quality of trainings at each of their checkpoints, in the order of their steps.
 
     Args:
         run: The study, which keeps each measurement.
-        folders: The folder of each training by its name.
+        folders: The folder of each training by its name; all are equally long.
         measurement: The fields of ``Measurement``.
+        every: The steps between two checkpoints. One between them, which an interruption left, is passed over.
+
+    Raises:
+        SkipditError: One training lacks a checkpoint that another has.
     """
+    steps = {name: planned_steps(folder, every) for name, folder in folders.items()}
+    most = max(steps.values(), key=len)
+    for name, own in steps.items():
+        if own != most:
+            lost = next(step for step in most if step not in own)
+            raise SkipditError(f"{folders[name]} has no checkpoint of step {lost}; run the study anew.")
     calls = {
         (name, step): {"run": str(folder), "step": step, "measurement": measurement, "device": run.device}
         for name, folder in folders.items()
-        for step in checkpoint_steps(folder)
+        for step in steps[name]
     }
     qualities = run.measured_all(quality, {f"{name}-step-{step}": call for (name, step), call in calls.items()})
     return {name: [qualities[f"{name}-step-{step}"] for owner, step in calls if owner == name] for name in folders}
 
 
-def missing_files(data: Iterable[str], features: str) -> list[str]:
-    """Return the data sources, and the network of the scores, that are not on this machine.
-
-    Args:
-        data: Data sources, as ``--data``.
-        features: As for ``Measurement``.
-    """
-    folders = [path for text in dict.fromkeys(data) if (path := parse_data(text).path) and not path.exists()]
-    needed = [f"the data set {path}" for path in folders]
-    if features != "digits" and not Path(features).is_file():
-        needed.append(f"the TorchScript file {features} of the feature network")
-    return needed
-
-
-def check_measurable(data: Iterable[str], features: str, samples: Sequence[int], reference_samples: int) -> None:
-    """Refuse what could be measured on no model, before models are trained for it.
-
-    Args:
-        data, features: As for ``missing_files``.
-        samples, reference_samples: The numbers of samples that are scored, and of real ones.
-
-    Raises:
-        UsageError: Files or a package are missing, or samples are too few for a score.
-    """
-    from skipdit_cli.evaluation.distances import check_torchmetrics
-
-    if missing := missing_files(data, features):
-        raise UsageError(f"The study needs {' and '.join(missing)}, which {_is(missing)} not here; see --dry-run.")
-    if 1 in (*samples, reference_samples):
-        raise UsageError("Got 1 sample to score but expected at least 2; change 'samples' or 'reference_samples'.")
-    if any(samples):
-        check_torchmetrics()
-
-
-def _is(things: Sequence[str]) -> str:
-    return "is" if len(things) == 1 else "are"
-
-
-def checkpoint_steps(run: Path | str) -> list[int]:
-    """Return the steps of the checkpoints in the folder of a training run, in ascending order."""
-    return Checkpoints(Path(run)).steps()
+def planned_steps(run: Path, every: int) -> list[int]:
+    """Return the steps of the checkpoints in the folder of a training run that lie ``every`` steps apart, in ascending
+    order, and of the last one."""
+    steps = Checkpoints(run).steps()
+    return [step for step in steps if step % every == 0 or step == steps[-1]]
 
 
 @torch.no_grad()

@@ -198,6 +198,10 @@ def test_statistics_of_another_network_are_refused(skipdit, folder, tmp_path, ne
     damaged = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "c.npz")
     assert damaged.code == 2 and "c.npz, which cannot be read" in damaged.stderr
     np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.eye(3))
+    for sigma in (np.eye(64) - 2, np.triu(np.ones((64, 64)))):
+        np.savez(tmp_path / "c.npz", mu=np.zeros(64), sigma=sigma)
+        ran = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "c.npz")
+        assert ran.code == 2 and "sigma is no covariance" in ran.stderr
     small = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "b.npz")
     assert small.code == 2 and "features of size 3, but the feature network returns 64" in small.stderr
 

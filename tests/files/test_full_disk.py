@@ -54,7 +54,7 @@ def shares(number: int, most: int) -> list[int]:
     return sorted({at * number // most for at in range(most)}) if number > most else list(range(number))
 
 
-PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 2, "calibrate": 2}
+PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 1, "calibrate": 1}
 """How many of the places where each command opens a file are tried in the short form."""
 
 
@@ -69,7 +69,7 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_costs_nothing(kind, commands, 
     sizes = sorted({path.stat().st_size for path in output.rglob("*") if path.is_file()}, reverse=True)
     assert full.count > 5
     faults = [("room", room) for room in (range(full.count) if chaos else shares(full.count, PLACES[kind]))]
-    faults += [("size", size - 1) for size in (sizes if chaos else sizes[:1])]
+    faults += [("size", size * 7 // 8) for size in (sizes if chaos else sizes[:1])]
     former = shutil.copytree(output, tmp_path / "former")
     for fault, number in faults:
         shutil.rmtree(output)

@@ -43,6 +43,7 @@ def commands(converted, tmp_path):
         ("plan.yaml", ("calibrate", *model, "--cost", 3, "-o")),
         ("plans", ("calibrate", *model, "--cost", "3,4", "-o")),
         ("statistics.npz", ("evaluate", "digits", "--features", "digits", "--save-statistics")),
+        ("kept", ("prepare", *model, "--data", "digits", "--cache-latents")),
         ("study", ("study", "efficiency", "-o")),
         ("demo", ("demo", "-o")),
     ]

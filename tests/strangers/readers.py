@@ -42,7 +42,6 @@ class Reader:
         spoil: Returns a strategy of contents, for the valid content.
         read: Reads the folder.
         share: How many inputs it gets, beside those of another reader; slow ones get less.
-        examples: Contents that once were not refused as they should be.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Reader:
     spoil: Callable[[bytes], st.SearchStrategy[bytes]]
     read: Callable[[Path], object]
     share: float = 1.0
-    examples: tuple[bytes, ...] = ()
 
 
 def make_dit(folder: Path) -> None:
@@ -545,8 +543,10 @@ READERS = [
     Reader("vae config", make_text, "vae/config.json", JSON, read_vae, 0.5),
     Reader("vae weights", make_text, f"vae/{WEIGHTS}", TENSORS, read_vae, 0.5),
     Reader("lora", make_text, "lora/lora.safetensors", TENSORS, read_lora, 0.2),
-    Reader("official .pt", make_official, "dit_skip.pt", TORCH, read_official("dit_skip.pt", num_attention_heads=2), 0.5),
-    Reader("official video .pt", make_official, "latte_t2v_skip.pt", TORCH, read_official("latte_t2v_skip.pt", **T2V), 0.1),
+    Reader("official .pt", make_official, "dit_skip.pt", TORCH,
+           read_official("dit_skip.pt", num_attention_heads=2), 0.5),
+    Reader("official video .pt", make_official, "latte_t2v_skip.pt", TORCH,
+           read_official("latte_t2v_skip.pt", **T2V), 0.1),
     Reader("official .safetensors", make_official, "dit_skip.safetensors", TENSORS,
            read_official("dit_skip.safetensors", num_attention_heads=2)),
     Reader("preset", make_preset, "own.yaml", YAML, read_preset),
@@ -566,12 +566,15 @@ READERS = [
            read_data("{}/captions", captions=True)),
     Reader("labels in a table", make_data, "labels/metadata.csv", mutations.csv_files,
            read_data("{}/labels", num_classes=10)),
-    Reader("shard with labels", make_shards, "000.tar", mutations.tar_files, read_data("wds:{}/000.tar", num_classes=2)),
-    Reader("shard with captions", make_shards, "000.tar", mutations.tar_files, read_data("wds:{}/000.tar", captions=True)),
+    Reader("shard with labels", make_shards, "000.tar", mutations.tar_files,
+           read_data("wds:{}/000.tar", num_classes=2)),
+    Reader("shard with captions", make_shards, "000.tar", mutations.tar_files,
+           read_data("wds:{}/000.tar", captions=True)),
     Reader("data set", make_dataset, "saved/data-00000-of-00001.arrow", mutations.spoiled,
            read_data("hf:{}/saved", num_classes=2)),
     Reader("state of a data set", make_dataset, "saved/state.json", JSON, read_data("hf:{}/saved", num_classes=2)),
-    Reader("facts of a data set", make_dataset, "saved/dataset_info.json", JSON, read_data("hf:{}/saved", num_classes=2)),
+    Reader("facts of a data set", make_dataset, "saved/dataset_info.json", JSON,
+           read_data("hf:{}/saved", num_classes=2)),
     Reader("kept latents", make_store, KEPT, TENSORS, read_store),
     Reader("checkpoint record", make_checkpoint, "checkpoint-1/state.json", JSON, read_checkpoint),
     Reader("checkpoint weights", make_checkpoint, "checkpoint-1/weights.safetensors", TENSORS, read_checkpoint),
@@ -586,6 +589,7 @@ READERS = [
     Reader("statistics", make_statistics, "statistics.npz", mutations.npz_files, read_statistics),
     Reader("images in an array", make_statistics, "images.npz", mutations.npz_files, read_array),
     Reader("CLIP config", make_clip, "config.json", JSON, read_scorer, 0.3),
+    Reader("CLIP tokenizer", make_clip, "tokenizer_config.json", JSON, read_scorer, 0.3),
     Reader("CLIP preprocessor", make_clip, "preprocessor_config.json", JSON, read_scorer, 0.3),
     Reader("prompts", make_prompts, "prompts.txt", mutations.spoiled, read_prompts),
 ]  # fmt: skip

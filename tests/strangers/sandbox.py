@@ -24,7 +24,7 @@ CANARY, SECRET = "stranger-canary", "stranger-secret"
 """The file that code of a stranger would make, and the name of files outside of the data folder."""
 WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "webbrowser.open", "urllib.Request")
-ONES_OWN = ("socket.gethostname", "socket.__new__", "socket.sethostname")
+OF_THIS_MACHINE = ("socket.gethostname", "socket.__new__", "socket.sethostname")
 """Events of the module ``socket`` that reach no other machine."""
 
 
@@ -202,13 +202,10 @@ def _watch(events: list[str]) -> Callable[[str, tuple], None]:
         elif event == "subprocess.Popen":
             if arguments[0] != ffmpeg:
                 events.append(f"started {arguments[0]}")
-        elif (
-            event in WRITES
-            or event in CODE
-            or (event == "import" and arguments[0] == "stranger_module")
-            or (event.startswith("socket.") and event not in ONES_OWN)
-        ):
+        elif event in WRITES + CODE or (event.startswith("socket.") and event not in OF_THIS_MACHINE):
             events.append(f"{event} {str(arguments)[:200]}")
+        elif event == "import" and arguments[0] == "stranger_module":
+            events.append("imported a module of a stranger")
 
     return hook
 

@@ -1,4 +1,4 @@
-"""``skipdit sample --from`` of a stranger's picture: its record can name no output, and nothing that is fetched or run."""
+"""``skipdit sample --from`` of a stranger's picture: its record names no output, and nothing to fetch or run."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ ADDRESSES = (
     "//server/share/x", "\\\\server\\share\\x", "file:///etc/passwd", "~nobody/x", "/nowhere/x", "../../nowhere",
 )  # fmt: skip
 LEFT_OUT = {
-    "output": "canary.png", "npz": "canary.npz", "overwrite": True, "plan": "canary.yaml", "preset_file": "canary.yaml",
+    "output": "canary.png", "npz": "canary.npz", "overwrite": True, "plan": "canary.yaml", "preset_file": "a.yaml",
     "push_to_hub": "a/b", "private": True, "prompts_file": "/etc/passwd", "from_file": "canary.png", "json": True,
     "debug": True, "trust_remote_code": True, "custom_pipeline": "a/b", "auto_map": {"x": "a.b"}, "data": "a/b",
     "cache_latents": "canary", "html": "canary.html", "format": "jpg", "local_files_only": False, "token": "x",

@@ -76,11 +76,19 @@ def survive(
             continue
         was_finished = process.exitcode == 2 and is_finished(output)  # killed at its very end
         assert process.exitcode == 0 or was_finished, (counts, process.exitcode, ended(process))
-        assert contents(output) == whole, counts
+        assert_equal(contents(output), whole)
         counts["finished"] += 1
         remove(output)
         if counts["killed"] >= kills:
             return counts
+
+
+def assert_equal(held: object, whole: object) -> None:
+    """Assert that two runs left the same, and name the files that differ."""
+    if isinstance(held, dict) and isinstance(whole, dict):
+        differing = sorted(name for name in {**held, **whole} if held.get(name) != whole.get(name))
+        assert not differing, differing
+    assert held == whole
 
 
 def wait_for_saving(process, output: Path, number: int, delay: float) -> None:

@@ -13,9 +13,9 @@ LAYERS = (
     ),
     ("encoded",),
     ("data",),
-    ("sources",),
+    ("sources", "recorded_settings"),
     ("objective",),
-    ("run",),
+    ("distributed", "run"),
     ("sweep", "preparation"),
 )
 

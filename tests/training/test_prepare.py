@@ -210,9 +210,8 @@ def test_latents_of_another_size_and_the_files_of_an_older_version_are_told_apar
 
 
 def test_shards_of_webdataset_and_the_flags_of_a_preset(skipdit, tiny_dit, tmp_path):
-    config = {
-        key: value for key, value in tiny_dit(in_channels=4, out_channels=8).config.items() if not key.startswith("_")
-    }
+    config = tiny_dit(in_channels=4, out_channels=8).config
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
     preset = {"model": {"class": "DiTTransformer2DModel", "config": config}, "train": {"random-flip": "true"}}
     (tmp_path / "tiny.yaml").write_text(json.dumps(preset))
     tiny_vae().save_pretrained(tmp_path / "vae")

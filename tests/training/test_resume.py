@@ -148,6 +148,8 @@ def test_what_a_killed_run_left_half_written_is_swept(run):
     (half / MARKER).write_text(json.dumps({"schema": 1, "kind": "checkpoint", "version": "0.2.0", "state": "begun",
                                            "files": [], "writer": writer}))  # fmt: skip
     (half / "weights.safetensors").write_bytes(b"half")
+    (output / "checkpoint-8.tmp-999998").mkdir()  # killed as it wrote the marker of the folder
+    (output / "checkpoint-8.tmp-999998" / f"{MARKER}.tmp-999998.json").write_text("half")
     (output / "metrics.jsonl.tmp-999999.jsonl").write_text("half")
     (output / "notes.tmp-999999.txt").write_text("of somebody else")
     outcome, _ = run(6, "--resume-from-checkpoint", "latest")

@@ -11,6 +11,11 @@ from skipdit_cli.reports import Point
 from skipdit_cli.studies.spread import half_width, spread
 
 
+def checkpointing_steps(train_steps: int, checkpoints: int) -> int:
+    """Return the optimizer steps between two of so many checkpoints."""
+    return max(1, train_steps // checkpoints)
+
+
 def interpolate(curve: Sequence[tuple[float, float]], x: float) -> float | None:
     """Return the value of a curve at ``x``, linear over its logarithm; None outside of the curve.
 

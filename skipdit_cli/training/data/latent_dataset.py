@@ -111,6 +111,7 @@ class Latents(Dataset):
         """
         work = self.plan() if work is None else work
         self.section.fill(work, partial(self._entries, load or self._load), self.processes)
+        self.choices = {}  # which the processes of a data loader need not have
 
     @cached_property
     def shape(self) -> torch.Size:

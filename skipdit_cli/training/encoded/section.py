@@ -123,7 +123,8 @@ class Section:
         """
         needed, missing = list(dict.fromkeys(names)), None
         if processes.rank == 0:
-            shards, self.damaged = self._update(thorough)
+            shards, damaged = self._update(thorough)
+            self.damaged = [path for path in damaged if path.name.startswith(self.kind)]
             for path in self.damaged:
                 self.store.observer.warn(f"{path} is damaged; the samples in it are encoded again.")
             missing = [name for name in needed if name not in self.places]

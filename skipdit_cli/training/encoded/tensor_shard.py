@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -102,7 +103,7 @@ class Shard:
 class _Entries:
     """One tensor of all entries of a shard: their elements one after the other, and their shapes."""
 
-    elements: object  # a slice of safetensors
+    elements: Any  # a slice of safetensors
     shapes: list[list[int]]
 
     @cached_property
@@ -137,9 +138,9 @@ def open_shard(path: Path) -> Shard:
     kind = path.name.partition("-")[0]
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("kind") != kind:
         raise UsageError(f"{path} is no shard of {kind} of this version of skipdit.")
-    settings, data, names = (header.get(key) for key in ("settings", "data", "names"))
-    is_list = isinstance(names, list) and all(isinstance(name, str) and len(name) < 100 for name in names)
-    if not isinstance(settings, dict) or not isinstance(data, dict) or not is_list:
+    settings, data, names = (cast(Any, header.get(key)) for key in ("settings", "data", "names"))
+    dicts, is_list = isinstance(settings, dict) and isinstance(data, dict), isinstance(names, list)
+    if not dicts or not is_list or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{path} has a header that does not say what it holds.")
     return Shard(path, kind, settings, data, names)
 
@@ -177,7 +178,8 @@ def _checksum(entry: Tensors) -> int:
     """Return a checksum of the tensors of an entry, in the order of their names."""
     total = 0
     for _, tensor in sorted(entry.items()):
-        total = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), total)
+        elements: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(elements, total)
     return total
 
 

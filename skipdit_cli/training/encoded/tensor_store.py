@@ -124,7 +124,12 @@ def _stamp(path: Path) -> dict:
 
 def _summary(shard: Shard) -> dict:
     facts = {"kind": shard.kind, "entries": len(shard.names), "settings": shard.settings, "data": shard.data}
-    return {"checksum": shard.path.stem.partition("-")[2], **facts}
+    return {"checksum": _named_checksum(shard.path), **facts}
+
+
+def _named_checksum(path: Path) -> str:
+    """Return the first 32 digits of the SHA-256 of a shard, which its name says."""
+    return path.stem.partition("-")[2]
 
 
 def intact_shard(listed: dict, path: Path) -> Shard | None:
@@ -137,7 +142,7 @@ def intact_shard(listed: dict, path: Path) -> Shard | None:
         entry = listed.get(path.name)
         stamp = {key: entry.get(key) for key in ("bytes", "modified")} if isinstance(entry, dict) else None
         shard = open_shard(path)
-        return shard if stamp == _stamp(path) or NAME.fullmatch(path.name)[2] == checksum(path)[:32] else None
+        return shard if stamp == _stamp(path) or _named_checksum(path) == checksum(path)[:32] else None
     except (OSError, UsageError):
         return None
 

@@ -85,7 +85,8 @@ class Trainer:
         settings, accelerator, expert = session.settings, session.accelerator, session.expert
         self.session, self.settings, self.accelerator, self.pipe = session, settings, accelerator, pipe
         self.transformer = transformer_of(pipe) if expert is None else getattr(pipe, EXPERTS[expert])
-        self.checkpoints = Checkpoints(settings.output, session.observer)
+        keep, every = settings.checkpoints_total_limit, settings.checkpointing_steps
+        self.checkpoints = Checkpoints(settings.output, session.observer, keep, every)
         self.step, self.seconds, self.data_seconds = 0, 0.0, 0.0
         set_seed(settings.seed, device_specific=True)  # dropout of one process is not that of another
         set_train_mode(self.transformer, only_branches)
@@ -274,8 +275,7 @@ class Trainer:
         }
         weights = {name: p.detach() for name, p in self.trained.items()}
         state = TrainingState(self.step, weights, self.average.state_dict(), rest, self.recorded)
-        keep = self.settings.checkpoints_total_limit
-        self.parallelism.save(self.checkpoints, state, self.optimizer, self.trained, keep)
+        self.parallelism.save(self.checkpoints, state, self.optimizer, self.trained)
         self.accelerator.wait_for_everyone()
 
     def resume(self, folder: Path) -> None:

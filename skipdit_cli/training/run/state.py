@@ -63,10 +63,13 @@ class Checkpoints:
 
     Args:
         observer: Receives a warning about every damaged checkpoint that ``find`` passes over.
+        keep: The number of checkpoints to keep; None keeps all.
+        every: The steps between two planned checkpoints. One between them, which an interruption left, is deleted
+            before the planned ones.
     """
 
-    def __init__(self, output: Path, observer: Observer = SILENT):
-        self.output, self.observer = output, observer
+    def __init__(self, output: Path, observer: Observer = SILENT, keep: int | None = None, every: int = 1):
+        self.output, self.observer, self.keep, self.every = output, observer, keep, every
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are whole, in ascending order."""
@@ -145,13 +148,10 @@ class Checkpoints:
         files.forget(self.output, *moved)
         return aside
 
-    def save(
-        self, state: TrainingState, keep: int | None = None, write: Callable[[Path], dict[str, str]] | None = None
-    ) -> Path:
+    def save(self, state: TrainingState, write: Callable[[Path], dict[str, str]] | None = None) -> Path:
         """Write a checkpoint whole or not at all, then delete the oldest ones.
 
         Args:
-            keep: The number of checkpoints to keep; None keeps all.
             write: Writes the tensors into a folder in another way than this one, and returns the checksums of its
                 files by name.
         Raises:
@@ -174,7 +174,8 @@ class Checkpoints:
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
         files.note(self.output, state=files.RESUMABLE)
         others = [step for step in self.steps() if step != state.step]
-        for step in others[: max(len(others) + 1 - keep, 0)] if keep else ():
+        others.sort(key=lambda step: (step % self.every == 0, step))
+        for step in others[: max(len(others) + 1 - self.keep, 0)] if self.keep else ():
             self.remove(step)
         return folder
 
@@ -216,7 +217,7 @@ def check_whole(folder: Path) -> None:
         expected = record.pop("sha256", None)
         sums = dict(record.get("files", {}))
         damaged = [RECORD] if expected != (_digest(record) if sums else None) else []
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         sums, damaged = {}, [RECORD]
     for name in sorted(sums) if not damaged else ():
         path = folder / Path(name).name
