@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 PARTS = {
-    "weights": "weights, float32",
+    "weights": "weights",
     "gradients": "gradients",
     "optimizer": "AdamW, two moments",
     "average": "moving average (EMA)",

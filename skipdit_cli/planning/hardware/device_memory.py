@@ -73,13 +73,11 @@ def place(
     """
     precision, shards = (0.5 if half else 1.0), (devices if name in (FSDP, ZERO) else 1)
     weights, trained = float(footprint.weights), footprint.trained
-    gradients, optimizer, average = trained / shards, MOMENTS * trained / shards, trained * ema
+    gradients, optimizer, average = trained / shards, MOMENTS * trained / shards, float(trained * ema)
     activations = footprint.activations - (footprint.weight_copies if shards > 1 else 0)
     working = float(footprint.sharded_peak if shards > 1 else footprint.peak) + gradients * accumulates
-    communication = 0.0
-    if name == DDP:
-        communication = trained
-    elif name == FSDP:
+    communication = float(trained) if name == DDP else 0.0
+    if name == FSDP:
         weights, average = weights / shards, average / shards
         gathered = 2 * footprint.largest_block + footprint.outside_blocks
         communication = precision * gathered + min(trained, footprint.largest_block)

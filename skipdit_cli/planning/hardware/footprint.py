@@ -197,7 +197,8 @@ def fake_copy(transformer, dtype: torch.dtype = torch.float32):
     branches = None if trunk is None else trunk.branches
     backbone = None if trunk is None or trunk.declared else trunk.backbone
     merge = None if branches is None else branches.config.merge
-    model = meta_transformer(type(transformer), transformer.config, merge, backbone)
+    kind = next(kind for kind in type(transformer).__mro__ if not kind.__name__.startswith("FSDP"))  # FSDP2 derives
+    model = meta_transformer(kind, transformer.config, merge, backbone)
     if dtype is not torch.float32:
         torch.nn.Module.to(model, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from accelerate import DistributedType
 
-from skipdit_cli.errors import SkipditError, UsageError, is_out_of_memory
+from skipdit_cli.errors import SkipditError, is_out_of_memory
 from skipdit_cli.planning.hardware.device_memory import DDP, FSDP, ONE, ZERO, Placement, place
 from skipdit_cli.planning.hardware.footprint import Footprint, Workload, supports_checkpointing, training_footprint
 from skipdit_cli.sampling.device import GIB, free_memory, memory_figures
@@ -94,7 +94,7 @@ def explain(
         checkpointed = None
         if not workload.gradient_checkpointing and supports_checkpointing(transformer):
             checkpointed = training_footprint(transformer, replace(workload, gradient_checkpointing=True), share)
-    except UsageError:
+    except Exception:  # whatever a model cannot do without weights: the error at hand is the one to report
         return f"{got}; {ADVICE}."
     gpu = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
 
