@@ -5,7 +5,6 @@ that of an undisturbed run, bit for bit.
 """
 
 import json
-import re
 
 import numpy as np
 from diffusers import DDIMScheduler, DiTPipeline
@@ -22,7 +21,6 @@ from tests.support.pipeline_parts import tiny_vae
 TRAIN = ("--train", "all", "--train-batch-size", 2, "--max-train-steps", 6, "--checkpointing-steps", 2)
 TRAIN += ("--checkpoints-total-limit", 2, "--resume-from-checkpoint", "auto")
 SAMPLE = ("--class-labels", "0,1,2", "--num-images", 12, "--batch-size", 2, "--steps", 4)
-CALIBRATE = ("--num-samples", 2, "--num-held-out", 2, "--steps", 4, "--time-limit", 0, "--seed", 1, "--cost", 2)
 
 
 def of_training(output) -> dict:
@@ -32,11 +30,6 @@ def of_training(output) -> dict:
     }
     rows = [json.loads(line) for line in held.pop(METRICS).splitlines()]
     return held | {METRICS: [(row["step"], row["loss"], row["grad_norm"]) for row in rows]}
-
-
-def of_calibration(plan) -> str:
-    """The plan of a calibration, but for the command and the date."""
-    return re.sub(r"(?m)^#.*$|\d{4}-\d\d-\d\d.*$", "", plan.read_text())
 
 
 def of_preparation(folder) -> dict:
@@ -81,13 +74,3 @@ def test_a_killed_preparation_encodes_the_same_shards(tiny_dit, tmp_path, chaos)
         picture.save(tmp_path / "data" / str(number % 3) / f"{number}.png")
     words = ("prepare", tmp_path / "model", "--data", tmp_path / "data", "--cache-latents", output)
     print(survive(words, output, chaos or 2, 3, of_preparation))
-
-
-def test_a_killed_calibration_finds_the_same_plan(converted, tmp_path, chaos):
-    output = tmp_path / "place" / "plan.yaml"
-    words = ("calibrate", "-m", converted(), *CALIBRATE, "-o", output)
-    print(
-        survive(
-            words, output, chaos or 2, 2, lambda plan: re.sub(r"(?m)^#.*$|\d{4}-\d\d-\d\d.*$", "", plan.read_text())
-        )
-    )

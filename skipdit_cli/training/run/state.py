@@ -173,10 +173,25 @@ class Checkpoints:
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
         files.note(self.output, state=files.RESUMABLE)
-        others = [step for step in self.steps() if step != state.step]
-        for step in others[: max(len(others) + 1 - keep, 0)] if keep else ():
-            self.remove(step)
+        self.prune(state.step, keep)
         return folder
+
+    def prune(self, step: int, keep: int | None) -> None:
+        """Delete the oldest checkpoints, and what a killed run left of those that it was deleting.
+
+        Args:
+            step: The step of the run, whose checkpoint stays.
+            keep: The number of checkpoints to keep; None keeps all.
+        """
+        if not keep:
+            return
+        others = [each for each in self.steps() if each != step]
+        for each in others[: max(len(others) + 1 - keep, 0)]:
+            self.remove(each)
+        for path in [*self.output.glob("checkpoint-*")]:
+            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+            if match and int(match[1]) < step and not (path / RECORD).exists():
+                self.remove(int(match[1]))
 
     def remove(self, step: int) -> None:
         """Delete a checkpoint, but no file in its folder that skipdit did not write."""
