@@ -33,14 +33,13 @@ def of_training(output) -> dict:
 
 
 def of_preparation(folder) -> dict:
-    """The tensors of all entries, whichever shards hold them."""
+    """The tensors of all entries, whichever shards hold them; temporary files stay until they are old."""
     entries = {}
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if ".tmp-" not in path.name):
         shard = open_shard(path)
         for position, name in enumerate(shard.names):
             entries[name] = {key: tensor.tolist() for key, tensor in shard.read(position).items()}
-    left = [path.name for path in folder.rglob("*") if ".tmp-" in path.name]
-    return {"left": left, **entries}
+    return entries
 
 
 def checkpoints_are_whole(output) -> None:
