@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
 from skipdit_cli.console import count
@@ -62,20 +62,20 @@ class ConditioningSettings:
     preset: str
     train_steps: int
     checkpoints: int
-    samples: int = at_least(0)
+    samples: int = field(metadata=at_least(0))
     num_inference_steps: int
     data: str
     held_out: str
     reference: str
     train_batch_size: int
     gradient_accumulation_steps: int = 1
-    held_out_samples: int = at_least(0, 0)
+    held_out_samples: int = field(default=0, metadata=at_least(0))
     draws: int = 4
-    reference_samples: int = at_least(0, 0)
+    reference_samples: int = field(default=0, metadata=at_least(0))
     features: str = "digits"
     batch_size: int = 250
     lr_scheduler: str = "constant"
-    lr_warmup_steps: int = at_least(0, 20)
+    lr_warmup_steps: int = field(default=20, metadata=at_least(0))
     ema_decay: float = 0.99
     learning_rate: float | None = None
     vae: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,15 @@ class EfficiencySettings:
     data: tuple[str, ...]
     held_out: tuple[str, ...]
     references: tuple[str, ...]
-    samples: tuple[int, ...] = at_least(0)
+    samples: tuple[int, ...] = field(metadata=at_least(0))
     checkpoints: int
     num_inference_steps: int
     lr_scheduler: str = "constant"
-    lr_warmup_steps: int = at_least(0, 20)
+    lr_warmup_steps: int = field(default=20, metadata=at_least(0))
     ema_decay: float = 0.99
     timing_rounds: int = 10
-    held_out_samples: int = at_least(0, 0)
-    reference_samples: int = at_least(0, 0)
+    held_out_samples: int = field(default=0, metadata=at_least(0))
+    reference_samples: int = field(default=0, metadata=at_least(0))
     draws: int = 4
     features: str = "digits"
     batch_size: int = 250

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skipdit_cli.errors import UsageError
@@ -35,14 +35,14 @@ class ScalingSettings:
     grid: str
     train_steps: int
     checkpoints: int
-    samples: int = at_least(0)
+    samples: int = field(metadata=at_least(0))
     num_inference_steps: int
     sampling_steps: tuple[int, ...]
     held_out: str
     reference: str
     features: str = "digits"
-    held_out_samples: int = at_least(0, 0)
-    reference_samples: int = at_least(0, 0)
+    held_out_samples: int = field(default=0, metadata=at_least(0))
+    reference_samples: int = field(default=0, metadata=at_least(0))
     draws: int = 4
     batch_size: int = 250
     data: str | None = None

@@ -64,9 +64,9 @@ class Study:
     check: Callable[[Any], None] | None = None
 
 
-def at_least(minimum: int, default: Any = MISSING) -> Any:
-    """Declare a field of a settings class whose numbers have another minimum than 1."""
-    return field(default=default, metadata={"minimum": minimum})
+def at_least(minimum: int) -> dict[str, int]:
+    """Return the metadata of a field of a settings class whose numbers have another minimum than 1."""
+    return {"minimum": minimum}
 
 
 def read_settings(study: Study, experiment: Mapping[str, Any], source: str, folder: Path = Path()) -> Any:

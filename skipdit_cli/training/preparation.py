@@ -97,7 +97,7 @@ def prepare_data(
 def _encoders(settings: PrepareSettings, model: str | None, preset: str | None):
     """Return what the model requires of its data, and a function that loads its encoders."""
     if settings.vae is not None:
-        chosen, vae = load_preset(preset), settings.vae
+        chosen, vae = load_preset(str(preset)), settings.vae
         config = base_model.trainable_config(chosen, True)
         demand = demand_of(config, f"Preset {preset}")
         return demand, lambda: base_model.new_encoders(chosen, load_vae(vae, config["in_channels"]))

@@ -20,7 +20,6 @@ from tests.support.faults import FullDisk, file_limit
 from tests.support.folders import SHORT, TRAIN, tree
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-CALIBRATE = ("--num-samples", 2, "--num-held-out", 2, "--steps", 4, "--time-limit", 0, "--seed", 1, "--cost", "2,3")
 
 
 @pytest.fixture
@@ -32,7 +31,6 @@ def commands(converted, tiny_pipeline):
         "train": ("finetune", "-m", model, *TRAIN, "--max-train-steps", 3, "--checkpointing-steps", 2),
         "sample": ("sample", "-m", model, "--class-labels", "0,1", *SHORT),
         "bench": ("bench", "-m", model, *SHORT, "--rounds", 1, "--warmup", 0, "--cache-interval", 2, "--no-exact"),
-        "calibrate": ("calibrate", "-m", model, *CALIBRATE),
     }
 
 
@@ -54,7 +52,7 @@ def shares(number: int, most: int) -> list[int]:
     return sorted({at * number // most for at in range(most)}) if number > most else list(range(number))
 
 
-PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 1, "calibrate": 1}
+PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 1}
 """How many of the places where each command opens a file are tried in the short form."""
 
 

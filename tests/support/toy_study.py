@@ -1,6 +1,6 @@
 """A study for tests: a training of a few steps, a conversion of what it made, and a count of weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from skipdit_cli.studies.spread import spread
@@ -21,7 +21,7 @@ class ToySettings:
     """The settings of the toy study."""
 
     preset: str
-    steps: int = at_least(0)
+    steps: int = field(metadata=at_least(0))
     factor: float = 1.0
 
 

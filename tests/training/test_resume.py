@@ -157,6 +157,14 @@ def test_what_a_killed_run_left_half_written_is_swept(run):
     assert outcome.code == 0 and checkpoints(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
+def test_what_a_killed_run_left_of_checkpoints_that_it_deleted_is_deleted(run):
+    _, output = run(6)
+    (output / "checkpoint-2" / state.RECORD).unlink()
+    (output / "checkpoint-1").mkdir()
+    again, _ = run(6, "--resume-from-checkpoint", "latest", "--checkpoints-total-limit", 2)
+    assert again.code == 0 and checkpoints(output) == ["checkpoint-4", "checkpoint-6"], again.stderr
+
+
 def test_a_finished_run_that_is_resumed_reports_its_last_loss(run):
     first, _ = run(2, "--json")
     again, _ = run(2, "--json", "--resume-from-checkpoint", "auto")

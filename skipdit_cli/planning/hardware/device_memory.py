@@ -80,7 +80,7 @@ def place(
     if name == FSDP:
         weights, average = weights / shards, average / shards
         gathered = 2 * footprint.largest_block + footprint.outside_blocks
-        communication = precision * gathered + min(trained, footprint.largest_block)
+        communication = float(precision * gathered) + min(trained, footprint.largest_block)
     elif name == ZERO:
         weights, gradients = weights * precision, precision * trained / shards
         optimizer = (MOMENTS + 1) * trained / shards  # with a float32 copy of its share of the weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skipdit_cli.errors import UsageError
@@ -59,8 +59,8 @@ class BranchSettings:
     score_full_steps: tuple[int, ...]
     score_forecasts: tuple[str, ...]
     score_levels: tuple[str, ...]
-    base_steps: int = at_least(0, 0)
-    seed: int = at_least(0, 0)
+    base_steps: int = field(default=0, metadata=at_least(0))
+    seed: int = field(default=0, metadata=at_least(0))
     exact_db: float = 50.0
     batch: int | None = None
     budgets: tuple[int, ...] = (8, 10, 13, 16, 20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skipdit_cli.errors import UsageError
@@ -43,12 +43,12 @@ class SmoothnessSettings:
     preset: str | None = None
     model: str | None = None
     skip_model: str | None = None
-    stage_1_steps: int = at_least(0, 0)
-    stage_2_steps: int = at_least(0, 0)
+    stage_1_steps: int = field(default=0, metadata=at_least(0))
+    stage_2_steps: int = field(default=0, metadata=at_least(0))
     train_batch_size: int = 128
     learning_rate: float = 1e-4
     scheduler: str | None = None
-    block: int = at_least(-1, -1)
+    block: int = field(default=-1, metadata=at_least(-1))
     jacobian_samples: int = 4
     cache_layers: int = 1
     cache_interval: int = 3

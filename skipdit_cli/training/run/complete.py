@@ -61,12 +61,13 @@ def _resume(trainer: Trainer) -> None:
 
 
 def _set_aside_later_checkpoints(trainer: Trainer) -> None:
-    """Move the checkpoints of later steps, which the run makes anew, out of the way."""
+    """Move the checkpoints of later steps, which the run makes anew, out of the way, and delete superfluous ones."""
     folder = trainer.checkpoints.set_aside(trainer.step)
     if folder is not None:
         trainer.session.observer.warn(
             f"the run goes on from step {trainer.step}, so its later checkpoints were moved to {folder}."
         )
+    trainer.checkpoints.prune(trainer.step)
 
 
 def _install_pipeline(trainer: Trainer, outcome: Outcome, origin: Origin, model: Path | None) -> None:

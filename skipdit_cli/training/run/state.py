@@ -173,11 +173,25 @@ class Checkpoints:
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
         files.note(self.output, state=files.RESUMABLE)
-        others = [step for step in self.steps() if step != state.step]
-        others.sort(key=lambda step: (step % self.every == 0, step))
-        for step in others[: max(len(others) + 1 - self.keep, 0)] if self.keep else ():
-            self.remove(step)
+        self.prune(state.step)
         return folder
+
+    def prune(self, step: int) -> None:
+        """Delete the oldest checkpoints, and what a killed run left of those that it was deleting.
+
+        Args:
+            step: The step of the run, whose checkpoint stays.
+        """
+        if not self.keep:
+            return
+        others = [each for each in self.steps() if each != step]
+        others.sort(key=lambda each: (each % self.every == 0, each))
+        for each in others[: max(len(others) + 1 - self.keep, 0)]:
+            self.remove(each)
+        for path in [*self.output.glob("checkpoint-*")]:
+            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+            if match and int(match[1]) < step and not (path / RECORD).exists():
+                self.remove(int(match[1]))
 
     def remove(self, step: int) -> None:
         """Delete a checkpoint, but no file in its folder that skipdit did not write."""
