@@ -5,8 +5,8 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 
 from __future__ import annotations
 
-import errno
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from skipdit_cli import console
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands.bench import bench
 from skipdit_cli.commands.calibrate import calibrate
 from skipdit_cli.commands.convert import convert
@@ -28,15 +28,18 @@ from skipdit_cli.commands.guide import guide
 from skipdit_cli.commands.help_panels import PanelCommand
 from skipdit_cli.commands.info import info
 from skipdit_cli.commands.play import play
+from skipdit_cli.commands.prepare import prepare
 from skipdit_cli.commands.presets import presets
 from skipdit_cli.commands.sample import sample
 from skipdit_cli.commands.study import study
 from skipdit_cli.commands.synonyms import advice_for, flag_meant, with_typed_names
 from skipdit_cli.commands.train import train
 from skipdit_cli.commands.values import flag_of, naming_source, set_defaults, switches_of
-from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError
+from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, disk_failure, is_out_of_memory
 from skipdit_cli.version import __version__
 
+TOGETHER = ("finetune", "train", "sample", "calibrate", "evaluate", "prepare")
+"""The commands that several processes of a launcher run together; the others refuse them."""
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
 
@@ -63,19 +66,23 @@ def sentences(ctx: typer.Context | None = None, debug: bool = False) -> Iterator
     except (typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as cause:
-        console.error("interrupted.", INTERRUPTED)
+        if processes.end(cause, "interrupted."):
+            console.error("interrupted.", INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from cause
     except ClickException as cause:
         if type(cause).__name__ == "NoArgsIsHelpError":
             raise
-        console.error(_refusal(cause), cause.exit_code)
+        if processes.end(cause, _refusal(cause)):
+            console.error(_refusal(cause), cause.exit_code)
         raise typer.Exit(cause.exit_code) from cause
     except Exception as cause:
         meta = ctx.meta if ctx else {}
         if debug or meta.get("debug"):
             console.trace(cause)
         code = getattr(cause, "exit_code", 1)
-        console.error(_sentence(cause, meta.get("output")), code)
+        sentence = _sentence(cause, meta.get("output"))
+        if processes.end(cause, sentence):
+            console.error(sentence, code)
         raise typer.Exit(code) from cause
 
 
@@ -99,21 +106,28 @@ def _sentence(cause: Exception, output: object) -> str:
     """Return the sentence for an exception; ``output`` is where the command writes, for a full disk."""
     if isinstance(cause, SkipditError):
         return str(cause)
-    number = getattr(cause, "errno", None)
-    if number == errno.ENOSPC or "No space left on device" in str(cause):
-        place = getattr(cause, "filename", None) or output or "the output"
-        return f"the disk is full at {place}; free some space or choose another --output."
+    if (failure := disk_failure(cause, output)) is not None:
+        return failure
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."
-    # torch's error for a GPU, and its message for a CPU; torch is not imported for this.
-    out_of_memory = type(cause).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(cause)
-    if out_of_memory or isinstance(cause, MemoryError):
+    if is_out_of_memory(cause):
         return (
             "the device ran out of memory; give a smaller --batch-size, --vae-tiling or --cpu-offload, in training a "
-            "smaller --train-batch-size or --gradient-checkpointing."
+            f"smaller --train-batch-size or --gradient-checkpointing{_measured_memory()}."
         )
     lines = str(cause).strip().splitlines() or ["no message"]
     return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}; run again with --debug for the traceback."
+
+
+def _measured_memory() -> str:
+    """Return the memory of the default device in brackets, where torch has been imported; else an empty text."""
+    if "torch" not in sys.modules:
+        return ""
+    import torch
+
+    from skipdit_cli.sampling.device import memory_figures
+
+    return f" ({memory_figures(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))})"
 
 
 class Command(PanelCommand):
@@ -143,8 +157,14 @@ class Command(PanelCommand):
             raise
 
     def invoke(self, ctx):
-        """Run the command; an error about a value that was not typed says where the value comes from."""
-        with self._naming_typed_flags(ctx), naming_source(ctx):
+        """Run the command; an error about a value that was not typed says where the value comes from.
+
+        Raises:
+            UsageError: A launcher has started several processes of a command that runs in one.
+        """
+        if self.name not in TOGETHER:
+            processes.check_alone(ctx.command_path.removeprefix("skipdit "))
+        with self._naming_typed_flags(ctx), naming_source(ctx), files.command_locks():
             return super().invoke(ctx)
 
     @contextmanager
@@ -213,6 +233,7 @@ app = App(
 app.add_typer(presets, name="presets")
 app.command()(demo)
 app.command()(convert)
+app.command()(prepare)
 app.command()(finetune)
 app.command()(train)
 app.command()(sample)
@@ -244,4 +265,8 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    console.be_silent(processes.rank() > 0)
+    try:
+        app()
+    finally:
+        processes.leave()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.text import Text
 
+from skipdit_cli.columns import fold, make_table
 from skipdit_cli.formats import to_json
 
 SCHEMA = 1
@@ -21,8 +22,7 @@ _HARMLESS = "\n\t\u3000\xa0\u200c\u200d"  # not isprintable(): line breaks, tabs
 PLAIN_INTERVAL = 30.0  # seconds between two lines of progress without a terminal
 PLAIN_WIDTH = 1000
 
-_json = False
-_emitted = False
+_json = _emitted = _silent = False
 _warned: dict[str, object] = {}
 
 
@@ -32,9 +32,15 @@ def use_json(on: bool) -> None:
     _json = on
 
 
+def be_silent(on: bool) -> None:
+    """Print nothing but errors, in all processes of a run but the main one; or print again."""
+    global _silent
+    _silent = on
+
+
 @contextmanager
 def own_json(on: bool) -> Iterator[None]:
-    """Apply ``use_json(on)`` to one command, which emits one object, and restore the former state after it."""
+    """Apply ``use_json(on)`` to one command, and restore the former state after it."""
     global _json, _emitted
     before = _json, _emitted
     _json, _emitted = on, False
@@ -50,18 +56,18 @@ def screen(stderr: bool | None = None) -> Console:
 
     Lines are never wrapped; without a terminal, tables are not squeezed into 80 columns either.
     """
-    console = Console(stderr=_json if stderr is None else stderr, highlight=False, soft_wrap=True, emoji=False)
+    stderr = _json if stderr is None else stderr
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, quiet=_silent)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
 
 
 def printable(text: object) -> str:
-    """Escape every character that a terminal would interpret instead of display: control characters, changes of the
-    writing direction, surrogates of undecodable file names. Line breaks and tabs stay.
+    """Escape what a terminal would interpret instead of display: control characters, changes of the writing direction,
+    surrogates of undecodable file names. Line breaks and tabs stay.
 
-    Everything printed is escaped here, since names of files, classes and keys, prompts, and messages of libraries may
-    be untrusted.
+    Everything printed is escaped here, as names, prompts and messages of libraries may be untrusted.
     """
     return "".join(char if _is_displayable(char) else char.encode("unicode_escape").decode() for char in str(text))
 
@@ -125,7 +131,9 @@ logger.propagate = False
 
 def error(text: str, exit_code: int = 1) -> None:
     """Print the error that ends a command, and emit it under ``--json``."""
-    screen(stderr=True).print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
+    console = screen(stderr=True)
+    console.quiet = False
+    console.print(Text.assemble(("Error: ", "bold red"), _one_line(text)))
     fail(text, exit_code)
 
 
@@ -163,38 +171,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     single wide column is wrapped.
     """
     console = screen()
-    for index, some in enumerate(_fold(columns, rows, console.width)):
-        grid = _make_table([columns[at] for at in some], [[row[at] for at in some] for row in rows], title)
+    columns, cells = [*map(printable, columns)], [[*map(printable, row)] for row in rows]
+    for index, some in enumerate(fold(columns, cells, console.width)):
+        grid = make_table([columns[at] for at in some], [[row[at] for at in some] for row in cells], printable(title))
+        title = ""
         console.print("\n" * bool(index), end="")
         console.print(grid, soft_wrap=not console.is_terminal)
-        title = ""
-
-
-def _fold(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[list[int]]:
-    """Return the columns of each of the tables that a table is folded into."""
-    widths = [
-        2 + max(len(printable(cell)) for cell in (name, *(row[at] for row in rows))) for at, name in enumerate(columns)
-    ]
-    parts, room = [[0]], width - widths[0]
-    for at in range(1, len(columns)):
-        if widths[at] > room + 2 and len(parts[-1]) > 1:
-            parts, room = [*parts, [0]], width - widths[0]
-        parts[-1].append(at)
-        room -= widths[at]
-    return parts
-
-
-def _make_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str):
-    from rich.table import Table
-
-    grid = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
-    grid.title = Text(printable(title), "table.title") if title else None
-    for index, name in enumerate(columns):
-        numeric = bool(rows) and all(_is_numeric(row[index]) for row in rows)
-        grid.add_column(Text(printable(name)), justify="right" if numeric else "left")
-    for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))
-    return grid
 
 
 def markdown(text: str, formatted: str | None = None) -> None:
@@ -226,14 +208,10 @@ def markdown(text: str, formatted: str | None = None) -> None:
     console.print(page, width=min(console.width, 100), crop=False)
 
 
-def _is_numeric(cell: object) -> bool:
-    return str(cell).strip("x%+-").replace(",", "").replace(".", "", 1).isdigit() or str(cell) in ("-", "")
-
-
 def emit(payload: dict) -> None:
     """Write the result of a command to stdout as one JSON object, under ``--json`` only."""
     global _emitted
-    if _json:
+    if _json and not _silent:
         _emitted = True
         sys.stdout.write(to_json({"schema": SCHEMA, **payload}, indent=2) + "\n")
 
@@ -260,9 +238,8 @@ class Advance:
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         self.done += count
-        note = printable(note)
         if self.bar:
-            self.bar.update(self.task, advance=count, note=note)
+            self.bar.update(self.task, advance=count, note=printable(note))
             return
         now = time.monotonic()
         is_tenth = 10 * self.done // max(self.total, 1) > 10 * self.printed // max(self.total, 1)
@@ -272,11 +249,16 @@ class Advance:
             say(f"{self.description} {self.done}/{self.total} {_rate(rate)}, {left} left {note}".rstrip())
             self.last, self.printed = now, self.done
 
+    def extend(self, count: int) -> None:
+        """Expect so many units of work more."""
+        self.total += count
+        if self.bar:
+            self.bar.update(self.task, total=self.total)
+
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Display progress over ``total`` units: a bar on a terminal, otherwise a plain line every 30 s or 10 %; both
-    with the rate and the time that is left."""
+    """Display progress over ``total`` units, with the rate and the time left: a bar, or lines without a terminal."""
     console = screen()
     if not console.is_terminal:
         yield Advance(description, total)

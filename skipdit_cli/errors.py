@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
 """The exit code of an interrupted run."""
+SPACE = "free some space or "
+DISK_FAILURES = {
+    errno.ENOSPC: ("the disk is full", SPACE),
+    getattr(errno, "EDQUOT", -1): ("the disk quota is used up", SPACE),
+    errno.EFBIG: ("a file is larger than the file system or 'ulimit -f' allows", ""),
+    errno.EROFS: ("the file system is read-only", ""),
+    errno.EIO: ("the disk cannot be written or read (input/output error)", ""),
+}
+"""What is wrong with a disk, and the advice, by the number of the error."""
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 MAX_LENGTH = 300  # characters of a library's message that are shown
+MAX_SENTENCE = 480  # characters of an error's sentence, which may quote a value of any length from a file
+HEAD = 330  # of those, the characters in front of what is left out
 
 
 class SkipditError(Exception):
-    """A run that failed: shown as one sentence, exit code 1."""
+    """A run that failed: shown as one sentence, exit code 1.
+
+    Args:
+        message: The sentence. Line breaks in it become spaces; of more than ``MAX_SENTENCE`` characters, the middle is
+            left out.
+        whole: Keep the middle, for a list that is of the package's own making.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "", whole: bool = False):
+        text = " ".join(str(message).split())
+        if len(text) > MAX_SENTENCE and not whole:
+            text = f"{text[:HEAD]} [...] {text[HEAD + 7 - MAX_SENTENCE :]}"
+        super().__init__(text)
 
 
 class UsageError(SkipditError, ValueError):
@@ -42,11 +67,49 @@ class CheckError(SkipditError):
     exit_code = 3
 
 
+class ProcessError(SkipditError):
+    """Another process of this run failed or ended.
+
+    Args:
+        exit_code: That of the other process, where it is known.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def disk_failure(cause: BaseException, output: object = None) -> str | None:
+    """Return the sentence for a disk that cannot be written, or None for another error.
+
+    Libraries in native code (safetensors, torch) raise no ``OSError``; their messages end with that of the system.
+
+    Args:
+        output: Where the command writes, for an error that names no file.
+    """
+    number, place = getattr(cause, "errno", None), getattr(cause, "filename", None) or output or "the output"
+    for each, (failure, advice) in DISK_FAILURES.items():
+        if number == each or (number is None and os.strerror(each) in str(cause)):
+            return f"{failure} at {place}; {advice}choose another --output."
+    return None
+
+
 def first_line(cause: BaseException) -> str:
     """Return the first line of an exception's message, truncated, without a full stop and without addresses of
     objects: Pillow names the buffer that it cannot identify."""
     message = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(cause))
     return (message.strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
+
+
+ALLOCATORS = ("DefaultCPUAllocator", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the message of a plain ``RuntimeError`` of torch holds where memory has run out."""
+
+
+def is_out_of_memory(cause: BaseException) -> bool:
+    """Return whether an exception says that a device or this machine is out of memory; torch is not imported."""
+    if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(cause, RuntimeError) and any(name in str(cause) for name in ALLOCATORS)
 
 
 @contextmanager
@@ -72,7 +135,7 @@ def reading(what: str, advice: str = "", failed: str = "cannot be read") -> Iter
         name = type(cause).__name__  # by name, so that torch and pyo3 are not imported
         if not isinstance(cause, Exception) and name != "PanicException":
             raise
-        if name == "OutOfMemoryError" or getattr(cause, "errno", None) == errno.ENOSPC:
+        if name == "OutOfMemoryError" or getattr(cause, "errno", None) in NO_ROOM:
             raise
         message = str(getattr(cause, "strerror", None) or first_line(cause))
         if isinstance(

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from skipdit_cli.errors import UsageError, reading
 
-MAX_BYTES = 1 << 28  # of a text file; the largest tokenizers have a tenth of that
+MAX_BYTES = 1 << 26  # of a text file; the largest tokenizers have half of that
 MAX_DEPTH = 64  # levels of nesting; the configs of diffusers and transformers have up to four
+
+
+class UntrustedFile(io.BufferedReader):
+    """A binary file that is never asked for more bytes than it holds.
+
+    Libraries ask for as many as a header says, and Python allocates them before it reads.
+    """
+
+    def __init__(self, path):
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, at most ``size`` of them."""
+        return super().read(None if size is None else min(size, max(self.size - self.tell(), 0)))
 
 
 def read_text(path, max_bytes: int = MAX_BYTES) -> str:
@@ -45,6 +63,35 @@ def parse_json(text: str, name) -> object:
         if depth > MAX_DEPTH:
             raise UsageError(f"{name} is nested more than {MAX_DEPTH} levels deep, as no file of this kind is.")
     return data
+
+
+def read_json_lines(path) -> list[dict]:
+    """Return the objects in a file that holds one in each line.
+
+    A last line that is cut short, as a killed process leaves it, is left out.
+
+    Raises:
+        UsageError: The file cannot be read, or another line is no JSON object.
+    """
+    rows: list[dict] = []
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_json(line, f"{path} line {number}") if line.strip() else None
+        except UsageError:
+            if number < len(lines):
+                raise
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip():
+            raise UsageError(f"{path} line {number} holds a {type(row).__name__} but expected an object.")
+    return rows
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number, and no boolean."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _items(container: object):

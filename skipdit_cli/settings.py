@@ -15,6 +15,8 @@ OUTPUT = "Output"
 PANELS = (MODEL, SAMPLES, CACHE, PIPELINE)
 """Panels of ``--help`` that commands share, in their order; ``OUTPUT`` comes last of all. Flags without a panel come
 first."""
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that NumPy takes."""
 
 
 def setting(

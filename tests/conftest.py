@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["COLUMNS"] = "80"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="skipdit-tests-")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.environ["XDG_CACHE_HOME"] + "/hypothesis"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTEST_ADDOPTS", None)
 for _name in [name for name in os.environ if name.startswith("SKIPDIT_")]:
@@ -23,6 +24,20 @@ from typer.testing import CliRunner
 from tests.support.pipeline_parts import tiny_tokenizer, tiny_vae
 from tests.support.tiny_pipelines import write_pipeline
 from tests.support.tiny_transformers import perturbed, tiny_text_transformer
+
+
+def pytest_addoption(parser):
+    """Add ``--chaos`` and ``--fuzz``, for the long forms of the tests of killed runs and of strangers' files."""
+    parser.addoption(
+        "--chaos", type=int, default=0, help="Kills of each kind of run, and every write of each on a full disk."
+    )
+    parser.addoption("--fuzz", type=int, metavar="N", help="Files to draw in tests/strangers, other ones each time.")
+
+
+@pytest.fixture
+def chaos(request) -> int:
+    """The number of ``--chaos``; 0 in the short form."""
+    return request.config.getoption("--chaos")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,15 @@ def test_all_presets_fit(skipdit):
     assert ended.json["checked"] == preset_names() and ended.json["problems"] == []
 
 
+def test_the_experiment_of_a_preset_is_checked(skipdit, write):
+    path = write("about: a\nsource: b\nexperiment: {study: scaling, grid: grid.yaml, trian_steps: 1}")
+    ended = skipdit("presets", "check", path)
+    assert ended.code == 3 and "there is no" in ended.stderr + ended.stdout
+    path = write("about: a\nsource: b\nexperiment: {study: scaling, trian_steps: 1}")
+    ended = skipdit("presets", "check", path)
+    assert ended.code == 3 and "Did you mean 'train_steps'" in ended.stderr + ended.stdout
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_says_what_it_is(name):
     preset = load_preset(name)

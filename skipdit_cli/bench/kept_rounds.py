@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,18 +14,22 @@ from skipdit_cli import files
 from skipdit_cli.bench.timing import Measured, interleave
 from skipdit_cli.cache import CacheReport
 from skipdit_cli.errors import UsageError
-from skipdit_cli.formats import parse_json, read_text, to_json
+from skipdit_cli.formats import to_json
 from skipdit_cli.sampling.generate import Generated
 
 MOST_BYTES = 1 << 26
+ANEW = "the bench begins anew"
 COSTS = ("denoise_seconds", "total_seconds", "cache_bytes", "steps", "calls", "full_steps")
 """The numbers of a ``Generated`` that are kept as they are."""
+
+logger = logging.getLogger(__name__)
 
 
 class KeptRounds:
     """The whole rounds of a bench, in two files beside its output until the report is written.
 
-    A round that was interrupted is measured again, for its cases would not have run side by side.
+    Damaged files are not used: the bench begins anew, with a warning. A round that was interrupted is measured again,
+    for its cases would not have run side by side.
 
     Args:
         output: The folder of the report; None keeps nothing.
@@ -35,32 +40,27 @@ class KeptRounds:
         sessions: The number of rounds that each process measured, this one last.
 
     Raises:
-        UsageError: There are rounds of other settings, or they are damaged.
+        UsageError: There are rounds of other settings.
     """
 
     def __init__(self, output: Path | None, settings: Mapping[str, object], overwrite: bool = False):
         self.path = None if output is None else output.with_name(f"{output.name}.partial.json")
         self.settings, self.sessions = to_json(dict(settings)), [0]
         self.kept: Any = None
-        if self.path is None or not self.path.exists():
+        kept = None if self.path is None else files.read_checked(self.path, MOST_BYTES, ANEW)
+        if kept is None:
             return
-        kept: Any = parse_json(read_text(self.path, MOST_BYTES), self.path)
-        if not isinstance(kept, dict) or kept.get("settings") != self.settings:
+        if kept.get("settings") != self.settings:
             if not overwrite:
                 raise UsageError(
                     f"Got {self.path}, of an interrupted bench with other settings; give the same ones to go on, "
                     "--overwrite to begin anew, or delete it."
                 )
             return
-        sessions = kept.get("sessions")
-        if not isinstance(sessions, list) or not all(
-            isinstance(count, int) and 0 <= count < 10**6 for count in sessions
-        ):
-            raise self._damaged()
-        self.kept, self.sessions = kept, [*sessions, 0]
-
-    def _damaged(self) -> UsageError:
-        return UsageError(f"Got {self.path}, which is damaged; delete it, and run the bench again.")
+        if not self._samples.is_file() or files.checksum(self._samples) != kept["samples"]:
+            logger.warning("%s is missing or damaged, so %s.", self._samples, ANEW)
+            return
+        self.kept, self.sessions = kept, [*kept["sessions"], 0]
 
     @property
     def rounds(self) -> int:
@@ -86,19 +86,13 @@ class KeptRounds:
         """Return what was measured of each case; None of each where nothing was.
 
         Raises:
-            UsageError: The rounds are of other cases, or damaged.
+            UsageError: The rounds are of other cases.
         """
         if self.kept is None:
             return [None] * len(cases)
         if self.kept.get("cases") != list(map(repr, cases)):
             raise UsageError(f"Got {self.path}, of a bench with other rows; delete it, and run the bench again.")
-        try:
-            measured = self._read()
-        except Exception as cause:  # safetensors, the file system, and any shape of JSON: errors of many types
-            raise self._damaged() from cause
-        if len(measured) != len(cases):
-            raise self._damaged()
-        return measured
+        return self._read()
 
     def _read(self) -> list[Measured]:
         from safetensors.torch import load_file
@@ -123,7 +117,8 @@ class KeptRounds:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if sum(self.sessions) == 1:
             self._save_samples([each.first for each in measured])
-        content = {"settings": self.settings, "sessions": self.sessions, "cases": list(map(repr, cases))}
+        content: dict[str, Any] = {"settings": self.settings, "sessions": self.sessions}
+        content |= {"cases": list(map(repr, cases)), "samples": files.checksum(self._samples)}
         content["measured"] = [
             {
                 "seconds": each.seconds,
@@ -134,8 +129,7 @@ class KeptRounds:
             }
             for each in measured
         ]
-        with files.replacing(self.path) as part:
-            part.write_text(to_json(content), encoding="utf-8")
+        files.write_checked(self.path, content)
 
     def _save_samples(self, samples: Sequence[Generated]) -> None:
         from safetensors.torch import save_file

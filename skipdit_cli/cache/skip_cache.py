@@ -22,7 +22,7 @@ from skipdit_cli.cache.generation.slot import Key, Slot, find_slot
 from skipdit_cli.cache.generation.steps import CountedSteps, ScheduledSteps, Steps, differ_in_time
 from skipdit_cli.cache.live_ends import LiveEnds
 from skipdit_cli.cache.policy import CachePolicy
-from skipdit_cli.cache.trigger import Trigger
+from skipdit_cli.cache.trigger import Trigger, make_trigger
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import unwrap_compiled
 from skipdit_cli.families.protocols import Scheduler, Transformer
@@ -134,7 +134,7 @@ class SkipCache:
         self.slots = {}
         self.called_slots: set[Key] = set()  # in this step
         self.timestep, self.ran, self.call = None, False, Call()  # of this step
-        self.trigger = None if self.policy.threshold is None else Trigger(self.policy)
+        self.trigger = make_trigger(self.policy, self.transformer)
 
     # Called by the blocks (the protocol ``Cache`` of trunk.py)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -38,14 +39,18 @@ class Trigger:
     Reading that sum is the one operation that waits for the device, once a step. The first call of a step decides for
     all calls of that step, so that the branches of guidance are cached alike.
 
+    Where the tokens are split among processes, all of them measure all tokens, and so decide alike.
+
     Args:
         policy: Its threshold is the sum that a reused step may reach.
+        group: The processes among which the tokens are split; None for one process.
 
     Attributes:
         is_reused: The decision of this step; None until it is made.
     """
 
-    def __init__(self, policy: CachePolicy):
+    def __init__(self, policy: CachePolicy, group: Any = None):
+        self.group = group
         self.threshold: float = policy.threshold  # type: ignore[assignment]  # a policy without one has no trigger
         self.power = 1 / FORECASTS[policy.forecast]
         self.distances = Distances()
@@ -102,8 +107,27 @@ class Trigger:
         if self.probe is None or self.probe[0] is not slot or self.probe[1].shape != shallow.shape:
             return None
         last = self.probe[1].flatten(1)
-        change = (shallow.flatten(1) - last).float().abs().mean(1) / last.float().abs().mean(1)
-        return change**self.power
+        means = torch.stack([(shallow.flatten(1) - last).float().abs().mean(1), last.float().abs().mean(1)])
+        change, size = means if self.group is None else self._over_processes(means)
+        return (change / size) ** self.power
+
+    def _over_processes(self, means: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the tensors of all processes, the same bits in each."""
+        shares = [torch.empty_like(means) for _ in range(torch.distributed.get_world_size(self.group))]
+        torch.distributed.all_gather(shares, means, group=self.group)
+        return torch.stack(shares).mean(0)
+
+
+def make_trigger(policy: CachePolicy, transformer) -> Trigger | None:
+    """Return the trigger of a policy; None if it has no threshold.
+
+    Args:
+        transformer: The model; diffusers' context parallelism may split its tokens among processes.
+    """
+    if policy.threshold is None:
+        return None
+    context = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    return Trigger(policy, None if context is None else context._flattened_mesh.get_group())
 
 
 class Distances:

@@ -37,6 +37,8 @@ def bench(
     plans = bench_policies.read_plans(settings)
     conditions = _parse_conditions(settings)
     _check_output(settings, model, preset)
+    if settings.output is not None:
+        files.hold(settings.output)
     inputs = parsing.read_inputs(settings.pipeline)
 
     from skipdit_cli.bench.peers.known_peers import parse_peers

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from skipdit_cli import console, files
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands import calibrate_report, options, parsing, pipeline_setup, report_file
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.errors import CheckError, UsageError
@@ -36,10 +36,11 @@ def calibrate(
     skipdit sample --preset digits --plan plan.yaml -o digits.png
     """
     settings.check()
+    team = processes.join(settings.pipeline.device)
     costs = settings.costs()
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
     inputs = parsing.read_inputs(settings.pipeline)
-    _check_output(settings, model, preset)
+    team.on_main(lambda: _claim_output(settings, model, preset))
 
     from skipdit_cli.families.fingerprint import weights_fingerprint
     from skipdit_cli.models import named_model, open_model
@@ -58,6 +59,10 @@ def calibrate(
     steps, sampler = arguments.pop("num_inference_steps"), arguments.pop("scheduler")
     run = {"steps": steps, "scheduler": None if sampler == Sampler() else sampler, **arguments}
     check_full_run(pipe, sampler, steps, inputs.get("arguments"))
+    if not team.is_main and not settings.dry_run:
+        Calibrator(pipe, samples, held_out, team=team, **run).evaluators.help()
+    if not team.is_main:
+        return
     duration = _estimate(pipe, settings, samples, len(held_out), costs, arguments)
     if settings.dry_run:
         return
@@ -68,7 +73,9 @@ def calibrate(
         try:
             with console.progress("Calibrate", duration.effort.tries * max(len(costs), 1)) as advance:
                 tried = journal.after(advance)
-                calibrator = Calibrator(pipe, samples, held_out, known=journal.results, advance=tried, **run)
+                calibrator = Calibrator(
+                    pipe, samples, held_out, known=journal.results, advance=tried, team=team, **run
+                )
                 found = _find(calibrator, costs, settings, duration.effort, folder)
         except KeyboardInterrupt:
             journal.write()
@@ -80,7 +87,8 @@ def calibrate(
     _report(found, settings, written)
 
 
-def _check_output(settings: CalibrateSettings, model: str | None, preset: str | None) -> None:
+def _claim_output(settings: CalibrateSettings, model: str | None, preset: str | None) -> None:
+    """Check that the output may be written, and lock it."""
     output, shared = settings.output, settings.pipeline
     reads = {"model": model, "--lora": shared.lora, "--preset": preset and preset_path(preset)}
     reads |= {"--prompts-file": shared.prompts_file}
@@ -94,6 +102,8 @@ def _check_output(settings: CalibrateSettings, model: str | None, preset: str | 
             files.check_file(output.with_suffix(".safetensors"), settings.overwrite)
     else:
         files.check_folder(output, files.PLANS, settings.overwrite)
+    if not settings.dry_run:
+        files.hold(output)
 
 
 def _choose_conditions(settings: CalibrateSettings, prompts: list[str] | None, outline) -> tuple[list, list]:
@@ -146,7 +156,8 @@ def _find(calibrator, costs: list[float], settings: CalibrateSettings, effort, f
 
 def _estimate(pipe, settings: CalibrateSettings, samples: list, held_out: int, costs: list[float], arguments: dict):
     """Say about how long a calibration takes, and return it; with ``--dry-run`` emit it as well."""
-    from skipdit_cli.planning.duration import EFFORTS, within
+    from skipdit_cli.planning.duration import within
+    from skipdit_cli.planning.searching.effort import EFFORTS
 
     limit = settings.time_limit
     duration = within(limit, pipe, samples, held_out, costs, settings.output_branch, **arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, files
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.conversion.convert_settings import ConvertSettings
@@ -43,6 +43,7 @@ def convert(
     if settings.dry_run:
         console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
     else:
+        files.hold(output)
         folder = source.pipeline or source.transformer
         origin = find_origin(output, settings.push_to_hub, ctx.meta["typed"], source.name, folder)
         proof = conversion.convert(plan, settings, origin)

@@ -78,6 +78,7 @@ def demo(
 
     output, scenario = settings.output, VIDEOS if settings.video else IMAGES
     files.check_folder(output, files.DEMO, settings.overwrite)
+    files.hold(output)
     torch.set_num_threads(1)  # more threads gain nothing for matrices this small, and cost much on a busy machine
     with files.work_in(output, files.DEMO):
         with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():

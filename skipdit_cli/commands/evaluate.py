@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skipdit_cli import console, files
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands import evaluate_report, options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.evaluation.evaluate_settings import EvaluateSettings
+from skipdit_cli.processes import Team
 
 if TYPE_CHECKING:
     from skipdit_cli.evaluation import FeatureNetwork, Statistics
@@ -36,7 +37,8 @@ def evaluate(
     skipdit evaluate samples --reference digits
     """
     settings.check()
-    _check_output(settings, samples)
+    team = processes.join(settings.device)
+    team.on_main(lambda: _claim_output(settings, samples))
 
     from skipdit_cli.evaluation import load_features
     from skipdit_cli.evaluation.distances import check_torchmetrics
@@ -51,11 +53,15 @@ def evaluate(
     images = open_image_set(samples, "SAMPLES", *reading, settings.max_samples)
     reference = _open_reference(settings, network)
     captions = _open_captions(settings, images, device)
-    real = _extract("Reference", reference, network, settings, True)
-    statistics: Any = _extract("Samples", images, network, settings, False)
+    real = _extract("Reference", reference, network, settings, True, team)
+    statistics: Any = _extract("Samples", images, network, settings, False, team)
+    caption_score = None if captions is None else _score_captions(*captions, images, settings.batch_size, team)
+    processes.leave()  # torchmetrics would gather over all of them
+    if not team.is_main:
+        return
     scores = _score(images, statistics, real, network, settings)
-    if captions is not None:
-        scores["clip_score"] = _score_captions(*captions, images, settings.batch_size)
+    if caption_score is not None:
+        scores["clip_score"] = caption_score
         del scores["reasons"]["clip_score"]
     if settings.save_statistics is not None:
         from skipdit_cli.evaluation.kept_statistics import save_statistics
@@ -65,22 +71,26 @@ def evaluate(
     evaluate_report.print_scores(scores, images, network, settings)
 
 
-def _check_output(settings: EvaluateSettings, samples: str) -> None:
+def _claim_output(settings: EvaluateSettings, samples: str) -> None:
+    """Check that the file of statistics may be written, and lock it."""
     if settings.save_statistics is not None:
         reads = {"SAMPLES": samples, "--reference": settings.reference, "--features": settings.features}
         files.check_apart(settings.save_statistics, reads)
         files.check_file(settings.save_statistics, settings.overwrite)
+        files.hold(settings.save_statistics)
 
 
 def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> ImageSet | Statistics | None:
     """Return the images of ``--reference``, or its statistics where it is an .npz file of those."""
-    from skipdit_cli.evaluation.image_set import npz_names, open_image_set
+    from skipdit_cli.evaluation.image_set import open_image_set
     from skipdit_cli.evaluation.kept_statistics import load_statistics
 
     name = settings.reference
     if name is None:
         return None
     if Path(name).suffix == ".npz" and Path(name).is_file():
+        from skipdit_cli.evaluation.npz_file import npz_names
+
         names = npz_names(Path(name))
         if "arr_0" not in names and {"mu", "sigma"} <= set(names):
             return load_statistics(Path(name), network)
@@ -102,6 +112,7 @@ def _extract(
     network: FeatureNetwork,
     settings: EvaluateSettings,
     is_reference: bool,
+    team: Team,
 ) -> Statistics | None:
     """Return the statistics of images, with a progress bar."""
     from skipdit_cli.evaluation.extraction import extract
@@ -110,7 +121,7 @@ def _extract(
     if not isinstance(images, ImageSet):
         return images
     with console.progress(title, images.count) as advance:
-        return extract(images, network, settings.batch_size, is_reference, advance)
+        return extract(images, network, settings.batch_size, is_reference, advance, team)
 
 
 def _score(
@@ -145,8 +156,10 @@ def _score(
     return scores
 
 
-def _score_captions(scorer: CaptionScorer, captions: list[str], images: ImageSet, batch_size: int) -> float:
+def _score_captions(
+    scorer: CaptionScorer, captions: list[str], images: ImageSet, batch_size: int, team: Team
+) -> float:
     from skipdit_cli.evaluation.caption_score import mean_caption_score
 
     with console.progress("CLIP score", images.count) as advance:
-        return mean_caption_score(scorer, images, captions, batch_size, advance)
+        return mean_caption_score(scorer, images, captions, batch_size, advance, team)

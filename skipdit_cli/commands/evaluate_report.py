@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from skipdit_cli import console
+from skipdit_cli.evaluation.evaluate_settings import NEED_REFERENCE
 from skipdit_cli.version import __version__, list_versions
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ TITLES = {
     "temporal_flickering": "temporal flickering",
     "frame_difference": "difference between frames",
 }
+ROUNDING = 1e-5
+"""Scores and deviations below this are shown as 0; --json has them as they are."""
 OF_VIDEOS = ("fvd", "subject_consistency", "temporal_flickering", "frame_difference")
 
 
@@ -76,16 +79,20 @@ def _rows(scores: dict, reasons: dict) -> list[list[object]]:
     for name, title in TITLES.items():
         value, deviation = scores.get(name), scores.get(f"{name}_std")
         if value is not None:
-            spread = "" if deviation is None else f" ±{deviation:.2g}"
-            rows.append([title, f"{value:.4g}{spread}", scores["num_samples"], _reference(name, scores), ""])
+            spread = "" if not deviation or deviation < ROUNDING else f" ±{deviation:.2g}"
+            rows.append([title, f"{_rounded(value):.4g}{spread}", scores["num_samples"], _reference(name, scores), ""])
         elif name in scores:
             rows.append([title, "-", "-", "-", reasons.get(name, "")])
     return rows
 
 
+def _rounded(value: float) -> float:
+    """Return a score without its rounding error: two equal sets have an FID of 0, not of -5e-07."""
+    return 0.0 if abs(value) < ROUNDING else value
+
+
 def _reference(name: str, scores: dict) -> object:
-    has_reference = name in ("fid", "sfid", "fvd", "kid", "precision", "recall")
-    return (scores["num_reference"] or "unknown") if has_reference else "-"
+    return (scores["num_reference"] or "unknown") if name in NEED_REFERENCE else "-"
 
 
 def _network_line(network: FeatureNetwork) -> str:

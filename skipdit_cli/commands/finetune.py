@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from skipdit_cli import files
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.training_options import ConsoleObserver, report
@@ -32,6 +33,7 @@ def finetune(
     """
     _check_parts(settings)
     settings.training.check({"model": model, "--lora": settings.lora}, preset and preset_path(preset))
+    files.hold(settings.training.output)
 
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling.fitting import check_lora, load_lora

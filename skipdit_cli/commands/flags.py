@@ -13,10 +13,8 @@ import typer
 
 from skipdit_cli.commands import options
 from skipdit_cli.errors import UsageError
-from skipdit_cli.settings import flag_name, setting_fields
+from skipdit_cli.settings import LARGEST_SEED, flag_name, setting_fields
 
-MOST_OF_ALL = 2**32 - 1
-"""The largest value of a whole number whose field says none: the largest seed of NumPy."""
 SHORT = {"output": "-o"}
 """One-letter forms, by field name."""
 
@@ -115,7 +113,7 @@ def check_ranges(command, values: Mapping[str, object]) -> None:
         if least is not None and value < least:
             raise UsageError(f"{given} {least} or more.")
         if most is None and isinstance(value, int):
-            most = MOST_OF_ALL
+            most = LARGEST_SEED  # a whole number whose field says none
         if most is not None and value > most:
             raise UsageError(f"{given} at most {most}.")
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from skipdit_cli import console
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.info_hardware import show_plan
 from skipdit_cli.commands.known_facts import KnownFacts
 from skipdit_cli.errors import UsageError
 from skipdit_cli.formats import markdown_table
+from skipdit_cli.planning.hardware.hardware_settings import HardwareSettings
 from skipdit_cli.settings import MODEL, OUTPUT, HubSettings, setting, steps_setting
 
 INTERVALS = (2, 3, 4, 5)
@@ -40,6 +42,7 @@ class InfoSettings:
         False, "Show every transformer class of diffusers and how its blocks are found, in place of a model.", OUTPUT
     )
     markdown: bool = setting(False, "With --families: print the table in Markdown.", OUTPUT)
+    hardware: HardwareSettings = HardwareSettings()
 
 
 @with_settings(InfoSettings)
@@ -55,6 +58,8 @@ def info(
     Reads configuration files alone, no weights.
 
     skipdit info facebook/DiT-XL-2-256
+
+    skipdit info --preset dit-xl-2-256 --plan-hardware 8xH100 --train-batch-size 32
     """
     if settings.markdown and not settings.families:
         raise UsageError("Got --markdown without --families, whose table it is for; add --families.")
@@ -62,6 +67,10 @@ def info(
         if model is not None or preset is not None:
             raise UsageError("Got --families with a model, but it shows all classes; leave one of the two out.")
         _show_families(settings.markdown)
+        return
+    settings.hardware.check()
+    if settings.hardware.plan_hardware is not None:
+        show_plan(model, preset, settings)
         return
     steps = settings.num_inference_steps
     known = KnownFacts(model, preset, steps, settings.conditioning)

@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from skipdit_cli.files import cache_folder, replacing
+from skipdit_cli.files import cache_folder, read_checked, write_checked
 from skipdit_cli.presets import load_preset, preset_path
 from skipdit_cli.version import __version__
 
 LARGEST_CONFIG = 1 << 20
 """Bytes of a file whose content is compared; of a larger one, its size and its date are."""
+MOST_BYTES = 1 << 26
+"""Bytes of a file of facts."""
 MOST_FILES = 500
 """Files of a folder; the facts of one with more are not kept."""
 
@@ -42,8 +44,9 @@ class KnownFacts:
         """Return what ``write`` wrote, or None."""
         if self.path is None:
             return None
-        with suppress(OSError, ValueError):
-            return json.loads(self.path.read_text(encoding="utf-8"))
+        with suppress(OSError):
+            kept = read_checked(self.path, MOST_BYTES, "its facts are found out again")
+            return None if kept is None else kept["facts"]
         return None
 
     def write(self, facts: object) -> None:
@@ -51,8 +54,7 @@ class KnownFacts:
         if self.path is not None:
             with suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(self.path) as part:
-                    part.write_text(json.dumps(facts), encoding="utf-8")
+                write_checked(self.path, {"facts": facts})
 
 
 def _sources(model: str | None, preset: str | None) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -94,7 +95,7 @@ def _problems(ctx: typer.Context, name: str) -> list[str]:
         points = points_of(preset) if preset.sweep else []
     except UsageError as cause:
         return [str(cause)]
-    problems = _own_problems(ctx, preset)
+    problems = _own_problems(ctx, preset) + _study_problems(preset, preset_path(name).absolute().parent)
     for point in points:
         problems += [f"point {point.name}: {each}" for each in _own_problems(ctx, point) if each not in problems]
     return problems
@@ -115,6 +116,21 @@ def _own_problems(ctx: typer.Context, preset: Preset) -> list[str]:
                 text = cause.format_message() if isinstance(cause, typer.BadParameter) else cause
                 problems.append(f"{command_name}: {text}")
     return problems
+
+
+def _study_problems(preset: Preset, folder: Path) -> list[str]:
+    """Return what is wrong with the experiment of a preset, which lies in a folder."""
+    if not preset.experiment:
+        return []
+    from skipdit_cli.studies import load_study
+    from skipdit_cli.studies.study import read_settings
+
+    try:
+        study = load_study(str(preset.experiment.get("study")))
+        study.commands(read_settings(study, preset.experiment, "it", folder), (0,))
+    except UsageError as cause:
+        return [str(cause)]
+    return []
 
 
 def _plan_problems(preset: Preset) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from skipdit_cli import console, media
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.formats import is_number
 from skipdit_cli.presets import embedded_folder, embedded_names, load_preset, preset_names
 from skipdit_cli.sampling.sample_settings import SampleSettings
 from skipdit_cli.settings import plain_type, setting_fields, values_of
+from skipdit_cli.version import __version__
 
 _JSON_TYPES = {
     field.name: str if plain_type(kind) is Path else plain_type(kind)
@@ -41,6 +43,15 @@ def make_record(
     record |= {"weights": folder.name} if embedded else {"model": str(model)}
     record |= record_conditions(conditions)
     return dict(sorted(record.items()))  # in one order, so that a replay writes the same bytes
+
+
+def describe_run(settings: SampleSettings, name, conditions: list, outline) -> dict:
+    """Return all that the files of a run depend on, as plain data: what a resumed run has to share."""
+    record, npz = make_record(settings, name, conditions), settings.npz
+    weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
+    versions = {package: version(package) for package in ("torch", "diffusers")}
+    facts = {"weights of the model": weights, "versions": {**versions, "skipdit": __version__}}
+    return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
 
 
 def record_conditions(conditions: Sequence[int | str | None]) -> dict[str, object]:
@@ -105,7 +116,7 @@ def _check_type(path: Path, name: str, value: object) -> object:
         value = [value] if isinstance(value, str) else value
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
     elif kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        fits = is_number(value)
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits:

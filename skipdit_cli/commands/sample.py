@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from skipdit_cli import console
+from skipdit_cli import console, processes
 from skipdit_cli.commands import options, parsing, pipeline_setup, replay, sample_files, sample_target, speedup
 from skipdit_cli.commands.flags import with_settings
+from skipdit_cli.commands.sample_share import share_of
 from skipdit_cli.errors import UsageError
-from skipdit_cli.presets import preset_path
 from skipdit_cli.sampling.sample_settings import SampleSettings, count_steps
 from skipdit_cli.settings import SAMPLES, flag_name, run_arguments
-from skipdit_cli.version import __version__
 
 From = Annotated[
     Path | None,
@@ -52,7 +51,8 @@ def sample(
     skipdit sample -m latte-t2v --prompt "a cat on a roof" --cache-layers 1 -o cat.mp4
     """
     settings.check()
-    target = _choose_target(settings, model, preset, plan, from_file)
+    team = processes.join(settings.pipeline.device)
+    target = team.on_main(lambda: sample_target.claim_target(settings, model, preset, plan, from_file))
     speedup.check(settings.cache, settings.compile)
     policy = parsing.cache_policy(settings.cache, count_steps(settings.pipeline, settings.num_inference_steps))
     prompts = parsing.read_prompts(settings.pipeline.prompt, settings.pipeline.prompts_file)
@@ -61,6 +61,8 @@ def sample(
     from skipdit_cli.models import named_model
     from skipdit_cli.sampling import schedulers
     from skipdit_cli.sampling.generate import generate_batches
+    from skipdit_cli.sampling.pipelines.context_parallel import check_context_parallel
+    from skipdit_cli.sampling.pixels import is_video
     from skipdit_cli.sampling.refusals import check_unloaded
 
     schedulers.check_name(settings.pipeline.scheduler)
@@ -75,70 +77,61 @@ def sample(
     sample_target.check_kind(target, outline)
     settings = fill_in_defaults(settings, outline, dtype)
     arguments = {**run_arguments(settings), **inputs}
+    check_context_parallel(settings, outline.transformer, device, dtype)
     check_unloaded(outline, conditions, policy, **arguments)
-    run = _describe_run(settings, name, conditions, outline)
-    resume = sample_target.is_resumed(target, run, settings.overwrite)
+    run = replay.describe_run(settings, name, conditions, outline)
+    resume = team.on_main(lambda: sample_target.is_resumed(target, run, settings.overwrite))
     pipe = open_pipeline(outline, settings, device, dtype)
     if chosen_plan is not None and (difference := chosen_plan.difference(pipe, settings.guidance_scale)):
         console.warn(difference)
     size = settings.pipeline.height, settings.pipeline.width, settings.pipeline.num_frames
     sample_target.check_size(target, pipe, len(conditions), settings.batch_size, *size)
-    settings, policy = speedup.calibrate(pipe, settings, policy, conditions, arguments)
-    output = _open_output(pipe, settings, target, conditions, name, run, resume)
-    with output, console.progress("denoise", _count_steps(pipe, settings, conditions, output)) as advance:
-        made = generate_batches(pipe, conditions, policy=policy, advance=advance, skip=output.has, **arguments)
-        for batch, part in made:
-            output.add(batch, part)
-        written = output.finish()
-    _report(pipe, output, written, policy)
-
-
-def _open_output(pipe, settings: SampleSettings, target: Path, conditions: list, name, run: dict, resume: bool):
-    """Return what writes the samples: a ``SampleFile`` or a ``SampleFolder``."""
-    from skipdit_cli.sampling.pixels import is_video
-
+    settings, policy = team.on_main(lambda: speedup.calibrate(pipe, settings, policy, conditions, arguments))
     record = replay.make_record(settings, name, conditions)
-    if target.suffix:
-        return sample_files.SampleFile(target, settings.npz, record)
-    suffix = ".mp4" if is_video(pipe) else f".{settings.format or 'png'}"
-    return sample_files.SampleFolder(target, settings.npz, record, conditions, suffix, run, resume)
+    writers = team if settings.context_parallel is None else processes.Team()
+    output = sample_files.open_output(target, settings, record, conditions, is_video(pipe), run, resume, writers)
+    share = share_of(team, pipe, settings, conditions, output)
+    with output, console.progress("denoise", share.total) as advance:
+        arguments |= {"advance": share.counting(advance), "skip": share.leaves_out, "decode": share.writes}
+        arguments |= {"on_halved": _halved(settings, output, advance)}
+        for batch, part in generate_batches(pipe, conditions, policy=policy, **arguments):
+            if share.writes:
+                output.add(batch, part)
+        written = output.finish() if share.writes else []
+    if team.is_main:
+        _report(pipe, output, written, policy)
 
 
-def _count_steps(pipe, settings: SampleSettings, conditions: list, output) -> int:
-    """Return the number of denoising steps over all batches that are not there yet."""
-    from skipdit_cli.sampling.generate import batches
+def _halved(settings: SampleSettings, output, advance) -> Callable[[Any], None] | None:
+    """Return what is called where a batch does not fit into memory: it warns, and the records say the smaller one.
 
-    slices = batches(pipe, conditions, settings.batch_size, alone=settings.pipeline.image is not None)
-    return sum(not output.has(b) for b in slices) * count_steps(settings.pipeline, settings.num_inference_steps)
+    There is nothing to call under context parallelism, where no process can change its batches alone.
+    """
+    if settings.context_parallel is not None:
+        return None
 
+    def note(halving: Any) -> None:
+        console.warn(halving.sentence)
+        output.record["batch_size"] = halving.batch_size
+        steps = count_steps(settings.pipeline, settings.num_inference_steps)
+        advance.extend(halving.batches * steps + halving.lost_steps)
 
-def _describe_run(settings: SampleSettings, name, conditions: list, outline) -> dict:
-    """Return all that the files of a run depend on, as plain data: what a resumed run has to share."""
-    record, npz = replay.make_record(settings, name, conditions), settings.npz
-    weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
-    versions = {package: version(package) for package in ("torch", "diffusers")}
-    facts = {"weights of the model": weights, "versions": {**versions, "skipdit": __version__}}
-    return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
-
-
-def _choose_target(
-    settings: SampleSettings, model: str | None, preset: str | None, plan: str | None, from_file: Path | None
-) -> Path:
-    reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
-    reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
-    reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
-    return sample_target.choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
+    return note
 
 
 def open_pipeline(outline, settings: SampleSettings, device, dtype):
     """Load the pipeline, with another VAE if one was given, and prepare it."""
     from skipdit_cli.models import load_pipeline, load_vae
+    from skipdit_cli.sampling.pipelines.context_parallel import enable_context_parallel
 
     offline, parts = settings.pipeline.hub.local_files_only, {}
     if settings.vae is not None:
         parts["vae"] = load_vae(settings.vae, dtype=dtype, local_files_only=offline)
     pipe = load_pipeline(outline.folder, dtype=dtype, **parts)
-    return pipeline_setup.prepare(pipe, settings.pipeline, device, settings.compile)
+    pipe = pipeline_setup.prepare(pipe, settings.pipeline, device, settings.compile)
+    if settings.context_parallel is not None:
+        enable_context_parallel(pipe, settings.context_parallel, processes.count())
+    return pipe
 
 
 def choose_conditions(settings: SampleSettings, prompts: list[str] | None, outline) -> list[int | str | None]:
@@ -177,10 +170,9 @@ def fill_in_defaults(settings: SampleSettings, outline, dtype) -> SampleSettings
 
 def _report(pipe, output, written: list[Path], policy) -> None:
     """Say what was made and how fast; emit the JSON object of ``--json``."""
-    from skipdit_cli.sampling.generate import join
     from skipdit_cli.sampling.pixels import is_pixel_space
 
-    cost = join(output.costs, policy) if output.costs else None  # none where an interrupted run had made all
+    cost = output.costs.joined(policy)
     if getattr(pipe, "vae", True) is None and not is_pixel_space(pipe):
         console.warn("this model works on latents and has no VAE here: what is shown are its first latent channels.")
     shape, record, report = output.shape, output.record, cost and cost.report
@@ -190,7 +182,8 @@ def _report(pipe, output, written: list[Path], policy) -> None:
         made += f" of {console.count(shape[1], 'frame')}"
     if output.kept:
         made += f", {output.kept:,} of them from before the interruption,"
-    console.say(f"{made} in {cost.denoise_seconds if cost else 0:.2f} s of denoising: {output.target}")
+    by = f" by {processes.count()} processes" if processes.count() > 1 else ""
+    console.say(f"{made} in {cost.denoise_seconds if cost else 0:.2f} s of denoising{by}: {output.target}")
     if output.has_sound:
         console.say(sample_files.where_sounds_are(output.target, shape[0]))
     if report:
@@ -207,6 +200,7 @@ def _report(pipe, output, written: list[Path], policy) -> None:
             "files": [str(path) for path in written],
             "settings": record,
             "kept": output.kept,
+            "processes": processes.count(),
             "denoise_seconds": cost.denoise_seconds if cost else 0.0,
             "total_seconds": cost.total_seconds if cost else 0.0,
             "skip_branches": hasattr(pipe.transformer, "skip_branches"),

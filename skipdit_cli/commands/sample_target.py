@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from skipdit_cli import files, media
 from skipdit_cli.commands.replay import RECORDED
 from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import preset_path
+from skipdit_cli.sampling.sample_settings import SampleSettings
 from skipdit_cli.settings import flag_name
 
 IMAGES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".mp4", ".gif")
@@ -17,6 +20,19 @@ VISIBLE = 256
 """Samples of less than 64 pixels are enlarged to this height where they are shown together or as a video."""
 MOST_IN_GRID = {False: 64, True: 16}
 """Images, and videos, in the grid of a folder: the first ones."""
+
+
+def claim_target(
+    settings: SampleSettings, model: str | None, preset: str | None, plan: str | None, from_file: Path | None
+) -> Path:
+    """Return where the samples go, after checking that it may be written (see ``choose_target``), and lock it."""
+    reads = {"model": model, "--preset": preset and preset_path(preset), "--plan": plan, "--from": from_file}
+    reads |= {"--image": settings.pipeline.image, "--prompts-file": settings.pipeline.prompts_file}
+    reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
+    target = choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
+    for path in outputs(target, settings.npz):
+        files.hold(path)
+    return target
 
 
 def choose_target(
@@ -60,6 +76,12 @@ def choose_target(
         files.check_apart(output, reads)
         files.check_partial(output, files.SAMPLE, overwrite)
     return output
+
+
+def outputs(target: Path, npz: Path | None) -> list[Path]:
+    """Return the file or folder of the samples, and the file of ``--npz`` unless it lies in that folder."""
+    is_outside = npz is not None and not Path(os.path.realpath(npz)).is_relative_to(os.path.realpath(target))
+    return [target, npz] if npz is not None and is_outside else [target]
 
 
 def is_resumed(target: Path, settings: Mapping[str, object], overwrite: bool) -> bool:

@@ -19,11 +19,14 @@ from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.nested import run_command
 from skipdit_cli.commands.training_options import ConsoleObserver
 from skipdit_cli.errors import INTERRUPTED, UsageError
-from skipdit_cli.presets import load_preset
+from skipdit_cli.presets import load_preset, preset_path
 from skipdit_cli.settings import OUTPUT, setting
+from skipdit_cli.studies import STUDIES
 
 SIZES = ("small", "full")
-Name = Annotated[str | None, typer.Argument(metavar="NAME", help="The study; without one, all are listed.")]
+Name = Annotated[
+    str | None, typer.Argument(metavar="NAME", help=f"{', '.join(STUDIES)}; without one, all are listed.")
+]
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,15 @@ def study(
     Its settings are a preset, study-NAME-small or study-NAME-full, or that of --preset. An interrupted study goes on
     by the same command.
     """
-    from skipdit_cli.studies import STUDIES, load_study
+    from skipdit_cli.studies import load_study
     from skipdit_cli.studies.study import read_settings
 
     if name is None:
         _list(STUDIES, load_study)
         return
     chosen, source = load_study(name), preset or f"study-{name}-{_size(settings.size)}"
-    own = read_settings(chosen, load_preset(source).experiment, f"Preset {source}")
+    folder = preset_path(source).absolute().parent
+    own = read_settings(chosen, load_preset(source).experiment, f"Preset {source}", folder)
     seeds, output = tuple(range(settings.seeds)), settings.output or Path(f"skipdit-study-{name}")
     if chosen.check and not settings.dry_run:
         chosen.check(own)
@@ -75,7 +79,9 @@ def study(
         _show(name, chosen.commands(own, seeds), needs)
         return
     files.check_partial(output, files.STUDY, settings.overwrite)
-    for line in needs:
+    files.hold(output)
+    lines = console.count(len(chosen.commands(own, seeds)), "command")
+    for line in (*needs, f"{lines}, then measurements of what they make; after Ctrl-C the same command goes on."):
         console.say(line)
     record = _run(ctx, (chosen, own, seeds), output, settings, source)
     for line in (record["lead"], *record["details"], *(f"Warning: {text}" for text in record["warnings"])):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from skipdit_cli import presets
+from skipdit_cli import files, presets
 from skipdit_cli.commands import options
 from skipdit_cli.commands.flags import with_settings
 from skipdit_cli.commands.train_sweep import train_sweep
@@ -82,6 +82,7 @@ def train(
         raise UsageError("Got no --preset, which names the model to train; see 'skipdit presets list'.")
     chosen = with_conditioning(presets.load_preset(preset), conditioning)
     settings.check({"--vae": vae}, presets.preset_path(preset))
+    files.hold(settings.output)
 
     from skipdit_cli.models import load_vae
     from skipdit_cli.training.data.demand import demand_of

@@ -15,8 +15,9 @@ import typer
 
 from skipdit_cli import console, files
 from skipdit_cli.commands.flags import check_ranges, settings_from
+from skipdit_cli.commands.foreign import FETCHED, is_fetched
 from skipdit_cli.commands.nested import run_command
-from skipdit_cli.commands.values import FETCHED, flag_of, flags_of_commands, is_fetched, preset_layer, process
+from skipdit_cli.commands.values import flag_of, flags_of_commands, preset_layer, process
 from skipdit_cli.errors import INTERRUPTED, SkipditError, UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset, preset_path
 from skipdit_cli.settings import flag_name
@@ -25,7 +26,11 @@ from skipdit_cli.training.training_settings import TrainingSettings
 
 OF_THE_SWEEP = ("points", "dry_run", "resume_from_checkpoint", "force_config", "push_to_hub", "private")
 """Parameters of the command that its points do not take."""
-NOT_SWEPT = {"mixed-precision": "one process trains in one precision", "vae": "it is of all points"}
+NOT_SWEPT = {
+    "mixed-precision": "one process trains in one precision",
+    "vae": "it is of all points",
+    **dict.fromkeys((flag_name(name)[2:] for name in OF_THE_SWEEP), "it is of the whole sweep"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
     if is_main:
         _show(grid, trained=False)
     if not dry_run:
+        files.hold(output)
         _wait_for_all()  # all have checked the output before the main process writes it
         with contextlib.redirect_stdout(sys.stderr) if ctx.params["json"] else contextlib.nullcontext():
             failed = _train(ctx, grid, output, resume)
@@ -166,9 +172,12 @@ def _point(ctx: typer.Context, preset: Preset, swept: set[str], output: Path) ->
             typed += [flag, str(value)]
         else:
             flags[flag[2:]] = str(value).lower() if isinstance(value, bool) else str(value)
+    from skipdit_cli.training.run.base_model import trainable_config
+
     preset = replace(preset, flags={**preset.flags, "train": flags})
     values = {**ctx.params, **_preset_values(ctx, command, preset)}
     check_ranges(command, values)
+    trainable_config(preset, ctx.params["dry_run"] or ctx.params["vae"] is not None)
     branches = bool(values["skip_branches"])
     place = output / preset.name
     unchanged = {"output": place, "overwrite": False, "resume_from_checkpoint": "auto"}

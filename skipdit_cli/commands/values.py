@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,16 @@ import typer
 
 from skipdit_cli import console
 from skipdit_cli.commands.exclusive import EXCLUSIVE, EXCLUSIVE_OF
+from skipdit_cli.commands.foreign import Layer, capitalised, check_nothing_is_fetched, say_what_is_named
 from skipdit_cli.commands.replay import read_record
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.presets import FORBIDDEN_FLAGS, Preset, load_preset
 from skipdit_cli.sampling.cache_settings import CacheSettings
 from skipdit_cli.sampling.sample_settings import split_timesteps
 from skipdit_cli.settings import flag_name
-from skipdit_cli.training.data_source import parse_data
 
-FETCHED = ("model", "vae", "lora", "text_from", "vanilla", "data")
-"""Parameters whose value is fetched from the hub where it is no path here; ``revision`` belongs to the model."""
 CACHE_NAMES = tuple(each.name for each in fields(CacheSettings))
 SCHEDULER_NAMES = ("scheduler", "scheduler_spacing", "scheduler_arg", "timesteps")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The values of one source.
-
-    Args:
-        source: The name of the source in a message.
-        values: Parameter name to value, as typed or converted. None stands for the default, whatever lower layers say.
-        foreign: Whether the source is a file that somebody else may have written.
-    """
-
-    source: str
-    values: Mapping[str, object]
-    foreign: bool = False
 
 
 def flags_of(command) -> set[str]:
@@ -88,15 +71,24 @@ def preset_layer(command, preset: Preset) -> Layer:
         UsageError: The preset sets one parameter under two names.
     """
     source, values = f"the preset {preset.name}", {}
-    for flag, value in preset.flags.get(command.name, {}).items():
+    for flag, value in _preset_flags(command, preset).items():
         parameter = next(p for p in command.params if f"--{flag}" in p.opts)
         if parameter.name in values:
             raise UsageError(
-                f"{_capitalised(source)} sets '{command.name}: {flag}' twice, under two names; leave one out."
+                f"{capitalised(source)} sets '{command.name}: {flag}' twice, under two names; leave one out."
             )
         items = value if isinstance(value, list) else [value]
         values[parameter.name] = items if parameter.multiple else ",".join(items)
     return Layer(source, values, foreign=True)
+
+
+def _preset_flags(command, preset: Preset) -> dict[str, Any]:
+    """Return the flags of a preset for a command; ``prepare`` reads the data as the trainings of the preset do."""
+    if command.name != "prepare":
+        return preset.flags.get(command.name, {})
+    known = flags_of(command)
+    training = {**preset.flags.get("finetune", {}), **preset.flags.get("train", {})}
+    return {flag: value for flag, value in training.items() if flag in known} | preset.flags.get("prepare", {})
 
 
 def plan_layer(command, chosen: Mapping[str, Any]) -> Layer:
@@ -217,7 +209,8 @@ def set_defaults(ctx: typer.Context, command, typed: Mapping[str, object]) -> No
     for parameter in command.params:
         if parameter.name in values and not parameter.is_eager:
             process(ctx, parameter, values[parameter.name], origins[parameter.name])
-    _check_nothing_is_fetched(typed, values, origins)
+    check_nothing_is_fetched(typed, values, origins)
+    say_what_is_named(values, origins)
     ctx.default_map = values
     ctx.meta["sources"] = {flag_of(p): origins[p.name].source for p in command.params if p.name in origins}
 
@@ -227,7 +220,7 @@ def process(ctx: typer.Context, parameter, value: object, layer: Layer) -> objec
     try:
         return parameter.process_value(ctx, value)
     except typer.BadParameter as cause:
-        problem = f"{_capitalised(layer.source)} sets '{flag_of(parameter)}' to {value!r}: {cause.message}"
+        problem = f"{capitalised(layer.source)} sets '{flag_of(parameter)}' to {value!r}: {cause.message}"
         raise UsageError(f"{problem.rstrip('.')}; correct it there, or type the flag.") from cause
 
 
@@ -247,51 +240,3 @@ def _warn_of_overruled(
             console.warn(
                 f"{layer.source} says {', '.join(flags)}, which {record.source} overrules; type the flags to keep."
             )
-
-
-def _check_nothing_is_fetched(
-    typed: Mapping[str, object], values: dict[str, object], origins: Mapping[str, Layer]
-) -> None:
-    """Refuse a record or a preset that names a model, or a part of one, that is not on this machine.
-
-    A ``revision`` of such a file is dropped where the model is a folder here, for a folder has only one.
-    """
-    for name in FETCHED:
-        if name in values and origins[name].foreign and is_fetched(name, values[name]):
-            flag = flag_name(name)
-            other = "-m MODEL" if name == "model" else f"{flag} with another"
-            raise UsageError(
-                f"{_capitalised(origins[name].source)} says {flag} {values[name]}, which is not on this machine, and "
-                f"what may be fetched has to be typed: give {flag} {values[name]}, or give {other}."
-            )
-    models = (source[name] for source in (typed, values) for name in ("model_argument", "model") if source.get(name))
-    model = next(models, None)
-    if "revision" in values and origins["revision"].foreign:
-        if model is None or is_here(model):
-            del values["revision"], origins["revision"]
-        else:
-            raise UsageError(
-                f"{_capitalised(origins['revision'].source)} says --revision {values['revision']}, and what may be "
-                f"fetched has to be typed: give --revision {values['revision']}, or give another."
-            )
-
-
-def is_fetched(name: str, value: object) -> bool:
-    """Return whether the hub is asked for the value of a parameter of ``FETCHED``."""
-    return parse_data(str(value)).is_fetched if name == "data" else not is_here(value)
-
-
-def is_here(name: object) -> bool:
-    """Return whether a path or hub id is a file or folder on this machine, so that the hub is not asked for it."""
-    text = str(name)
-    if "://" in text or text.startswith(("//", "\\\\")):  # the second and third are another machine's on Windows
-        return False
-    try:
-        place = Path(text).expanduser()
-        return os.path.isdir(place) or os.path.isfile(place)
-    except (RuntimeError, ValueError):  # no such home
-        return False
-
-
-def _capitalised(source: str) -> str:
-    return source[0].upper() + source[1:]

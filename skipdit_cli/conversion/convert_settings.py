@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.files import CONVERT, check_apart, check_folder, check_outside
-from skipdit_cli.settings import OUTPUT, HubSettings, flag_name, setting
+from skipdit_cli.settings import LARGEST_SEED, OUTPUT, HubSettings, flag_name, setting
 
 MERGES = ("residual", "replace")
 PROCESSES = ("dit", "sit")
@@ -23,7 +23,13 @@ class ConvertSettings:
 
     output: Path | None = setting(None, "Folder to write the converted model to.")
     merge: str | None = setting(None, "residual (default), or replace, the official form.", CONVERSION)
-    seed: int = setting(0, "Seed of the first weights of replace branches; residual ones begin at 0.", CONVERSION)
+    seed: int = setting(
+        0,
+        "Seed of the first weights of replace branches; residual ones begin at 0.",
+        CONVERSION,
+        minimum=0,
+        maximum=LARGEST_SEED,
+    )
     num_attention_heads: int | None = setting(
         None,
         "Attention heads of an official file of another width than DiT-S, B, L or XL.",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.evaluation.extraction import share_batches
 from skipdit_cli.evaluation.image_set import ImageSet
 from skipdit_cli.formats import parse_json, read_text
+from skipdit_cli.processes import Team
 from skipdit_cli.training.data.data_folder import Bounds
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.metadata import read_rows
@@ -39,13 +42,17 @@ class CaptionScorer:
         if not (folder / "config.json").is_file():
             raise UsageError(f"Got --clip {folder}, which is no folder of a CLIP model; nothing is downloaded.")
         with reading(f"Got --clip {folder}, which", failed="cannot be loaded as a CLIP model"):
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            here: Any = {"local_files_only": True, "trust_remote_code": False}
+            self.model: Any = CLIPModel.from_pretrained(folder, **here).eval().to(device)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **here)
         self.side, self.device = self.model.config.vision_config.image_size, device
         file = folder / "preprocessor_config.json"
         settings: Any = parse_json(read_text(file, MOST_BYTES), file) if file.is_file() else {}
-        mean, deviation = settings.get("image_mean", MEAN), settings.get("image_std", DEVIATION)
-        self.mean, self.deviation = (torch.tensor(values).view(3, 1, 1) for values in (mean, deviation))
+        with reading(str(file), failed="has no image_mean and image_std of three numbers each"):
+            mean, deviation = settings.get("image_mean", MEAN), settings.get("image_std", DEVIATION)
+            self.mean, self.deviation = (torch.tensor(values).float().view(3, 1, 1) for values in (mean, deviation))
+        with reading(f"Got --clip {folder}, which", failed="cannot score an image"):
+            self(np.zeros((1, 8, 8, 3), np.uint8), ["a"])
 
     def __call__(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         """Return 100 times the cosine of each image and its caption, at least 0 (Hessel et al., arXiv 2104.08718).
@@ -115,20 +122,24 @@ def mean_caption_score(
     captions: Sequence[str],
     batch_size: int,
     advance: Callable[[int], object] = lambda count: None,
+    team: Team = Team(),
 ) -> float:
-    """Return the mean CLIP score of samples; that of a video is the mean over its frames."""
-    return float(np.mean(list(_scores(scorer, images, captions, batch_size, advance))))
+    """Return the mean CLIP score of samples; that of a video is the mean over its frames.
+
+    Args:
+        advance: Called with the number of samples that are done.
+        team: The processes that share the work; all but the main one return NaN.
+    """
+    scores: list[float] = []
+    measure = partial(_scores, scorer=scorer, captions=captions)
+    for batch, values in share_batches(images, images.batches(0, batch_size), measure, team):
+        scores += values
+        advance(batch.stop - batch.start)
+    return float(np.mean(scores)) if scores else float("nan")
 
 
-def _scores(
-    scorer: CaptionScorer, images: ImageSet, captions: Sequence[str], batch_size: int, advance: Callable
-) -> Iterator[float]:
-    at = 0
-    for batch in images.read(0, batch_size):
-        texts = captions[at : at + len(batch)]
-        if batch.ndim == 5:
-            yield from (float(scorer(video, [text] * len(video)).mean()) for video, text in zip(batch, texts))
-        else:
-            yield from map(float, scorer(batch, texts))
-        at += len(batch)
-        advance(len(batch))
+def _scores(pixels: np.ndarray, batch: slice, scorer: CaptionScorer, captions: Sequence[str]) -> list[float]:
+    texts = captions[batch]
+    if pixels.ndim == 5:
+        return [float(scorer(video, [text] * len(video)).mean()) for video, text in zip(pixels, texts)]
+    return [float(score) for score in scorer(pixels, texts)]

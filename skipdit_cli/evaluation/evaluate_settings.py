@@ -13,6 +13,10 @@ METRIC_NAMES = (
     *("fid", "sfid", "fvd", "kid", "inception_score", "precision", "recall", "agreement", "clip_score"),
     *("subject_consistency", "temporal_flickering", "frame_difference"),
 )
+NEED_REFERENCE = ("fid", "sfid", "fvd", "kid", "precision", "recall")
+"""The metrics that compare samples with real ones."""
+DIGITS = "digits"
+"""The data set and the feature network of handwritten digits."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class EvaluateSettings:
 
     reference: str | None = setting(
         None,
-        "Real images: a folder, an .npz file of images (arr_0) or of statistics (mu, sigma), or digits. "
-        "[default: only scores that need none]",
+        "Real images: a folder, an .npz file of images (arr_0) or of statistics (mu, sigma), or digits, digits:train, "
+        "digits:test. [default: none, and no score that needs one]",
         metavar="DIR|FILE|digits",
     )
     metrics: str | None = setting(
@@ -34,7 +38,7 @@ class EvaluateSettings:
     batch_size: int = setting(64, "Images or videos per batch.", minimum=1, maximum=100_000)
     features: str | None = setting(
         None,
-        "digits, or a TorchScript file that returns features. [default: digits with --reference digits]",
+        "digits, or a TorchScript file that returns features. [default: digits where the reference is digits]",
         NETWORK,
         metavar="digits|FILE",
     )
@@ -87,13 +91,18 @@ class EvaluateSettings:
         for name in self.metric_names():
             if name not in METRIC_NAMES:
                 raise UsageError(
-                    f"Got --metrics {name} but expected a list of {', '.join(METRIC_NAMES)}."
-                    f"{nearest(name, METRIC_NAMES)}"
+                    f"Got --metrics '{name}' but expected a list of {', '.join(METRIC_NAMES)}."
+                    f"{nearest(name.lower().replace('-', '_'), METRIC_NAMES)}"
                 )
-        if self.features is None and self.reference != "digits":
+        if self.features is None and not is_digits(self.reference):
             raise UsageError(
                 "Got no --features; give --features FILE, a TorchScript network on this machine such as Inception's, "
                 "or --features digits for handwritten digits."
+            )
+        lacking = [name for name in self.metric_names() if name in NEED_REFERENCE] if self.metrics else []
+        if lacking and self.reference is None:
+            raise UsageError(
+                f"Got --metrics {lacking[0]} without --reference, the real images to compare with; add it."
             )
         if self.metrics and "clip_score" in self.metric_names() and self.clip is None:
             raise UsageError("Got --metrics clip_score without --clip DIR, the folder of a CLIP model; add it.")
@@ -105,3 +114,8 @@ class EvaluateSettings:
     def metric_names(self) -> tuple[str, ...]:
         """Return the names of the metrics to compute."""
         return METRIC_NAMES if not self.metrics else tuple(name.strip() for name in self.metrics.split(","))
+
+
+def is_digits(name: str | None) -> bool:
+    """Return whether images are named as the digits of the package, or as one of their splits: digits:test."""
+    return name is not None and (name == DIGITS or name.startswith(f"{DIGITS}:"))

@@ -255,6 +255,8 @@ def _parse_output(output: Any, count: int, name: str) -> FeatureBatch:
             next((value for value in values[1:] if isinstance(value, torch.Tensor) and value.ndim == 2), None),
         ]
     features, spatial, logits = parts
+    if any(isinstance(part, torch.Tensor) and part.is_complex() for part in parts):
+        raise UsageError(f"Got feature network {name}, which returns complex numbers but expected real ones.")
     if not isinstance(features, torch.Tensor) or features.ndim < 2 or features.numel() != count * features.shape[1]:
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise UsageError(f"Got feature network {name}, which returns {shape} but expected features ({count}, D).")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from skipdit_cli.errors import UsageError
 from skipdit_cli.evaluation.feature_network import FeatureBatch, FeatureNetwork
 
 MOST_VECTORS = 10_000
@@ -97,8 +98,27 @@ class Statistics:
         """The logits, (N, classes), or None."""
         return np.concatenate(self.logit_batches) if self.logit_batches else None
 
+    def _sizes(self, batch: FeatureBatch) -> Iterator[tuple[str, int, np.ndarray | None]]:
+        """Yield the name, the size in earlier batches and the values of each output of a network."""
+        if self.moments is not None:
+            yield "features", len(self.moments.mean), batch.features
+        if self.spatial is not None:
+            yield "spatial features", len(self.spatial.mean), batch.spatial
+        if self.logit_batches:
+            yield "logits", self.logit_batches[0].shape[1], batch.logits
+
     def add(self, batch: FeatureBatch, samples: int) -> None:
-        """Add the features of a batch of so many images or videos."""
+        """Add the features of a batch of so many images or videos.
+
+        Raises:
+            UsageError: They have another size than those of earlier batches.
+        """
+        for name, size, values in self._sizes(batch):
+            if values is not None and values.shape[1] != size:
+                raise UsageError(
+                    f"Got {name} of {size} and of {values.shape[1]} values from the feature network; give "
+                    "--feature-size, or a network whose output does not depend on the batch."
+                )
         self.samples += samples
         keys = _random_keys(self.count, len(batch.features))
         if self.moments is None:

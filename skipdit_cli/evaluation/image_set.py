@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +17,12 @@ import torch
 
 from skipdit_cli import files, media
 from skipdit_cli.errors import UsageError, reading
-from skipdit_cli.evaluation.feature_network import DIGITS, resize
+from skipdit_cli.evaluation.evaluate_settings import is_digits
+from skipdit_cli.evaluation.feature_network import resize
+from skipdit_cli.evaluation.npz_file import npz_names, read_arrays, read_header
 from skipdit_cli.training.data.data_folder import find_images, find_videos, walk
-from skipdit_cli.training.data.moving_digits import scans
+from skipdit_cli.training.data.moving_digits import numbers, scans
+from skipdit_cli.training.data_source import parse_data
 
 MOST_PIXELS = 1 << 28
 """Bytes of one image or video of an array."""
@@ -30,22 +33,29 @@ class ImageSet:
     """Images or videos, read batch by batch.
 
     Attributes:
-        name: The path as given, or ``digits``.
+        name: The path as given, or ``digits[:SPLIT]``.
         kind: ``images`` or ``videos``.
         count: Their number.
         digest: A hash of the names, sizes and dates of the files.
-        read: ``read(start, batch_size)`` iterates over batches from a position on, uint8 (N, [T,] H, W, C).
+        read: ``read(batches)`` iterates over the samples of ascending slices, uint8 (N, [T,] H, W, C).
         files: One path per sample; none for an array.
         labels: The class labels that an array comes with.
+        is_ragged: Whether each sample is a batch of its own, as videos of any number of frames are.
     """
 
     name: str
     kind: str
     count: int
     digest: str
-    read: Callable[[int, int], Iterator[np.ndarray]]
+    read: Callable[[Iterable[slice]], Iterator[np.ndarray]]
     files: tuple[Path, ...] = ()
     labels: tuple[int, ...] | None = None
+    is_ragged: bool = False
+
+    def batches(self, start: int, batch_size: int) -> list[slice]:
+        """Return the batches from a sample on, as slices of the samples."""
+        size = 1 if self.is_ragged else batch_size
+        return [slice(at, min(at + size, self.count)) for at in range(start, self.count, size)]
 
     def class_labels(self) -> list[int] | None:
         """Return the class label of each sample, from the records of the files or from the array; None if one of them
@@ -74,7 +84,7 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     """Return the images or videos of a folder or a file, without reading their pixels.
 
     Args:
-        name: A folder, an .npz file with ``arr_0``, or ``digits``.
+        name: A folder, an .npz file with ``arr_0``, or ``digits[:SPLIT]``.
         flag: What names it in messages.
         size: The height and width to which images of files are resized; None reads them as they are.
         num_frames: The frames that are read of each video; None reads all.
@@ -83,34 +93,33 @@ def open_image_set(name: str, flag: str, size: int | None, num_frames: int | Non
     Raises:
         UsageError: There is no such file or folder, or it holds neither images nor videos.
     """
-    if name == DIGITS:
-        images, labels = scans()
-        image_set = ImageSet(
-            name, "images", len(images), DIGITS, _slices(images[..., None]), labels=tuple(map(int, labels))
-        )
+    if is_digits(name):
+        image_set = _open_digits(name, flag)
     elif Path(name).is_dir():
         image_set = _open_folder(Path(name), flag, size, num_frames)
     elif Path(name).suffix == ".npz" and Path(name).is_file():
         image_set = _open_array(Path(name), flag)
     else:
+        what = "is neither a folder nor an .npz file" if Path(name).exists() else "is not there"
         raise UsageError(
-            f"Got {flag} {name}, which is not there; expected a folder of images or videos, an .npz file, or digits."
+            f"Got {flag} {name}, which {what}; expected a folder of images or videos, an .npz file, or digits[:SPLIT]."
         )
     return image_set if limit is None or limit >= image_set.count else _first(image_set, limit)
 
 
-def _first(images: ImageSet, limit: int) -> ImageSet:
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        left = limit - start
-        for batch in images.read(start, batch_size) if left > 0 else ():
-            yield batch[:left]
-            left -= len(batch)
-            if left <= 0:
-                return
+def _open_digits(name: str, flag: str) -> ImageSet:
+    """Return the digits of the package, or those of one split."""
+    source = parse_data(name, flag)
+    images, labels = scans()
+    chosen = numbers(len(images), source.split)
+    read, split_labels = _slices(images[chosen][..., None]), tuple(map(int, labels[chosen]))
+    return ImageSet(name, "images", len(chosen), name, read, labels=split_labels)
 
+
+def _first(images: ImageSet, limit: int) -> ImageSet:
     labels = None if images.labels is None else images.labels[:limit]
     digest = f"{images.digest}-{limit}"
-    return replace(images, count=limit, digest=digest, read=read, files=images.files[:limit], labels=labels)
+    return replace(images, count=limit, digest=digest, files=images.files[:limit], labels=labels)
 
 
 def _open_folder(folder: Path, flag: str, size: int | None, num_frames: int | None) -> ImageSet:
@@ -124,15 +133,15 @@ def _open_folder(folder: Path, flag: str, size: int | None, num_frames: int | No
     if not samples:
         raise UsageError(f"Got {flag} {folder}, which holds neither images nor videos; give the folder of a sample.")
 
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        step = batch_size if not videos or num_frames is not None else 1
+    def read(batches: Iterable[slice]) -> Iterator[np.ndarray]:
         load = partial(_pixels, is_video=bool(videos), size=size, num_frames=num_frames)
         with ThreadPoolExecutor() as pool:
-            for at in range(start, len(samples), step):
-                yield _stack(list(pool.map(load, samples[at : at + step])), folder)
+            for batch in batches:
+                yield _stack(list(pool.map(load, samples[batch])), folder)
 
     kind = "videos" if videos else "images"
-    return ImageSet(str(folder), kind, len(samples), _digest(samples, folder), read, samples)
+    is_ragged = bool(videos) and num_frames is None
+    return ImageSet(str(folder), kind, len(samples), _digest(samples, folder), read, samples, is_ragged=is_ragged)
 
 
 def _grid_suffixes(folder: Path) -> tuple[str, ...]:
@@ -178,56 +187,35 @@ def _record_of(path: Path) -> dict:
         return {}
 
 
-def npz_names(path: Path) -> list[str]:
-    """Return the names of the arrays in an .npz file.
-
-    Raises:
-        UsageError: It is none.
-    """
-    with reading(f"Got {path}, which", failed="cannot be read as an .npz file"), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
 def _open_array(path: Path, flag: str) -> ImageSet:
     if "arr_0" not in npz_names(path):
         raise UsageError(f"Got {flag} {path} without arr_0; expected images, uint8 (N, H, W, C), under that name.")
     with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        shape, is_fortran, dtype = _read_header(file)
+        shape, is_fortran, dtype = read_header(file)
     is_valid = dtype == np.uint8 and len(shape) in (4, 5) and shape[-1] in (1, 3) and not is_fortran
     if not is_valid or min(shape) < 1 or np.prod(shape[1:], dtype=float) > MOST_PIXELS:
         raise UsageError(f"Got {flag} {path} with arr_0 of {dtype} {shape}; expected images, uint8 (N, H, W, C).")
 
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        size = int(np.prod(shape[1:]))
+    def read(batches: Iterable[slice]) -> Iterator[np.ndarray]:
+        size, at = int(np.prod(shape[1:])), 0
         with reading(f"Got {path}, which"), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            _read_header(file)
-            file.seek(start * size, 1)
-            for at in range(start, shape[0], batch_size):
-                number = min(batch_size, shape[0] - at)
+            read_header(file)
+            for batch in batches:
+                file.seek((batch.start - at) * size, 1)
+                at, number = batch.stop, batch.stop - batch.start
                 yield np.frombuffer(file.read(number * size), np.uint8).reshape(number, *shape[1:])
 
     kind = "videos" if len(shape) == 5 else "images"
     return ImageSet(str(path), kind, shape[0], _digest((path,), path.parent), read, labels=_labels(path, shape[0]))
 
 
-def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
 def _labels(path: Path, count: int) -> tuple[int, ...] | None:
     """Return ``arr_1`` of an .npz file, where ADM's and DiT's samplers keep the labels."""
     if "arr_1" not in npz_names(path):
         return None
-    with reading(f"Got {path}, which"), np.load(path, allow_pickle=False) as arrays:
-        labels = arrays["arr_1"]
+    labels = read_arrays(path, ["arr_1"])["arr_1"]
     return tuple(map(int, labels)) if labels.shape == (count,) and labels.dtype.kind in "iu" else None
 
 
-def _slices(images: np.ndarray) -> Callable[[int, int], Iterator[np.ndarray]]:
-    def read(start: int, batch_size: int) -> Iterator[np.ndarray]:
-        for at in range(start, len(images), batch_size):
-            yield images[at : at + batch_size]
-
-    return read
+def _slices(images: np.ndarray) -> Callable[[Iterable[slice]], Iterator[np.ndarray]]:
+    return lambda batches: (images[batch] for batch in batches)

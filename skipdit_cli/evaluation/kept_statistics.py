@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from skipdit_cli.errors import UsageError, reading
 from skipdit_cli.evaluation.feature_network import FeatureNetwork
 from skipdit_cli.evaluation.feature_statistics import Moments, Statistics
 from skipdit_cli.evaluation.image_set import ImageSet
+from skipdit_cli.evaluation.npz_file import read_arrays
 from skipdit_cli.files import cache_folder, replacing
 from skipdit_cli.version import __version__
+
+ROUNDING = 1e-5
+"""The rounding error of a covariance in float32, relative to its largest value."""
+
+logger = logging.getLogger(__name__)
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
@@ -49,9 +56,8 @@ def load_statistics(path: Path, network: FeatureNetwork) -> Statistics:
         UsageError: The file is damaged, its arrays do not fit together, or it was made with another network or other
             settings.
     """
+    arrays = read_arrays(path)
     with reading(f"Got {path}, which"):
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         return _parse_statistics(arrays, path, network)
 
 
@@ -65,21 +71,46 @@ def _parse_statistics(arrays: dict[str, np.ndarray], path: Path, network: Featur
                 f"{expected[name]}; give the same network and settings."
             )
     mean, covariance = arrays["mu"], arrays["sigma"]
-    is_valid = mean.ndim == 1 and covariance.shape == (len(mean), len(mean)) and np.isfinite(covariance).all()
-    if not is_valid or mean.dtype.kind != "f":
-        raise UsageError(
-            f"Got {path} with mu {mean.shape} and sigma {covariance.shape}; expected (D,) and (D, D) of numbers."
-        )
     count, samples = map(int, arrays["counts"]) if "counts" in arrays else (0, 0)
-    spatial = _moments(arrays["mu_s"], arrays["sigma_s"], count) if "mu_s" in arrays and settings else None
-    logits = [arrays["logits"]] if "logits" in arrays and settings else []
-    measures = [tuple(row) for row in arrays.get("frame_measures", ())]
-    features, keys = (arrays.get(name) if settings else None for name in ("features", "keys"))
-    moments = _moments(mean, covariance, count)
+    if min(count, samples) < 0:
+        raise UsageError(f"Got {path}, statistics of {count} vectors of {samples} images; make them again.")
+    moments = _moments(mean, covariance, count, path)
+    if not settings:  # of another tool, whose further arrays are not known
+        if not _is_covariance(covariance):
+            problem = "it is not symmetric, or has negative eigenvalues"
+            raise UsageError(f"Got {path}, whose sigma is no covariance: {problem}; make the statistics again.")
+        return Statistics(settings, moments, samples=samples)
+    spatial = _moments(arrays["mu_s"], arrays["sigma_s"], count, path) if "mu_s" in arrays else None
+    sizes = {"features": len(mean), "keys": None, "logits": None, "frame_measures": 2}
+    rows = {name: _rows(arrays[name], name, size, path) for name, size in sizes.items() if name in arrays}
+    features, keys = rows.get("features"), rows.get("keys")
+    if (features is None) != (keys is None) or (features is not None and len(features) != len(rows["keys"])):
+        raise UsageError(f"Got {path}, whose features and keys differ in number; make the statistics again.")
+    measures = [tuple(row) for row in rows.get("frame_measures", ())]
+    logits = [rows["logits"]] if "logits" in rows else []
     return Statistics(settings, moments, spatial, features, keys, logits, samples, measures)
 
 
-def _moments(mean: np.ndarray, covariance: np.ndarray, count: int) -> Moments:
+def _rows(array: np.ndarray, name: str, size: int | None, path: Path) -> np.ndarray:
+    """Return an array of one row per vector or image; the measures of frames may hold NaN."""
+    is_valid = array.ndim == (1 if name == "keys" else 2) and (size is None or array.shape[1] == size)
+    if not is_valid or array.dtype.kind not in "fu" or not (name == "frame_measures" or np.isfinite(array).all()):
+        raise UsageError(f"Got {path} with {name} {array.shape} of {array.dtype}, which is damaged; make it again.")
+    return array
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    """Return whether a matrix is symmetric and positive semi-definite, but for rounding errors of float32."""
+    values, scale = matrix.astype(np.float64), ROUNDING * max(float(np.abs(matrix).max()), 1e-30)
+    return bool(np.abs(values - values.T).max() <= scale and np.linalg.eigvalsh(values)[0] >= -scale * len(values))
+
+
+def _moments(mean: np.ndarray, covariance: np.ndarray, count: int, path: Path) -> Moments:
+    is_valid = mean.ndim == 1 and covariance.shape == (len(mean), len(mean)) and mean.dtype.kind == "f"
+    if not is_valid or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UsageError(
+            f"Got {path} with mu {mean.shape} and sigma {covariance.shape}; expected (D,) and (D, D), finite."
+        )
     return Moments(count, mean.astype(np.float64), covariance.astype(np.float64) * max(count - 1, 1))
 
 
@@ -98,9 +129,11 @@ class StatisticsCache:
 
     def read(self) -> Statistics | None:
         """Return what is kept, or None."""
-        with suppress(UsageError, OSError, KeyError, ValueError):
+        try:
             return load_statistics(self.path, self.network) if self.path.is_file() else None
-        return None
+        except (UsageError, OSError, KeyError, ValueError):
+            logger.warning("%s is damaged, so its statistics are computed again.", self.path)
+            return None
 
     def write(self, statistics: Statistics) -> bool:
         """Keep statistics; return whether the cache folder could be written."""

@@ -26,6 +26,7 @@ def example_inputs(
     dtype: torch.dtype = torch.float32,
     small: bool = False,
     generator: torch.Generator | None = None,
+    size: tuple[int | None, int | None, int | None] = (None, None, None),
 ) -> dict:
     """Return arguments of one forward, at the size that the model's config or its pipeline has, or a small one.
 
@@ -35,13 +36,14 @@ def example_inputs(
         device, dtype: Of the tensors.
         small: At most 16 patches a side and 2 frames, where the model does not fix their number.
         generator: Draws latents and encoded text, at timestep 500; None makes all of them zero.
+        size: Latent frames, height and width in the place of the model's own; None for each that stays.
     Returns:
         Values by argument name: of DiT ``hidden_states`` (batch, C, H, W), ``timestep`` and ``class_labels`` (batch,).
     Raises:
         UsageError: The forward has a required argument of which no example is known.
     """
     transformer = unwrap_compiled(transformer)
-    example = Example(transformer, batch, device, dtype, small, generator)
+    example = Example(transformer, batch, device, dtype, small, generator, size)
     inputs = {}
     for name, parameter in inspect.signature(type(transformer).forward).parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind not in (
@@ -67,17 +69,17 @@ class Example:
     """The sizes of an example forward, and one method for each argument that returns None if the model takes none.
 
     Args:
-        transformer, batch, device, dtype, small, generator: As for ``example_inputs``.
+        transformer, batch, device, dtype, small, generator, size: As for ``example_inputs``.
     """
 
-    def __init__(self, transformer, batch, device, dtype, small, generator):
+    def __init__(self, transformer, batch, device, dtype, small, generator, size=(None, None, None)):
         self.config, self.transformer, self.name = transformer.config, transformer, type(transformer).__name__
         self.batch, self.device, self.dtype, self.small, self.generator = batch, device, dtype, small, generator
         self.parameters = inspect.signature(type(transformer).forward).parameters
         self.family_sizes = family_of(transformer).example
         self.packed = "img_ids" in self.parameters or "img_shapes" in self.parameters
         patch = self._patch()
-        self.size = self._size(patch)
+        self.size = self._size(patch, size)
         self.grid = tuple(-(-side // step) for side, step in zip(self.size, patch))
 
     def function_for(self, name: str) -> Callable | None:
@@ -122,8 +124,8 @@ class Example:
         patch = self._get("patch_size") or 1
         return tuple(patch) if isinstance(patch, (tuple, list)) else (self._get("patch_size_t") or 1, patch, patch)
 
-    def _size(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent frames, height and width, each a multiple of the patch's."""
+    def _size(self, patch: tuple[int, int, int], chosen: tuple[int | None, ...]) -> tuple[int, int, int]:
+        """Latent frames, height and width, each a multiple of the patch's; those of ``chosen`` where they are set."""
         frames, height, width = self.family_sizes.grid or (VIDEO_GRID if "3D" in self.name else IMAGE_GRID)
         side = self._get("sample_size")
         side = (side, side) if isinstance(side, int) else side
@@ -140,6 +142,7 @@ class Example:
         if self.small and not self._get("use_learned_positional_embeddings"):
             height, width = min(height, SMALL * patch[1]), min(width, SMALL * patch[2])
             frames = frames if "video_length" in self.config else min(frames, 2 * patch[0])
+        frames, height, width = (new or own for new, own in zip(chosen, (frames, height, width)))
         frames, height, width = (-(-side // step) * step for side, step in zip((frames, height, width), patch))
         return frames, height, width
 

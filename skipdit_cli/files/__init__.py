@@ -1,6 +1,8 @@
 """Write and replace files safely: a manifest lists what skipdit wrote, and only what it lists is ever deleted."""
 
 from skipdit_cli.files.apart import check_apart, check_outside
+from skipdit_cli.files.checked import read_checked, write_checked
+from skipdit_cli.files.lock import command_locks, hold, locked
 from skipdit_cli.files.marker import (
     FINISHED,
     MARKER,
@@ -53,17 +55,22 @@ __all__ = [
     "check_room",
     "check_writable",
     "checksum",
+    "command_locks",
     "fill_folder",
     "forget",
+    "hold",
     "install",
     "is_partial",
     "is_resumed",
+    "locked",
     "names_in",
     "note",
+    "read_checked",
     "read_marker",
     "remove_listed",
     "replace_folder",
     "replacing",
     "unlisted_files",
     "work_in",
+    "write_checked",
 ]

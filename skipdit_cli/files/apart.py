@@ -29,18 +29,19 @@ def check_apart(output: Path, reads: Mapping[str, object]) -> None:
                 )
 
 
-def check_outside(output: Path, reads: Mapping[str, object]) -> None:
+def check_outside(output: Path, reads: Mapping[str, object], flag: str = "--output") -> None:
     """Check that an output does not lie inside a folder that is read as a whole, as those of models and data are.
 
     Args:
         reads: As for ``check_apart``.
+        flag: The flag of the output.
     Raises:
         UsageError: The output lies inside an input.
     """
-    for flag, value in _paths(reads):
+    for source, value in _paths(reads):
         above = Path(os.path.realpath(output)).parents
         if value.is_dir() and any(_is_same(place, value) for place in above):
-            raise UsageError(f"Output {output} lies inside {_describe(flag, value)}; give another --output.")
+            raise UsageError(f"Output {output} lies inside {_describe(source, value)}; give another {flag}.")
 
 
 def _paths(reads: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

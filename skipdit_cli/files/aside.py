@@ -12,22 +12,26 @@ from skipdit_cli.files.marker import (
     ASIDE,
     BEGUN,
     FINISHED,
+    LOCK_INSIDE,
     MARKER,
+    UNFINISHED,
     at_work,
+    forget,
     is_abandoned,
-    is_alive,
     read_marker,
     remove_listed,
     sweep,
+    sweep_files,
     write_marker,
 )
+from skipdit_cli.files.writer import is_alive
 
 logger = logging.getLogger(__name__)
 
 
 def is_empty(place: Path) -> bool:
-    """Return whether a path does not exist, or is a folder that holds nothing or only a marker."""
-    return not place.is_dir() or all(path.name == MARKER for path in place.iterdir())
+    """Return whether a path does not exist, or is a folder that holds nothing but a marker and its own lock."""
+    return not place.is_dir() or all(path.name in (MARKER, LOCK_INSIDE) for path in place.iterdir())
 
 
 def recover(place: Path) -> None:
@@ -35,6 +39,8 @@ def recover(place: Path) -> None:
     with suppress(OSError):  # another process of this run was faster, or a file is unreadable, which is reported later
         for path in sweep(place.parent, glob.escape(place.name)):
             logger.info("Removed %s, left by a run that was killed.", path)
+        if place.is_dir():
+            _clean(place)
         asides = asides_of(place)
         marker = read_marker(place)
         if asides and (is_empty(place) or (marker and marker["state"] == BEGUN and is_abandoned(place))):
@@ -43,6 +49,17 @@ def recover(place: Path) -> None:
         elif asides and marker and marker["state"] == FINISHED:
             for aside in asides:
                 discard(aside)
+
+
+def _clean(place: Path) -> None:
+    """Delete what a run left in a folder that was killed as it began, or after it had finished."""
+    marker = read_marker(place)
+    if marker is None or (marker["state"] == BEGUN and is_abandoned(place)):
+        sweep_files(place)
+    elif marker["state"] == FINISHED and (left := [name for name in marker["files"] if name.startswith(UNFINISHED)]):
+        for name in left:
+            (place / Path(name).name).unlink(missing_ok=True)
+        forget(place, *left)
 
 
 def set_aside(place: Path) -> Path | None:

@@ -11,20 +11,27 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from skipdit_cli.files.one import replacing, sync
+from skipdit_cli.files.writer import Writer, is_alive, parse_writer, this_process
 from skipdit_cli.version import __version__
 
 MARKER = ".skipdit.json"
 SCHEMA = 1
 ASIDE = re.compile(r"\.skipdit-old-(?P<pid>\d{1,9})(-\d+)?$")  # the end of the name of a former folder
 BEGUN, RESUMABLE, FINISHED = "begun", "resumable", "finished"
+LOCK = re.compile(r"\.(?P<name>.+)\.skipdit-lock")
+"""The name of the lock of an output, which lies beside it (see ``lock.py``)."""
+LOCK_INSIDE = ".skipdit-lock"
+"""The name of the lock of a folder beside which nothing can be written; it lies in the folder."""
 CARD, OWN_CARD = "README.md", "<!-- skipdit commands -->"
+UNFINISHED = "partial."
+"""The beginning of the names of the files that only an unfinished run needs."""
 TEMPORARY = re.compile(r"(?P<name>.+)\.tmp-(?P<pid>\d{1,9})(\.[^.]*)?")
 
 at_work: set[Path] = set()
@@ -53,11 +60,11 @@ def write_marker(
         kind: The command that writes the folder.
         files: The manifest.
         state: ``begun``, ``resumable`` or ``finished``.
-        written: Whether to record this process as the one writing the folder.
+        written: Whether to record this process as the one that writes the folder.
     """
     marker = {"schema": SCHEMA, "kind": kind, "version": __version__, "state": state, "files": sorted({*files})}
     if written:
-        marker["writer"] = {"pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()}
+        marker["writer"] = asdict(this_process())
     with replacing(folder / MARKER) as part:
         part.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
     sync(folder)
@@ -83,48 +90,23 @@ def forget(folder: Path, *names: str) -> None:
         write_marker(folder, marker["kind"], {*marker["files"]} - {*names}, marker["state"], "writer" in marker)
 
 
+def writer_of(folder: Path) -> Writer | None:
+    """Return the process that the marker of a folder names as its writer, or None."""
+    return parse_writer((read_marker(folder) or {}).get("writer"))
+
+
 def is_written(folder: Path) -> bool:
     """Return whether a running process of this machine is writing a folder."""
-    writer = _writer(folder)
-    if writer.get("pid") == os.getpid():
-        return folder in at_work
-    return is_alive(writer.get("pid")) and _started(writer["pid"]) == writer.get("started")
+    writer = writer_of(folder)
+    if writer is None or not writer.is_of_this_machine():
+        return False
+    return folder in at_work if writer.pid == os.getpid() else writer.is_running()
 
 
 def is_abandoned(folder: Path) -> bool:
     """Return whether the process that was writing a folder is dead; False for one of another machine."""
-    return bool(_writer(folder)) and not is_written(folder)
-
-
-def _writer(folder: Path) -> dict:
-    """Return the process of this machine that the marker of a folder names as its writer, or an empty dict."""
-    writer = (read_marker(folder) or {}).get("writer")
-    return writer if isinstance(writer, dict) and writer.get("host") == socket.gethostname() else {}
-
-
-def _started(pid: int) -> float | None:
-    """Return when a process started, which distinguishes it from a later one with the same id; None if unknown."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
-
-
-def is_alive(pid: object) -> bool:
-    """Return whether this machine runs a process with this id."""
-    if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31:
-        return False
-    if os.name == "nt":
-        return True  # os.kill(pid, 0) would end the process
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    writer = writer_of(folder)
+    return writer is not None and writer.is_of_this_machine() and not is_written(folder)
 
 
 def unlisted_files(folder: Path) -> Iterator[Path]:
@@ -186,9 +168,13 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _is_listed(path: Path, name: str, listed: set[str]) -> bool:
-    temporary = TEMPORARY.fullmatch(name)
     if name not in listed:
-        return temporary is not None and (temporary["name"] in listed or temporary["name"] == MARKER)
+        temporary, lock = TEMPORARY.fullmatch(name), LOCK.fullmatch(path.name)
+        if lock is not None:
+            locked = name.removesuffix(path.name) + lock["name"]
+            return locked in listed or f"{locked}/" in listed
+        is_ours = temporary is not None and (temporary["name"] in listed or temporary["name"] == MARKER)
+        return is_ours or name == LOCK_INSIDE
     return path.name != CARD or OWN_CARD in path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -198,7 +184,13 @@ def is_temporary(folder: Path) -> bool:
     if match is None or folder.is_symlink() or not folder.is_dir():
         return False
     writer = (read_marker(folder) or {}).get("writer")
-    return not any(folder.iterdir()) or (isinstance(writer, dict) and writer.get("pid") == int(match["pid"]))
+    return _is_bare(folder) or (isinstance(writer, dict) and writer.get("pid") == int(match["pid"]))
+
+
+def _is_bare(folder: Path) -> bool:
+    """Return whether a folder holds nothing but a marker that was being written."""
+    matches = (TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+    return all(match is not None and match["name"] == MARKER for match in matches)
 
 
 def sweep(folder: Path, name: str = "*") -> list[Path]:
@@ -213,7 +205,7 @@ def sweep(folder: Path, name: str = "*") -> list[Path]:
     for path in folder.glob(f"{name}.tmp-*"):
         match = TEMPORARY.fullmatch(path.name)
         dead = match is not None and is_temporary(path) and not is_alive(int(match["pid"]))
-        if dead and (is_abandoned(path) or not any(path.iterdir())):
+        if dead and (is_abandoned(path) or _is_bare(path)):
             shutil.rmtree(path, ignore_errors=True)
             deleted.append(path)
     return deleted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -11,8 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.errors import NO_ROOM, SPACE, SkipditError, UsageError, first_line
 from skipdit_cli.files.aside import asides_of, discard, free_name, put_back, release, set_aside
+from skipdit_cli.files.lock import locked
 from skipdit_cli.files.marker import (
     BEGUN,
     FINISHED,
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def replace_folder(target: Path, kind: str, overwrite: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
     """Check that a folder may be written at ``target``, then fill it (``check_folder``, ``fill_folder``)."""
     check_folder(target, kind, overwrite, needed_bytes)
-    with fill_folder(target, kind) as folder:
+    with locked(target), fill_folder(target, kind) as folder:
         yield folder
 
 
@@ -101,9 +101,9 @@ def _remove_empty(parents: list[Path]) -> None:
 
 def _refusal(target: Path, cause: OSError) -> SkipditError:
     """Return the error for a folder that cannot be written; a full disk is no bad input."""
-    full = cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    full = cause.errno in NO_ROOM
     return (SkipditError if full else UsageError)(
-        f"Cannot write to {target}: {cause.strerror}; {'free some space or ' * full}give another --output."
+        f"Cannot write to {target}: {cause.strerror}; {SPACE * full}give another --output."
     )
 
 
@@ -124,8 +124,8 @@ class Work:
 def work_in(
     target: Path, kind: str, resume: bool = False, restore_on: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> Iterator[Work]:
-    """Yield a folder that is written in place; paths are added to its manifest before they are written (``note``,
-    ``install``).
+    """Yield a folder that is locked and written in place; paths are added to its manifest before they are written
+    (``note``, ``install``).
 
     A former folder is kept under another name, and the files in its manifest are deleted once this one is finished. If
     the block raises, the former folder is restored, unless this one is ``resumable`` by then.
@@ -136,6 +136,15 @@ def work_in(
     Raises:
         UsageError: The folder cannot be created, or another process writes it.
     """
+    with locked(target), _work_in(target, kind, resume, restore_on) as work:
+        yield work
+
+
+@contextmanager
+def _work_in(
+    target: Path, kind: str, resume: bool, restore_on: type[Exception] | tuple[type[Exception], ...]
+) -> Iterator[Work]:
+    """Yield a folder for ``work_in``, which has locked it."""
     place = Path(os.path.realpath(target))
     check_unused(target)  # again, as loading weights since the last check takes long
     # A folder without a marker was empty when checked; it may hold the cached latents of this run by now.
@@ -165,7 +174,7 @@ def work_in(
             if former is not None:
                 logger.info("The former %s is kept in %s until this one is finished.", target, former)
     except BaseException as cause:
-        resumable = (read_marker(place) or {}).get("state") == RESUMABLE
+        resumable = (read_marker(place) or {}).get("state") in (RESUMABLE, FINISHED)
         if former is not None and (not resumable or isinstance(cause, restore_on)):
             kept = free_name(place, "failed") if resumable else None
             if kept is not None:

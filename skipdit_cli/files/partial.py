@@ -117,7 +117,12 @@ class PartialFolder:
             self.is_kept = True
 
     def finish(self, *temporary: str) -> None:
-        """Delete what only an unfinished run needs: its settings, and ``temporary`` files."""
+        """Mark the folder as finished, then delete what only an unfinished run needs.
+
+        Args:
+            temporary: Files that it needs beside its settings.
+        """
+        note(self.place, state=FINISHED)
         for name in (*temporary, PARTIAL):
             (self.place / name).unlink(missing_ok=True)
         forget(self.place, *temporary, PARTIAL)
@@ -144,7 +149,10 @@ def _read_partial(target: Path) -> dict[str, Any]:
         UsageError: The file that holds them is damaged.
     """
     file = target / PARTIAL
-    settings: Any = parse_json(read_text(file, MOST_BYTES), file)
+    try:
+        settings: Any = parse_json(read_text(file, MOST_BYTES), file)
+    except UsageError:
+        settings = None
     if not isinstance(settings, dict):
         raise UsageError(f"Got {file}, which is damaged; give another --output, or --overwrite to start anew.")
     return settings

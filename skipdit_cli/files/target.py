@@ -8,7 +8,8 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files.aside import is_empty, recover
-from skipdit_cli.files.marker import MARKER, is_written, read_marker, unlisted_files
+from skipdit_cli.files.lock import check_unlocked
+from skipdit_cli.files.marker import MARKER, is_written, read_marker, unlisted_files, writer_of
 from skipdit_cli.files.one import check_writable
 
 CONVERT, RUN, BENCH, SAMPLE, DEMO, PLANS, STUDY = "convert", "train", "bench", "sample", "demo", "calibrate", "study"
@@ -102,8 +103,13 @@ def check_unused(target: Path) -> None:
     Raises:
         UsageError: Another process is writing it.
     """
-    if is_written(Path(os.path.realpath(target))):
-        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+    place = Path(os.path.realpath(target))
+    if is_written(place):
+        raise UsageError(
+            f"Output {target} is being written by another process: {writer_of(place)}; wait until it ends, or give "
+            "another --output."
+        )
+    check_unlocked(target)
 
 
 def _recovered(target: Path) -> Path:
@@ -113,8 +119,8 @@ def _recovered(target: Path) -> Path:
         UsageError: It is a file, or another process is writing it.
     """
     place = Path(os.path.realpath(target))
+    check_unused(target)
     recover(place)
     if os.path.lexists(place) and not place.is_dir():
         raise UsageError(f"Output {target} is a file, but a folder is written; give another --output.")
-    check_unused(target)
     return place

@@ -29,7 +29,7 @@ class ArrayFile:
     It is written and read as a file, not mapped into memory, so that the memory of the process does not grow with it.
 
     Args:
-        path: The file; it is created by the first ``write``.
+        path: The file; ``create`` or the first ``write`` creates it.
         count: N, the number of samples.
     """
 
@@ -56,6 +56,20 @@ class ArrayFile:
         """Delete the file, or the link in its place."""
         self.path.unlink(missing_ok=True)
 
+    def create(self, shape: tuple[int, ...]) -> None:
+        """Create the file, unless it is there; several processes can then write into it.
+
+        Args:
+            shape: That of one sample.
+        """
+        import numpy as np
+
+        if not self.path.exists():
+            with replacing(self.path) as part, part.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.truncate(file.tell() + self.count * math.prod(shape))
+
     def write(self, start: int, samples: np.ndarray) -> None:
         """Write samples, uint8 (n, ...), at index ``start``; those at N and above are left out.
 
@@ -64,12 +78,7 @@ class ArrayFile:
         """
         import numpy as np
 
-        if not self.path.exists():
-            shape = (self.count, *samples.shape[1:])
-            with replacing(self.path) as part, part.open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                file.truncate(file.tell() + int(np.prod(shape)))
+        self.create(samples.shape[1:])
         samples = samples[: max(0, self.count - start)]
         with self.path.open("r+b") as file:
             shape, size = self._read_header(file)
@@ -86,6 +95,13 @@ class ArrayFile:
             shape, size = self._read_header(file)
             count = shape[0] if count is None else min(count, shape[0])
             return np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
+
+    def read_one(self, index: int) -> bytes:
+        """Return the bytes of the sample at an index."""
+        with self.path.open("rb") as file:
+            size = self._read_header(file)[1]
+            file.seek(index * size, 1)
+            return file.read(size)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_GAP = 16  # frames; decoding this many unneeded ones is faster than another run of ffmpeg
 MAX_TERMS = 100  # in one expression of ffmpeg
+MAX_CLAIM = 1 << 24  # frames in the header of an mp4; decord reserves memory for as many, and ends the process without
+MAX_HEADER = 1 << 26  # bytes of that header
 
 
 def decode_frames(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray]:
@@ -32,7 +37,7 @@ def decode_frames(path: Path, packets: Packets, numbers: list[int]) -> list[np.n
 
 def _with_decord(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray] | None:
     """Decode with decord; None if it is missing, fails, or does not suit the file."""
-    if not packets.suits_decord:
+    if not packets.suits_decord or _claimed_frames(path) > MAX_CLAIM:
         return None
     try:
         import decord
@@ -48,6 +53,35 @@ def _with_decord(path: Path, packets: Packets, numbers: list[int]) -> list[np.nd
     if len(reader) != packets.frames or pictures.shape[1:3] != packets.size[::-1]:
         return None
     return list(pictures)
+
+
+def _claimed_frames(path: Path) -> float:
+    """Return the most frames that a table in the header of an mp4, its box ``moov``, claims.
+
+    Returns:
+        Infinity for a header that is too large or compressed; 0 for a file that has none.
+    """
+    import numpy as np
+
+    claim, start, end = 0, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while start + 16 <= end:
+            file.seek(start)
+            size, kind, long_size = struct.unpack(">I4sQ", file.read(16))
+            size = long_size if size == 1 else size or end - start
+            if kind == b"moov":
+                file.seek(start)
+                header = file.read(min(size, MAX_HEADER))
+                if size > MAX_HEADER or b"cmov" in header:
+                    return math.inf
+                for table in re.finditer(b"stts.{4}(.{4})", header, re.DOTALL):  # pairs of a count and a duration
+                    pairs = header[table.end() :][: 8 * int.from_bytes(table[1], "big")]
+                    counts = np.frombuffer(pairs[: len(pairs) // 8 * 8], ">u4")[::2]
+                    claim = max(claim, int(counts.sum(dtype=np.int64)))
+            if size < 8:
+                break
+            start += size
+    return claim
 
 
 def _with_ffmpeg(path: Path, packets: Packets, numbers: list[int]) -> list[np.ndarray]:

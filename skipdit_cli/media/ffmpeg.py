@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.media.intake import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np
 
 TIME_LIMIT = 120  # seconds; reading stops at a file that takes longer
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg"  # no images, texts or playlists
+MAX_BLOCK = 1 << 29  # bytes that ffmpeg allocates in one piece: less than an index of a billion frames takes
+MAX_OUTPUT = 1 << 26  # bytes of a table of packets; those of eleven hours at 25 frames a second
 CONVERSION = "scale=flags=bicubic,format=rgb24"  # the conversion of decord, bit for bit
 PPM_HEADER = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 
@@ -38,8 +41,19 @@ def run_ffmpeg(path: Path, *arguments: str, seek: Sequence[str] = ()) -> tuple[i
     """
     import imageio_ffmpeg
 
-    log_options = ["-hide_banner", "-nostdin", "-loglevel", "level+info"]
-    source = ["-threads", "1", "-copyts", *seek, "-format_whitelist", CONTAINERS, "-i", f"file:{path}"]
+    log_options = ["-hide_banner", "-nostdin", "-loglevel", "level+info", "-max_alloc", str(MAX_BLOCK)]
+    source = [
+        "-max_pixels",
+        str(MAX_PIXELS),
+        "-threads",
+        "1",
+        "-copyts",
+        *seek,
+        "-format_whitelist",
+        CONTAINERS,
+        "-i",
+        f"file:{path}",
+    ]
     try:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), *log_options, *source, *arguments, "-"]
         process = subprocess.run(command, capture_output=True, timeout=TIME_LIMIT)
@@ -53,6 +67,22 @@ def run_ffmpeg(path: Path, *arguments: str, seek: Sequence[str] = ()) -> tuple[i
     if "Unrecognized option" in log:
         raise SkipditError(f"The ffmpeg at {command[0]} is too old to read videos; pip install -U imageio-ffmpeg.")
     return process.returncode, process.stdout, log
+
+
+def tabulate(path: Path, *arguments: str) -> tuple[int, bytes, str]:
+    """Run ffmpeg for a table of the packets of a file, by its muxer ``framecrc``.
+
+    Args:
+        arguments: Options of the output, but for its format.
+    Returns:
+        As ``run_ffmpeg``.
+    Raises:
+        UsageError: As ``run_ffmpeg``; or the table has more than ``MAX_OUTPUT`` bytes.
+    """
+    code, output, log = run_ffmpeg(path, *arguments, "-f", "framecrc", "-fs", str(MAX_OUTPUT))
+    if len(output) >= MAX_OUTPUT:
+        raise unreadable(path, f"it has more than {output.count(bytes([10])):,} frames")
+    return code, output, log
 
 
 def decode(path: Path, select: str, count: int, seek: float | None = None) -> list[np.ndarray]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.formats import UntrustedFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,12 +24,19 @@ if TYPE_CHECKING:
 RULES = 1
 """Version of these rules, raised when a file yields other pixels: latents cached before are then recomputed."""
 
+MAX_PIXELS = 1 << 26
+"""The pixels of an image or a frame above which it is refused: 8192x8192, which takes up to 1.8 GB to make opaque."""
+MANY_PIXELS = 1 << 23
+"""The pixels above which images are decoded one at a time, however many threads there are."""
+
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 LEVEL_SCALES = {
     "L;2": 85,
     "L;4": 17,
 }  # Pillow scales grey levels of 2 or 4 bits to 0..255, but not the transparent one
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
+
+_decoding = Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +54,13 @@ def open_image(path: Path, kind: str = "a picture") -> Iterator[Image.Image]:
 
     if not Path(path).is_file():
         raise UsageError(f"Got {path}, which is not a file; expected {kind}.")
-    # Pillow refuses images above 179 megapixels, and prints a warning above half of that.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    with reading(f"Got {path}, which", failed=f"cannot be read as {kind}"), Image.open(path) as image:
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is less
+    with (
+        reading(f"Got {path}, which", failed=f"cannot be read as {kind}"),
+        UntrustedFile(path) as file,
+        Image.open(file) as image,
+    ):
+        _check_size(image, path)
         yield image
 
 
@@ -77,7 +90,17 @@ def decode_picture(encoded: bytes, name: str, quick: bool = False) -> Image.Imag
 
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     with reading(f"Got {name}, which", failed="cannot be read as a picture"), Image.open(BytesIO(encoded)) as image:
+        _check_size(image, name)
         return _first_picture(image, name, quick)
+
+
+def _check_size(image: Image.Image, name: Path | str) -> None:
+    """Refuse an image that is too large, by its header."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UsageError(
+            f"Got {name} of {width}x{height} pixels but expected at most {MAX_PIXELS:,}; make it smaller."
+        )
 
 
 def _first_picture(image: Any, name: Path | str, quick: bool) -> Image.Image:
@@ -86,7 +109,8 @@ def _first_picture(image: Any, name: Path | str, quick: bool) -> Image.Image:
     if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
         message = "%s holds %d pictures: of it and its like the first one is taken."
         logger.warning(message, name, image.n_frames, extra={"topic": "frames"})
-    return flatten(image, name, allow_transparent=False)
+    with _decoding if image.width * image.height > MANY_PIXELS else nullcontext():
+        return flatten(image, name, allow_transparent=False)
 
 
 def displayed_size(image: Image.Image) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skipdit_cli.media.ffmpeg import run_ffmpeg, unreadable
+from skipdit_cli.media.ffmpeg import tabulate, unreadable
+from skipdit_cli.media.intake import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,13 +98,15 @@ def read_packets(path: Path) -> Packets:
 def _read_packets(path: Path, _modified: int, _size: int) -> Packets:
     import numpy as np
 
-    copy = ("-map", "0:V:0", "-c", "copy", "-copyinkf", "-f", "framecrc")
-    code, output, log = run_ffmpeg(path, "-map", "0:V:0", *copy, "-bsf:v:1", IDR)
+    copy = ("-map", "0:V:0", "-c", "copy", "-copyinkf")
+    code, output, log = tabulate(path, "-map", "0:V:0", *copy, "-bsf:v:1", IDR)
     if code and "bitstream filter" in log:  # the filter exists for some codecs only
-        code, output, log = run_ffmpeg(path, *copy)
+        code, output, log = tabulate(path, *copy)
     stream = _parse_log(log.split("Output #0")[0])
     packets, idr, tick, size, pixel = _parse_table(output.decode())
     _check(path, code, log, stream, packets)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise unreadable(path, f"its frames are of {size[0]}x{size[1]} pixels, more than {MAX_PIXELS:,}")
     if not 1 / MAX_PIXEL_ASPECT_RATIO <= pixel <= MAX_PIXEL_ASPECT_RATIO:
         raise unreadable(path, f"it says that its pixels are {pixel} times as wide as high")
     if ALPHA.match(stream.pixel_format):
@@ -215,8 +218,7 @@ def _check(path: Path, code: int, log: str, stream: _Stream, packets: np.ndarray
 
 def _count_frames(path: Path) -> int:
     """Return the number of frames of a file without usable timestamps, which has to be decoded for it."""
-    decode = ("-map", "0:V:0", "-fps_mode", "passthrough", "-f", "framecrc")
-    frames = len(PACKET.findall(run_ffmpeg(path, *decode)[1].decode()))
+    frames = len(PACKET.findall(tabulate(path, "-map", "0:V:0", "-fps_mode", "passthrough")[1].decode()))
     if not frames:
         raise unreadable(path, "no frame of it can be decoded")
     return frames

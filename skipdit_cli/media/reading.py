@@ -19,6 +19,9 @@ from skipdit_cli.media.packets import Packets, read_packets
 if TYPE_CHECKING:
     import numpy as np
 
+MAX_BYTES = 1 << 30
+"""Bytes of the frames that are read at once: 172 of 1920x1080."""
+
 
 @dataclass(frozen=True)
 class VideoFacts:
@@ -83,6 +86,7 @@ def read_video(path: Path, indices: Sequence[int]) -> np.ndarray:
     else:
         packets = read_packets(path)
         _check_range(path, distinct, packets.frames)
+        _check_bytes(path, len(distinct), packets.displayed_size(packets.size))
         pictures = [_with_square_pixels(picture, packets) for picture in decode_frames(path, packets, distinct)]
     if len({picture.shape for picture in pictures}) > 1:
         raise unreadable(path, "its frames differ in size")
@@ -133,6 +137,12 @@ def _check_range(path: Path, numbers: list[int], frames: int) -> None:
         raise UsageError(f"Got frame {outside[0]} of {path}, but its frames are 0 to {frames - 1}.")
 
 
+def _check_bytes(path: Path, count: int, size: tuple[int, int]) -> None:
+    """Refuse frames that are too many or too large to be read at once, before any is decoded."""
+    if 3 * count * size[0] * size[1] > MAX_BYTES:
+        raise unreadable(path, f"{count} frames of {size[0]}x{size[1]} are more than {MAX_BYTES >> 30} GiB at once")
+
+
 def frame_files(folder: Path) -> list[Path]:
     """Return the images in a folder in natural order: ``frame_2`` before ``frame_10``.
 
@@ -168,6 +178,8 @@ def _read_folder(folder: Path, numbers: list[int]) -> list[np.ndarray]:
 
     files = frame_files(folder)
     _check_range(folder, numbers, len(files))
+    with open_image(files[0]) as image:
+        _check_bytes(folder, len(numbers), image.size)
     return [np.asarray(read_picture(files[number]).convert("RGB")) for number in numbers]
 
 
@@ -206,6 +218,7 @@ def _read_gif(path: Path, numbers: list[int]) -> list[np.ndarray]:
     pictures = []
     with open_image(path, "a video") as image:
         _check_range(path, numbers, image.n_frames)
+        _check_bytes(path, len(numbers), image.size)
         for number in numbers:
             image.seek(number)
             pictures.append(np.asarray(flatten(image, path).convert("RGB")))

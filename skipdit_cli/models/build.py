@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from skipdit_cli.errors import UsageError, reading
+from skipdit_cli.errors import UsageError, nearest, reading
 from skipdit_cli.families import FAMILIES, class_name, class_named, family_of
 from skipdit_cli.families.dit import FAMILY as DIT
 from skipdit_cli.models.bounds import UNKNOWN, Room
@@ -60,18 +60,30 @@ def as_named_now(config: dict) -> dict:
     name = class_name(config["_class_name"], config)
     if name == config["_class_name"]:
         return dict(config)
-    known = {*inspect.signature(class_named(name).__init__).parameters, *family_of(name).own_keys}
+    known = config_keys(name)
     return {key: value for key, value in config.items() if key in known or key.startswith("_")} | {"_class_name": name}
+
+
+def config_keys(name: str) -> set[str]:
+    """Return the keys that the config of a transformer class may have, by the name of the class."""
+    return {*inspect.signature(class_named(name).__init__).parameters, *family_of(name).own_keys} - {"self"}
 
 
 def preset_config(preset: Preset, room: Room = UNKNOWN) -> dict:
     """Return the config of the transformer that a preset names.
 
     Raises:
-        UsageError: diffusers cannot build it, or there is no room for it.
+        UsageError: diffusers cannot build it, or would ignore a key of its config, or there is no room for it.
     """
     config = as_named_now({"_class_name": preset.model["class"], **preset.model["config"]})
     check_transformer(config, f"Preset {preset.name}", room=room, file="model")
+    known = config_keys(config["_class_name"])
+    for key in config:
+        if key not in known and not key.startswith("_"):
+            raise UsageError(
+                f"Preset {preset.name} has a model with '{key}', which a {config['_class_name']} does not take."
+                f"{nearest(key, known)}"
+            )
     return config
 
 

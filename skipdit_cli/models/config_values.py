@@ -16,6 +16,8 @@ from skipdit_cli.formats import check_values
 
 LARGEST = {"model": 2**24, "scheduler": 10**6, "tokenizer": 2**20}
 """The largest useful integer in a config, by kind: a length, the timesteps of training, a vocabulary."""
+MOST_KEYS = 1000
+"""Keys of a config; the largest of transformers have 100."""
 NOT_SIZES = ("theta", "pixels", "edge")
 """Words in the names of numbers that are no size: RoPE's base, the area up to which images are kept."""
 UNTYPED = (list, tuple, dict, typing.Any)
@@ -36,6 +38,8 @@ def check_numbers(config: dict, where: str, largest: int, file: str = "config.js
     Raises:
         UsageError: A number is NaN, infinite or too large; the sentence names it.
     """
+    if len(config) > MOST_KEYS:
+        raise UsageError(f"{where} has a {file} with {len(config):,} keys, but expected at most {MOST_KEYS:,}.")
     check_values(config, f"{where}, {file}")
     pending: list[tuple[str, typing.Any]] = list(config.items())
     while pending:

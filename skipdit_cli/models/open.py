@@ -112,7 +112,7 @@ def read_pipeline(path: str | Path, *, branches: bool = True, **from_pretrained_
     if from_pretrained_arguments.get("vae") is not None:
         _check_replaced_vae(pipe, folder)
     for part in TRANSFORMERS:
-        if getattr(pipe, part, None) is not None:
+        if getattr(pipe, part, None) is not None and part not in from_pretrained_arguments:
             _prepare_transformer(path, folder, part, getattr(pipe, part), branches)
     return pipe
 

@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.pipeline_parts import TRANSFORMERS
-from skipdit_cli.formats import parse_json, read_text
+from skipdit_cli.formats import MAX_BYTES, UntrustedFile, parse_json, read_text
 
+TOKENIZER = "tokenizer.json"
+MAX_CONFIG = 1 << 23
+"""Bytes of a config or index; the largest, of a tokenizer with thousands of special tokens, have an eighth of that."""
 STEM = "diffusion_pytorch_model"
 TRANSFORMERS_INDEX = "model.safetensors.index.json"
 """The index of shards as the library ``transformers`` names it."""
@@ -36,7 +39,7 @@ def read_json(path) -> dict:
     """
     if not Path(path).is_file():
         raise UsageError(f"{path} is missing; fetch the model again.")
-    data = parse_json(read_text(path), path)
+    data = parse_json(read_text(path, MAX_BYTES if Path(path).name == TOKENIZER else MAX_CONFIG), path)
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a {type(data).__name__} but expected an object.")
     return data
@@ -198,14 +201,14 @@ def read_tensors(path):
         raise UsageError(f"Checkpoint {path} does not exist.")
     if path.suffix == ".gguf":
         raise UsageError(f"Checkpoint {path} is quantised (GGUF), and skip branches need plain weights; give those.")
-    if _is_compressed(path):
-        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols; such a file is read or refused all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return load_torch(path)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as cause:
         raise UsageError(
             f"Checkpoint {path} is refused: it is no plain torch file of tensors, and opening it otherwise could run "
@@ -213,6 +216,21 @@ def read_tensors(path):
         ) from cause
     except Exception as cause:  # zip, pickle and torch each raise their own
         raise UsageError(f"Checkpoint {path} cannot be read: {_damage(path)}; fetch it again.") from cause
+
+
+def load_torch(path: Path):
+    """Load a file of ``torch.save`` on the CPU with ``weights_only``, memory-mapped unless it is of an old format.
+
+    Raises:
+        UsageError: It is compressed.
+        Exception: Whatever torch raises for a damaged file, or one that holds anything but tensors and plain data.
+    """
+    if _is_compressed(path):
+        raise UsageError(f"Checkpoint {path} is refused: it is compressed, as torch writes no file; unpack it.")
+    if _is_zip(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with UntrustedFile(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _is_compressed(path: Path) -> bool:
@@ -262,9 +280,11 @@ def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], sourc
     if extra:
         state = {name: tensor for name, tensor in state.items() if name in own}
     missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or left or wrong:
-        parts = {"missing": missing, "not expected": left, "of another shape": wrong}
+    both = [name for name in own if name in state]
+    wrong = [name for name in both if own[name].shape != state[name].shape]
+    whole = [name for name in both if own[name].is_floating_point() and not state[name].is_floating_point()]
+    if missing or left or wrong or whole:
+        parts = {"missing": missing, "not expected": left, "of another shape": wrong, "of no floats": whole}
         mismatch = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
         raise UsageError(f"{source} does not fit a {type(model).__name__} ({mismatch}).")
     model.load_state_dict(state, assign=True)

@@ -17,12 +17,14 @@ from skipdit_cli.planning.fit_branch import branch_samples, check_one_transforme
 from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate
+from skipdit_cli.planning.searching.effort import Effort
 from skipdit_cli.planning.searching.evaluate import Evaluator
-from skipdit_cli.planning.searching.search import Effort, Search
+from skipdit_cli.planning.searching.search import Search
+from skipdit_cli.planning.searching.together import Evaluators
+from skipdit_cli.processes import Team
 from skipdit_cli.sampling.by_class import sample_shape
 from skipdit_cli.sampling.generate import batches
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
-from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.refusals import check_steps
 from skipdit_cli.sampling.run_settings import RunSettings
 from skipdit_cli.sampling.schedulers import (
@@ -35,8 +37,6 @@ from skipdit_cli.sampling.schedulers import (
 )
 from skipdit_cli.trunk import known_trunk
 
-HELD_OUT_SEED = 1_000_000
-"""The seeds of the samples that plans are reported on lie so far from those that they are searched with."""
 COSTS = (5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40)
 """Budgets to try, in full forwards, where an accuracy is asked for."""
 MIN_VALUES = 4096
@@ -115,6 +115,7 @@ class Calibrator:
         steps: The number of denoising steps of a full run.
         scheduler: Search this sampler alone; all that the pipeline can take if None.
         known: Results of an interrupted calibration, to which new ones are added (see ``Evaluator``).
+        team: The processes that measure candidates; all but the main one call ``help``.
         advance: Called after each candidate.
         settings: Further settings of ``generate``: guidance_scale, seed, negative_prompt and others.
 
@@ -132,9 +133,11 @@ class Calibrator:
         scheduler: Sampler | str | None = None,
         known: dict[str, list[float]] | None = None,
         advance: Callable[[], None] | None = None,
+        team: Team = Team(),
         seed: int = 0,
         **settings: Any,
     ):
+        self.evaluators = Evaluators(pipe, conditions, held_out, seed, settings, team)
         self.pipe, self.conditions, self.held_out = pipe, conditions, held_out
         self.seed, self.settings = seed, settings
         self.own, self.steps, self.fits = full_run_sampler(pipe, scheduler), steps, scheduler is None
@@ -166,13 +169,13 @@ class Calibrator:
 
     def _calibrate(self, find: Callable[[Search], dict[float, dict[str, Candidate]]], effort: Effort) -> Calibration:
         """Return what ``find`` finds by a search, measured on the held-out samples as well."""
-        evaluator = Evaluator(self.pipe, self.conditions, self.seed, known=self.known, **self.settings)
-        self.searcher = evaluator
+        evaluator = self.searcher = self.evaluators.searcher(self.known)
         try:
             found = find(self._search(evaluator, effort))
             searched = {each: evaluator.accuracy(each) for best in found.values() for each in best.values()}
         finally:
             evaluator.close()
+            self.evaluators.dismiss()
         return self._report(found, searched)
 
     def _search(self, evaluator: Evaluator, effort: Effort) -> Search:
@@ -201,29 +204,21 @@ class Calibrator:
         self, found: Mapping[float, Mapping[str, Candidate]], searched: Mapping[Candidate, float]
     ) -> Calibration:
         """Measure what was found, and what it is compared with, on the held-out samples."""
-        decodes = getattr(self.pipe, "vae", None) is not None or is_pixel_space(self.pipe)
-        evaluator = Evaluator(
-            self.pipe,
-            self.held_out,
-            self.seed + HELD_OUT_SEED,
-            first=len(self.held_out),
-            decode=decodes,
-            **self.settings,
-        )
-        evaluator.close()  # no two of these runs begin alike
-        self.reporter = evaluator
+        self.reporter = self.evaluators.reporter()
 
         def accuracy(candidate: Candidate) -> Accuracy:
             return self._held_out(candidate, candidate.cost(self.flops), searched.get(candidate))
 
-        plans = {}
+        compared: dict[float, dict[str, Candidate]] = {}
         for cost, best in found.items():
-            named = {**best, "same-sampler": Candidate(self.own.spaced(), max(1, int(cost)))}
+            compared[cost] = {**best, "same-sampler": Candidate(self.own.spaced(), max(1, int(cost)))}
             if (branch := self._with_branch(best["plan"])) is not None:
-                named["branch"] = branch
-            plans[cost] = {name: accuracy(candidate) for name, candidate in named.items()}
-        full = accuracy(Candidate(self.own.spaced(), self.steps))
-        return Calibration(plans, full, evaluator.exact, len(self.held_out))
+                compared[cost]["branch"] = branch
+        full = Candidate(self.own.spaced(), self.steps)
+        self.reporter.look_ahead([full, *(each for named in compared.values() for each in named.values())])
+        self.evaluators.dismiss()
+        plans = {cost: {name: accuracy(each) for name, each in named.items()} for cost, named in compared.items()}
+        return Calibration(plans, accuracy(full), self.reporter.exact, len(self.held_out))
 
     def _held_out(self, candidate: Candidate, cost: float, searched_db: float | None) -> Accuracy:
         """Measure one candidate on the held-out samples."""

@@ -10,7 +10,7 @@ from typing import Any
 from skipdit_cli.planning.exact import usual_steps
 from skipdit_cli.planning.fit_branch import branch_samples
 from skipdit_cli.planning.fit_sampler import PATH_STEPS
-from skipdit_cli.planning.searching.search import EFFORTS, Effort
+from skipdit_cli.planning.searching.effort import EFFORTS, Effort
 from skipdit_cli.sampling.generate import generate
 
 SHARE_OF_TRY = 0.7

@@ -13,6 +13,7 @@ import torch
 from skipdit_cli.errors import UsageError
 from skipdit_cli.planning.accuracy import accuracy_db as agreement_of
 from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.memory.halving import noted_in
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
 from skipdit_cli.sampling.pixels import is_pixel_space
 from skipdit_cli.sampling.schedulers import (
@@ -95,6 +96,7 @@ def solve_exactly(
             continue
         sampler = exact_sampler(pipe, steps, arguments)
         run = {**arguments, "num_inference_steps": steps, "scheduler": sampler, "advance": advance}
+        run["on_halved"] = noted_in(arguments)
         samples, agreement, before = generate(pipe, conditions, **run), math.nan, math.nan
         if exact is not None:
             agreement, before = agreement_of(pipe, exact, samples), exact.agreement_db

@@ -10,7 +10,7 @@ from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.play.page_parts import CSS, error_html, numbers_html, pictures_html, plan_html, title_html
 from skipdit_cli.play.player import Conditions, Player
 from skipdit_cli.play.serve import stay_offline
-from skipdit_cli.sampling.sample_settings import LARGEST_SEED
+from skipdit_cli.settings import LARGEST_SEED
 
 FIRST_SPEEDUP, STEP = 3.0, 0.5
 COLOURS = {

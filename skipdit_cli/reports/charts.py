@@ -19,6 +19,12 @@ WIDE, NARROW = (1000, 520, 14), (360, 380, 12)
 REACH = 0.045
 """How far from its mark a label may lie, in widths of the chart."""
 LOG_DIGITS = (1, 1.5, 2, 3, 5, 7)
+FEWEST_TICKS = 3
+"""A logarithmic axis with fewer round numbers than these has evenly spaced ones."""
+TICK_DISTANCE = 48
+"""The least distance in pixels between two ticks, whose texts may be longer."""
+CAP = 3.5
+"""Half the width of the end of a bar."""
 DECADES = 2.5
 """On a logarithmic axis that spans more decades, ticks are powers of ten."""
 
@@ -154,7 +160,7 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
     across: Callable[[float], float] = math.log if plot.log_x else float
     upwards: Callable[[float], float] = math.log if plot.log_y else float
     low, high = _widened(upwards(min(ys)), upwards(max(ys)), 0.12)
-    y_values = _log_ticks(low, high, height) if plot.log_y else _ticks(min(ys), max(ys), 6)
+    y_values = _log_ticks(low, high, height, 0) if plot.log_y else _ticks(min(ys), max(ys), 6)
     y_texts = _texts(y_values)
     left = CHARACTER_WIDTH * font * max(map(len, y_texts)) + 14
     area = Box(left, 8.0, width - 12.0, height - 2.4 * font)
@@ -166,31 +172,33 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
     def at_y(y: float) -> float:
         return round(area.bottom - (upwards(y) - low) / (high - low) * (area.bottom - area.top), 1)
 
-    x_values = _log_ticks(x_low, x_high, width) if plot.log_x else _ticks(min(xs), max(xs), width // 90)
+    x_values = _log_ticks(x_low, x_high, width, font) if plot.log_x else _ticks(min(xs), max(xs), width // 90)
     front = plot.front() if plot.has_front else []
     first = [*front, *(point for point in points if point not in front)]
     labelled = [(at_x(point.x), at_y(point.y), point.label) for point in first if point.label]
     others = [(at_x(p.x), at_y(p.y)) for each in plot.series if each.shape for p in each.points if not p.label]
+    drawn_bars = [
+        (series.css, at_x(point.x), at_y(ends[0]), at_y(ends[1]))
+        for series in plot.series
+        for point in series.points
+        if point.spread
+        for ends in [_bar(point, plot.log_y)]
+    ]
+    obstacles = [Box(x - CAP, end, x + CAP, begin) for _, x, begin, end in drawn_bars]
     return Chart(
         *size,
         area,
         x_ticks=[(at_x(value), text) for value, text in zip(x_values, _texts(x_values))],
         y_ticks=[(at_y(value), text) for value, text in zip(y_values, y_texts) if low <= upwards(value) <= high],
         lines=[*_front_line(front, at_x, at_y, area), *_lines(plot.series, at_x, at_y)],
-        bars=[
-            (series.css, at_x(point.x), at_y(ends[0]), at_y(ends[1]))
-            for series in plot.series
-            for point in series.points
-            if point.spread
-            for ends in [_bar(point, plot.log_y)]
-        ],
+        bars=drawn_bars,
         marks=[
             Mark(at_x(point.x), at_y(point.y), series.css, series.shape, point.title)
             for series in plot.series
             if series.shape
             for point in series.points
         ],
-        labels=place_labels(labelled, area, font, REACH * width, others),
+        labels=place_labels(labelled, area, font, REACH * width, others, obstacles),
     )
 
 
@@ -235,15 +243,23 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [round(at * step, 10) for at in range(first, last + 1)] or [low]
 
 
-def _log_ticks(low: float, high: float, width: int) -> list[float]:
-    """Return round numbers between two logarithms, with some distance on the page between neighbours."""
+def _log_ticks(low: float, high: float, length: int, font: int) -> list[float]:
+    """Return round numbers between two logarithms, so far apart that their texts do not touch.
+
+    Args:
+        length: The length of the axis in pixels.
+        font: The font size of the texts of an axis across; 0 for one upwards, where they lie above each other.
+    """
     digits = (1,) if high - low > DECADES * math.log(10) else LOG_DIGITS
     powers = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
     values = [value for power in powers for d in digits if low <= math.log(value := d * 10.0**power) <= high]
-    least = (high - low) * 48 / width
+    if len(values) < FEWEST_TICKS:
+        values = [value for value in _ticks(math.exp(low), math.exp(high), 6) if value > 0]
     chosen: list[float] = []
     for value in values:
-        if not chosen or math.log(value) - math.log(chosen[-1]) >= least:
+        texts = [CHARACTER_WIDTH * font * len(text) for text in _texts([value, *chosen[-1:]])]
+        distance = max(TICK_DISTANCE, sum(texts) / 2 + font)
+        if not chosen or (math.log(value) - math.log(chosen[-1])) * length >= (high - low) * distance:
             chosen.append(value)
     return chosen or [math.exp((low + high) / 2)]
 

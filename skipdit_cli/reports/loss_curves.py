@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from skipdit_cli.formats import is_number, read_json_lines
 from skipdit_cli.reports.charts import Plot, Point, Series
 
 WINDOWS = 5
@@ -41,8 +41,7 @@ def make_loss_plot(runs: Mapping[str, Path]) -> Plot | None:
 
 def _read_losses(file: Path) -> list[float]:
     """Return the finite losses of a run."""
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return [row["loss"] for row in rows if row.get("loss") is not None]
+    return [row["loss"] for row in read_json_lines(file) if is_number(row.get("loss"))]
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:

@@ -67,10 +67,12 @@ def place_labels(
     font: float,
     reach: float = RADII[-1],
     marks: Sequence[tuple[float, float]] = (),
+    bars: Sequence[Box] = (),
 ) -> list[Label]:
     """Return the labels that find a free place, the first of the points first.
 
-    A label overlaps neither another label nor a mark, and lies in the area.
+    A label overlaps neither another label nor a mark, and lies in the area. It crosses a bar only where no other place
+    is free.
 
     Args:
         points: The place of each mark and the text of its label.
@@ -78,18 +80,23 @@ def place_labels(
         font: The font size.
         reach: How far from its mark a label may lie.
         marks: Further marks, which have no label.
+        bars: The bars of spreads.
     """
     taken = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in (*((x, y) for x, y, _ in points), *marks)]
     labels: list[Label] = []
     for x, y, text in points:
         width, height = CHARACTER_WIDTH * font * len(text), LINE_HEIGHT * font
-        for box, distance in _places(x, y, width, height):
-            if distance <= reach and box.is_inside(area) and not any(box.overlaps(other) for other in taken):
-                end = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
-                anchor = "start" if box.left >= x else "end" if box.right <= x else "middle"
-                labels.append(Label(text, box, (x, y, *end) if distance > LEADER else None, anchor))
-                taken.append(box)
-                break
+        free = [
+            (box, distance)
+            for box, distance in _places(x, y, width, height)
+            if distance <= reach and box.is_inside(area) and not any(box.overlaps(other) for other in taken)
+        ]
+        clear = [place for place in free if not any(place[0].overlaps(bar) for bar in bars)]
+        for box, distance in (clear or free)[:1]:
+            end = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
+            anchor = "start" if box.left >= x else "end" if box.right <= x else "middle"
+            labels.append(Label(text, box, (x, y, *end) if distance > LEADER else None, anchor))
+            taken.append(box)
     return labels
 
 

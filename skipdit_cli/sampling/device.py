@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from skipdit_cli import processes
 from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.pipeline_parts import transformers_of
@@ -24,6 +25,10 @@ DTYPES = {
 }
 
 
+GIB = 1 << 30
+"""Bytes of a gibibyte."""
+
+
 def free_memory() -> int:
     """Return the bytes of free memory of this machine or container."""
     import psutil
@@ -37,11 +42,23 @@ def free_memory() -> int:
     return max(free, 0)
 
 
+def memory_figures(device: torch.device) -> str:
+    """Return the memory of a device as measured, in words: what is allocated on a GPU, what is free elsewhere."""
+    import psutil
+
+    if device.type == "cuda":
+        allocated, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+        return f"at most {allocated / GIB:.1f} of the {total / GIB:.1f} GiB of {device} were allocated"
+    free, total = free_memory(), psutil.virtual_memory().total
+    return f"{free / GIB:.1f} of {total / GIB:.1f} GiB of main memory were free"
+
+
 def select_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
     """Return the device and the precision that ``--device`` and ``--dtype`` name.
 
     Args:
-        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Of several processes,
+            each takes the CUDA device of its own.
         dtype: ``auto`` (bfloat16 on cuda, float32 elsewhere) or a key of ``DTYPES``.
     Raises:
         UsageError: A name is unknown, this machine lacks the device, or the device cannot run the precision.
@@ -59,6 +76,8 @@ def select_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.devi
 
 def _device(name: str) -> torch.device:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if cuda and name in ("auto", "cuda") and processes.count() > 1:
+        return torch.device("cuda", processes.local_rank())
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     kind, _, number = name.partition(":")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from skipdit_cli.errors import SkipditError, first_line
+from skipdit_cli.errors import SkipditError, UsageError, first_line, is_out_of_memory
 from skipdit_cli.families.pipeline_parts import transformers_of
 from skipdit_cli.finite import first_broken, is_finite
 
@@ -130,8 +130,13 @@ def translated_errors(pipe) -> Iterator[None]:
         ArithmeticError,
         AssertionError,
     ) as cause:
-        if isinstance(cause, SkipditError) or type(cause).__name__ == "OutOfMemoryError":
+        if isinstance(cause, SkipditError) or is_out_of_memory(cause):
             raise
+        if "must be divisible by mesh size" in str(cause):
+            raise UsageError(
+                "The tokens of a sample cannot be split evenly among the processes of --context-parallel; give "
+                "another --height, --width or --num-frames, or start another number of processes."
+            ) from cause
         raise SkipditError(
             f"The {type(pipe).__name__} failed as it ran ({type(cause).__name__}: {first_line(cause)}); its parts, "
             "their configs and their weights may not fit each other."

@@ -23,11 +23,13 @@ from skipdit_cli.sampling.by_class import ByClass, sample_shape
 from skipdit_cli.sampling.by_text import ByText, decodes_apart
 from skipdit_cli.sampling.device import Stopwatch
 from skipdit_cli.sampling.latents import check_scaling
+from skipdit_cli.sampling.memory.halving import Attempt, Batches, Halving
 from skipdit_cli.sampling.pipelines.call_arguments import encodes_prompts_singly, is_text_conditional
 from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.sampling.refusals import check_run, check_steps
 from skipdit_cli.sampling.run_settings import RunSettings, default_guidance
 from skipdit_cli.sampling.schedulers import as_sampler, make_scheduler, policy_for
+from skipdit_cli.sampling.schedulers.make_scheduler import scheduled
 from skipdit_cli.skip.output_branch import output_branch
 
 
@@ -111,6 +113,7 @@ def generate_batches(
     decode: bool = True,
     advance: Callable[[], None] | None = None,
     skip: Callable[[slice], bool] = lambda batch: False,
+    on_halved: Callable[[Halving], None] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[slice, Generated]]:
     """Sample as ``generate`` does, and yield each batch when it is done, so that memory holds one batch.
@@ -118,6 +121,8 @@ def generate_batches(
     Args:
         skip: Returns whether a batch, a slice of ``conditions``, is left out, for a run that is resumed. The other
             batches are the same whether it is or not.
+        on_halved: Called where a batch does not fit into memory, which is then sampled in halves, as all later ones
+            are; None lets torch's error pass.
 
     Yields:
         The slice of ``conditions`` that the batch is, and its samples.
@@ -137,25 +142,30 @@ def generate_batches(
 
     policy = policy and policy_for(policy, scheduler, run.arguments)
     with output_branch(transformer_of(pipe), scheduler), _caches(pipe, policy, scheduler) as caches:
-        for batch in batches(pipe, conditions, run.batch_size, alone=run.image is not None):
+        waiting = Batches(batches(pipe, conditions, run.batch_size, alone=run.image is not None))
+        for batch in waiting:
             if skip(batch):
                 continue
             began, steps.count = time.perf_counter(), 0
             for cache in caches:
                 cache.reset()
-            with _scheduled(pipe, scheduler), diagnosis.translated_errors(pipe), Stopwatch(pipe) as watch:
-                output = sampler.run(conditions[batch], _generators(run.seed, batch))
-            part = _batch_result(output, watch, caches, steps.count)
-            if (broken := _broken_part(part, pipe_decodes)) is not None:
+            with Attempt(pipe, caches, on_halved is not None) as attempt:
+                with scheduled(pipe, scheduler), diagnosis.translated_errors(pipe), Stopwatch(pipe) as watch:
+                    output = sampler.run(conditions[batch], _generators(run.seed, batch))
+                part = _batch_result(output, watch, caches, steps.count)
+                if (broken := _broken_part(part, pipe_decodes)) is not None:
 
-                def run_again(step: Callable[[], None], batch: slice = batch) -> tuple:
-                    return replace(sampler, advance=step).run(conditions[batch], _generators(run.seed, batch))
+                    def run_again(step: Callable[[], None], batch: slice = batch) -> tuple:
+                        return replace(sampler, advance=step).run(conditions[batch], _generators(run.seed, batch))
 
-                with _scheduled(pipe, scheduler):
-                    message = diagnosis.explain(pipe, broken, run_again)
-                raise NotFiniteError(message, replace(part, images=None))
-            if decode and not pipe_decodes:
-                part = _decode(pipe, part)
+                    with scheduled(pipe, scheduler):
+                        message = diagnosis.explain(pipe, broken, run_again)
+                    raise NotFiniteError(message, replace(part, images=None))
+                if decode and not pipe_decodes:
+                    part = _decode(pipe, part)
+            if attempt.figures and on_halved is not None:
+                on_halved(waiting.halve(batch, attempt, steps.count))
+                continue
             yield batch, replace(part, total_seconds=time.perf_counter() - began)
 
 
@@ -229,19 +239,6 @@ def _caches(pipe, policy: CachePolicy | None, scheduler) -> Iterator[list]:
     finally:
         for transformer in transformers:
             disable_skip_cache(transformer)
-
-
-@contextmanager
-def _scheduled(pipe, scheduler) -> Iterator[None]:
-    """Give the pipeline another scheduler, and take its progress bar away, for a while."""
-    original, progress_bar = pipe.scheduler, dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.scheduler = scheduler
-    pipe.set_progress_bar_config(**{**progress_bar, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.scheduler = original
-        pipe.set_progress_bar_config(**progress_bar)
 
 
 class _StepCounter:

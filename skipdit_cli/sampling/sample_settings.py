@@ -7,11 +7,9 @@ from pathlib import Path
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.sampling.cache_settings import CacheSettings
-from skipdit_cli.settings import MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting, steps_setting
+from skipdit_cli.settings import LARGEST_SEED, MODEL, OUTPUT, PIPELINE, SAMPLES, HubSettings, setting, steps_setting
 
 CFG_CHANNELS = ("all", "3")
-LARGEST_SEED = 2**32 - 1
-"""What NumPy takes as a seed."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +164,12 @@ class SampleSettings:
         None, "VAE to decode with, folder or hub id. [default: the model's]", MODEL, recorded=True
     )
     compile: bool = setting(False, "Compile the transformer with torch.compile.", MODEL, recorded=True)
+    context_parallel: str | None = setting(
+        None,
+        "Split the tokens of each sample among the processes of torchrun, in place of the samples: ulysses or ring.",
+        MODEL,
+        metavar="ring|ulysses",
+    )
     npz: Path | None = setting(
         None,
         "Also write the samples as array arr_0 of an .npz file, uint8 (N, H, W, 3) or (N, F, H, W, 3), for ADM's "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -10,9 +9,11 @@ from statistics import fmean
 from skipdit_cli.console import count
 from skipdit_cli.families.conditioned_dit import ADALN_ZERO, CONDITIONINGS, with_conditioning
 from skipdit_cli.presets import load_preset
-from skipdit_cli.reports import Column, Plot, Point, Series, Table
-from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.reports import Column, Plot, Series, Table
+from skipdit_cli.studies.compute.curves import checkpointing_steps, seed_points
+from skipdit_cli.studies.launch import flags
+from skipdit_cli.studies.spread import RULE, sign_beyond_spread, spread
+from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 
 GIGA, MILLION = 1e9, 1e6
@@ -61,20 +62,20 @@ class ConditioningSettings:
     preset: str
     train_steps: int
     checkpoints: int
-    samples: int
+    samples: int = at_least(0)
     num_inference_steps: int
     data: str
     held_out: str
     reference: str
     train_batch_size: int
     gradient_accumulation_steps: int = 1
-    held_out_samples: int = 0
+    held_out_samples: int = at_least(0, 0)
     draws: int = 4
-    reference_samples: int = 0
+    reference_samples: int = at_least(0, 0)
     features: str = "digits"
     batch_size: int = 250
     lr_scheduler: str = "constant"
-    lr_warmup_steps: int = 20
+    lr_warmup_steps: int = at_least(0, 20)
     ema_decay: float = 0.99
     learning_rate: float | None = None
     vae: str | None = None
@@ -103,17 +104,22 @@ class Strategy:
 
 def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str, str]:
     """Return one training for each strategy and seed."""
-    train = f"train --preset {shlex.quote(settings.preset)}"
-    flags = f"--no-skip-branches --data {shlex.quote(settings.data)} --max-train-steps {settings.train_steps}"
-    flags += f" --checkpointing-steps {max(1, settings.train_steps // settings.checkpoints)}"
-    flags += f" --checkpoints-total-limit {settings.checkpoints + 1} --train-batch-size {settings.train_batch_size}"
-    flags += f" --gradient-accumulation-steps {settings.gradient_accumulation_steps}"
-    flags += f" --lr-scheduler {settings.lr_scheduler} --lr-warmup-steps {settings.lr_warmup_steps}"
-    flags += f" --ema-decay {settings.ema_decay}"
-    flags += "" if settings.learning_rate is None else f" --learning-rate {settings.learning_rate}"
-    flags += "" if settings.vae is None else f" --vae {shlex.quote(settings.vae)}"
+    training = flags(
+        skip_branches=False,
+        data=settings.data,
+        max_train_steps=settings.train_steps,
+        checkpointing_steps=checkpointing_steps(settings.train_steps, settings.checkpoints),
+        checkpoints_total_limit=settings.checkpoints + 1,
+        train_batch_size=settings.train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        lr_scheduler=settings.lr_scheduler,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        ema_decay=settings.ema_decay,
+        learning_rate=settings.learning_rate,
+        vae=settings.vae,
+    )
     return {
-        f"{name}-seed-{seed}": f"{train} --conditioning {name} {flags} --seed {seed}"
+        f"{name}-seed-{seed}": f"train {flags(preset=settings.preset, conditioning=name)} {training} --seed {seed}"
         for seed in seeds
         for name in CONDITIONINGS
     }
@@ -121,9 +127,21 @@ def commands(settings: ConditioningSettings, seeds: tuple[int, ...]) -> dict[str
 
 def needs(settings: ConditioningSettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
-    return missing_files((settings.data, settings.held_out, settings.reference), settings.features)
+    return [f"It needs {what}, which is not here." for what in missing_files(_data(settings), settings.features)]
+
+
+def check(settings: ConditioningSettings) -> None:
+    """Refuse a run whose files or packages are missing."""
+    from skipdit_cli.studies.compute.required_files import check_measurable
+
+    check_measurable(_data(settings), settings.features, (settings.samples,), settings.reference_samples)
+
+
+def _data(settings: ConditioningSettings) -> tuple[str, ...]:
+    """Return all data sources, as ``--data``."""
+    return settings.data, settings.held_out, settings.reference
 
 
 def measure(run: StudyRun) -> Findings:
@@ -134,7 +152,8 @@ def measure(run: StudyRun) -> Findings:
 
     settings: ConditioningSettings = run.settings
     folders = {name: run.folder(name) for name in run.lines}
-    curves = training_curves.curves_of(run, folders, training_curves.measurement_of(settings))
+    every = checkpointing_steps(settings.train_steps, settings.checkpoints)
+    curves = training_curves.curves_of(run, folders, training_curves.measurement_of(settings), every)
     strategies = []
     for name in CONDITIONINGS:
         cost = cost_of(with_conditioning(load_preset(settings.preset), name), TrainingSettings(), False)
@@ -166,8 +185,7 @@ def find(strategies: Sequence[Strategy]) -> Findings:
     numbers = {"strategies": {each.name: asdict(each) for each in strategies}, "lead_of_adaln_zero": by_metric}
     order = ", ".join(each.name for each in sorted(strategies, key=lambda each: fmean(each.last(first))))
     details = [
-        f"By mean {METRICS[first][0]} the order here is {order}; that of figure 5 of the paper, from memory, is "
-        f"{PAPER_ORDER}.",
+        f"By mean {METRICS[first][0]} the order here is {order}; that of the paper's figure 5 is {PAPER_ORDER}.",
         *(_lead_words(by_metric[metric], metric) for metric in others),
     ]
     plots = [_plot(strategies, metric) for metric in metrics]
@@ -219,15 +237,11 @@ def _upright(values: Sequence[float]) -> list[float]:
 
 
 def _plot(strategies: Sequence[Strategy], metric: str) -> Plot:
-    name = METRICS[metric][0]
+    name, digits = METRICS[metric]
     series = [
         Series(
             strategy.name,
-            [
-                Point(row[0]["step"], fmean(values), spread=half_width(values))
-                for row in zip(*strategy.curves)
-                for values in [[each[metric] for each in row]]
-            ],
+            seed_points(strategy.curves, metric, digits),
             at,
             SHAPES[at % len(SHAPES)],
             joined=True,
@@ -259,7 +273,7 @@ def _table(strategies: Sequence[Strategy], metrics: Sequence[str]) -> Table:
 
 STUDY = Study(
     name="conditioning",
-    summary="which of DiT's four conditioning strategies trains best in equally many steps?",
+    summary="which of DiT's four conditioning strategies trains best?",
     claim=(
         "adaLN-Zero gives the lowest FID of the four strategies at every point of training, with less compute than "
         "in-context and cross-attention conditioning, and adaLN-Zero is well ahead of adaLN (DiT, arXiv 2212.09748, "
@@ -269,4 +283,5 @@ STUDY = Study(
     commands=commands,
     measure=measure,
     needs=needs,
+    check=check,
 )

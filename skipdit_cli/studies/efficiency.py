@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
-from skipdit_cli.studies.compute.training_pair import SKIP, VANILLA, VARIANTS, Pair
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.compute.curves import checkpointing_steps
+from skipdit_cli.studies.compute.training_pair import SKIP, VARIANTS, Pair
+from skipdit_cli.studies.launch import flags
+from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 from skipdit_cli.training.sweep import BACKWARD
-
-FLAGS = {VANILLA: "--no-skip-branches", SKIP: "--skip-branches"}
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class EfficiencySettings:
     data: tuple[str, ...]
     held_out: tuple[str, ...]
     references: tuple[str, ...]
-    samples: tuple[int, ...]
+    samples: tuple[int, ...] = at_least(0)
     checkpoints: int
     num_inference_steps: int
     lr_scheduler: str = "constant"
-    lr_warmup_steps: int = 20
+    lr_warmup_steps: int = at_least(0, 20)
     ema_decay: float = 0.99
     timing_rounds: int = 10
-    held_out_samples: int = 0
-    reference_samples: int = 0
+    held_out_samples: int = at_least(0, 0)
+    reference_samples: int = at_least(0, 0)
     draws: int = 4
     features: str = "digits"
     batch_size: int = 250
@@ -65,10 +65,12 @@ class Task:
     """One model and its data.
 
     Args:
+        name: The name of the preset, without the folder and the suffix of a file.
         preset: The preset of the model.
         measured: The fields of ``training_curves.Measurement`` that are its own.
     """
 
+    name: str
     preset: str
     train_steps: int
     batch_size: int
@@ -80,34 +82,46 @@ def tasks(settings: EfficiencySettings) -> Iterator[Task]:
     """Yield the models and their data.
 
     Raises:
-        UsageError: A list of the settings has another length than ``presets``.
+        UsageError: A list of the settings has another length than ``presets``, or two presets have one name.
     """
+    if not settings.presets:
+        raise UsageError("Got no preset in 'experiment: presets' but expected one or more.")
     for name in ("train_steps", "batch_sizes", "data", "held_out", "references", "samples"):
         if len(getattr(settings, name)) != len(settings.presets):
             raise UsageError(
                 f"Got {count(len(getattr(settings, name)), 'value')} of 'experiment: {name}' but expected "
                 f"{len(settings.presets)}, one for each preset."
             )
-    for at, preset in enumerate(settings.presets):
+    names = [Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset for preset in settings.presets]
+    for at, (name, preset) in enumerate(zip(names, settings.presets)):
+        if name in names[:at]:
+            raise UsageError(f"Got two presets of the name {name} in 'experiment: presets'; rename one of the files.")
         own = {
             "held_out": settings.held_out[at],
             "reference": settings.references[at],
             "samples": settings.samples[at],
         }
-        yield Task(preset, settings.train_steps[at], settings.batch_sizes[at], settings.data[at], own)
+        yield Task(name, preset, settings.train_steps[at], settings.batch_sizes[at], settings.data[at], own)
 
 
 def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, str]:
     """Return two trainings, with and without skip branches, for each model and seed."""
-    shared = f"--lr-scheduler {settings.lr_scheduler} --lr-warmup-steps {settings.lr_warmup_steps}"
-    shared += f" --ema-decay {settings.ema_decay} --checkpoints-total-limit {settings.checkpoints + 1}"
-    shared += "" if settings.vae is None else f" --vae {shlex.quote(settings.vae)}"
     return {
-        f"{task.preset}-{variant}-seed-{seed}": (
-            f"train --preset {shlex.quote(task.preset)} {FLAGS[variant]} --data {shlex.quote(task.data)} "
-            f"--train-batch-size {task.batch_size} --gradient-accumulation-steps 1 "
-            f"--max-train-steps {task.train_steps} "
-            f"--checkpointing-steps {max(1, task.train_steps // settings.checkpoints)} {shared} --seed {seed}"
+        f"{task.name}-{variant}-seed-{seed}": "train "
+        + flags(
+            preset=task.preset,
+            skip_branches=variant == SKIP,
+            data=task.data,
+            train_batch_size=task.batch_size,
+            gradient_accumulation_steps=1,
+            max_train_steps=task.train_steps,
+            checkpointing_steps=checkpointing_steps(task.train_steps, settings.checkpoints),
+            lr_scheduler=settings.lr_scheduler,
+            lr_warmup_steps=settings.lr_warmup_steps,
+            ema_decay=settings.ema_decay,
+            checkpoints_total_limit=settings.checkpoints + 1,
+            vae=settings.vae,
+            seed=seed,
         )
         for task in tasks(settings)
         for seed in seeds
@@ -117,9 +131,21 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
 
 def needs(settings: EfficiencySettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
-    return missing_files((*settings.data, *settings.held_out, *settings.references), settings.features)
+    return [f"It needs {what}, which is not here." for what in missing_files(_data(settings), settings.features)]
+
+
+def check(settings: EfficiencySettings) -> None:
+    """Refuse a run whose files or packages are missing."""
+    from skipdit_cli.studies.compute.required_files import check_measurable
+
+    check_measurable(_data(settings), settings.features, settings.samples, settings.reference_samples)
+
+
+def _data(settings: EfficiencySettings) -> tuple[str, ...]:
+    """Return all data sources, as ``--data``."""
+    return (*settings.data, *settings.held_out, *settings.references)
 
 
 def measure(run: StudyRun) -> Findings:
@@ -134,13 +160,14 @@ def _pair(run: StudyRun, task: Task) -> Pair:
     from skipdit_cli.studies import training_curves
     from skipdit_cli.studies.compute.step_time import step_seconds
 
-    names = {variant: [f"{task.preset}-{variant}-seed-{seed}" for seed in run.seeds] for variant in VARIANTS}
+    names = {variant: [f"{task.name}-{variant}-seed-{seed}" for seed in run.seeds] for variant in VARIANTS}
     folders = {name: run.folder(name) for each in names.values() for name in each}
     measurement = training_curves.measurement_of(run.settings, **task.measured)
-    by_name = training_curves.curves_of(run, folders, measurement)
+    every = checkpointing_steps(task.train_steps, run.settings.checkpoints)
+    by_name = training_curves.curves_of(run, folders, measurement, every)
     curves = {variant: [by_name[name] for name in each] for variant, each in names.items()}
     seconds = run.measured(
-        f"{task.preset}-step-seconds",
+        f"{task.name}-step-seconds",
         step_seconds,
         preset=task.preset,
         batch_size=task.batch_size,
@@ -149,7 +176,7 @@ def _pair(run: StudyRun, task: Task) -> Pair:
     )
     batch = task.batch_size * run.num_processes
     step_macs = {name: float(BACKWARD * batch * _macs(task.preset, name == SKIP)) for name in VARIANTS}
-    return Pair(task.preset, {"steps": dict.fromkeys(VARIANTS, 1.0), "seconds": seconds, "macs": step_macs}, curves)
+    return Pair(task.name, {"steps": dict.fromkeys(VARIANTS, 1.0), "seconds": seconds, "macs": step_macs}, curves)
 
 
 def _macs(preset: str, branches: bool) -> int:
@@ -165,7 +192,7 @@ def _macs(preset: str, branches: bool) -> int:
 
 STUDY = Study(
     name="efficiency",
-    summary="does a model with skip branches from the start need less training than one without?",
+    summary="do skip branches from the start save training?",
     claim=(
         "Skip-DiT, with branches from the start, reaches the quality of DiT-XL/2 with 4.4 times less training: FID "
         "9.07 after 1.6 million steps, against 9.49 after 7.0 million (labels of Skip-DiT's stability figure)."
@@ -174,4 +201,5 @@ STUDY = Study(
     commands=commands,
     measure=measure,
     needs=needs,
+    check=check,
 )

@@ -246,7 +246,7 @@ def _number(value: float | None, text: str) -> str:
 
 STUDY = Study(
     name="released",
-    summary="do the released weights give the papers' speedups, and inputs to score them by?",
+    summary="do the released weights give the papers' speedups?",
     claim=(
         "Skip-DiT's caches make DiT-XL/2 1.46 to 2.03 times as fast at n = 2 to 5, and text-to-video Latte 1.49 to "
         "1.90 times at n = 2 to 4 with 29.5 to 26.0 dB (figures of the repository OpenSparseLLMs/Skip-DiT)."

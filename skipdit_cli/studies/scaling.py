@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from skipdit_cli.errors import UsageError
 from skipdit_cli.presets import load_preset
+from skipdit_cli.studies.compute.curves import checkpointing_steps
 from skipdit_cli.studies.compute.model_grid import Model
 from skipdit_cli.studies.compute.scaling_findings import find
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.launch import flags
+from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 from skipdit_cli.training.sweep import BACKWARD, points_of
 
@@ -24,7 +26,7 @@ class ScalingSettings:
         checkpoints: Checkpoints of each training, evenly spaced, at which the quality is measured.
         data, vae: ``--data`` and ``--vae`` of the trainings; None for what the grid says.
         held_out, held_out_samples, draws: The held-out loss, see ``training_curves.Measurement``.
-        samples: Generated samples to score.
+        samples: Generated samples to score; 0 for none.
         num_inference_steps: Denoising steps of those samples.
         sampling_steps: Denoising steps of the comparison of sampling compute.
         reference, reference_samples, features, batch_size: As for ``training_curves.Measurement``.
@@ -33,14 +35,14 @@ class ScalingSettings:
     grid: str
     train_steps: int
     checkpoints: int
-    samples: int
+    samples: int = at_least(0)
     num_inference_steps: int
     sampling_steps: tuple[int, ...]
     held_out: str
     reference: str
     features: str = "digits"
-    held_out_samples: int = 0
-    reference_samples: int = 0
+    held_out_samples: int = at_least(0, 0)
+    reference_samples: int = at_least(0, 0)
     draws: int = 4
     batch_size: int = 250
     data: str | None = None
@@ -48,14 +50,21 @@ class ScalingSettings:
 
 
 def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str]:
-    """Return one training for each model and seed."""
-    every = max(1, settings.train_steps // settings.checkpoints)
-    flags = f"--max-train-steps {settings.train_steps} --checkpointing-steps {every}"
-    for flag, value in (("--data", settings.data), ("--vae", settings.vae)):
-        flags += "" if value is None else f" {flag} {shlex.quote(value)}"
-    grid = shlex.quote(settings.grid)
+    """Return one training for each model and seed.
+
+    Raises:
+        UsageError: Samples are to be scored, but no number of denoising steps is named.
+    """
+    if settings.samples and not settings.sampling_steps:
+        raise UsageError("Got no number in 'experiment: sampling_steps'; give one or more, or 'samples: 0'.")
+    training = flags(
+        max_train_steps=settings.train_steps,
+        checkpointing_steps=checkpointing_steps(settings.train_steps, settings.checkpoints),
+        data=settings.data,
+        vae=settings.vae,
+    )
     return {
-        f"{point.name}-seed-{seed}": f"train --sweep {grid} --points {point.name} {flags} --seed {seed}"
+        f"{point.name}-seed-{seed}": f"train {flags(sweep=settings.grid, points=point.name)} {training} --seed {seed}"
         for seed in seeds
         for point in points_of(load_preset(settings.grid))
     }
@@ -63,11 +72,23 @@ def commands(settings: ScalingSettings, seeds: tuple[int, ...]) -> dict[str, str
 
 def needs(settings: ScalingSettings, seeds: tuple[int, ...]) -> list[str]:
     """Return what is missing on this machine, and how to count the compute of the trainings."""
-    from skipdit_cli.studies.training_curves import missing_files
+    from skipdit_cli.studies.compute.required_files import missing_files
 
-    data = [text for text in (settings.data, settings.held_out, settings.reference) if text is not None]
+    missing = missing_files(_data(settings), settings.features)
     grid = f"'skipdit train --sweep {settings.grid} --dry-run' counts the compute of a seed for the grid's own steps."
-    return [grid, *missing_files(data, settings.features)]
+    return [grid, *(f"It needs {what}, which is not here." for what in missing)]
+
+
+def check(settings: ScalingSettings) -> None:
+    """Refuse a run whose files or packages are missing."""
+    from skipdit_cli.studies.compute.required_files import check_measurable
+
+    check_measurable(_data(settings), settings.features, (settings.samples,), settings.reference_samples)
+
+
+def _data(settings: ScalingSettings) -> list[str]:
+    """Return all data sources of the settings, as ``--data``."""
+    return [text for text in (settings.data, settings.held_out, settings.reference) if text is not None]
 
 
 def measure(run: StudyRun) -> Findings:
@@ -86,7 +107,10 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
     names = [point.name for point in points_of(load_preset(settings.grid))]
     folders = {(name, seed): run.folder(f"{name}-seed-{seed}") / name for name in names for seed in run.seeds}
     curves = training_curves.curves_of(
-        run, {f"{name}-seed-{seed}": folder for (name, seed), folder in folders.items()}, measurement
+        run,
+        {f"{name}-seed-{seed}": folder for (name, seed), folder in folders.items()},
+        measurement,
+        checkpointing_steps(settings.train_steps, settings.checkpoints),
     )
     scores: dict[str, Any] = {}
     if settings.samples:
@@ -123,7 +147,7 @@ def _models(run: StudyRun) -> tuple[list[Model], dict[str, float]]:
 
 STUDY = Study(
     name="scaling",
-    summary="does more compute a forward give better samples, and can training or sampling longer replace it?",
+    summary="does more compute per forward give better samples?",
     claim=(
         "the more GFLOPs a forward takes, by more blocks, more width or smaller patches, the lower is the FID; larger "
         "models use training compute better, and more sampling steps do not make up for a smaller model (DiT, arXiv "
@@ -133,4 +157,5 @@ STUDY = Study(
     commands=commands,
     measure=measure,
     needs=needs,
+    check=check,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from skipdit_cli.errors import UsageError, nearest
@@ -49,8 +50,8 @@ class Study:
         measure: Takes the ``StudyRun`` whose commands have run, and measures what they made.
         needs: Returns what the study needs, one sentence each, before anything runs; it may refuse with
             ``UsageError``.
-        check: Refuses with ``UsageError`` settings whose files are missing, before anything is written; a dry run does
-            without it.
+        check: Refuses with ``UsageError`` settings whose files or packages are missing, before anything is written; a
+            dry run does without it.
     """
 
     name: str
@@ -63,15 +64,23 @@ class Study:
     check: Callable[[Any], None] | None = None
 
 
-def read_settings(study: Study, experiment: Mapping[str, Any], source: str) -> Any:
+def at_least(minimum: int, default: Any = MISSING) -> Any:
+    """Declare a field of a settings class whose numbers have another minimum than 1."""
+    return field(default=default, metadata={"minimum": minimum})
+
+
+def read_settings(study: Study, experiment: Mapping[str, Any], source: str, folder: Path = Path()) -> Any:
     """Return the settings of a study from the ``experiment`` of a preset.
 
     Args:
-        experiment: ``study``, which must name this study, and the values of its settings class. Lists become tuples.
+        experiment: ``study``, which must name this study, and the values of its settings class. Lists become tuples,
+            and a text that ends in .yaml, a further preset, becomes an absolute path.
         source: The preset, for messages.
+        folder: The folder of the preset, to which the files of further presets are relative.
 
     Raises:
-        UsageError: It is empty or of another study, a key is unknown or missing, or a value has another type.
+        UsageError: It is empty or of another study, a key is unknown or missing, a value has another type, a whole
+            number is too small, or there is no such further preset.
     """
     if not experiment:
         raise UsageError(f"{source} has no experiment; give one of study '{study.name}', or leave --preset out.")
@@ -81,12 +90,14 @@ def read_settings(study: Study, experiment: Mapping[str, Any], source: str) -> A
             "another --preset or the name of that study."
         )
     types, values = get_type_hints(study.settings), {}
+    minima = {each.name: each.metadata.get("minimum", 1) for each in fields(study.settings)}
     for key, value in experiment.items():
         if key == "study":
             continue
         if key not in types:
             raise UsageError(f"{source} has an unknown key 'experiment: {key}'.{nearest(key, types)}")
-        values[key] = _converted(value, types[key], f"{source} has 'experiment: {key}: {str(value)[:60]}'")
+        what = f"{source} has 'experiment: {key}: {str(value)[:60]}'"
+        values[key] = _checked(_converted(value, types[key], what), minima[key], folder, what)
     for each in fields(study.settings):
         if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
             raise UsageError(f"{source} has no 'experiment: {each.name}', which study {study.name} needs.")
@@ -110,6 +121,20 @@ def _converted(value: Any, kind: Any, what: str) -> Any:
         raise UsageError(f"{what} but expected {names.get(option, 'a mapping')}.")
     if isinstance(value, str) and not _is_word(value):
         raise UsageError(f"{what} but expected one word without quotes.")  # it must not add a flag to a command line
+    return value
+
+
+def _checked(value: Any, minimum: int, folder: Path, what: str) -> Any:
+    """Return a value whose whole numbers are large enough, with the absolute paths of further presets."""
+    if isinstance(value, tuple):
+        return tuple(_checked(item, minimum, folder, what) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool) and value < minimum:
+        raise UsageError(f"{what} but expected {minimum} or more.")
+    if isinstance(value, str) and Path(value).suffix in (".yaml", ".yml"):
+        path = (folder / value).absolute()
+        if not path.is_file():
+            raise UsageError(f"{what}, but there is no {path}; expected a path relative to the preset that names it.")
+        return str(path)
     return value
 
 

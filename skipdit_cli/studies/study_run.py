@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from skipdit_cli import files
+from skipdit_cli.errors import SkipditError
 from skipdit_cli.formats import to_json
 from skipdit_cli.studies.launch import TRAINS, launch, run_together
 from skipdit_cli.studies.study import Study
@@ -28,6 +31,8 @@ RUN = "{run}"
 """What stands for the folder of the run in a command line."""
 RESULTS, MEASURED, LOGS = "results", "measured", "logs"
 """The folders for the objects that commands print, for measurements, and for what processes print besides."""
+MOST_BYTES = 1 << 28
+"""The size that no kept result exceeds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ class StudyRun:
 
     def result(self, name: str) -> dict[str, Any]:
         """Return the object that a command printed under ``--json``."""
-        return json.loads(self._kept_file(RESULTS, name).read_text(encoding="utf-8"))["value"]
+        file = self._kept_file(RESULTS, name)
+        kept = _read_kept(file)
+        if kept is None:
+            raise SkipditError(f"Got {file}, which is gone or damaged; run the study again, which makes it anew.")
+        return kept["value"]
 
     def words(self, name: str) -> list[str]:
         """Return the words of a command line after "skipdit", its output folder among them."""
@@ -89,8 +98,11 @@ class StudyRun:
         (self.place / LOGS).mkdir(exist_ok=True)
         tasks = {name: partial(_timed, self._run_command, {"name": name}) for name in missing}
         after = {name: frozenset(re.findall(r"\{run\}/([\w.-]+)", self.lines[name])) - {name} for name in missing}
-        with self.observer.progress("commands", len(missing)) as advance:
-            for name, (result, seconds) in run_together(tasks, after, self.jobs):
+        with (
+            self.observer.progress("commands", len(missing)) as advance,
+            closing(run_together(tasks, after, self.jobs)) as results,
+        ):
+            for name, (result, seconds) in results:
                 self._keep(RESULTS, name, self.lines[name], result, seconds)
                 advance(note=name)
 
@@ -113,8 +125,11 @@ class StudyRun:
         keys = {name: as_json({"function": function.__qualname__, **arguments}) for name, arguments in calls.items()}
         values = {name: kept for name in calls if (kept := self._kept(MEASURED, name, keys[name])) is not None}
         missing = {name: dict(arguments) for name, arguments in calls.items() if name not in values}
-        with self.observer.progress("measurements", len(missing)) as advance:
-            for name, value, seconds in self._compute(function, missing):
+        with (
+            self.observer.progress("measurements", len(missing)) as advance,
+            closing(self._compute(function, missing)) as results,
+        ):
+            for name, value, seconds in results:
                 self._keep(MEASURED, name, keys[name], value, seconds)
                 values[name] = {"value": value}
                 advance(note=name)
@@ -123,7 +138,8 @@ class StudyRun:
     def seconds(self) -> float:
         """Return the seconds that all commands and measurements took, one after the other."""
         kept = (self.place / part for part in (RESULTS, MEASURED))
-        return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for part in kept for file in part.glob("*"))
+        results = (_read_kept(file) for part in kept for file in part.glob("*"))
+        return sum(result["seconds"] for result in results if result is not None)
 
     def _run_command(self, name: str) -> dict[str, Any]:
         """Run a command, or go on with it, and return the object that it prints."""
@@ -137,7 +153,9 @@ class StudyRun:
             return self.execute(words)
         return launch(words, self.place / LOGS / f"{name}.log", self.num_processes, self._threads())
 
-    def _compute(self, function: Callable[..., Any], calls: Mapping[str, dict]) -> Iterator[tuple[str, Any, float]]:
+    def _compute(
+        self, function: Callable[..., Any], calls: Mapping[str, dict]
+    ) -> Generator[tuple[str, Any, float], None, None]:
         """Yield the name, the value and the seconds of each call when it is done."""
         if self.jobs == 1 or len(calls) < 2:
             for name, arguments in calls.items():
@@ -149,7 +167,7 @@ class StudyRun:
             try:
                 for future in as_completed(futures):
                     yield (futures[future], *future.result())
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, GeneratorExit):
                 for worker in active_children():
                     worker.terminate()
                 raise
@@ -167,19 +185,25 @@ class StudyRun:
 
     def _kept(self, part: str, name: str, key: Any) -> dict[str, Any] | None:
         """Return what was kept under a name and the same key; None if there is nothing, or a damaged file."""
-        with suppress(OSError, ValueError):
-            kept = json.loads(self._kept_file(part, name).read_text(encoding="utf-8"))
-            if isinstance(kept, dict) and kept.keys() >= {"key", "value", "seconds"} and kept["key"] == key:
-                return kept
-        return None
+        kept = _read_kept(self._kept_file(part, name))
+        return kept if kept is not None and self._portable(kept["key"]) == self._portable(key) else None
+
+    def _portable(self, key: Any) -> Any:
+        """Return a key without the place of the folder, which may be moved while the study is interrupted."""
+        place = to_json(f"{self.place}{os.sep}")[1:-1]
+        return json.loads(to_json(key).replace(place, f"{RUN}/"))
 
     def _keep(self, part: str, name: str, key: Any, value: Any, seconds: float) -> None:
         file = self._kept_file(part, name)
         file.parent.mkdir(exist_ok=True)
         files.note(self.place, f"{part}/{file.name}")
-        with files.replacing(file) as temporary:
-            kept = {"key": key, "value": value, "seconds": round(seconds, 2)}
-            temporary.write_text(to_json(kept, indent=1), encoding="utf-8")
+        kept = {"key": self._portable(key), "value": value, "seconds": round(seconds, 2)}
+        files.write_checked(file, kept, indent=1)
+
+
+def _read_kept(file: Path) -> dict[str, Any] | None:
+    """Return what was kept in a file; None if there is nothing, or a damaged file."""
+    return files.read_checked(file, MOST_BYTES, "it is made again")
 
 
 def _timed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, float]:
@@ -194,9 +218,18 @@ def as_json(value: Any) -> Any:
 
 
 def _begin_worker(threads: int | None) -> None:
-    """Leave Ctrl-C to the process that began this one, and set the number of threads."""
+    """Leave Ctrl-C to the process that began this one, end with it if it is killed, and set the number of threads."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that began it is dead: nobody would take its results."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

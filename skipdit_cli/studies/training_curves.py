@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from skipdit_cli.bench.digit_accuracy import SIDE, brightest_square
-from skipdit_cli.errors import UsageError
+from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.media import to_uint8
 from skipdit_cli.models import load_pipeline
@@ -24,11 +25,11 @@ from skipdit_cli.training.data.demand import Demand, demand_of
 from skipdit_cli.training.data.order import NOISE, Choice, Draws, generator
 from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
 from skipdit_cli.training.data.samples import SampleSet, read_samples
-from skipdit_cli.training.data_source import parse_data
 from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.run.state import AVERAGE, WEIGHTS, Checkpoints, check_whole
 from skipdit_cli.training.run.training_data import image_shape
 
+logger = logging.getLogger(__name__)
 READ_AT_ONCE = 250
 METRICS = ("fid", "kid")
 """The scores of samples, from ``evaluation.score``."""
@@ -75,41 +76,39 @@ def measurement_of(settings: Any, **changes: Any) -> dict[str, Any]:
 
 
 def curves_of(
-    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any]
+    run: StudyRun, folders: Mapping[str, Path], measurement: dict[str, Any], every: int
 ) -> dict[str, list[dict[str, float]]]:
     """Return the quality of trainings at each of their checkpoints, in the order of their steps.
 
     Args:
         run: The study, which keeps each measurement.
-        folders: The folder of each training by its name.
+        folders: The folder of each training by its name; all are equally long.
         measurement: The fields of ``Measurement``.
+        every: The steps between two checkpoints. One between them, which an interruption left, is passed over.
+
+    Raises:
+        SkipditError: One training lacks a checkpoint that another has.
     """
+    steps = {name: planned_steps(folder, every) for name, folder in folders.items()}
+    most = max(steps.values(), key=len)
+    for name, own in steps.items():
+        if own != most:
+            lost = next(step for step in most if step not in own)
+            raise SkipditError(f"{folders[name]} has no checkpoint of step {lost}; run the study anew.")
     calls = {
         (name, step): {"run": str(folder), "step": step, "measurement": measurement, "device": run.device}
         for name, folder in folders.items()
-        for step in checkpoint_steps(folder)
+        for step in steps[name]
     }
     qualities = run.measured_all(quality, {f"{name}-step-{step}": call for (name, step), call in calls.items()})
     return {name: [qualities[f"{name}-step-{step}"] for owner, step in calls if owner == name] for name in folders}
 
 
-def missing_files(data: Iterable[str], features: str) -> list[str]:
-    """Return one sentence for each data source and for the network of the scores if it is not on this machine.
-
-    Args:
-        data: Data sources, as ``--data``.
-        features: As for ``Measurement``.
-    """
-    folders = [path for text in dict.fromkeys(data) if (path := parse_data(text).path) and not path.exists()]
-    needed = [f"It needs the data set {path}, which is not here." for path in folders]
-    if features != "digits" and not Path(features).is_file():
-        needed.append(f"It needs the feature network {features}, a TorchScript file, which is not here.")
-    return needed
-
-
-def checkpoint_steps(run: Path | str) -> list[int]:
-    """Return the steps of the checkpoints in the folder of a training run, in ascending order."""
-    return Checkpoints(Path(run)).steps()
+def planned_steps(run: Path, every: int) -> list[int]:
+    """Return the steps of the checkpoints in the folder of a training run that lie ``every`` steps apart, in ascending
+    order, and of the last one."""
+    steps = Checkpoints(run).steps()
+    return [step for step in steps if step % every == 0 or step == steps[-1]]
 
 
 @torch.no_grad()
@@ -216,6 +215,7 @@ def sample_scores(pipe, settings: Measurement) -> dict[str, float]:
         guidance_scale=1.0,
         batch_size=settings.batch_size,
         seed=0,
+        on_halved=lambda halving: logger.warning(halving.sentence),
     )
     images = (np.asarray(batch.images) for _, batch in generated)
     return _scores(images, pipe, settings, None if classes is None else labels)

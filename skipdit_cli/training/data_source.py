@@ -55,9 +55,12 @@ class DataSource:
         return self.kind == HUB and self.path is None
 
 
-def parse_data(text: str) -> DataSource:
+def parse_data(text: str, flag: str = "--data") -> DataSource:
     """Parse ``--data``: ``digits[:SPLIT]``, ``FOLDER``, ``hf:NAME[:SPLIT]``, ``wds:SHARDS``, or a path that ends in
     ``.tar``.
+
+    Args:
+        flag: What names the value in messages.
 
     Raises:
         UsageError: ``hf:`` is followed by no name, or an embedded data set by an unknown split.
@@ -65,7 +68,7 @@ def parse_data(text: str) -> DataSource:
     name, _, split = text.partition(":")
     if name in EMBEDDED:
         if text != name and split not in SPLITS:
-            raise UsageError(f"Got --data {text}, but {name} has the splits {' and '.join(SPLITS)}.")
+            raise UsageError(f"Got {flag} {text}, but {name} has the splits {' and '.join(SPLITS)}.")
         return DataSource("embedded", name, split or None)
     if match := re.fullmatch(r"hf:((?:[A-Za-z]:[\\/])?[^:]+)(?::(.+))?", text):
         return DataSource(HUB, match[1], match[2])

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from skipdit_cli.errors import UsageError
-from skipdit_cli.formats import parse_yaml
+from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.families.conditioned_dit import with_conditioning
+from skipdit_cli.formats import is_number, parse_yaml, read_json_lines
 from skipdit_cli.presets import Preset, yaml_loader
 from skipdit_cli.settings import flag_name
 from skipdit_cli.training.training_settings import TrainingSettings
 
 MOST_POINTS = 1000
+LONGEST_NAME = 100
+"""Characters in the name of a point, which is that of its folder."""
 BACKWARD = 3
 """A training step costs three forwards, its backward pass two of them (section 4 of arXiv 2212.09748)."""
 LAST = 10
@@ -44,7 +47,8 @@ def points_of(preset: Preset) -> list[Preset]:
     """Return one preset for each point of a sweep, named after its values, in the order of the grid.
 
     Raises:
-        UsageError: The preset has no sweep, or one with too many points, a key set twice, or two points of one name.
+        UsageError: The preset has no sweep, or one with too many points, a key set twice or unknown, or two points of
+            one name.
     """
     if not preset.sweep:
         raise UsageError(f"Preset {preset.name} has no 'sweep'; give it one, or train it with --preset {preset.name}.")
@@ -56,6 +60,11 @@ def points_of(preset: Preset) -> list[Preset]:
     points: dict[str, Preset] = {}
     for choice in product(*(variants.items() for variants in preset.sweep.values())):
         name = "-".join(re.sub(r"[^\w.+-]+", "_", label) for label, _ in choice).strip(".-") or "point"
+        if len(name) > LONGEST_NAME:
+            raise UsageError(
+                f"Preset {preset.name} has a sweep with a point of the name '{name[:30]}...', of {len(name)} "
+                f"characters but expected at most {LONGEST_NAME}; rename a variant."
+            )
         if name.lower() in points:  # of a file system that does not tell the case
             raise UsageError(
                 f"Preset {preset.name} has a sweep with two points of the name '{name}'; rename a variant."
@@ -82,11 +91,27 @@ def _resolved(preset: Preset, name: str, chosen: list[dict[str, str]]) -> Preset
     if config and not model:
         raise UsageError(f"Preset {preset.name} sweeps '{next(iter(config))}' but names no model; add 'model'.")
     if config:
+        _check_keys(preset, config)
         model["config"] = {**model["config"], **config}
+    conditioning = str(flags.pop("conditioning")) if "conditioning" in flags else None
     about = f"The point {name} of the sweep {preset.name}: {', '.join(f'{k} {v}' for k, v in values.items())}."
-    return replace(
-        preset, name=name, about=about, weights="", model=model, flags={**preset.flags, "train": flags}, sweep={}
-    )
+    point = replace(preset, name=name, about=about, weights="", flags={**preset.flags, "train": flags}, sweep={})
+    return with_conditioning(replace(point, model=model), conditioning)
+
+
+def _check_keys(preset: Preset, keys: Iterable[str]) -> None:
+    """Check that the model of a preset takes the keys of its config that a sweep varies: diffusers ignores others."""
+    from skipdit_cli.models.build import config_keys, is_transformer
+
+    if not is_transformer(preset.model["class"]):  # said where the model is built
+        return
+    known = config_keys(preset.model["class"])
+    for key in keys:
+        if key not in known:
+            raise UsageError(
+                f"Preset {preset.name} sweeps '{key}', which is neither a flag that a sweep may vary nor a value of a "
+                f"{preset.model['class']}.{nearest(key, {*known, *WORDS})}"
+            )
 
 
 def is_flag(key: str) -> bool:
@@ -134,6 +159,7 @@ def cost_of(preset: Preset, settings: TrainingSettings, branches: bool, processe
 def final_loss(run: Path) -> tuple[float | None, float]:
     """Return the mean loss at the end of a run, and the seconds of all its steps, from its metrics."""
     file = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    losses = [row["loss"] for row in rows[-max(1, len(rows) // LAST) :] if row["loss"] is not None]
-    return fmean(losses) if losses else None, sum(row["seconds"] for row in rows)
+    rows = read_json_lines(file) if file.is_file() else []
+    losses = [row["loss"] for row in rows[-max(1, len(rows) // LAST) :] if is_number(row.get("loss"))]
+    seconds = sum(row["seconds"] for row in rows if is_number(row.get("seconds")))
+    return fmean(losses) if losses else None, seconds

@@ -9,96 +9,26 @@ from math import ceil
 from pathlib import Path
 
 from skipdit_cli import files
-from skipdit_cli.errors import UsageError, install_extra, nearest
-from skipdit_cli.settings import OUTPUT, flag_name, setting
-from skipdit_cli.training.data_source import check_source, parse_data
+from skipdit_cli.errors import UsageError, install_extra
+from skipdit_cli.settings import OUTPUT
+from skipdit_cli.training.data_settings import DataSettings
+from skipdit_cli.training.data_settings import training_setting as _setting
+from skipdit_cli.training.data_source import parse_data
 from skipdit_cli.training.weighting import WEIGHTINGS, Weighting, check_weighting
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 DEFAULT_STEPS = 1000
 TRACKERS = ("tensorboard", "wandb")
-POSITIONS = ("center", "random")
-"""Where a clip lies in its video and a crop in its picture."""
-DATA, VIDEO, FLOW = "Data", "Video", "Flow matching"
+FLOW = "Flow matching"
 OPTIMISATION, MEMORY, CHECKPOINTS = "Optimisation", "Precision and memory", "Checkpoints"
 """The panels of ``--help`` that only training has."""
 
 
-def _setting(default, help: str, panel: str | None = None, *, least=None, choices=(), free=False, **more):
-    """Declare a setting of training.
-
-    Args:
-        least: The smallest number allowed.
-        choices: The names allowed; empty where any text is.
-        free: Whether a resumed run may have another value than its checkpoint.
-        more: Further arguments of ``setting``.
-    """
-    return setting(default, help, panel, least=least, choices=choices, free=free, **more)
-
-
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(DataSettings):
     """The settings of ``skipdit train`` and ``skipdit finetune``, under diffusers' argument names."""
 
-    data: str | None = _setting(
-        None,
-        "Folder of images or videos, with one folder per class or a metadata.jsonl; hf:NAME[:SPLIT] of Hugging Face "
-        "datasets; WebDataset shards, 'wds:shards/{000..009}.tar'; or 'digits', 'moving-digits', 'digits:train'.",
-        free=True,
-    )
     output: Path | None = _setting(None, "Folder for checkpoints, metrics and the finished pipeline.", free=True)
-
-    allow_outside: bool = _setting(
-        False, "Accept files outside --data, listed by path or reached by a link.", DATA, free=True
-    )
-    image_column: str | None = _setting(
-        None, "Column of images in hf: data, or extension in shards. [default: found by type]", DATA, free=True
-    )
-    caption_column: str | None = _setting(
-        None, "Column of captions, or extension or JSON key in shards. [default: found by type]", DATA, free=True
-    )
-    label_column: str | None = _setting(
-        None, "Column of class labels, or extension or JSON key in shards. [default: found by type]", DATA, free=True
-    )
-    dataset_config_name: str | None = _setting(None, "Configuration (subset) of hf: data on the hub.", DATA, free=True)
-    random_flip: bool = _setting(False, "Mirror a random half of the images, drawn anew each time.", DATA)
-    label_dropout: float = _setting(0.1, "Share of labels or captions dropped, for classifier-free guidance.", DATA)
-    crop: str = _setting(
-        "center", "Crop of an image: center, or random, drawn anew each time.", DATA, choices=POSITIONS
-    )
-    height: int | None = _setting(
-        None,
-        "Height of the images for a text-conditional model. [default: the model's own]",
-        DATA,
-        least=1,
-        maximum=16_384,
-    )
-    width: int | None = _setting(
-        None, "Width of the images. [default: the model's own]", DATA, least=1, maximum=16_384
-    )
-    cache_latents: Path | None = _setting(
-        None, "Folder that keeps VAE latents and encoded captions for this run and later ones.", DATA, free=True
-    )
-    dataloader_num_workers: int = _setting(
-        0, "Number of processes that load the data.", DATA, least=0, maximum=1_000, free=True
-    )
-
-    num_frames: int | None = _setting(
-        None, "Frames per clip. [default: the model's own]", VIDEO, least=1, maximum=100_000
-    )
-    frame_stride: int = _setting(1, "Take every N-th frame of a video.", VIDEO, least=1, maximum=10_000)
-    fps_target: float | None = _setting(
-        None, "Pick frames by time, at this many frames per second, instead of by --frame-stride.", VIDEO
-    )
-    clip: str | None = _setting(
-        None,
-        "Clip of a video: center, or random, drawn anew each time. [default: random; center with --cache-latents]",
-        VIDEO,
-        choices=POSITIONS,
-    )
-    image_frames: int = _setting(
-        0, "Single frames of other videos to train on beside each clip (Latte).", VIDEO, least=0, maximum=10_000
-    )
 
     weighting_scheme: str | None = _setting(
         None, f"Weighting of timesteps: {', '.join(WEIGHTINGS)}. [default: logit_normal]", FLOW, choices=WEIGHTINGS
@@ -175,19 +105,11 @@ class TrainingSettings:
             UsageError: A value is out of range, a name is unknown, a flag or a package is missing, or the output is
                 in the way.
         """
-        if self.data is None:
-            raise UsageError("Got no --data but expected a folder of images or videos, or --data digits.")
+        self.check_data()
         if self.output is None:
             raise UsageError("Got no --output but expected a folder for the run, such as -o runs/first.")
-        columns = {flag_name(name): getattr(self, name) for name in ("image_column", "caption_column", "label_column")}
-        check_source(parse_data(self.data), columns, self.dataset_config_name)
-        for each in fields(self):
-            self._check_least(each.name, each.metadata["least"])
         self._check_ranges()
-        for each in fields(self):
-            self._check_choice(each.name, each.metadata["choices"])
         check_weighting(self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
-        self._check_cached()
         if self.plan is not None:
             self._check_plan(self.plan)
         if self.push_to_hub is not None or self.private:
@@ -200,41 +122,16 @@ class TrainingSettings:
                 f"Got --report-to {self.report_to}, which is not installed: run {install_extra('trackers')}."
             )
 
-    def _check_least(self, name: str, least: int | None) -> None:
-        value = getattr(self, name)
-        if least is not None and value is not None and not value >= least:
-            raise UsageError(f"Got {flag_name(name)} {value} but expected at least {least}.")
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if choices and value is not None and value not in choices:
-            expected = f"but expected one of {', '.join(choices)}.{nearest(value, choices)}"
-            raise UsageError(f"Got {flag_name(name)} {value} {expected}")
-
     def _check_ranges(self) -> None:
         if self.num_train_epochs is not None and self.max_train_steps is not None:
             raise UsageError(
                 f"Got --num-train-epochs {self.num_train_epochs} and --max-train-steps {self.max_train_steps}, which "
                 "both set the length of the run; give one."
             )
-        if self.fps_target is not None and not 0 < self.fps_target <= 1000:
-            raise UsageError(f"Got --fps-target {self.fps_target:g} but expected more than 0 and at most 1000.")
-        if self.fps_target is not None and self.frame_stride != 1:
-            raise UsageError(
-                f"Got --fps-target {self.fps_target:g} with --frame-stride {self.frame_stride}, which both pick the "
-                "frames of a clip; give one (every third of 24 frames per second is 8)."
-            )
         if not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"Got --learning-rate {self.learning_rate} but expected a number above 0.")
-        for name in ("label_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"Got {flag_name(name)} {getattr(self, name)} but expected 0 <= value < 1.")
-
-    def _check_cached(self) -> None:
-        for name in ("clip", "crop"):
-            if self.cache_latents is not None and getattr(self, name) == "random":
-                conflict = "--cache-latents, which keeps one latent a sample"
-                raise UsageError(f"Got {flag_name(name)} random with {conflict}; expected center.")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"Got --ema-decay {self.ema_decay} but expected 0 <= value < 1.")
 
     def _check_plan(self, plan: str) -> None:
         from skipdit_cli.planning.plan import load_plan
@@ -264,11 +161,6 @@ class TrainingSettings:
         values = (self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale)
         typed = {each.name: value for each, value in zip(fields(Weighting), values) if value is not None}
         return Weighting(**typed) if typed else None
-
-    @property
-    def random_clip(self) -> bool:
-        """Whether the clip of a video is drawn anew each time."""
-        return self.clip == "random" or (self.clip is None and self.cache_latents is None)
 
     def with_steps(self, samples: int, processes: int) -> TrainingSettings:
         """Return the settings with the number of optimizer steps of a run, from the number of epochs if that is given.

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from skipdit_cli.bench.kept_rounds import KeptRounds
 from skipdit_cli.bench.run import Bench
-from skipdit_cli.errors import UsageError
+from skipdit_cli.bench.timing import Measured
+from skipdit_cli.sampling.generate import Generated
+from tests.support.faults import damaged
 
 
 def test_whole_rounds_are_kept_and_a_resumed_bench_says_so(skipdit, tiny_pipeline, tmp_path, monkeypatch):
@@ -51,16 +54,20 @@ def test_whole_rounds_are_kept_and_a_resumed_bench_says_so(skipdit, tiny_pipelin
     assert json.loads((out / "bench.json").read_text())["sessions"] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [{"sessions": None}, {"sessions": ["a"]}, {"measured": None}, {"measured": [1]}, {"measured": []}, {}],
-    ids=str,
-)
-def test_damaged_rounds_are_refused(tmp_path, damage):
-    content = {"settings": "{}", "sessions": [1], "cases": ["'a'"], "measured": [{"report": None}], **damage}
-    (tmp_path / "out.partial.json").write_text(json.dumps(content))  # without its .safetensors
-    with pytest.raises(UsageError, match="out.partial.json, which is damaged; delete it"):
-        KeptRounds(tmp_path / "out", {}).restore(["a"])
+@pytest.mark.parametrize("name", ["out.partial.json", "out.partial.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_rounds_are_measured_again(tmp_path, caplog, name, damage):
+    kept = KeptRounds(tmp_path / "out", {})
+    latents = torch.zeros(1, 1, 2, 2)
+    first = Generated(images=None, latents=latents, report=None, denoise_seconds=1.0, total_seconds=1.0, cache_bytes=0,
+                      steps=1, calls=1, full_steps=1)  # fmt: skip
+    kept.save(["a"], [Measured([1.0], [1.0], None, first)])
+    (whole,) = KeptRounds(tmp_path / "out", {}).restore(["a"])
+    assert whole.seconds == [1.0] and torch.equal(whole.first.latents, latents) and not caplog.text
+    damaged(tmp_path / name, damage)
+    again = KeptRounds(tmp_path / "out", {})
+    assert again.restore(["a"]) == [None] and again.rounds == 0
+    assert ("so the bench begins anew" in caplog.text) == ((name, damage) != ("out.partial.json", "remove"))
 
 
 def test_a_picture_does_not_replace_one_of_the_report(skipdit, tiny_pipeline, tmp_path):

@@ -74,6 +74,7 @@ BENCH = "bench -m {w}/skip --steps 4 --rounds 1 --warmup 0 --batch-size 1 --no-e
 FINETUNE = "finetune -m {w}/skip --data {w}/images -o out --train-batch-size 2 --max-train-steps 3"
 TRAIN = "train --preset {w}/tiny.yaml --data {w}/images -o out --train-batch-size 2 --max-train-steps 2"
 
+PREPARE = "prepare --data {w}/images --cache-latents out"
 CASES = [
     Case("unknown command", "smaple", 2, "No such command 'smaple'"),
     Case("unknown flag", "convert --modle x", 2, "No such option: --modle"),
@@ -90,13 +91,27 @@ CASES = [
     Case("hub id without a network", "info facebook/DiT-XL-2-256", 2, "facebook/DiT-XL-2-256"),
     Case("markdown of no table", "info --markdown", 2, "--families"),
     Case("all families and one model", "info {w}/tiny --families", 2, "leave one of the two out"),
+    Case("hardware that is not known", "info {w}/tiny --plan-hardware 8xFOO", 2, "known are B200, H200, H100"),
+    Case("no hardware", "info {w}/tiny --plan-hardware 0xH100", 2, "expected 1 to 100,000 devices"),
+    Case("hardware that is junk", "info {w}/tiny --plan-hardware ''", 2, "expected COUNTxDEVICE, such as 8xH100"),
+    Case("CPU of no memory", "info {w}/tiny --plan-hardware 1xCPU", 2, "such as 1xCPU:24GB"),
+    Case("plan without hardware", "info {w}/tiny --train-batch-size 8", 2, "without --plan-hardware"),
+    Case("plan of another stage", "info {w}/tiny --plan-hardware L4 --train trunk", 2, "one of skip, all"),
+    Case("plan of another size", "info {w}/tiny --plan-hardware L4 --height 64", 2, "fixes its size"),
     Case("nothing to score", "evaluate {w}/missing --reference digits", 2, "missing, which is not there"),
+    Case("scores of one file", "evaluate {w}/plain.png --reference digits", 2, "neither a folder nor an .npz file"),
     Case("scores of an empty folder", "evaluate {w}/nothing --reference digits", 2, "neither images nor videos"),
     Case("scores without a feature network", "evaluate {w}/images", 2, "Got no --features"),
     Case("no such feature network", "evaluate {w}/images --features inception", 2, "which is no file"),
     Case("a checkpoint as a feature network", "evaluate {w}/images --features {w}/other.pt", 2, "no TorchScript"),
     Case("no such reference", "evaluate {w}/images --features digits --reference x", 2, "--reference x, which is not"),
     Case("unknown metric", "evaluate {w}/images --reference digits --metrics racall", 2, "Did you mean 'recall'"),
+    Case("a list of no metrics", "evaluate {w}/images --reference digits --metrics ,", 2, "Got --metrics '' but"),
+    Case("metric in capitals", "evaluate {w}/images --reference digits --metrics FID", 2, "Did you mean 'fid'"),
+    Case(
+        "metric without a reference", "evaluate {w}/images --features digits --metrics kid", 2, "without --reference"
+    ),
+    Case("no such split to score", "evaluate {w}/images --reference digits:dev", 2, "--reference digits:dev, but"),
     Case("CLIP score without CLIP", "evaluate {w}/images --reference digits --metrics clip_score", 2, "--clip DIR"),
     Case("CLIP that is not there", "evaluate {w}/images --reference digits --clip x", 2, "nothing is downloaded"),
     Case("captions of no use", "evaluate {w}/images --reference digits --captions x", 2, "without --clip DIR"),
@@ -161,6 +176,7 @@ CASES = [
     Case("forecast without N", f"{SAMPLE} --forecast linear", 2, "--forecast without --cache-layers"),
     Case("target without N", f"{SAMPLE} --cache-target residual", 2, "--cache-target without --cache-layers"),
     Case("seed below 0", f"{SAMPLE} --seed=-1", 2, "--seed -1"),
+    Case("seed of a conversion below 0", f"{CONVERT} --merge replace --seed=-1", 2, "--seed -1 but expected 0"),
     Case("seed too large", f"{SAMPLE} --seed 99999999999999999999", 2, "--seed 9999"),
     Case("npz of another kind", f"{SAMPLE} --npz out.png", 2, ".npz"),
     Case("history that is no JSON", "sample --from {w}/history.png -o out.png", 2, "does not say how it was made"),
@@ -328,6 +344,16 @@ CASES = [
         "loss that is not a number", f"{FINETUNE} --learning-rate 1e30 --train all", 1, "loss became nan", keeps=True
     ),
     Case("full disk at a checkpoint", FINETUNE, 1, "No space left on device", "full disk", keeps=True),
+    Case("prepare without a folder", "prepare {w}/skip --data {w}/images", 2, "no --cache-latents"),
+    Case("prepare without data", "prepare {w}/skip --cache-latents out", 2, "no --data"),
+    Case("prepare without a model", "prepare --data {w}/images --cache-latents out", 2, "no model"),
+    Case("prepare pixels", f"{PREPARE} -m {{w}}/skip", 2, "works on pixels"),
+    Case("prepare random crops", f"{PREPARE} -m {{w}}/skip --crop random", 2, "one latent a sample"),
+    Case("prepare with two VAEs", f"{PREPARE} -m {{w}}/skip --vae {{w}}/tiny", 2, "give one of them"),
+    Case("a VAE of no model", f"{PREPARE} --vae {{w}}/tiny", 2, "without --preset"),
+    Case("a VAE that is not there", f"{PREPARE} --preset {{w}}/tiny.yaml --vae {{w}}/missing", 2, "missing"),
+    Case("latents among the data", "prepare {w}/skip --data {w} --cache-latents {w}/out", 2, "lies inside"),
+    Case("latents in a file", "prepare {w}/skip --data {w}/images --cache-latents {w}/file", 2, "which is a file"),
     Case("train without a preset", "train --data {w}/images -o out", 2, "--preset"),
     Case("sweep a preset without a sweep", "train --sweep digits -o out", 2, "has no 'sweep'"),
     Case("sweep and preset", "train --sweep digits-sizes --preset digits -o out", 2, "give one of the two"),

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from skipdit_cli.planning.searching.search import Search
+from tests.support.processes import run_together
 
 QUICK = (
     "--preset",
@@ -137,3 +138,18 @@ def test_the_help_shows_no_flag_that_calibrate_refuses(skipdit):
     text = skipdit("calibrate", "--help").stdout
     assert not [flag for flag in ("--timesteps", "--image", "--strength", "euler-a", "heun") if flag in text]
     assert "Search with this scheduler alone" in text
+
+
+def test_several_processes_find_the_plan_of_one(skipdit, tiny_pipeline, tmp_path):
+    """Three of them measure candidates; the plan is the same but for its date and the command that it records."""
+    flags = ("--scheduler", "dpm++", "--num-samples", 2, "--num-held-out", 2, "--time-limit", 0, "--cost", 2, "--json")
+    command = ("calibrate", "-m", tiny_pipeline(num_layers=3), "--steps", 8, *flags)
+    alone = skipdit(*command, "-o", tmp_path / "1.yaml")
+    assert alone.code == 0, alone.stderr
+    ended = run_together(3, *command, "-o", tmp_path / "3.yaml", folder=tmp_path / "logs")
+    assert [each.code for each in ended] == [0] * 3, ended
+    assert json.loads(ended[0].stdout)["plans"] == alone.json["plans"]
+    assert [each.stdout + each.stderr for each in ended[1:]] == ["", ""]
+    one, two = (yaml.safe_load((tmp_path / name).read_text()) for name in ("1.yaml", "3.yaml"))
+    assert one | {"made_for": {**one["made_for"], "date": ""}} == two | {"made_for": {**two["made_for"], "date": ""}}
+    assert not list(tmp_path.glob("*.partial*"))

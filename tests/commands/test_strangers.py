@@ -423,18 +423,25 @@ def test_kept_tensors_of_which_a_bit_flipped_are_made_anew(tmp_path, capsys):
     import torch
 
     from skipdit_cli.commands.training_options import ConsoleObserver
-    from skipdit_cli.training.data.tensor_store import Store
+    from skipdit_cli.training.encoded.section import Section
+    from skipdit_cli.training.encoded.tensor_store import Store
 
-    store, key = Store(tmp_path, ConsoleObserver()), {"a": 1}
-    made = store.get(key, lambda: {"moments": torch.arange(6.0)})
-    assert torch.equal(store.get(key, lambda: {})["moments"], made["moments"])
-    file = store.path(key)
+    section = Section(Store(tmp_path, ConsoleObserver()), "latents", {"a": 1})
+
+    def encode() -> list[str]:
+        encoded = []
+        work = section.plan(["one"], lambda: 24)
+        section.fill(work, lambda names: ((encoded.append(n) or n, {"moments": torch.arange(6.0)}) for n in names))
+        assert torch.equal(section.read("one")["moments"], torch.arange(6.0))
+        return encoded
+
+    assert encode() == ["one"] and encode() == []
+    file = section.path("one")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert store.read(key) is None and "is damaged" in capsys.readouterr().err
-    assert torch.equal(store.get(key, lambda: {"moments": torch.arange(6.0)})["moments"], made["moments"])
-    assert torch.equal(store.read(key)["moments"], made["moments"])
+    assert encode() == ["one"] and f"{file} is damaged" in capsys.readouterr().err
+    assert encode() == []
 
 
 def test_nothing_that_is_printed_commands_a_terminal(capsys):

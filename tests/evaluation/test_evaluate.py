@@ -61,6 +61,12 @@ def test_digits_against_digits_say_counts_settings_and_doubts(skipdit, folder):
     assert "classifier agreement" in shown and "FID" not in shown and network.checksum[:12] in shown
 
 
+def test_splits_of_the_digits_are_samples_and_references(skipdit):
+    ran = skipdit("evaluate", "digits:test", "--reference", "digits:train", "--json").json
+    assert (ran["num_samples"], ran["num_reference"]) == (359, 1438) and ran["scores"]["agreement"] > 0.9
+    assert 0 < ran["scores"]["fid"] < 2
+
+
 def test_statistics_are_saved_and_stand_for_the_images(skipdit, folder, tmp_path):
     kept = tmp_path / "real.npz"
     assert skipdit("evaluate", folder, "--features", "digits", "--save-statistics", kept).code == 0
@@ -192,5 +198,44 @@ def test_statistics_of_another_network_are_refused(skipdit, folder, tmp_path, ne
     damaged = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "c.npz")
     assert damaged.code == 2 and "c.npz, which cannot be read" in damaged.stderr
     np.savez(tmp_path / "b.npz", mu=np.zeros(3), sigma=np.eye(3))
+    for sigma in (np.eye(64) - 2, np.triu(np.ones((64, 64)))):
+        np.savez(tmp_path / "c.npz", mu=np.zeros(64), sigma=sigma)
+        ran = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "c.npz")
+        assert ran.code == 2 and "sigma is no covariance" in ran.stderr
     small = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "b.npz")
     assert small.code == 2 and "features of size 3, but the feature network returns 64" in small.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("features", np.zeros(60, np.float32)),
+        ("features", np.zeros((60, 3), np.float32)),
+        ("features", np.full((60, 64), np.nan, np.float32)),
+        ("keys", np.zeros(3, np.uint64)),
+        ("logits", np.zeros(3, np.float32)),
+        ("mu", np.full(64, np.nan)),
+        ("counts", np.array([-1, 0])),
+    ],
+)
+def test_damaged_statistics_are_refused(skipdit, folder, tmp_path, name, value):
+    skipdit("evaluate", folder, "--features", "digits", "--save-statistics", tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", **{**np.load(tmp_path / "a.npz"), name: value})
+    ran = skipdit("evaluate", folder, "--features", "digits", "--reference", tmp_path / "b.npz")
+    assert ran.code == 2 and "b.npz" in ran.stderr and ran.stderr.count("Error: ") == 1
+
+
+def test_a_network_whose_output_changes_size_or_is_complex_is_refused(skipdit, folder, tmp_path):
+    class Growing(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().flatten(1)[:, : len(images)]
+
+    class Complex(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.complex(images.float(), images.float()).flatten(1)
+
+    for network, problem in ((Growing(), "features of 40 and of 20 values"), (Complex(), "complex numbers")):
+        torch.jit.script(network).save(tmp_path / "network.pt")
+        flags = ("--features", tmp_path / "network.pt", "--reference", folder, "--batch-size", 40)
+        ran = skipdit("evaluate", folder, *flags)
+        assert ran.code == 2 and problem in ran.stderr

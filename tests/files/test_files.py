@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,20 +18,10 @@ from skipdit_cli.cards.publish import push
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files import CONVERT, MARKER, replace_folder
 from skipdit_cli.training.run import state
+from tests.support.folders import SHORT, TRAIN, tree
 from tests.support.tiny_transformers import tiny
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-TRAIN = ("--data", "digits", "--train-batch-size", 2, "--max-train-steps", 1, "--train", "skip")
-SHORT = ("--steps", 2, "--batch-size", 1)
-
-
-def tree(folder: Path) -> dict[str, bytes | str]:
-    """All that is in a folder, with contents."""
-    held = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        held[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
-    return held
 
 
 def dead_pid() -> int:

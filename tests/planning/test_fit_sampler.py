@@ -11,9 +11,10 @@ from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.plan import Plan, make_made_for
 from skipdit_cli.planning.searching.candidate import Candidate, candidate_of
+from skipdit_cli.planning.searching.effort import Effort
 from skipdit_cli.planning.searching.evaluate import Evaluator
 from skipdit_cli.planning.searching.prefixes import SharedPrefixes
-from skipdit_cli.planning.searching.search import Effort, Search
+from skipdit_cli.planning.searching.search import Search
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler, check_deterministic, make_scheduler
 from tests.support.tiny_pipelines import build, settings_of

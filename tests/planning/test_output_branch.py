@@ -16,7 +16,7 @@ from skipdit_cli.planning.fit_branch import branch_samples, fit_output_branch
 from skipdit_cli.planning.fit_sampler import SamplerFitter
 from skipdit_cli.planning.plan import Plan, load_plan, make_made_for, save_plan
 from skipdit_cli.planning.searching.candidate import Candidate
-from skipdit_cli.planning.searching.search import Effort
+from skipdit_cli.planning.searching.effort import Effort
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler, make_scheduler
 from skipdit_cli.skip.output_branch import disable_output_branch, enable_output_branch, load_output_branch

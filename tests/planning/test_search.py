@@ -10,8 +10,9 @@ from skipdit_cli.models import open_model
 from skipdit_cli.planning.calibrate import Calibrator
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
+from skipdit_cli.planning.searching.effort import Effort
 from skipdit_cli.planning.searching.evaluate import BEST_DB, WORST_DB, Evaluator
-from skipdit_cli.planning.searching.search import Effort, Search
+from skipdit_cli.planning.searching.search import Search
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler
 from tests.support.tiny_pipelines import build, settings_of

@@ -1,6 +1,7 @@
 """Colours, charts and the placement of labels."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -66,6 +67,23 @@ def test_the_spread_of_a_point_is_a_bar_and_every_tick_of_a_logarithmic_axis_lie
     heights = [y for y, _ in chart.y_ticks]
     assert len(heights) >= 3 and all(chart.area.top <= y <= chart.area.bottom for y in heights)
     assert {text for _, text in chart.x_ticks} >= {"1000", "1e+06", "1e+09"}
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_labels_keep_clear_of_bars_and_texts_of_ticks_of_each_other(size):
+    points = [Point(1e-4 * 1.2**at, 20 + at % 3, f"model {at}", spread=4.0) for at in range(12)]
+    chart = draw(Plot("", "", "", "", [Series("a", points)], log_x=True), size)
+    bars = [Box(x - 1, top, x + 1, bottom) for _, x, bottom, top in chart.bars]
+    crossing = [each for each in chart.labels if any(each.box.overlaps(bar) for bar in bars)]
+    assert len(chart.labels) > 5 and (size is NARROW or not crossing)  # on a phone no place is free of bars
+    ends = [(x - 0.3 * chart.font * len(text), x + 0.3 * chart.font * len(text)) for x, text in chart.x_ticks]
+    assert len(ends) > 2 and all(left[1] < right[0] for left, right in pairwise(ends))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.9, 0.95), (20.1, 29.9), (1.0, 1.4)])
+def test_a_logarithmic_axis_without_round_digits_has_evenly_spaced_ticks(low, high):
+    chart = draw(Plot("", "", "", "", [Series("a", [Point(1, low), Point(2, high)])], log_y=True), WIDE)
+    assert len(chart.y_ticks) >= 3 and all(len(text) <= 5 for _, text in chart.y_ticks)
 
 
 def test_loss_curves_follow_each_other(tmp_path):

@@ -14,7 +14,7 @@ from skipdit_cli.sampling.latents import CONVENTIONS, check_scaling, latent_chan
 from skipdit_cli.sampling.latents import spatial_compression as shrinks
 from skipdit_cli.sampling.pixels import to_pixels
 from skipdit_cli.training.data.latent_dataset import moments
-from skipdit_cli.training.data.tensor_store import fingerprint
+from skipdit_cli.training.fingerprints import fingerprint
 from tests.support.pipeline_parts import tiny_vae
 
 SPREAD, CENTRE = 1.7, 0.3

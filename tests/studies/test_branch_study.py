@@ -17,8 +17,8 @@ from skipdit_cli.studies.branch_effect.differences import (
     effect,
     equal_flops,
     equal_schedule,
-    interpolate,
 )
+from skipdit_cli.studies.compute.curves import interpolate
 from skipdit_cli.studies.study import read_settings
 
 TOY = """about: A toy, whose learning rate is so small that no weight changes.
@@ -107,7 +107,9 @@ def test_differences_are_paired_by_seed_and_counted_by_cache():
     assert best_within(joined[0], cells, 8, OWN) == 21.0 and best_within(joined[0], cells, 5, OWN) is None
     unknown = [({**pairs[0][0], cells[0].name: run(5.4, None)}, pairs[0][1]), pairs[1]]
     assert effect(unknown, cells[:1], equal_schedule(OWN)) is None
-    assert interpolate([(1, 0.0), (4, 2.0)], 2) == pytest.approx(1.0) and interpolate([(1, 0.0), (4, 2.0)], 5) is None
+    assert interpolate([(1, 0.0), (4, 2.0)], 2) == pytest.approx(1.0)
+    assert [interpolate([(1, 0.0), (4, 2.0)], x) for x in (0.9, 1, 4, 5)] == [None, 0.0, 2.0, None]
+    assert [interpolate([(2, 3.0)], x) for x in (1, 2, 3)] == [None, 3.0, None]
 
 
 def test_lengths_ascend_for_the_last_is_the_longest():

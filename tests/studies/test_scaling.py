@@ -1,9 +1,12 @@
 """Study ``scaling`` at toy size: its compute is counted exactly, and its comparisons are what its numbers say."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from skipdit_cli.errors import SkipditError
 from skipdit_cli.studies import training_curves
 from skipdit_cli.studies.compute.model_grid import (
     Model,
@@ -14,6 +17,7 @@ from skipdit_cli.studies.compute.model_grid import (
     training_pairs,
 )
 from skipdit_cli.studies.compute.scaling_findings import find
+from skipdit_cli.training.run.state import RECORD
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 GRID = """
@@ -58,6 +62,23 @@ def test_the_study_counts_its_compute_and_measures_the_averaged_weights(skipdit,
     assert scores["fid"] == pytest.approx(models["B"]["curves"][0][-1]["fid"])  # in batches, which memory holds singly
     page = (output / "report.html").read_text()
     assert "As figure 8 of the paper" in page and "As figure 10 of the paper" in page
+
+
+def test_checkpoints_that_interruptions_left_are_passed_over_and_a_lost_one_is_named(tmp_path):
+    def train(name: str, *steps: int) -> Path:
+        for step in steps:
+            (tmp_path / name / f"checkpoint-{step}").mkdir(parents=True)
+            (tmp_path / name / f"checkpoint-{step}" / RECORD).write_text("{}")
+        return tmp_path / name
+
+    folders = {"a": train("a", 15, 16, 30, 45, 57, 60), "b": train("b", 15, 30, 45, 60)}
+    run = SimpleNamespace(
+        device="cpu", measured_all=lambda function, calls: {name: calls[name]["step"] for name in calls}
+    )
+    curves = training_curves.curves_of(run, folders, {}, 15)
+    assert curves == {"a": [15, 30, 45, 60], "b": [15, 30, 45, 60]}
+    with pytest.raises(SkipditError, match="c has no checkpoint of step 30"):
+        training_curves.curves_of(run, {**folders, "c": train("c", 15, 16, 45, 60)}, {}, 15)
 
 
 def model(name: str, macs: int, fids: list[float], sampling: dict[int, float]) -> Model:

@@ -1,13 +1,20 @@
 """A run of a study: it is one command, it goes on where it was interrupted, and leaves one report."""
 
 import json
+import os
 import shutil
+import signal
+import time
+from contextlib import closing
+from multiprocessing import get_context
+from pathlib import Path
 
+import psutil
 import pytest
 
 from skipdit_cli.errors import UsageError
 from skipdit_cli.studies import STUDIES
-from skipdit_cli.studies.launch import run_together
+from skipdit_cli.studies.launch import begun, run_program, run_together
 from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
 from skipdit_cli.studies.study import read_settings
 from tests.support import toy_study
@@ -19,7 +26,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setitem(STUDIES, "toy", "tests.support.toy_study")
     model, preset = tmp_path / "model.yaml", tmp_path / "toy.yaml"
     model.write_text(toy_study.MODEL)
-    preset.write_text(f"about: A toy.\nsource: tests.\nexperiment: {{study: toy, preset: {model}, steps: 2}}\n")
+    preset.write_text(f"about: A toy.\nsource: tests.\nexperiment: {{study: toy, preset: {model.name}, steps: 2}}\n")
     return ["study", "toy", "--preset", preset, "--seeds", 2, "-o", tmp_path / "run", "--json"]
 
 
@@ -38,16 +45,17 @@ def test_a_study_leaves_a_report_with_its_numbers_and_commands(skipdit, toy, tmp
     assert skipdit(*toy, "--overwrite").code == 0
 
 
-def test_an_interrupted_study_goes_on_and_ends_the_same(skipdit, toy, tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_where_it_was_moved_to_and_ends_the_same(skipdit, toy, tmp_path, monkeypatch):
     undisturbed = skipdit(*toy).json
     shutil.rmtree(tmp_path / "run")
+    counted, count = [], toy_study.count_weights
 
     def interrupt(folder):
-        if "skip-0" in folder:
+        counted.append(Path(folder).name)
+        if counted == ["vanilla-0", "vanilla-1", "skip-0"]:
             raise KeyboardInterrupt
         return count(folder)
 
-    count = toy_study.count_weights
     interrupt.__qualname__ = count.__qualname__
     monkeypatch.setattr(toy_study, "count_weights", interrupt)
     assert skipdit(*toy).code == 130
@@ -56,11 +64,14 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(skipdit, toy, tmp_path, 
     assert other.code == 2 and "other settings (seeds)" in other.stderr
     (tmp_path / "run" / "results" / "skip-0.json").write_text("{")
     (tmp_path / "run" / "measured" / "vanilla-0.json").write_text("[]")
-    monkeypatch.setattr(toy_study, "count_weights", count)
-    resumed = skipdit(*toy)
+    moved = tmp_path / "moved to"
+    (tmp_path / "run").rename(moved)
+    monkeypatch.chdir(moved)  # the preset names another, which is relative to it and not to the current folder
+    resumed = skipdit(*toy[:-2], moved, "--json")
     assert resumed.code == 0, resumed.stderr
-    assert (tmp_path / "run" / "vanilla-0" / "model_index.json").stat().st_mtime_ns == trained
+    assert (moved / "vanilla-0" / "model_index.json").stat().st_mtime_ns == trained
     assert resumed.json["numbers"] == undisturbed["numbers"]
+    assert counted[3:] == ["vanilla-0", "skip-0"]  # one was damaged, one not measured yet
 
 
 def test_a_failing_command_names_itself_and_nothing_is_begun_after_it(skipdit, toy, tmp_path):
@@ -102,6 +113,45 @@ def test_tasks_run_after_what_they_need():
     tasks = {name: lambda name=name: order.append(name) for name in ("late", "first", "other")}
     done = dict(run_together(tasks, {"late": frozenset({"first", "made before"})}, jobs=2))
     assert set(done) == set(order) == {"late", "first", "other"} and order.index("late") > order.index("first")
+
+
+@pytest.mark.parametrize("at", ["while it waits", "between two results"])
+def test_an_interrupted_study_interrupts_the_programs_that_run(at, tmp_path):
+    def sleep():
+        return run_program(["sleep", "60"], tmp_path / "log", os.environ)
+
+    def interrupt():
+        while not begun:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    tasks = {"slow": sleep, "fast": interrupt if at == "while it waits" else lambda: None}
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), closing(run_together(tasks, {}, jobs=2)) as results:
+        assert next(results)[0] == "fast"
+        while not begun:
+            time.sleep(0.01)
+        if at == "between two results":
+            raise KeyboardInterrupt
+        next(results)
+    assert time.monotonic() - start < 30 and not begun
+
+
+def _run_sleep(folder):
+    script = f"echo $$ >{folder}/new; mv {folder}/new {folder}/pid; exec sleep 60"
+    run_program(["sh", "-c", script], folder / "log", os.environ)
+
+
+def test_the_programs_of_a_killed_study_end(tmp_path):
+    study = get_context("fork").Process(target=_run_sleep, args=(tmp_path,))
+    study.start()
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.01)
+    program = psutil.Process(int((tmp_path / "pid").read_text()))
+    study.kill()
+    study.join()
+    psutil.wait_procs([program], timeout=30)
+    assert not program.is_running()
 
 
 def test_the_spread_is_the_sample_standard_deviation():

@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from typer.main import get_command
@@ -45,9 +46,14 @@ def blocks(page: Path) -> list[Block]:
     return [Block(page, language, needs, text) for language, needs, text in found]
 
 
+@cache
+def _app_command():
+    return get_command(app)
+
+
 def check_command(words: list[str]) -> None:
     """Parse the words of a command with the real parser, types and ranges included, without running it."""
-    command = get_command(app)
+    command = _app_command()
     context = command.context_class(command, info_name="skipdit")
     words = list(words)
     while hasattr(command, "commands"):

@@ -15,6 +15,7 @@ PRELOADED = [
     "skipdit_cli.app",
     "skipdit_cli.training.run.complete",
     "skipdit_cli.sampling.generate",
+    "skipdit_cli.planning.calibrate",
 ]
 """Imported once, in the process that all others are forked from: their start then takes no time."""
 

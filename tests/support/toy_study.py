@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipdit_cli.studies.spread import spread
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.study import Findings, Study, at_least
 
 MODEL = """about: A tiny model.
 source: tests.
@@ -21,7 +21,7 @@ class ToySettings:
     """The settings of the toy study."""
 
     preset: str
-    steps: int
+    steps: int = at_least(0)
     factor: float = 1.0
 
 

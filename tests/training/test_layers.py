@@ -7,12 +7,16 @@ import skipdit_cli.training
 
 ROOT = Path(skipdit_cli.training.__file__).parent
 LAYERS = (
-    ("training_settings", "finetune_settings", "data_source", "weighting", "observer"),
+    (
+        *("training_settings", "finetune_settings", "prepare_settings", "data_settings"),
+        *("data_source", "fingerprints", "weighting", "observer"),
+    ),
+    ("encoded",),
     ("data",),
-    ("sources",),
+    ("sources", "recorded_settings"),
     ("objective",),
-    ("run",),
-    ("sweep",),
+    ("distributed", "run"),
+    ("sweep", "preparation"),
 )
 
 

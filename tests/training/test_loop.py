@@ -218,6 +218,13 @@ def test_old_checkpoints_are_pruned(skipdit, converted, tmp_path):
     assert state.Checkpoints(tmp_path / "run").steps() == [4, 5]
 
 
+def test_checkpoints_that_an_interruption_left_are_pruned_before_planned_ones(tmp_path):
+    checkpoints = state.Checkpoints(tmp_path, keep=5, every=15)
+    for step in (15, 16, 30, 45, 57, 60):
+        checkpoints.save(state.TrainingState(step, {"w": torch.zeros(1)}, {}, {}, {}))
+    assert checkpoints.steps() == [15, 30, 45, 57, 60]
+
+
 def test_sample_grids_and_tensorboard(skipdit, converted, tmp_path):
     output = tmp_path / "run"
     run = ("finetune", "-m", converted(), *RUN, "-o", output, "--max-train-steps", 2)

@@ -148,11 +148,19 @@ def test_what_a_killed_run_left_half_written_is_swept(run):
     (half / MARKER).write_text(json.dumps({"schema": 1, "kind": "checkpoint", "version": "0.2.0", "state": "begun",
                                            "files": [], "writer": writer}))  # fmt: skip
     (half / "weights.safetensors").write_bytes(b"half")
+    (output / "checkpoint-8.tmp-999998").mkdir()  # killed as it wrote the marker of the folder
+    (output / "checkpoint-8.tmp-999998" / f"{MARKER}.tmp-999998.json").write_text("half")
     (output / "metrics.jsonl.tmp-999999.jsonl").write_text("half")
     (output / "notes.tmp-999999.txt").write_text("of somebody else")
     outcome, _ = run(6, "--resume-from-checkpoint", "latest")
     assert sorted(path.name for path in output.glob("*.tmp-*")) == ["notes.tmp-999999.txt"]
     assert outcome.code == 0 and checkpoints(output) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_a_finished_run_that_is_resumed_reports_its_last_loss(run):
+    first, _ = run(2, "--json")
+    again, _ = run(2, "--json", "--resume-from-checkpoint", "auto")
+    assert again.code == 0 and again.json["loss"] == first.json["loss"] is not None
 
 
 def written_by(output: Path, **writer) -> None:

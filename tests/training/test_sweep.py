@@ -75,6 +75,31 @@ def test_a_grid_is_counted_trained_resumed_and_repeated(skipdit, grid, tmp_path,
     assert changed.code == 2 and "Got other settings of the point S" in changed.stderr
 
 
+def test_a_conditioning_is_an_axis_with_costs_of_its_own(skipdit, grid, tmp_path):
+    text = GRID.partition("sweep:")[0] + "sweep: {conditioning: [adaln, adaln-zero, in-context]}"
+    planned = skipdit("train", "--sweep", grid(text), "--dry-run", "--json")
+    assert planned.code == 0, planned.stderr
+    for point in planned.json["points"]:
+        name = point["name"].removeprefix("conditioning-")
+        info = skipdit("info", "--preset", tmp_path / "grid.yaml", "--conditioning", name, "--json").json
+        assert (point["macs"], point["parameters"]) == (info["macs"], info["parameters"])
+    assert len({point["macs"] for point in planned.json["points"]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ("sweep: {patch_size: [4, 3]}", "patch_size 3 but expected a divisor of its sample_size 8"),
+        ("sweep: {num_attention_heads: [2, 0]}", "num_attention_heads 0 but expected at least 1"),
+        ("sweep: {dry-run: [true, false]}", "'dry-run', but it is of the whole sweep"),
+        ("sweep: {resume-from-checkpoint: [auto, latest]}", "it is of the whole sweep"),
+    ],
+)
+def test_a_point_that_cannot_be_trained_is_refused_before_the_first(skipdit, grid, tmp_path, sweep, says):
+    ended = skipdit("train", "--sweep", grid(GRID.partition("sweep:")[0] + sweep), "-o", tmp_path / "out")
+    assert ended.code == 2 and says in ended.stderr and not (tmp_path / "out").exists()
+
+
 def test_a_failed_point_does_not_stop_the_others(skipdit, grid, tmp_path):
     text = GRID.replace("S: {num_layers: 2}", "S: {num_layers: 2, learning-rate: 1e30, max-grad-norm: 0}")
     ended = skipdit("train", "--sweep", grid(text), "-o", tmp_path / "grid", "--json")
@@ -92,6 +117,10 @@ def test_a_failed_point_does_not_stop_the_others(skipdit, grid, tmp_path):
         ("sweep: {learning-rat: [1, 2]}", "Did you mean 'learning-rate'"),
         ("sweep: {a: {x: {patch_size: 2}}, patch_size: [1, 2]}", "sets 'patch_size' twice"),
         ("sweep: {a: {x/1: {patch_size: 2}, 'x:1': {patch_size: 4}}}", "two points of the name 'x_1'"),
+        ("sweep: {num_layerz: [2, 3]}", "sweeps 'num_layerz', which is neither .* Did you mean 'num_layers'"),
+        ("sweep: {json: [true, false]}", "sweeps 'json', which is neither a flag"),
+        ("sweep: {conditioning: [adaln, adaln-zer]}", "Did you mean 'adaln-zero'"),
+        (f"sweep: {{a: {{{'x' * 300}: {{patch_size: 2}}}}}}", "of 300 characters but expected at most 100"),
     ],
 )
 def test_a_wrong_sweep_is_refused(grid, sweep, says):

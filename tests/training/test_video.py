@@ -20,7 +20,7 @@ from skipdit_cli.training.data.latent_dataset import Latents, moments
 from skipdit_cli.training.data.order import Choice, draw
 from skipdit_cli.training.data.pixel_dataset import Batch, Pixels, collate
 from skipdit_cli.training.data.samples import SampleSet, read_samples
-from skipdit_cli.training.data.tensor_store import Store
+from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.objective.objective import Objective
 from tests.support.pipeline_parts import tiny_vae
 
@@ -179,9 +179,9 @@ def test_latents_are_made_once_and_again_where_anything_that_shapes_them_differs
     videos, vae, made = frames_of(tmp_path), tiny_vae(), []
 
     class Counted(Latents):
-        def make(self, choice):
+        def make(self, choice, pixels):
             made.append((choice.index, choice.mirrored))
-            return super().make(choice)
+            return super().make(choice, pixels)
 
     def encode(vae=vae, videos=videos, mirrored=False, **clip) -> Latents:
         made.clear()
@@ -203,18 +203,19 @@ def test_latents_are_made_once_and_again_where_anything_that_shapes_them_differs
     assert len(made) == 3
     encode(videos=replace(videos, fps_target=8.0))
     assert len(made) == 3
-    damaged = first.store.path(first.key(Choice(1)))
+    damaged = first.section.path(first.name(Choice(1)))
     damaged.write_bytes(damaged.read_bytes()[:100])
     encode()
-    assert made == [(1, False)]
+    assert made == [(0, False), (1, False), (2, False)]  # all that the shard holds, and no more
 
     pixels, label, *_ = first.pixels[Choice(2)]
     held, held_label, images, others = first[Choice(2, images=(Choice(0, start=0.5),))]
     assert held.shape == (8, 4, 8, 8) and torch.equal(held, moments(vae, pixels[None])[0]) and held_label == label == 2
     assert torch.equal(images[0], first[Choice(0)][0][:, 2:3]) and others == [0]
     damaged.unlink()
-    with pytest.raises(SkipditError, match="is gone or damaged; run again"):
-        first[Choice(1)]
+    again = Latents(first.pixels, vae, Store(tmp_path / "kept"), CPU, False)
+    with pytest.raises(SkipditError, match="is gone; run again"):
+        again[Choice(1)]
 
 
 @pytest.mark.parametrize("temporal", [False, True])

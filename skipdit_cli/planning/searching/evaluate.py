@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,9 @@ from skipdit_cli.planning.accuracy import each_accuracy_db
 from skipdit_cli.planning.exact import Exact, solve_exactly
 from skipdit_cli.planning.searching.candidate import Candidate
 from skipdit_cli.planning.searching.prefixes import SharedPrefixes
+from skipdit_cli.processes import Team
 from skipdit_cli.sampling.generate import Generated, generate
+from skipdit_cli.sampling.memory.halving import noted_in
 
 WORST_DB = -99.0
 """Stands for a candidate that cannot run, or whose samples are not finite."""
@@ -37,6 +39,8 @@ class Evaluator:
         decode: Compare decoded images, and not latents.
         known: Results of an earlier run, from the key of a candidate to the accuracy of its samples; new ones are
             added.
+        exact: The exact solution, where another process has solved it; it is solved here if None.
+        team: The processes that measure candidates together (see ``look_ahead``).
         settings: The settings of ``generate`` that all candidates share.
 
     Attributes:
@@ -54,14 +58,16 @@ class Evaluator:
         first: int = 8,
         decode: bool = False,
         known: dict[str, list[float]] | None = None,
-        advance: Callable[[], None] | None = None,
+        exact: Exact | None = None,
+        team: Team = Team(),
         **settings: Any,
     ):
+        self.team = team
         self.pipe, self.conditions, self.seed, self.settings = pipe, list(conditions), seed, settings
         self.first, self.results = min(first, len(self.conditions)), {} if known is None else known
         self.decode = decode
-        self.exact: Exact = solve_exactly(
-            pipe, self.conditions, accuracy_db=accuracy_db, seed=seed, decode=decode, advance=advance, **settings
+        self.exact: Exact = exact or solve_exactly(
+            pipe, self.conditions, accuracy_db=accuracy_db, seed=seed, decode=decode, **settings
         )
         self.prefixes = SharedPrefixes(pipe)
 
@@ -89,6 +95,40 @@ class Evaluator:
     def each(self, candidate: Candidate) -> list[float]:
         """Return the accuracy in dB of each sample."""
         return list(self._measure(candidate, len(self.conditions)))
+
+    def has_measured(self, candidate: Candidate) -> bool:
+        """Return whether a candidate has been measured on the first samples."""
+        return len(self.results.get(candidate.key(), ())) >= self.first
+
+    def look_ahead(self, candidates: Iterable[Candidate], best: Candidate | None = None) -> None:
+        """Measure candidates in all processes at once, as ``first_look`` does or, with ``best``, ``accuracy``.
+
+        The results are those that the main process would have when it asks, which then takes no time.
+        """
+        candidates = list(candidates) if self.team.count > 1 else []
+        self._measure_together(candidates, self.first)
+        if candidates and best is not None:
+            least = self.first_look(best) - LEAD_DB
+            promising = [candidate for candidate in candidates if self.first_look(candidate) >= least]
+            self._measure_together(promising, len(self.conditions))
+
+    def _measure_together(self, candidates: Sequence[Candidate], count: int) -> None:
+        unique = {candidate.key(): candidate for candidate in candidates}
+        known = {key: self.results.setdefault(key, []) for key in unique}
+        tasks = [(each, slice(len(known[key]), count)) for key, each in unique.items() if len(known[key]) < count]
+        if len(tasks) > 1:
+            self.team.broadcast(tasks)
+            shares = self.measure_share(tasks)
+            for at, (candidate, _) in enumerate(tasks):
+                known[candidate.key()] += shares[at % self.team.count][at // self.team.count]
+
+    def measure_share(self, tasks: list[tuple[Candidate, slice]]) -> list[list[list[float]]]:
+        """Measure the share of this process of some candidates, each on a slice of the samples.
+
+        Returns:
+            The accuracies that each process has measured; nothing in all but the main one.
+        """
+        return self.team.gather([self._sample(*task) for task in self.team.share(tasks)])
 
     def _measure(self, candidate: Candidate, count: int) -> list[float]:
         """Return the accuracy of at least the first ``count`` samples."""
@@ -127,5 +167,6 @@ class Evaluator:
             num_inference_steps=candidate.steps,
             seed=self.seed + part.start,
             decode=self.decode,
+            on_halved=noted_in(self.settings),
             **self.settings,
         )

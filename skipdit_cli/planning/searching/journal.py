@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from skipdit_cli import files
 from skipdit_cli.errors import UsageError
-from skipdit_cli.formats import parse_json, read_text, to_json
+from skipdit_cli.formats import to_json
 
 SAVED_EVERY = 25
 """Candidates between two writes."""
@@ -18,6 +17,8 @@ MOST_BYTES = 1 << 26
 class Journal:
     """The accuracies that a calibration has measured, in a file beside its output until it is complete.
 
+    A damaged file is not used: the calibration begins anew, with a warning.
+
     Args:
         output: What the calibration writes.
         settings: All that its results depend on, as plain data.
@@ -26,27 +27,23 @@ class Journal:
         results: Candidate's key to the accuracy of its samples, as of ``Evaluator``.
 
     Raises:
-        UsageError: The file is of a calibration with other settings, or is damaged.
+        UsageError: The file is of a calibration with other settings.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, object]):
         self.path, self.settings, self.count = output.with_name(f"{output.name}.partial.json"), to_json(settings), 0
-        self.results: dict[str, list[float]] = self._read() if self.path.exists() else {}
+        self.results: dict[str, list[float]] = self._read()
 
     def _read(self) -> dict[str, list[float]]:
-        kept: Any = parse_json(read_text(self.path, MOST_BYTES), self.path)
-        results = kept.get("results") if isinstance(kept, dict) else None
-        valid = isinstance(results, dict) and all(
-            isinstance(each, list) and all(isinstance(x, (int, float)) for x in each) for each in results.values()
-        )
-        if not valid:
-            raise UsageError(f"Got {self.path}, which is damaged; delete it, and calibrate again.")
+        kept = files.read_checked(self.path, MOST_BYTES, "the calibration begins anew")
+        if kept is None:
+            return {}
         if kept.get("settings") != self.settings:
             raise UsageError(
                 f"Got {self.path}, of an interrupted calibration with other settings; give the same ones to go on, or "
                 "delete it."
             )
-        return {str(key): list(each) for key, each in kept["results"].items()}
+        return kept["results"]
 
     def after(self, advance: Callable[[], None]) -> Callable[[], None]:
         """Return what to call after each candidate: it advances the progress, and writes from time to time."""
@@ -62,8 +59,7 @@ class Journal:
     def write(self) -> None:
         """Write the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(self.path) as part:
-            part.write_text(to_json({"settings": self.settings, "results": self.results}), encoding="utf-8")
+        files.write_checked(self.path, {"settings": self.settings, "results": self.results})
 
     def remove(self) -> None:
         """Delete the file, for the calibration is complete."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.planning.fit_sampler import MAX_EVALUATIONS, MIN_EVALUATIONS, SamplerFitter
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
+from skipdit_cli.planning.searching.effort import Effort
 from skipdit_cli.planning.searching.evaluate import Evaluator
 from skipdit_cli.sampling.schedulers import (
     Sampler,
@@ -39,33 +41,6 @@ DISTANCES = (1, -1, 2, -2)
 """How far a full step is moved."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much a search tries.
-
-    Args:
-        samplers: The samplers that are tried with a cache, of those that are best without.
-        starts: The candidates with a cache from which a local search starts.
-        passes: The most passes of a local search over all full steps, or over all timesteps.
-        fits: The most lists of timesteps that a sampler is fitted at.
-        tries: About how many candidates that makes for a budget.
-    """
-
-    samplers: int = 5
-    starts: int = 3
-    passes: int = 4
-    fits: int = 80
-    tries: int = 850
-
-
-EFFORTS = (
-    Effort(),
-    Effort(samplers=2, starts=1, passes=2, fits=48, tries=440),
-    Effort(samplers=1, starts=1, passes=1, fits=24, tries=220),
-)
-"""What to choose from for the time there is, the greatest first."""
 
 
 class Search:
@@ -199,11 +174,24 @@ class Search:
         """Return the best candidate that moving one full step after the other leads to."""
         for _ in range(self.effort.passes):
             before = candidate
-            for full in moved(candidate.full_steps, candidate.steps, DISTANCES):
-                if len(set(full) ^ set(candidate.full_steps)) == 2:  # one move away from the best so far
-                    candidate = self._best([candidate, _with_full_steps(candidate, full)])
+            placements = moved(candidate.full_steps, candidate.steps, DISTANCES)
+            candidate = self._climb(candidate, [partial(_with_full_steps, full_steps=full) for full in placements])
             if candidate == before:
                 break
+        return candidate
+
+    def _climb(self, candidate: Candidate, moves: Sequence[Callable[[Candidate], Candidate | None]]) -> Candidate:
+        """Return the best candidate that one move after the other leads to, each from the best so far.
+
+        Args:
+            moves: Each returns another candidate, or None where there is none.
+        """
+        for at, move in enumerate(moves):
+            if (other := move(candidate)) is not None:
+                if not self.evaluator.has_measured(other):  # the moves after it as well, as most lead nowhere
+                    ahead = (each(candidate) for each in moves[at : at + self.evaluator.team.count])
+                    self.evaluator.look_ahead((each for each in ahead if each is not None), candidate)
+                candidate = self._best([candidate, other])
         return candidate
 
     def _evenly_spaced(self, steps: int) -> list[Candidate]:
@@ -241,18 +229,17 @@ class Search:
         """Return the best candidate that moving one timestep after the other leads to; ``start`` if that is better."""
         for share in SHARES * (self.effort.passes // 2):
             before = candidate
-            for at in range(candidate.steps - 1, -1, -1):
-                for moved_by in (share, -share):
-                    other = _with_timestep(candidate, at, moved_by)
-                    candidate = candidate if other is None else self._best([candidate, other])
+            places = ((at, by) for at in range(candidate.steps - 1, -1, -1) for by in (share, -share))
+            candidate = self._climb(candidate, [partial(_with_timestep, at=at, share=by) for at, by in places])
             if candidate == before and share == SHARES[-1]:
                 break
         return candidate if start is None else self._best([start, candidate])
 
     def _ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Return candidates by a first look, the best first."""
-        looks = {}
-        for candidate in dict.fromkeys(candidates):
+        looks, candidates = {}, dict.fromkeys(candidates)
+        self.evaluator.look_ahead(candidates)
+        for candidate in candidates:
             looks[candidate] = self.evaluator.first_look(candidate)
             self._count()
         return sorted(looks, key=lambda each: -looks[each])
@@ -260,6 +247,7 @@ class Search:
     def _best(self, candidates: Sequence[Candidate]) -> Candidate:
         """Return the most accurate of some candidates; of equals, the first."""
         best = candidates[0]
+        self.evaluator.look_ahead(candidates[1:], best)
         for candidate in candidates[1:]:
             accuracy = self.evaluator.accuracy(candidate, best)
             self._count()
@@ -280,9 +268,11 @@ class Search:
             self.tried()
 
 
-def _with_full_steps(candidate: Candidate, full_steps: tuple[int, ...]) -> Candidate:
+def _with_full_steps(candidate: Candidate, full_steps: tuple[int, ...]) -> Candidate | None:
+    """Return a candidate with other full steps, if these are one move away from its own."""
     assert candidate.policy is not None
-    return replace(candidate, policy=replace(candidate.policy, full_steps=full_steps))
+    is_near = len(set(full_steps) ^ set(candidate.full_steps)) == 2
+    return replace(candidate, policy=replace(candidate.policy, full_steps=full_steps)) if is_near else None
 
 
 def _with_timestep(candidate: Candidate, at: int, share: float) -> Candidate | None:

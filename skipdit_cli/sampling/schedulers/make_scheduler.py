@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -70,6 +71,19 @@ def make_scheduler(sampler: Any, pipe: Pipeline) -> Any:
     if sampler.timesteps is not None:
         set_explicit(scheduler, sampler.timesteps)
     return scheduler
+
+
+@contextmanager
+def scheduled(pipe, scheduler) -> Iterator[None]:
+    """Give the pipeline another scheduler, and take its progress bar away, for a while."""
+    original, progress_bar = pipe.scheduler, dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(**{**progress_bar, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.scheduler = original
+        pipe.set_progress_bar_config(**progress_bar)
 
 
 def choose_class(sampler: Sampler, pipe: Pipeline) -> tuple[type[Any], dict, dict[str, object]]:

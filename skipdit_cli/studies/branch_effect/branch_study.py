@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.presets import load_preset
 from skipdit_cli.studies.branch_effect.cache_grid import make_cells
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 
 VANILLA, RESIDUAL, REPLACE = "vanilla", "residual", "replace"
@@ -57,8 +59,8 @@ class BranchSettings:
     score_full_steps: tuple[int, ...]
     score_forecasts: tuple[str, ...]
     score_levels: tuple[str, ...]
-    base_steps: int = 0
-    seed: int = 0
+    base_steps: int = at_least(0, 0)
+    seed: int = at_least(0, 0)
     exact_db: float = 50.0
     batch: int | None = None
     budgets: tuple[int, ...] = (8, 10, 13, 16, 20)
@@ -87,7 +89,7 @@ def commands(settings: BranchSettings, seeds: tuple[int, ...]) -> dict[str, str]
     _check(settings)
     lines: dict[str, str] = {}
     for seed in seeds:
-        base = f"--preset {settings.model}"
+        base = f"--preset {shlex.quote(settings.model)}"
         if settings.base_steps:
             lines[f"{UNTRAINED}-{seed}"] = f"train {base} --max-train-steps {settings.base_steps} --seed {seed}"
             base = f"-m {{run}}/{UNTRAINED}-{seed}"
@@ -113,7 +115,7 @@ def trained_name(arm: str, length: int, seed: int) -> str:
 def _finetune(settings: BranchSettings, model: str, part: str, length: int, stage: int, seed: int) -> str:
     """Return the command line of a stage, 0 or 1."""
     steps = (length // 2, length - length // 2)[stage]
-    preset = "" if "--preset" in model else f" --preset {settings.model}"
+    preset = "" if "--preset" in model else f" --preset {shlex.quote(settings.model)}"
     return (
         f"finetune {model}{preset} --train {part} --max-train-steps {steps} --train-batch-size {settings.batch_size} "
         f"--learning-rate {settings.learning_rates[stage]:g} --checkpoints-total-limit 1 --seed {seed}"
@@ -129,13 +131,27 @@ def _check(settings: BranchSettings) -> None:
         raise UsageError(
             f"Got lengths {' '.join(map(str, lengths))} but expected 2 or more steps each, in ascending order."
         )
+    if not settings.samplers or not settings.forecasts:
+        raise UsageError("Got no samplers or no forecasts but expected one or more of each.")
+    if not settings.base_steps and load_preset(settings.model).weights_path is None:
+        raise UsageError(
+            f"Got preset {settings.model}, which has no weights; set 'experiment: base_steps' to train it."
+        )
     for grid in (settings.grid, settings.score_grid):
         make_cells(**grid)
 
 
+def check(settings: BranchSettings) -> None:
+    """Refuse a run that could not be scored."""
+    from skipdit_cli.evaluation.distances import check_torchmetrics
+
+    if settings.score_samples == 1:
+        raise UsageError("Got 'experiment: score_samples: 1' but expected 2 or more.")
+    check_torchmetrics()
+
+
 def measure(run: StudyRun) -> Findings:
     """Measure every arm with every cache, and compare those with branches with the one without."""
-    from skipdit_cli.presets import load_preset
     from skipdit_cli.studies.branch_effect.branch_findings import find
     from skipdit_cli.studies.branch_effect.cached_runs import measure_caches, measure_scores
 
@@ -171,4 +187,5 @@ STUDY = Study(
     settings=BranchSettings,
     commands=commands,
     measure=measure,
+    check=check,
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 from skipdit_cli.studies.branch_effect.cache_grid import Cell
+from skipdit_cli.studies.compute.curves import interpolate
 from skipdit_cli.studies.spread import half_width, sign_beyond_spread, spread
 
 OWN, EXACT = "psnr", "psnr_exact"
@@ -103,19 +103,6 @@ def equal_flops(measure: str, cells: Sequence[Cell]) -> Callable[[Runs, Runs, Ce
         return None if theirs is None else ours[measure] - theirs
 
     return difference
-
-
-def interpolate(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
-    """Return the value of a curve at a cost, linear over its logarithm; None outside of it.
-
-    Args:
-        curve: Points (cost, value) by rising cost.
-    """
-    for (left, low), (right, high) in pairwise(curve):
-        if left <= cost <= right:
-            share = math.log(cost / left) / math.log(right / left) if right > left else 0.0
-            return low + share * (high - low)
-    return None
 
 
 def best_within(runs: Runs, cells: Iterable[Cell], budget: float, measure: str) -> float | None:

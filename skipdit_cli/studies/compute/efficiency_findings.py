@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
 
-from skipdit_cli.reports import Column, Plot, Point, Series, Table
+from skipdit_cli.reports import Column, Plot, Series, Table
+from skipdit_cli.studies.compute.curves import seed_points
 from skipdit_cli.studies.compute.training_pair import MEASURES, SKIP, VANILLA, VARIANTS, Pair
-from skipdit_cli.studies.spread import RULE, half_width, sign_beyond_spread, spread
+from skipdit_cli.studies.spread import RULE, sign_beyond_spread, spread
 from skipdit_cli.studies.study import Findings
 
 PAPER = 4.4
@@ -62,13 +63,14 @@ def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str
     steps = ratios["steps"]
     mean, sign = fmean(steps), sign_beyond_spread([ratio - 1 for ratio in steps])
     if len(steps) == 1:
-        verdict = f"one seed, so nothing says the spread; the paper claims {PAPER}"
+        verdict = f"one seed, so nothing says the spread; the paper claims {PAPER} times the steps"
     elif not sign:
         verdict = "no difference beyond the spread"
     elif sign > 0:
-        verdict = f"Skip-DiT needs less, though the paper claims {PAPER}" if mean < PAPER else "as the paper claims"
+        verdict = "Skip-DiT needs less"
+        verdict += f", but the paper claims {PAPER} times the steps" if mean < PAPER else ", as the paper claims"
     else:
-        verdict = f"Skip-DiT needs more, where the paper claims {PAPER} times less"
+        verdict = f"Skip-DiT needs more, where the paper claims {PAPER} times the steps for the vanilla model"
     return (
         f"On {pair.name}, by the {METRICS[metric]}, the vanilla model needs {spread(steps, 2)} times the steps of "
         f"Skip-DiT for the same quality, {spread(ratios['seconds'], 2)} times the time and "
@@ -79,7 +81,10 @@ def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str
 def _cost_words(pair: Pair) -> str:
     """Return what the branches add to a training step."""
     added = [100 * (pair.step_cost[name][SKIP] / pair.step_cost[name][VANILLA] - 1) for name in ("macs", "seconds")]
-    return f"The branches add {added[0]:.1f} % FLOPs and {added[1]:.1f} % time to a training step on {pair.name}."
+    return (
+        f"A training step with branches takes {added[0]:+.1f} % FLOPs and {added[1]:+.1f} % time on {pair.name}, "
+        "compared with one without."
+    )
 
 
 def _plot(pair: Pair, metric: str, measure: str) -> Plot:
@@ -87,11 +92,7 @@ def _plot(pair: Pair, metric: str, measure: str) -> Plot:
     series = [
         Series(
             title,
-            [
-                Point(row[0]["step"] * cost[name], fmean(values), title=spread(values, 4), spread=half_width(values))
-                for row in zip(*pair.curves[name])
-                for values in [[each[metric] for each in row]]
-            ],
+            seed_points(pair.curves[name], metric, DIGITS[metric], cost[name]),
             at,
             ("circle", "square")[at],
             joined=True,
@@ -137,6 +138,9 @@ def _equal_table(equal: dict) -> Table:
     for name, metrics in equal.items():
         for metric, measures in metrics.items():
             for measure, values in measures.items():
+                if values is None:
+                    rows.append([f"{name}, {METRICS[metric]}", MEASURES[measure], *["-"] * (len(VARIANTS) + 1)])
+                    continue
                 differences = [skip - vanilla for vanilla, skip in zip(values[VANILLA], values[SKIP])]
                 cells = [spread(each, DIGITS[metric]) for each in (*values.values(), differences)]
                 rows.append([f"{name}, {METRICS[metric]}", MEASURES[measure], *cells])

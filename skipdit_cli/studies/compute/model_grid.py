@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from skipdit_cli.studies.compute.curves import column, interpolate
 from skipdit_cli.training.sweep import BACKWARD
 
 LEAST_MODELS = 3
@@ -90,13 +91,9 @@ def training_pairs(models: Sequence[Model], metric: str) -> list[dict[str, Any]]
 
 def at_budget(model: Model, metric: str, budget: float) -> list[float] | None:
     """Return a model's quality at a budget of training compute; None outside its checkpoints."""
-    values = []
-    for curve in model.curves:
-        at = [math.log(model.training_macs(row["step"])) for row in curve]
-        if not at[0] <= math.log(budget) <= at[-1]:
-            return None
-        values.append(float(np.interp(math.log(budget), at, [row[metric] for row in curve])))
-    return values
+    values = [interpolate(column(curve, metric, model.training_macs(1)), budget) for curve in model.curves]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
 
 
 def sampling_pairs(models: Sequence[Model]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from skipdit_cli import console
@@ -28,8 +28,8 @@ STRONG = -0.8
 SATURATED = 2.0
 """The FID is called saturated where that of the median model is below this many times that of real samples."""
 NOTE = (
-    "GFLOPs are counted as in the paper: multiply-adds of one forward without guidance, with torch's FlopCounterMode. "
-    "Training compute is GFLOPs x batch x steps x 3, sampling compute is GFLOPs x denoising steps. Qualities are "
+    "FLOPs are counted as in the paper: multiply-adds of one forward without guidance, with torch's FlopCounterMode. "
+    "Training compute is FLOPs x batch x steps x 3, sampling compute is FLOPs x denoising steps. Qualities are "
     "those of the averaged weights (EMA). The held-out loss is the squared error of the predicted noise on samples "
     "that no model was trained on, with the same noise and timesteps for all models."
 )
@@ -47,9 +47,10 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
     correlated = {metric: correlations(models, metric) for metric in metrics}
     saturated = bool(real) and _median_fid(models) < SATURATED * real["fid"]
     metric = "loss" if saturated or not real else "fid"
+    unit = _training_unit(models)
     budgets, trained, pairs = best_at_budgets(models, metric), training_pairs(models, metric), sampling_pairs(models)
     lead = _scaling_words(correlated[metric], METRICS[metric], len(models))
-    details = [_budget_words(budgets, trained, METRICS[metric])]
+    details = [_budget_words(budgets, trained, METRICS[metric], unit)]
     if real:
         details += [_sampling_words(pairs), _real_words(real, models, saturated)]
         other = "fid" if saturated else "loss"
@@ -68,7 +69,7 @@ def find(models: Sequence[Model], real: Mapping[str, float], steps: int) -> Find
         "sampling_pairs": pairs,
         "held_out_real_samples": real,
     }
-    tables = [_model_table(models, metrics), _budget_table(budgets, metric)]
+    tables = [_model_table(models, metrics, unit), _budget_table(budgets, metric, unit)]
     steps_note = f"FID over training is that of samples of {steps} denoising steps without guidance." if real else ""
     return Findings(lead, details, numbers, plots=plots, tables=tables, notes=[NOTE, *filter(None, [steps_note])])
 
@@ -98,15 +99,21 @@ def _scaling_words(values: Sequence[float], metric: str, count: int) -> str:
     )
 
 
-def _budget_words(budgets: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], metric: str) -> str:
+def _budget_words(
+    budgets: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Mapping[str, Any]],
+    metric: str,
+    unit: tuple[float, str],
+) -> str:
     """Return whether the larger models are better at equal training compute, and which one is best at each budget."""
     if not pairs:
         return "No two models share a range of training compute, so nothing is said of equal training compute."
     larger, smaller = (sum(pair["larger_is_better"] == share for pair in pairs) for share in (1, 0))
-    listed = ", ".join(f"{budget['training_macs'] / GIGA:,.0f} G: {budget['best']}" for budget in budgets)
+    scale, name = unit
+    listed = ", ".join(f"{budget['best']} at {_number(budget['training_macs'] / scale)}" for budget in budgets)
     best = (
-        f" The model with the best {metric} by budget is {listed}; a budget has only the models with checkpoints on "
-        "both sides of it, so the smallest cannot lead at the largest budgets."
+        f" The model with the best {metric} at a budget of training {name} is {listed}; a budget has only the models "
+        "with checkpoints on both sides of it, so the smallest cannot lead at the largest budgets."
     )
     return (
         "At equal training compute (figure 9 says that small models trained longer fall behind): of "
@@ -146,13 +153,23 @@ def _real_words(real: Mapping[str, float], models: Sequence[Model], saturated: b
     )
 
 
-def _unit(models: Sequence[Model]) -> tuple[float, str]:
-    """Return the unit of compute on the axes: GFLOPs, or MFLOPs where no model takes 1 GFLOP a forward."""
-    return (GIGA, "GFLOPs") if max(model.macs for model in models) >= GIGA else (GIGA / 1000, "MFLOPs")
+def _number(value: float) -> str:
+    """Return an amount of compute with three digits or, where it is large, as a whole number."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _unit(compute: Iterable[float]) -> tuple[float, str]:
+    """Return the unit of amounts of compute: GFLOPs, or MFLOPs where their geometric mean is below 1 GFLOP."""
+    return (GIGA, "GFLOPs") if geometric_mean(compute) >= GIGA else (GIGA / 1000, "MFLOPs")
+
+
+def _training_unit(models: Sequence[Model]) -> tuple[float, str]:
+    """Return the unit of the compute of whole trainings."""
+    return _unit(model.training_macs(model.curves[0][-1]["step"]) for model in models)
 
 
 def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
-    scale, unit = _unit(models)
+    scale, unit = _unit(model.macs for model in models)
     points = [
         Point(
             model.macs / scale,
@@ -165,9 +182,9 @@ def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
         for values in [model.last(metric)]
     ]
     return Plot(
-        f"{_title(metric)} against compute a forward",
+        f"{_title(metric)} against compute per forward",
         "As figure 8 of the paper: each model at the end of training, with the spread over seeds.",
-        f"{unit} a forward",
+        f"{unit} per forward",
         _title(metric),
         [Series("models", points, 0)],
         log_x=True,
@@ -175,7 +192,7 @@ def _forward_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _training_plot(models: Sequence[Model], metric: str) -> Plot:
-    scale, unit = _unit(models)
+    scale, unit = _training_unit(models)
 
     def curve(model: Model) -> list[Point]:
         rows = zip(*model.curves)
@@ -185,7 +202,7 @@ def _training_plot(models: Sequence[Model], metric: str) -> Plot:
 
     return Plot(
         f"{_title(metric)} against training compute",
-        "As figure 9 of the paper: each model at its checkpoints, GFLOPs x batch x steps x 3; means over seeds.",
+        "As figure 9 of the paper: each model at its checkpoints, FLOPs x batch x steps x 3; means over seeds.",
         f"training {unit}",
         _title(metric),
         _series(models, curve),
@@ -195,7 +212,7 @@ def _training_plot(models: Sequence[Model], metric: str) -> Plot:
 
 
 def _sampling_plot(models: Sequence[Model]) -> Plot:
-    scale, unit = _unit(models)
+    scale, unit = _unit(model.macs * max(model.sampling[0]) for model in models)
 
     def curve(model: Model) -> list[Point]:
         steps = sorted(model.sampling[0])
@@ -207,8 +224,8 @@ def _sampling_plot(models: Sequence[Model]) -> Plot:
 
     return Plot(
         "FID against sampling compute",
-        "As figure 10 of the paper: each model at several numbers of denoising steps, GFLOPs x steps.",
-        f"sampling {unit} an image",
+        "As figure 10 of the paper: each model at several numbers of denoising steps, FLOPs x steps.",
+        f"sampling {unit} per image",
         "FID",
         _series(models, curve),
         log_x=True,
@@ -224,20 +241,22 @@ def _series(models: Sequence[Model], points: Callable[[Model], Iterable[Point]])
     ]
 
 
-def _model_table(models: Sequence[Model], metrics: Sequence[str]) -> Table:
+def _model_table(models: Sequence[Model], metrics: Sequence[str], unit: tuple[float, str]) -> Table:
+    scale, flops = _unit(model.macs for model in models)
+    training_scale, training_flops = unit
     columns = [
         Column("model", "the point of the sweep", numeric=False),
         Column("parameters", "parameters of the model, in millions"),
-        Column("GFLOPs", "multiply-adds of a forward of one sample, as the paper counts"),
-        Column("training GFLOPs", "GFLOPs x batch x steps x 3"),
+        Column(flops, "multiply-adds of a forward of one sample, as the paper counts"),
+        Column(f"training {training_flops}", "multiply-adds of a forward x batch x steps x 3"),
         *(Column(METRICS[metric], "at the end of training, mean and spread over seeds") for metric in metrics),
     ]
     rows = [
         [
             model.name,
             f"{model.parameters / 1e6:.3f} M",
-            f"{model.macs / GIGA:.5g}",
-            f"{model.training_macs(model.curves[0][-1]['step']) / GIGA:,.0f}",
+            f"{model.macs / scale:.5g}",
+            _number(model.training_macs(model.curves[0][-1]["step"]) / training_scale),
             *(spread(model.last(metric), DIGITS[metric]) for metric in metrics),
         ]
         for model in models
@@ -245,9 +264,10 @@ def _model_table(models: Sequence[Model], metrics: Sequence[str]) -> Table:
     return Table("Models", columns, rows)
 
 
-def _budget_table(budgets: Sequence[Mapping[str, Any]], metric: str) -> Table:
+def _budget_table(budgets: Sequence[Mapping[str, Any]], metric: str, unit: tuple[float, str]) -> Table:
+    scale, flops = unit
     columns = [
-        Column("training GFLOPs", "the budget"),
+        Column(f"training {flops}", "the budget"),
         Column("best model", "the model with the best mean at that budget, by interpolation over its curve", False),
         Column(METRICS[metric], "of that model at that budget, mean and spread over seeds"),
         Column("second", "the next best model", numeric=False),
@@ -257,7 +277,7 @@ def _budget_table(budgets: Sequence[Mapping[str, Any]], metric: str) -> Table:
     for budget in budgets:
         order = sorted(budget["values"], key=lambda name: fmean(budget["values"][name]))
         cells = [cell for name in order[:2] for cell in (name, spread(budget["values"][name], DIGITS[metric]))]
-        rows.append([f"{budget['training_macs'] / GIGA:,.0f}", *cells, *["-"] * (4 - len(cells))])
+        rows.append([_number(budget["training_macs"] / scale), *cells, *["-"] * (4 - len(cells))])
     return Table("The best model at equal training compute", columns, rows)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from skipdit_cli.studies.compute.curves import column, interpolate
+
 VANILLA, SKIP = "vanilla", "skip"
 VARIANTS = {VANILLA: "DiT", SKIP: "Skip-DiT"}
 MEASURES = {"steps": "equal steps", "seconds": "equal clock", "macs": "equal FLOPs"}
@@ -34,26 +36,23 @@ class Pair:
         """
         cost = self.step_cost[measure]
         return [
-            training_ratio(*(_column(curve, metric) for curve in curves)) * cost[VANILLA] / cost[SKIP]
+            training_ratio(*(_lists(curve, metric) for curve in curves)) * cost[VANILLA] / cost[SKIP]
             for curves in zip(self.curves[VANILLA], self.curves[SKIP])
         ]
 
-    def at_equal(self, metric: str, measure: str) -> dict[str, list[float]]:
-        """Return the quality of both variants, per seed, at the largest cost that both trainings reach."""
-        cost, curves = self.step_cost[measure], self.curves
-        budget = min(curve[-1]["step"] * cost[name] for name in VARIANTS for curve in curves[name])
-        return {
-            name: [_at(*_column(curve, metric), budget / cost[name]) for curve in curves[name]] for name in VARIANTS
-        }
+    def at_equal(self, metric: str, measure: str) -> dict[str, list[float]] | None:
+        """Return the quality of both variants, per seed, at the largest cost that both trainings reach; None if one of
+        them has no checkpoint at or before that cost."""
+        cost = self.step_cost[measure]
+        curves = {name: [column(curve, metric, cost[name]) for curve in self.curves[name]] for name in VARIANTS}
+        budget = min(curve[-1][0] for each in curves.values() for curve in each)
+        values = {name: [interpolate(curve, budget) for curve in each] for name, each in curves.items()}
+        known = {name: [value for value in each if value is not None] for name, each in values.items()}
+        return known if all(len(known[name]) == len(values[name]) for name in VARIANTS) else None
 
 
-def _column(curve: Sequence[dict[str, float]], metric: str) -> tuple[list[float], list[float]]:
+def _lists(curve: Sequence[dict[str, float]], metric: str) -> tuple[list[float], list[float]]:
     return [row["step"] for row in curve], [row[metric] for row in curve]
-
-
-def _at(steps: Sequence[float], values: Sequence[float], step: float) -> float:
-    """Return the value of a curve at a step, by interpolation over the logarithm of the step."""
-    return float(np.interp(np.log(step), np.log(steps), values))
 
 
 def training_ratio(

@@ -78,7 +78,8 @@ def check(settings) -> None:
         listed = ", ".join(f"{path} ({address})" for path, address in missing.items())
         raise UsageError(
             f"Got {count(len(missing), 'missing file')} for the models {', '.join(settings.models)}: {listed}; get "
-            "what is missing, or give a --preset with the models whose files are there as 'experiment: models'."
+            "what is missing, or give a --preset with the models whose files are there as 'experiment: models'.",
+            whole=True,
         )
     for model in map(model_named, settings.models):
         sample_count(settings, model)

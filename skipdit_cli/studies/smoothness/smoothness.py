@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.studies.study import Findings, Study
+from skipdit_cli.studies.study import Findings, Study, at_least
 from skipdit_cli.studies.study_run import StudyRun
 
 VANILLA, LONGER, SKIP = "vanilla", "vanilla-longer", "skip-dit"
@@ -43,12 +43,12 @@ class SmoothnessSettings:
     preset: str | None = None
     model: str | None = None
     skip_model: str | None = None
-    stage_1_steps: int = 0
-    stage_2_steps: int = 0
+    stage_1_steps: int = at_least(0, 0)
+    stage_2_steps: int = at_least(0, 0)
     train_batch_size: int = 128
     learning_rate: float = 1e-4
     scheduler: str | None = None
-    block: int = -1
+    block: int = at_least(-1, -1)
     jacobian_samples: int = 4
     cache_layers: int = 1
     cache_interval: int = 3
@@ -161,7 +161,7 @@ def _key(kind: str, name: str, *numbers: int) -> str:
 
 STUDY = Study(
     name="smoothness",
-    summary="do long skip branches make features smoother over weights, steps and inputs?",
+    summary="do skip branches make features smoother?",
     claim=(
         "features of a Skip-DiT change less than those of a DiT when its weights are perturbed, and from one "
         "denoising step to the next, so that they can be cached (Skip-DiT, arXiv 2411.17616, and figures of its "

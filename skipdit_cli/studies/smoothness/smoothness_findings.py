@@ -99,15 +99,15 @@ def _verdict(step: int, skip: Sequence[Mapping], vanilla: Sequence[Mapping], riv
     elif not sign_beyond_spread(by_seed) or abs(mean) <= half_width(by_direction):
         answer = "the difference is inside the spread"
     elif mean > 0:
-        answer = "Skip-DiT's is smoother, by more than the spread"
+        answer = "Skip-DiT is smoother, by more than the spread"
     else:
-        answer = "Skip-DiT's is less smooth, by more than the spread"
+        answer = "Skip-DiT is less smooth, by more than the spread"
     ours, theirs = (fmean(_means(rows, step, "mean", "seed").values()) for rows in (skip, vanilla))
     return (
-        f"At step {step} the mean cosine over the perturbation surface is {ours:.4f} in Skip-DiT and {theirs:.4f} in "
-        f"{rival}: {answer} (difference {mean:+.4f}, ±{half_width(by_seed):.4f} over "
-        f"{count(len(by_seed), 'training seed')} and ±{half_width(by_direction):.4f} over "
-        f"{count(len(by_direction), 'pair')} of directions)."
+        f"When weights are perturbed at random, the features of step {step} keep a mean cosine of {ours:.4f} to the "
+        f"unperturbed ones in Skip-DiT, and of {theirs:.4f} in {rival}: {answer} (difference {mean:+.4f}, "
+        f"±{half_width(by_seed):.4f} over {count(len(by_seed), 'training seed')} and ±{half_width(by_direction):.4f} "
+        f"over {count(len(by_direction), 'pair')} of directions)."
     )
 
 
@@ -115,7 +115,7 @@ def _surface_table(numbers: Mapping[str, Sequence[Mapping]], settings: Any) -> T
     """Return the numbers of the surfaces, each with its spread over training seeds and over directions."""
     level = f"{settings.level:g}"
     columns = [
-        Column("model", "the model, and which of its weights are perturbed"),
+        Column("model", "the model, and which of its weights are perturbed", numeric=False),
         Column("step", f"the denoising step, of {settings.num_inference_steps}"),
         Column("mean", "mean cosine over the surface, ± over training seeds"),
         Column("± directions", "the sample standard deviation of the mean cosine over pairs of directions"),
@@ -150,7 +150,7 @@ def _mean_cosines(each: Sequence[Mapping], kind: str) -> str:
 
 def _similarity_table(similar: Mapping[str, Sequence[Mapping]]) -> Table:
     columns = [
-        Column("model", "the model"),
+        Column("model", "the model", numeric=False),
         Column(
             "successive steps", "mean cosine of a block's output with that of the step before, ± over training seeds"
         ),
@@ -169,9 +169,8 @@ def _similarity_sentence(similar: Mapping[str, Sequence[Mapping]]) -> str:
         successive, cached = (_mean_cosines(each, kind) for kind in ("successive", "cached"))
         parts.append(f"{successive} and {cached} in {TITLES[name]}")
     return (
-        "The mean cosines of successive steps, and of cached with full features, are "
-        + ", ".join(parts)
-        + " (± over training seeds)."
+        "The mean cosines of a block's output to that of the step before, and of its output with a cache to that "
+        f"without one, are {'; '.join(parts)} (± over training seeds)."
     )
 
 
@@ -190,7 +189,7 @@ def _mean_norm(each: Mapping, kind: str) -> float | None:
 
 def _norm_table(norms: Mapping[str, Sequence[Mapping]]) -> Table:
     columns = [
-        Column("model", "the model"),
+        Column("model", "the model", numeric=False),
         Column(
             "block", "spectral norm of a block's Jacobian, mean over blocks, steps and samples, ± over training seeds"
         ),
@@ -212,12 +211,12 @@ def _norm_table(norms: Mapping[str, Sequence[Mapping]]) -> Table:
 
 def _norm_sentence(norms: Mapping[str, Sequence[Mapping]]) -> str:
     parts = [f"{spread([fmean(one['model']) for one in each], 3)} in {TITLES[name]}" for name, each in norms.items()]
-    return "The spectral norm of the Jacobian of the predicted noise by x_t is " + ", ".join(parts) + "."
+    return f"The spectral norm of the Jacobian of the predicted noise by x_t is {'; '.join(parts)}."
 
 
 def _half_table(halves: Sequence[Sequence[Mapping[str, float]]]) -> Table:
     columns = [
-        Column("pair", "source block and target block"),
+        Column("pair", "source block and target block", numeric=False),
         Column("W_x", "spectral norm of the half of the Linear that takes the trunk, ± over training seeds"),
         Column("W_s", "spectral norm of the half that takes the source"),
         Column("power iteration", "the largest relative difference of power iteration to the exact values"),
@@ -227,7 +226,7 @@ def _half_table(halves: Sequence[Sequence[Mapping[str, float]]]) -> Table:
         differences = [
             abs(one[f"{half}_power"] - one[half]) / max(one[half], 1e-30) for one in seeds for half in ("x", "s")
         ]
-        values = [spread([one[half] for one in seeds], 3) for half in ("x", "s")]
+        values = [spread([one[half] for one in seeds], 4) for half in ("x", "s")]
         rows.append([f"pair {at}", *values, f"{max(differences):.0e}"])
     return Table("Spectral norms of the branches", columns, rows)
 
@@ -252,7 +251,7 @@ def _norm_plots(norms: Mapping[str, Sequence[Mapping]], steps: Sequence[int]) ->
                 title = TITLES[name] if kind == "block" else f"{TITLES[name]}, with the merge"
                 series.append(Series(title, points, colour, hollow=kind == "fused", joined=True))
     caption = (
-        f"Mean over steps {', '.join(map(str, steps))} and samples; bars are the sample standard deviation over "
-        "training seeds."
+        f"Mean over denoising steps {', '.join(map(str, steps))} and over samples; bars are the sample standard "
+        "deviation over training seeds."
     )
     return [Plot("Spectral norm of each block's Jacobian", caption, "block", "spectral norm", series)]

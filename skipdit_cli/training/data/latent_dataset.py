@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import replace
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -17,8 +18,11 @@ from skipdit_cli.sampling.latents import scale as scaled  # noqa: F401  its name
 from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.order import Choice
 from skipdit_cli.training.data.pixel_dataset import Pixels
-from skipdit_cli.training.data.tensor_store import Store, Tensors, fingerprint
-from skipdit_cli.training.observer import SILENT, Observer
+from skipdit_cli.training.data.samples import SampleSet
+from skipdit_cli.training.encoded.section import ALONE, Processes, Section, Work
+from skipdit_cli.training.encoded.tensor_shard import ADVICE, Tensors
+from skipdit_cli.training.encoded.tensor_store import Store
+from skipdit_cli.training.fingerprints import fingerprint
 
 FRAMES_AT_ONCE = 16
 LEAST_LOG_VARIANCE = -30.0
@@ -66,12 +70,15 @@ class Latents(Dataset):
     Args:
         device: The device of the VAE.
         mirrored: Whether to keep the latents of mirrored samples, too.
+        processes: The processes that read and encode the samples together.
     """
 
-    def __init__(self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool):
-        self.pixels, self.vae, self.store, self.device = pixels, vae, store, device
+    def __init__(
+        self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool, processes: Processes = ALONE
+    ):
+        self.pixels, self.vae, self.device, self.processes = pixels, vae, device, processes
         self.samples = pixels.samples
-        self.settings = {
+        settings = {
             "vae": fingerprint(vae, vae.config),
             "size": pixels.size,
             "mode": pixels.mode,
@@ -80,36 +87,63 @@ class Latents(Dataset):
             "fps_target": pixels.samples.fps_target,
             "reader": RULES,
         }
-        with ThreadPoolExecutor() as pool:
-            self.digests = list(pool.map(pixels.samples.digest, range(len(pixels))))
+        self.section = Section(store, "latents", settings)
+        self.digests = _digests(pixels.samples, processes)
         self.variants = (False, True) if mirrored else (False,)
 
-    def encode(self, rank: int = 0, world: int = 1, observer: Observer = SILENT) -> None:
-        """Encode the samples of this process's share that the store does not hold.
+    def plan(self, thorough: bool = False) -> Work:
+        """Return which latents are to be encoded, the same in every process.
 
         Args:
-            rank, world: The number of this process, and the number of processes.
+            thorough: Compare the checksums of all shards, also of those that were compared before.
         """
-        choices = [Choice(i, flip) for i in range(rank, len(self), world) for flip in self.variants]
-        missing = [choice for choice in choices if self.store.read(self.key(choice)) is None]
-        kept = len(choices) - len(missing)
-        observer.say(f"{kept:,} of {len(choices):,} latents are kept in {self.store.folder}.")
-        with observer.progress("encode", len(missing)) if missing else nullcontext() as advance:
-            for choice in missing:
-                self.store.get(self.key(choice), lambda choice=choice: self.make(choice))
-                advance()
+        self.choices = {
+            self.name(choice): choice for i in range(len(self)) for choice in map(partial(Choice, i), self.variants)
+        }
+        return self.section.plan(self.choices, lambda: 4 * self.shape.numel(), self.processes, thorough)
 
-    def key(self, choice: Choice) -> dict:
-        """Return the key of a sample in the store."""
-        return {**self.settings, "content": self.digests[choice.index], "mirrored": choice.mirrored}
+    def encode(self, work: Work | None = None, load: Loader | None = None) -> None:
+        """Encode the latents that the store does not hold, each process its share.
 
-    def make(self, choice: Choice) -> Tensors:
+        Args:
+            work: The result of ``plan``, which is made if it is None.
+            load: Yields the items of ``pixels`` for a list of choices; None reads them in this process.
+        """
+        work = self.plan() if work is None else work
+        self.section.fill(work, partial(self._entries, load or self._load), self.processes)
+        self.choices = {}  # which the processes of a data loader need not have
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """The shape of a sample's moments, from a forward of the VAE without weights."""
+        pixels = self.pixels
+        frames = [] if pixels.num_frames is None else [pixels.num_frames]
+        with torch.device("meta"):
+            outline = type(self.vae).from_config(self.vae.config)
+            images = torch.empty(1, {"L": 1, "RGB": 3}[pixels.mode], *frames, *pixels.size)
+        return moments(outline, images).shape[1:]
+
+    def _entries(self, load: Loader, names: list[str]) -> Iterator[tuple[str, Tensors]]:
+        choices = [self.choices[name] for name in names]
+        for name, choice, item in zip(names, choices, load(choices)):
+            yield name, self.make(choice, item[0])
+
+    def _load(self, choices: list[Choice]) -> Iterator[tuple]:
+        return (self.pixels[choice] for choice in choices)
+
+    def name(self, choice: Choice) -> str:
+        """Return the name of a sample's entry in the store."""
+        digest = hashlib.sha256(self.digests[choice.index].encode()).hexdigest()[:32]
+        return f"{digest}-mirrored" if choice.mirrored else digest
+
+    def make(self, choice: Choice, pixels: torch.Tensor) -> Tensors:
         """Return the entry of a sample, encoded anew.
 
+        Args:
+            pixels: (C, [F,] H, W).
         Raises:
             NotFiniteError: The VAE encodes it to NaN or infinity.
         """
-        pixels = self.pixels[replace(choice, images=())][0]
         encoded = moments(self.vae, pixels[None].to(self.device))[0].cpu()
         if not is_finite(encoded):
             name = self.samples.name(choice.index)
@@ -130,19 +164,32 @@ class Latents(Dataset):
         """Return the kept moments of a sample (2c, [f,] h, w).
 
         Raises:
-            SkipditError: The store no longer holds them.
+            SkipditError: Their shard is gone, damaged, or of other latents.
             NotFiniteError: They hold NaN or infinity.
         """
-        entry = self.store.read(self.key(choice))
-        if entry is None:
-            raise SkipditError(f"{self.store.path(self.key(choice))} is gone or damaged; run again to make it anew.")
-        if not is_finite(entry["moments"]):
-            path, name = self.store.path(self.key(choice)), self.samples.name(choice.index)
-            raise NotFiniteError(f"{path}, the latents of {name}, holds NaN or infinity; delete it and run again.")
-        return entry["moments"]
+        name = self.name(choice)
+        encoded = self.section.read(name).get("moments")
+        if encoded is None or encoded.shape != self.shape or encoded.dtype != torch.float32:
+            raise SkipditError(f"{self.section.path(name)} holds other latents than this VAE makes; {ADVICE}.")
+        if not is_finite(encoded):
+            path, sample = self.section.path(name), self.samples.name(choice.index)
+            raise NotFiniteError(f"{path}, the latents of {sample}, holds NaN or infinity; delete it and run again.")
+        return encoded
 
     def frame(self, choice: Choice) -> torch.Tensor:
         """Return the moments of one frame (2c, 1, h, w)."""
         clip = self.read(choice)
         index = int(choice.start * clip.shape[1])
         return clip[:, index : index + 1]
+
+
+Loader = Callable[[list[Choice]], Iterator[tuple]]
+"""A function that yields the items of ``Pixels`` for a list of choices."""
+
+
+def _digests(samples: SampleSet, processes: Processes) -> list[str]:
+    """Return the hash of each sample's content; each process reads its share of the files."""
+    with ThreadPoolExecutor() as pool:
+        share = list(pool.map(samples.digest, range(processes.rank, len(samples), processes.world)))
+    shares = processes.gather(share)
+    return [shares[i % processes.world][i // processes.world] for i in range(len(samples))]

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,9 +84,13 @@ def _objects(file: Iterable[str]) -> Iterator[dict]:
 def _unique(pairs: list[tuple[str, object]]) -> dict:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+        raise ValueError(f"it has {_repeated(name for name, _ in pairs)!r} twice")
     return row
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs more than once, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _table(file: Iterable[str]) -> Iterator[dict]:
@@ -93,9 +98,8 @@ def _table(file: Iterable[str]) -> Iterator[dict]:
     header = [name.strip() for name in next(reader, [])]
     if len(header) == 1 and re.search(r"[;\t|]", header[0]):
         raise ValueError(f"its header {header[0]!r} is one column; columns are parted by commas")
-    repeated = [name for name in header if header.count(name) > 1]
-    if repeated:
-        raise ValueError(f"its header has {repeated[0]!r} twice")
+    if (repeated := _repeated(header)) is not None:
+        raise ValueError(f"its header has {repeated!r} twice")
     for fields in filter(None, reader):
         if len(fields) != len(header):
             advice = "; put a caption that has commas in quotes" if len(fields) > len(header) else ""

@@ -74,18 +74,17 @@ class Replicated:
         """
         optimizer.load_state_dict(state)
 
-    def save(self, checkpoints, state, optimizer, trained: Parameters, keep: int | None) -> None:
+    def save(self, checkpoints, state, optimizer, trained: Parameters) -> None:
         """Save a checkpoint.
 
         Args:
             checkpoints: The ``Checkpoints`` of the run.
             state: The ``TrainingState``, without the optimizer.
             optimizer: The optimizer of ``trained``.
-            keep: The number of checkpoints to keep; None keeps all.
         """
         if self.accelerator.is_main_process:
             state.rest = {"optimizer": optimizer.state_dict(), **state.rest}
-            checkpoints.save(state, keep)
+            checkpoints.save(state)
 
 
 class Sharded(Replicated):
@@ -119,7 +118,7 @@ class Sharded(Replicated):
     def finish(self, model, transformer):
         make_whole(transformer, self.accelerator.is_main_process)
 
-    def save(self, checkpoints, state, optimizer, trained, keep):
+    def save(self, checkpoints, state, optimizer, trained):
         tensors, rest = split_optimizer(optimizer.state_dict(), trained)
         tensors |= {f"{WEIGHT}.{name}": tensor for name, tensor in state.weights.items()}
         tensors |= {f"{AVERAGE}.{name}": tensor for name, tensor in state.average.items()}
@@ -133,7 +132,7 @@ class Sharded(Replicated):
             return {name: value for each in sums for name, value in each.items()}
 
         if self.accelerator.is_main_process:
-            checkpoints.save(state, keep, write)
+            checkpoints.save(state, write)
         else:
             write()
 

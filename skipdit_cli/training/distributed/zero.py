@@ -83,7 +83,7 @@ class ZeroPartitioned(Replicated):
         finally:
             gradient_state._set_sync_gradients(True)
 
-    def save(self, checkpoints, state, optimizer, trained, keep):
+    def save(self, checkpoints, state, optimizer, trained):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         group = _inner(optimizer).param_groups[0]
@@ -95,7 +95,7 @@ class ZeroPartitioned(Replicated):
         groups = [{**{key: value for key, value in group.items() if key != "params"}, "params": list(values)}]
         if self.accelerator.is_main_process:
             state.rest = {"optimizer": {"state": values, "param_groups": groups}, **state.rest}
-            checkpoints.save(state, keep)
+            checkpoints.save(state)
 
     def load_optimizer(self, optimizer, trained, state):
         from deepspeed.utils import safe_set_full_optimizer_state

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -15,12 +16,10 @@ from skipdit_cli.families.labels import null_label
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.finite import is_finite
 from skipdit_cli.training.data.demand import check_encoders
-from skipdit_cli.training.data.tensor_store import (
-    Store,
-    Tensors,
-    fingerprint_of_encoder,
-    fingerprint_of_tokenizer,
-)
+from skipdit_cli.training.encoded.section import ALONE, Processes, Section, Work
+from skipdit_cli.training.encoded.tensor_shard import Tensors, bytes_of
+from skipdit_cli.training.encoded.tensor_store import Store
+from skipdit_cli.training.fingerprints import fingerprint_of_encoder, fingerprint_of_tokenizer
 from skipdit_cli.training.objective.text_conditioning import text_conditioning_of
 from skipdit_cli.training.observer import SILENT, Observer
 
@@ -85,7 +84,7 @@ class CaptionConditioning:
     def __init__(
         self, family: TextConditioning, device: torch.device, store: Store | None = None, observer: Observer = SILENT
     ):
-        self.family, self.store, self.observer = family, store, observer
+        self.family, self.observer = family, observer
         parts = family.pipe.components
         check_encoders(name for name, part in parts.items() if part is None)
         names = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
@@ -95,7 +94,7 @@ class CaptionConditioning:
             encoders = {name: fingerprint_of_encoder(encoder) for name, encoder in self.encoders.items()}
             tokenizers = {name: fingerprint_of_tokenizer(part) for name, part in parts.items() if "tokenizer" in name}
             kind = {"pipeline": type(family.pipe).__name__, "longest": family.longest()}
-            self.settings = {**encoders, **tokenizers, **kind}
+            self.section = Section(store, "texts", {**encoders, **tokenizers, **kind})
 
     def predict(self, model, xt, times, conditions: Sequence[str], dropped, **arguments) -> torch.Tensor:
         """Return the model's output, see ``ClassConditioning.predict``; ``conditions`` are B captions."""
@@ -104,45 +103,44 @@ class CaptionConditioning:
         batch = {name: tensor.to(xt.device) for name, tensor in batch.items()}
         return self.family.predict(model, xt, times, batch, **arguments)
 
-    def prepare(self, captions: Iterable[str], rank: int = 0, world: int = 1) -> bool:
-        """Encode all captions that are not kept yet, if they can all be kept.
+    def remember(self, captions: Iterable[str]) -> bool:
+        """Encode all captions into this process's memory; return whether there is room for them."""
+        distinct = sorted(set(captions))
+        if len(distinct) > REMEMBERED:
+            return False
+        for caption in distinct:
+            self.encode(caption)
+        return True
 
-        With a store, each process encodes its share. Without one, each keeps all of them in its memory.
+    def plan(self, captions: Iterable[str], processes: Processes = ALONE, thorough: bool = False) -> Work:
+        """Return which captions are to be encoded, the same in every process.
 
         Args:
-            rank, world: The number of this process, and the number of processes.
-        Returns:
-            Whether all captions are kept.
+            captions: All captions of the data set.
+            thorough: Compare the checksums of all shards, also of those that were compared before.
         """
-        distinct = sorted(set(captions))
-        if self.store is None:
-            if len(distinct) <= REMEMBERED:
-                for caption in distinct:
-                    self.encode(caption)
-            return len(distinct) <= REMEMBERED
-        share = distinct[rank::world]
-        missing = [caption for caption in share if self.store.read(self.key(caption)) is None]
-        kept = len(share) - len(missing)
-        self.observer.say(f"{kept:,} of {len(share):,} texts are kept in {self.store.folder}.")
-        with self.observer.progress("texts", len(missing)) if missing else nullcontext() as advance:
-            for caption in missing:
-                self._kept(caption)
-                advance()
-        return True
+        self.captions = {caption_name(caption): caption for caption in sorted(set(captions))}
+        longest = max(self.captions.values(), key=len)
+        return self.section.plan(self.captions, lambda: bytes_of(self._encode(longest)), processes, thorough)
+
+    def prepare(self, work: Work, processes: Processes = ALONE) -> None:
+        """Encode the captions that the store does not hold, each process its share."""
+        self.section.fill(work, self._entries, processes)
+
+    def _entries(self, names: list[str]) -> Iterator[tuple[str, Tensors]]:
+        for name in names:
+            yield name, self._encode(self.captions[name])
 
     def release(self) -> None:
         """Move the text encoders off the device, when all captions are kept."""
         for encoder in self.encoders.values():
             encoder.to("cpu")
 
-    def key(self, caption: str) -> dict:
-        """Return the key of a caption in the store."""
-        return {**self.settings, "text": caption}
-
     def _kept(self, caption: str) -> Tensors:
-        encoded = self.store.get(self.key(caption), lambda: self._encode(caption))
+        name = caption_name(caption)
+        encoded = self.section.read(name)
         if not all(map(is_finite, encoded.values())):
-            path = self.store.path(self.key(caption))
+            path = self.section.path(name)
             raise NotFiniteError(f"{path}, the text '{caption[:40]}', holds NaN or infinity; delete it and run again.")
         return encoded
 
@@ -163,6 +161,11 @@ class CaptionConditioning:
         if broken is not None:
             raise NotFiniteError(f"The text encoder makes NaN or infinity ({broken}) of the text '{caption[:40]}'.")
         return encoded
+
+
+def caption_name(caption: str) -> str:
+    """Return the name of an encoded caption in a store."""
+    return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from skipdit_cli.training.data.latent_dataset import moments
 from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.order import LATENT, NOISE, Draws, Order, Rows, draw, generator, join
 from skipdit_cli.training.data.pixel_dataset import Batch
-from skipdit_cli.training.data.tensor_store import Store
+from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.objective.conditioning import conditioning_of
 from skipdit_cli.training.objective.flow import loss_of, span_of, usual_weighting
 from skipdit_cli.training.objective.loss import Losses

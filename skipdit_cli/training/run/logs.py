@@ -41,12 +41,17 @@ class Metrics:
 
     Args:
         step: The step that the run goes on from.
+
+    Attributes:
+        last: The line of that step; empty without one.
     """
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if step and path.exists() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if step and path.exists() else ""
+        kept = [line for line in text.splitlines() if _step_of(line) <= step]
         with replacing(path) as rewritten:
-            rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+            rewritten.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.last: dict = json.loads(kept[-1]) if kept else {}
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict) -> None:
@@ -61,9 +66,10 @@ class Metrics:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # the unfinished last line of a killed run
+        row = json.loads(line)
+        return float(row["step"]) + 0 * row.get("loss", 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return float("inf")  # the unfinished last line of a killed run, or a damaged one
 
 
 class RunLog:
@@ -90,6 +96,11 @@ class RunLog:
                     f"The tracker {settings.report_to} cannot start: {first_line(cause)}{hint}."
                 ) from cause
             self._note_files()
+
+    @property
+    def last(self) -> dict:
+        """The metrics of the step that the run goes on from; empty where it begins, and in other processes."""
+        return {} if self.metrics is None else self.metrics.last
 
     def write(self, row: dict) -> None:
         """Log the numbers of a step."""

@@ -18,13 +18,14 @@ from skipdit_cli.errors import NotFiniteError, SkipditError
 from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.files import note
 from skipdit_cli.finite import first_broken
+from skipdit_cli.planning.hardware import out_of_memory
 from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
-from skipdit_cli.training.data.tensor_store import fingerprint_of_adapters
 from skipdit_cli.training.distributed.parallelism import Parameters, trained_parameters
 from skipdit_cli.training.distributed.restored_tensors import restore
 from skipdit_cli.training.distributed.sharding import local_tensor
+from skipdit_cli.training.fingerprints import fingerprint_of_adapters
 from skipdit_cli.training.objective.loss import Losses
 from skipdit_cli.training.recorded_settings import DRAW_SIZE, draw_size_of, samples_of_step
 from skipdit_cli.training.run.interrupt import interrupt
@@ -85,7 +86,8 @@ class Trainer:
         settings, accelerator, expert = session.settings, session.accelerator, session.expert
         self.session, self.settings, self.accelerator, self.pipe = session, settings, accelerator, pipe
         self.transformer = transformer_of(pipe) if expert is None else getattr(pipe, EXPERTS[expert])
-        self.checkpoints = Checkpoints(settings.output, session.observer)
+        keep, every = settings.checkpoints_total_limit, settings.checkpointing_steps
+        self.checkpoints = Checkpoints(settings.output, session.observer, keep, every)
         self.step, self.seconds, self.data_seconds = 0, 0.0, 0.0
         set_seed(settings.seed, device_specific=True)  # dropout of one process is not that of another
         set_train_mode(self.transformer, only_branches)
@@ -103,9 +105,9 @@ class Trainer:
             "expert": expert,
         }
         self.recorded[DRAW_SIZE] = draw_size_of(self.recorded)
-        size, self.dataset, self.objective = set_up_data(session, pipe)
+        self.size, self.dataset, self.objective = set_up_data(session, pipe)
         plan = None if settings.plan is None else load_plan(settings.plan)
-        self.grid = SampleGrid(session.samples, pipe, session.num_frames, size, plan)
+        self.grid = SampleGrid(session.samples, pipe, session.num_frames, self.size, plan)
         self.parallelism = make_parallelism(accelerator, settings)
         self.trained, self.model, self.optimizer = self.parallelism.prepare(self.transformer, self._make_optimizer)
         self.average = MovingAverage(self.trained, settings.ema_decay if settings.use_ema else None)
@@ -123,14 +125,16 @@ class Trainer:
             SkipditError: The loss is not finite, or a checkpoint could not be written.
         """
         settings, observer = self.settings, self.session.observer
-        batches, row, saved, stopped = iter(self.loader()), {}, self.step, False
+        batches, saved, stopped = iter(self.loader()), self.step, False
         log = RunLog(settings, self.accelerator, self.step)
+        row = log.last
         if self.step == 0:
             self.validate(log)
         with interrupt(observer) as stop, observer.progress("train", settings.max_train_steps) as advance:
             advance(self.step)
             while self.step < settings.max_train_steps and not stopped:
-                row = self.optimize(batches)
+                with out_of_memory.explained(self):
+                    row = self.optimize(batches)
                 log.write(row)
                 advance(1, self._progress_note(row))
                 if settings.validation_steps and self.step % settings.validation_steps == 0:
@@ -272,8 +276,7 @@ class Trainer:
         }
         weights = {name: p.detach() for name, p in self.trained.items()}
         state = TrainingState(self.step, weights, self.average.state_dict(), rest, self.recorded)
-        keep = self.settings.checkpoints_total_limit
-        self.parallelism.save(self.checkpoints, state, self.optimizer, self.trained, keep)
+        self.parallelism.save(self.checkpoints, state, self.optimizer, self.trained)
         self.accelerator.wait_for_everyone()
 
     def resume(self, folder: Path) -> None:

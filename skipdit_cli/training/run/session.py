@@ -12,6 +12,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.settings import flag_name
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.samples import SampleSet
+from skipdit_cli.training.data_settings import DataSettings
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.run.prepare import make_accelerator
 from skipdit_cli.training.run.run_folder import check_run
@@ -57,6 +58,17 @@ def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILEN
     checkpoint = Checkpoints(settings.output, observer).find(settings.resume_from_checkpoint)
     if settings.resume_from_checkpoint is not None:
         check_run(settings.output)
+    samples, num_frames = read_data(settings, demand, observer)
+    settings = settings.with_steps(len(samples), accelerator.num_processes)
+    return Session(settings, samples, num_frames, checkpoint, accelerator, observer, demand.expert)
+
+
+def read_data(settings: DataSettings, demand: Demand, observer: Observer = SILENT) -> tuple[SampleSet, int | None]:
+    """Return the samples of the data, and the number of frames in a clip (None for a model of images).
+
+    Raises:
+        UsageError: The data cannot be read, or are not what the model requires.
+    """
     num_frames = clip_frames(settings, demand)
     span = ((num_frames or 1) - 1) * settings.frame_stride + 1
     samples = read_source(settings, demand, span, observer)
@@ -64,8 +76,7 @@ def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILEN
     if samples.classes is not None:
         observer.say(str(samples.classes))
     samples.check_labels(demand.num_classes)
-    settings = settings.with_steps(len(samples), accelerator.num_processes)
-    return Session(settings, samples, num_frames, checkpoint, accelerator, observer, demand.expert)
+    return samples, num_frames
 
 
 def without_dropout(settings: TrainingSettings, observer: Observer) -> TrainingSettings:
@@ -83,7 +94,7 @@ def without_dropout(settings: TrainingSettings, observer: Observer) -> TrainingS
     return replace(settings, label_dropout=0.0)
 
 
-def clip_frames(settings: TrainingSettings, demand: Demand) -> int | None:
+def clip_frames(settings: DataSettings, demand: Demand) -> int | None:
     """Return the number of frames in a clip for a model of videos, and None for a model of images.
 
     Raises:
@@ -104,7 +115,7 @@ def clip_frames(settings: TrainingSettings, demand: Demand) -> int | None:
     return frames
 
 
-def _refuse_video_flags(settings: TrainingSettings) -> None:
+def _refuse_video_flags(settings: DataSettings) -> None:
     for name in ("num_frames", "frame_stride", "image_frames"):
         value = getattr(settings, name)
         if value not in (None, 0, 1):

@@ -20,6 +20,7 @@ from skipdit_cli import files
 from skipdit_cli.errors import SkipditError, UsageError, reading
 from skipdit_cli.files import checksum
 from skipdit_cli.formats import to_json
+from skipdit_cli.models.weights import load_torch
 from skipdit_cli.training.distributed.sharded_checkpoint import is_sharded
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.recorded_settings import check_settings
@@ -62,17 +63,22 @@ class Checkpoints:
 
     Args:
         observer: Receives a warning about every damaged checkpoint that ``find`` passes over.
+        keep: The number of checkpoints to keep; None keeps all.
+        every: The steps between two planned checkpoints. One between them, which an interruption left, is deleted
+            before the planned ones.
     """
 
-    def __init__(self, output: Path, observer: Observer = SILENT):
-        self.output, self.observer = output, observer
+    def __init__(self, output: Path, observer: Observer = SILENT, keep: int | None = None, every: int = 1):
+        self.output, self.observer, self.keep, self.every = output, observer, keep, every
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are whole, in ascending order."""
-        if not self.output.is_dir():
-            return []
-        matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.output.iterdir())
-        return sorted(int(match[1]) for match in matches if match and (self.folder(int(match[1])) / RECORD).is_file())
+        return [step for step in self._all_steps() if (self.folder(step) / RECORD).is_file()]
+
+    def _all_steps(self) -> list[int]:
+        """Return the steps of all checkpoints, also of those that miss a file, in ascending order."""
+        matches = (re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in self.output.glob("checkpoint-*/*"))
+        return sorted({int(match[1]) for match in matches if match})
 
     def folder(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
@@ -92,10 +98,10 @@ class Checkpoints:
             SkipditError: The name is ``latest`` and there is no checkpoint.
             UsageError: The folder is no checkpoint, or every checkpoint is damaged.
         """
-        if name is None or (name == "auto" and self.latest() is None):
+        if name is None or (name == "auto" and not self._all_steps()):
             return None
         if name in ("latest", "auto"):
-            if self.latest() is None:
+            if not self._all_steps():
                 raise SkipditError(f"There is no checkpoint in {self.output} to resume from; 'auto' would begin anew.")
             return self._newest_undamaged()
         if not (Path(name) / RECORD).is_file():
@@ -108,7 +114,7 @@ class Checkpoints:
         return Path(name)
 
     def _newest_undamaged(self) -> Path:
-        for step in reversed(self.steps()):
+        for step in reversed(self._all_steps()):
             try:
                 check_whole(self.folder(step))
                 return self.folder(step)
@@ -142,13 +148,10 @@ class Checkpoints:
         files.forget(self.output, *moved)
         return aside
 
-    def save(
-        self, state: TrainingState, keep: int | None = None, write: Callable[[Path], dict[str, str]] | None = None
-    ) -> Path:
+    def save(self, state: TrainingState, write: Callable[[Path], dict[str, str]] | None = None) -> Path:
         """Write a checkpoint whole or not at all, then delete the oldest ones.
 
         Args:
-            keep: The number of checkpoints to keep; None keeps all.
             write: Writes the tensors into a folder in another way than this one, and returns the checksums of its
                 files by name.
         Raises:
@@ -171,7 +174,8 @@ class Checkpoints:
             raise SkipditError(f"{folder.name} could not be saved ({str(cause).rstrip('.')}): {kept}.") from cause
         files.note(self.output, state=files.RESUMABLE)
         others = [step for step in self.steps() if step != state.step]
-        for step in others[: max(len(others) + 1 - keep, 0)] if keep else ():
+        others.sort(key=lambda step: (step % self.every == 0, step))
+        for step in others[: max(len(others) + 1 - self.keep, 0)] if self.keep else ():
             self.remove(step)
         return folder
 
@@ -213,7 +217,7 @@ def check_whole(folder: Path) -> None:
         expected = record.pop("sha256", None)
         sums = dict(record.get("files", {}))
         damaged = [RECORD] if expected != (_digest(record) if sums else None) else []
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         sums, damaged = {}, [RECORD]
     for name in sorted(sums) if not damaged else ():
         path = folder / Path(name).name
@@ -243,7 +247,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         step, then = int(record["step"]), dict(record["settings"])
         weights = {} if is_sharded(folder) else load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
-        rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
+        rest = load_torch(folder / REST)
         if then.get("use_ema") and weights and not average:
             raise UsageError(f"Checkpoint {folder} cannot be read (it has no {AVERAGE}); resume from an earlier one.")
     check_settings(folder, then, json.loads(to_json(settings)), force)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from skipdit_cli.errors import SkipditError, UsageError, first_line
@@ -13,12 +14,16 @@ from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.sampling.latents import spatial_compression
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.latent_dataset import Latents
-from skipdit_cli.training.data.order import Order
+from skipdit_cli.training.data.order import Choice, Order
 from skipdit_cli.training.data.pixel_dataset import Pixels, collate
-from skipdit_cli.training.data.tensor_store import Store
+from skipdit_cli.training.data.samples import SampleSet
+from skipdit_cli.training.data_settings import DataSettings
+from skipdit_cli.training.encoded.section import Processes, check_room
+from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.objective import Objective
 from skipdit_cli.training.objective.text_conditioning import patch_of, text_conditioning_of
+from skipdit_cli.training.observer import Observer
 from skipdit_cli.training.run.interrupt import ignore_signals
 from skipdit_cli.training.run.session import Session
 
@@ -31,7 +36,7 @@ def set_up_data(session: Session, pipe) -> tuple[tuple[int, int], Dataset, Objec
     """
     settings, device = session.settings, session.accelerator.device
     size, channels = image_shape(pipe, settings.height, settings.width)
-    store = None if settings.cache_latents is None else Store(settings.cache_latents, session.observer)
+    store = None if settings.cache_latents is None else store_of(settings, session.samples, session.observer)
     pixels = Pixels(session.samples, size, channels, session.num_frames, settings.frame_stride)
     objective = Objective(
         pipe,
@@ -43,8 +48,14 @@ def set_up_data(session: Session, pipe) -> tuple[tuple[int, int], Dataset, Objec
         session.expert,
         session.observer,
     )
-    dataset = pixels if store is None else encode_latents(session, pipe.vae, pixels, store)
-    encode_captions(session, objective.condition)
+    dataset: Dataset = pixels
+    if store is not None:
+        dataset = latents = latents_of(settings, pipe.vae, pixels, store, session.accelerator)
+        work = latents.plan()
+        check_room(store, work)
+        latents.encode(work, image_loader(settings, pixels))
+    if isinstance(objective.condition, CaptionConditioning):
+        encode_captions(session, objective.condition, store)
     return size, dataset, objective
 
 
@@ -83,33 +94,66 @@ def default_size(pipe) -> list[int]:
     return [unit * pipe.default_sample_size if pixels is None else pixels for pixels in defaults]
 
 
-def encode_latents(session: Session, vae, pixels: Pixels, store: Store) -> Latents:
-    """Encode all samples once and return their latents, shared among the processes.
+def store_of(settings: DataSettings, samples: SampleSet, observer: Observer) -> Store:
+    """Return the store of ``--cache-latents``, whose shards record the data source."""
+    return Store(
+        settings.cache_latents, observer, {"source": settings.data, "samples": len(samples), "files": samples.files}
+    )
+
+
+def processes_of(accelerator) -> Processes:
+    """Return the processes of an accelerator."""
+    return Processes(accelerator.process_index, accelerator.num_processes, lambda value: gather_object([value]))
+
+
+def latents_of(settings: DataSettings, vae, pixels: Pixels, store: Store, accelerator) -> Latents:
+    """Return the latents of the samples, which may still have to be encoded.
 
     Raises:
         UsageError: The model has no VAE.
     """
-    accelerator = session.accelerator
     if vae is None:
         raise UsageError("Got --cache-latents, but this model works on pixels; leave the flag out.")
-    latents = Latents(pixels, vae, store, accelerator.device, session.settings.random_flip)
-    latents.encode(accelerator.process_index, accelerator.num_processes, session.observer)
-    accelerator.wait_for_everyone()
-    return latents
+    return Latents(pixels, vae, store, accelerator.device, settings.random_flip, processes_of(accelerator))
 
 
-def encode_captions(session: Session, conditioning) -> None:
-    """Encode every caption once, for a text-conditional model whose encoded captions can all be kept.
+def image_loader(settings: DataSettings, pixels: Pixels):
+    """Return a function that reads samples for their encoding, in as many processes as the settings say."""
+
+    def load(choices: list[Choice]) -> Iterator[tuple]:
+        with translated_loader_errors():
+            yield from DataLoader(
+                pixels,
+                batch_size=None,
+                sampler=choices,
+                num_workers=settings.dataloader_num_workers,
+                worker_init_fn=ignore_signals,
+                generator=torch.Generator(),
+            )
+
+    return load if settings.dataloader_num_workers else None
+
+
+def captions_of(settings: DataSettings, samples: SampleSet) -> set[str]:
+    """Return the captions of the samples, with the empty one where captions are dropped."""
+    return {*samples.conditions, *([""] if settings.label_dropout else [])}
+
+
+def encode_captions(session: Session, conditioning: CaptionConditioning, store: Store | None) -> None:
+    """Encode every caption once, if all can be kept: in a store, shared among the processes, or in memory.
 
     The text encoders then leave the device.
     """
-    if not isinstance(conditioning, CaptionConditioning):
-        return
-    accelerator = session.accelerator
-    captions = {*session.samples.conditions, *([""] if session.settings.label_dropout else [])}
-    if conditioning.prepare(captions, accelerator.process_index, accelerator.num_processes):
-        accelerator.wait_for_everyone()
-        conditioning.release()
+    captions = captions_of(session.settings, session.samples)
+    if store is None:
+        if not conditioning.remember(captions):
+            return
+    else:
+        processes = processes_of(session.accelerator)
+        work = conditioning.plan(captions, processes)
+        check_room(store, work)
+        conditioning.prepare(work, processes)
+    conditioning.release()
 
 
 def order_of(session: Session, step: int, draw_size: int) -> Order:

@@ -259,6 +259,8 @@ def _classes(names: list[str] | None, demand: Demand, observer: Observer) -> tup
     """
     if not names:
         return None, {}
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError("Got a data set with class names that are no texts; save it again with names of its classes.")
     known = {name for name in names if len(demand.class_names.get(name, ())) == 1}
     if len(known) == len(names):
         labels = {name: demand.class_names[name][0] for name in names}

@@ -5,16 +5,16 @@ from __future__ import annotations
 from skipdit_cli.errors import UsageError
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.samples import SampleSet, read_samples
+from skipdit_cli.training.data_settings import DataSettings
 from skipdit_cli.training.data_source import HUB, SHARDS, parse_data
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.sources.hub_datasets import read_hub_dataset
 from skipdit_cli.training.sources.packed_pictures import Columns
 from skipdit_cli.training.sources.shards import read_shards
-from skipdit_cli.training.training_settings import TrainingSettings
 
 
-def read_source(settings: TrainingSettings, demand: Demand, span: int = 1, observer: Observer = SILENT) -> SampleSet:
-    """Return the samples of the data source of a run.
+def read_source(settings: DataSettings, demand: Demand, span: int = 1, observer: Observer = SILENT) -> SampleSet:
+    """Return the samples of the data source of a run or of ``skipdit prepare``.
 
     Args:
         demand: What the model requires of the data.

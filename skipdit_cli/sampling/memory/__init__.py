@@ -1,0 +1,1 @@
+"""What sampling does when the device is out of memory."""

@@ -1,0 +1,1 @@
+"""Latents and texts, encoded once and kept in shards: what ``--cache-latents`` names."""
