@@ -110,7 +110,7 @@ def test_only_declared_packages_are_imported():
     imports = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     imports |= {"huggingface_hub": "huggingface-hub", "imageio_ffmpeg": "imageio-ffmpeg"}
     imports |= {"cache_dit": "cache-dit", "SmoothCache": "dit-smoothcache"}
-    optional = {"torchmetrics", "tensorboard", "torchvision"}
+    optional = {"torchmetrics", "tensorboard", "torchvision", "deepspeed"}
     for name, path in FILES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []

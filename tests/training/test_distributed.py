@@ -197,6 +197,11 @@ def test_damaged_shards_are_passed_over_and_an_index_runs_no_code(runs, sharded,
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "version 1 of FSDP"),
         (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
         (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--gradient-checkpointing"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "a.json"},
+            "--deepspeed_config_file",
+        ),
     ],
 )
 def test_a_launch_that_is_not_supported(env, says, runs, skipdit, tmp_path):

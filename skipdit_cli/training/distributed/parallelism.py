@@ -13,13 +13,13 @@ from accelerate.utils import broadcast_object_list, convert_outputs_to_fp32, gat
 
 from skipdit_cli.training.distributed.sharded_checkpoint import AVERAGE, WEIGHT, split_optimizer, write_shards
 from skipdit_cli.training.distributed.sharding import (
-    fsdp_is_requested,
     full_tensor,
     gradients_kept,
     make_whole,
     reshard,
     shard,
 )
+from skipdit_cli.training.training_settings import TrainingSettings
 
 Parameters = dict[str, torch.nn.Parameter]
 
@@ -29,10 +29,11 @@ class Replicated:
 
     Args:
         accelerator: The accelerator of the run.
+        settings: The settings of the run.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, settings: TrainingSettings):
+        self.accelerator, self.settings = accelerator, settings
 
     def prepare(self, transformer, make_optimizer: Callable[[Parameters], torch.optim.Optimizer]):
         """Prepare a transformer to be trained.
@@ -65,6 +66,14 @@ class Replicated:
         """Turn the transformer into an ordinary module again, with its weights in the main process."""
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
+    def load_optimizer(self, optimizer, trained: Parameters, state: dict) -> None:
+        """Put the state of the optimizer of ``trained`` back.
+
+        Args:
+            state: Its state dict, with tensors that are sharded as the parameters are.
+        """
+        optimizer.load_state_dict(state)
+
     def save(self, checkpoints, state, optimizer, trained: Parameters) -> None:
         """Save a checkpoint.
 
@@ -85,25 +94,14 @@ class Sharded(Replicated):
     """
 
     def prepare(self, transformer, make_optimizer):
-        shard(transformer, self.accelerator.device)
+        device, self.transformer = self.accelerator.device, transformer
+        shard(transformer, device)
         trained = trained_parameters(transformer)
         optimizer = self.accelerator.prepare_optimizer(make_optimizer(trained))
-        return trained, self._autocast(transformer), optimizer
-
-    def _autocast(self, transformer):
-        """Return the transformer, or under mixed precision a function that calls it."""
-        if self.accelerator.mixed_precision == "no":
-            return transformer
-
-        def call(*args, **kwargs):
-            with self.accelerator.autocast():
-                return transformer(*args, **kwargs)
-
-        self.transformer = transformer
-        return convert_outputs_to_fp32(call)
+        return trained, computing_in(self.settings.mixed_precision, device, transformer), optimizer
 
     def accumulating(self, model):
-        return gradients_kept(getattr(self, "transformer", model))
+        return gradients_kept(self.transformer)
 
     def clip(self, trained, max_norm):
         self.accelerator.unscale_gradients()
@@ -139,9 +137,20 @@ class Sharded(Replicated):
             write()
 
 
-def parallelism_of(accelerator: Accelerator) -> Replicated:
-    """Return how the processes of a run share the model, as the launcher requests it."""
-    return (Sharded if fsdp_is_requested() and accelerator.num_processes > 1 else Replicated)(accelerator)
+def computing_in(precision: str, device: torch.device, model) -> Callable:
+    """Return the model, or under mixed precision a function that calls it with autocast.
+
+    Args:
+        precision: A value of ``--mixed-precision``.
+    """
+    if precision == "no":
+        return model
+
+    def call(*args, **kwargs):
+        with torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]):
+            return model(*args, **kwargs)
+
+    return convert_outputs_to_fp32(call)
 
 
 def trained_parameters(transformer) -> Parameters:

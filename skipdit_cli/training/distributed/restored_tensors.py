@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from skipdit_cli.training.distributed.sharding import shard_like
 
 
 @torch.no_grad()
-def restore(folder: Path, state, trained: Mapping[str, torch.Tensor], average, optimizer) -> None:
+def restore(
+    folder: Path, state, trained: Mapping[str, torch.Tensor], average, load_optimizer: Callable[[dict], None]
+) -> None:
     """Put the weights, their averages and the state of the optimizer back as a checkpoint holds them.
 
     Args:
@@ -21,15 +23,15 @@ def restore(folder: Path, state, trained: Mapping[str, torch.Tensor], average, o
         state: The ``TrainingState`` that was read from it.
         trained: The parameters that are trained, by name.
         average: Their ``MovingAverage``.
-        optimizer: The optimizer of ``trained``.
+        load_optimizer: Puts the state dict of the optimizer of ``trained`` back.
     Raises:
         UsageError: The checkpoint is damaged, or of another model.
     """
-    (_restore_shards if is_sharded(folder) else _restore_whole)(folder, state, trained, average, optimizer)
+    (_restore_shards if is_sharded(folder) else _restore_whole)(folder, state, trained, average, load_optimizer)
     average.set_steps(state.rest["average_step"])
 
 
-def _restore_whole(folder, state, trained, average, optimizer) -> None:
+def _restore_whole(folder, state, trained, average, load_optimizer) -> None:
     _check_shapes(folder, {name: tensor.shape for name, tensor in state.weights.items()}, trained)
     for targets, tensors in ((trained, state.weights), (average.state_dict(), state.average or state.weights)):
         for name, target in targets.items():
@@ -40,14 +42,14 @@ def _restore_whole(folder, state, trained, average, optimizer) -> None:
         for number, parameter in enumerate(trained.values())
         if number in saved["state"]
     }
-    optimizer.load_state_dict({**saved, "state": values})
+    load_optimizer({**saved, "state": values})
 
 
 def _shard_value(value, parameter: torch.Tensor):
     return shard_like(value, parameter) if torch.is_tensor(value) else value
 
 
-def _restore_shards(folder, state, trained, average, optimizer) -> None:
+def _restore_shards(folder, state, trained, average, load_optimizer) -> None:
     shapes = shapes_in(folder)
     prefix = f"{WEIGHT}."
     weights = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -64,7 +66,7 @@ def _restore_shards(folder, state, trained, average, optimizer) -> None:
         if number in saved["state"]:
             values[number] = {**saved["state"][number], **large}
     read_shards(folder, tensors)
-    optimizer.load_state_dict({**saved, "state": values})
+    load_optimizer({**saved, "state": values})
 
 
 def _check_shapes(folder: Path, shapes: Mapping[str, torch.Size], trained: Mapping[str, torch.Tensor]) -> None:

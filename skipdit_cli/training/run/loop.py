@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from skipdit_cli.planning.hardware import out_of_memory
 from skipdit_cli.planning.plan import load_plan
 from skipdit_cli.training.data.demand import EXPERTS
 from skipdit_cli.training.data.pixel_dataset import Batch
-from skipdit_cli.training.distributed.parallelism import Parameters, parallelism_of, trained_parameters
+from skipdit_cli.training.distributed.parallelism import Parameters, trained_parameters
 from skipdit_cli.training.distributed.restored_tensors import restore
 from skipdit_cli.training.distributed.sharding import local_tensor
 from skipdit_cli.training.fingerprints import fingerprint_of_adapters
@@ -30,7 +31,7 @@ from skipdit_cli.training.recorded_settings import DRAW_SIZE, draw_size_of, samp
 from skipdit_cli.training.run.interrupt import interrupt
 from skipdit_cli.training.run.logs import RunLog, SampleGrid, grid_name
 from skipdit_cli.training.run.moving_average import MovingAverage
-from skipdit_cli.training.run.prepare import make_schedule, on_device, set_train_mode
+from skipdit_cli.training.run.prepare import make_parallelism, make_schedule, on_device, set_train_mode
 from skipdit_cli.training.run.session import Session
 from skipdit_cli.training.run.state import (
     SAMPLES,
@@ -107,7 +108,7 @@ class Trainer:
         self.size, self.dataset, self.objective = set_up_data(session, pipe)
         plan = None if settings.plan is None else load_plan(settings.plan)
         self.grid = SampleGrid(session.samples, pipe, session.num_frames, self.size, plan)
-        self.parallelism = parallelism_of(accelerator)
+        self.parallelism = make_parallelism(accelerator, settings)
         self.trained, self.model, self.optimizer = self.parallelism.prepare(self.transformer, self._make_optimizer)
         self.average = MovingAverage(self.trained, settings.ema_decay if settings.use_ema else None)
 
@@ -285,7 +286,8 @@ class Trainer:
             UsageError: It is damaged, made under other settings, or of another model.
         """
         state = load_state(folder, self.recorded, self.settings.force_config)
-        restore(folder, state, self.trained, self.average, self.optimizer)
+        load_optimizer = partial(self.parallelism.load_optimizer, self.optimizer, self.trained)
+        restore(folder, state, self.trained, self.average, load_optimizer)
         self.schedule.load_state_dict(state.rest["schedule"])
         if self.accelerator.scaler and state.rest["scaler"]:
             self.accelerator.scaler.load_state_dict(state.rest["scaler"])

@@ -12,7 +12,9 @@ from diffusers.models.embeddings import LabelEmbedding
 from diffusers.optimization import get_scheduler
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.training.distributed.parallelism import Replicated, Sharded
 from skipdit_cli.training.distributed.sharding import check_fsdp, fsdp_is_requested
+from skipdit_cli.training.distributed.zero import ZeroPartitioned, check_zero, zero_is_requested
 from skipdit_cli.training.training_settings import TrainingSettings
 
 TIME_LIMIT = timedelta(hours=3)
@@ -27,9 +29,12 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
     if fsdp_is_requested():
         check_fsdp()
+    if zero_is_requested():
+        check_zero(settings.mixed_precision)
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without it, several CPU processes would not form a group
+            # Without it, several CPU processes would not form a group; with it, accelerate leaves DeepSpeed out.
+            cpu=not torch.accelerator.is_available() and not zero_is_requested(),
             mixed_precision=settings.mixed_precision,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             log_with=None if settings.report_to == "none" else settings.report_to,
@@ -40,11 +45,18 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         raise UsageError(f"Got --mixed-precision {settings.mixed_precision}, refused here: {cause}.") from cause
     if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UsageError("Got --mixed-precision fp16 without a GPU; the CPU trains in no (float32) and bf16.")
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UsageError(
-            f"Launched with {accelerator.distributed_type}; expected one process, or several with DDP or FSDP2."
-        )
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
+        raise UsageError("Launched with Megatron-LM; expected one process, or several with DDP, FSDP2 or ZeRO-2.")
     return accelerator
+
+
+def make_parallelism(accelerator: Accelerator, settings: TrainingSettings) -> Replicated:
+    """Return how the processes of a run share the model, as the launcher requests it."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return ZeroPartitioned(accelerator, settings)
+    if fsdp_is_requested() and accelerator.num_processes > 1:
+        return Sharded(accelerator, settings)
+    return Replicated(accelerator, settings)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings):
