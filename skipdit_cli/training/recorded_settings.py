@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
-from skipdit_cli.training.data.order import default_draw_size
 
 FILES = "files"
 """The recorded setting that holds a hash of the names of all samples and of their labels or captions."""
@@ -79,6 +78,6 @@ def draw_size_of(settings: dict) -> int:
     """Return the number of samples whose random numbers a run draws together.
 
     Args:
-        settings: The recorded settings of the run, perhaps of a version that did not record this number.
+        settings: The recorded settings of the run. Version 0.1.0 did not record this number, which was a micro-batch.
     """
-    return settings.get(DRAW_SIZE) or default_draw_size(*(settings[key] for key in BATCH))
+    return settings.get(DRAW_SIZE) or settings["train_batch_size"]

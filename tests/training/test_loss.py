@@ -102,6 +102,16 @@ def test_order_is_whole_epochs_and_starts_anywhere():
     one, other = (first(Order(0, 10, 2, rank=rank, world=2), 2) for rank in (0, 1))
     both = [choice.index for a, b in zip(one, other) for choice in a + b]
     assert both == images[:8]
+
+
+def test_every_split_of_a_step_takes_its_rows_of_one_draw():
+    whole = Order(0, 10, 8, random_flip=True)
+    for batch, accumulation, world in ((4, 2, 1), (2, 2, 2), (2, 1, 4), (1, 4, 2)):
+        parts = [Order(0, 10, batch, accumulation, rank, world, random_flip=True) for rank in range(world)]
+        micro = [(step * accumulation + m, part) for step in (0, 1) for m in range(accumulation) for part in parts]
+        assert [choice for m, part in micro for choice in part.batch(m)] == whole.batch(0) + whole.batch(1)
+        rows = [(row.draw, at) for m, part in micro for row in part.rows(m) for at in range(row.start, row.stop)]
+        assert rows == [(step, at) for step in (0, 1) for at in range(8)]
     mirrored = [choice.mirrored for choice in first(Order(0, 10, 100, random_flip=True), 1)[0]]
     assert 20 < sum(mirrored) < 80
     assert all(choice == Choice(choice.index) for batch in first(Order(0, 10, 4), 5) for choice in batch)

@@ -61,15 +61,6 @@ class Rows(NamedTuple):
         return Rows(self.draw, self.start * images, self.stop * images, self.count * images)
 
 
-def default_draw_size(batch_size: int, accumulation: int, world: int) -> int:
-    """Return the number of samples whose random numbers a new run draws together.
-
-    One process draws those of each micro-batch. Several draw those of the whole optimizer step, as one process with so
-    large a batch does, and each takes the rows of its own samples.
-    """
-    return batch_size if world == 1 else batch_size * accumulation * world
-
-
 @dataclass(frozen=True)
 class Order:
     """The endless sequence of micro-batches of one process; epochs follow each other without a short batch.
@@ -85,8 +76,8 @@ class Order:
         start: The optimizer step to begin at.
         random_flip, random_clip, random_crop: Whether to draw at random instead of taking the centre, not mirrored.
         images: The number of single frames of other samples beside each sample.
-        draw_size: The samples whose random numbers are drawn together, a divisor of those of a step; None for
-            ``default_draw_size``.
+        draw_size: The samples whose random numbers are drawn together, a divisor of those of a step; None for all of
+            them, so that every split of a step trains alike.
     """
 
     seed: int
@@ -111,7 +102,7 @@ class Order:
 
     def rows(self, micro: int) -> list[Rows]:
         """Return where the random numbers of micro-batch number ``micro`` lie in the draws of all processes."""
-        size = self.draw_size or default_draw_size(self.batch_size, self.accumulation, self.world)
+        size = self.draw_size or self.batch_size * self.accumulation * self.world
         first, rows = (micro * self.world + self.rank) * self.batch_size, []
         for draw in range(first // size, (first + self.batch_size - 1) // size + 1):
             start = first - draw * size

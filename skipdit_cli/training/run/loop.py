@@ -104,7 +104,7 @@ class Trainer:
             "lora": fingerprint_of_adapters(self.transformer),
             "expert": expert,
         }
-        self.recorded[DRAW_SIZE] = draw_size_of(self.recorded)
+        self.recorded[DRAW_SIZE] = samples_of_step(self.recorded)
         self.size, self.dataset, self.objective = set_up_data(session, pipe)
         plan = None if settings.plan is None else load_plan(settings.plan)
         self.grid = SampleGrid(session.samples, pipe, session.num_frames, self.size, plan)
