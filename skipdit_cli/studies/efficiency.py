@@ -34,6 +34,7 @@ class EfficiencySettings:
         num_inference_steps: Denoising steps of the samples.
         lr_scheduler, lr_warmup_steps, ema_decay: Flags of the trainings. The schedule must not depend on the number of
             steps, for each checkpoint stands for a training of its length.
+        learning_rate: ``--learning-rate`` of the trainings; None for those of the presets.
         timing_rounds: Training steps that are timed, of each model.
         held_out_samples, reference_samples, draws, features, batch_size: As for ``training_curves.Measurement``.
         vae: ``--vae`` of the trainings; None for models of pixels.
@@ -51,6 +52,7 @@ class EfficiencySettings:
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = field(default=20, metadata=at_least(0))
     ema_decay: float = 0.99
+    learning_rate: float | None = None
     timing_rounds: int = 10
     held_out_samples: int = field(default=0, metadata=at_least(0))
     reference_samples: int = field(default=0, metadata=at_least(0))
@@ -119,6 +121,7 @@ def commands(settings: EfficiencySettings, seeds: tuple[int, ...]) -> dict[str, 
             lr_scheduler=settings.lr_scheduler,
             lr_warmup_steps=settings.lr_warmup_steps,
             ema_decay=settings.ema_decay,
+            learning_rate=settings.learning_rate,
             checkpoints_total_limit=settings.checkpoints + 1,
             vae=settings.vae,
             seed=seed,
