@@ -23,6 +23,7 @@ NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 MAX_LENGTH = 300  # characters of a library's message that are shown
 MAX_SENTENCE = 480  # characters of an error's sentence, which may quote a value of any length from a file
 HEAD = 330  # of those, the characters in front of what is left out
+FROM_A_LOADER = "Caught "  # how torch's error of a data loading process begins; its traceback follows, line by line
 
 
 class SkipditError(Exception):
@@ -37,7 +38,11 @@ class SkipditError(Exception):
     exit_code = 1
 
     def __init__(self, message: object = "", whole: bool = False):
-        text = " ".join(str(message).split())
+        text = str(message)
+        if text.startswith(FROM_A_LOADER):
+            whole = True
+        else:
+            text = " ".join(text.split())
         if len(text) > MAX_SENTENCE and not whole:
             text = f"{text[:HEAD]} [...] {text[HEAD + 7 - MAX_SENTENCE :]}"
         super().__init__(text)

@@ -214,7 +214,6 @@ def _open_locked(target: Path, path: Path, is_last: bool) -> int | None:
         os.lseek(descriptor, 0, os.SEEK_SET)
         if os.write(descriptor, content) != len(content):
             raise OSError(28, os.strerror(28), str(path))
-        os.fsync(descriptor)
         return descriptor
     except OSError as cause:
         os.close(descriptor)

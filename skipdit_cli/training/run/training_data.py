@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.errors import FROM_A_LOADER, SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.sampling.latents import spatial_compression
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
@@ -202,7 +202,7 @@ def translated_loader_errors() -> Iterator[None]:
     try:
         yield
     except SkipditError as cause:
-        if not str(cause).startswith("Caught"):
+        if not str(cause).startswith(FROM_A_LOADER):
             raise
         # A process of the loader sends its whole traceback as the message, whose last line is the error.
         raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
