@@ -13,6 +13,8 @@ from typing import Any
 from skipdit_cli.errors import UsageError, reading
 
 MAX_BYTES = 1 << 26  # of a text file; the largest tokenizers have half of that
+GIB = 1 << 30
+"""Bytes of a gibibyte."""
 MAX_DEPTH = 64  # levels of nesting; the configs of diffusers and transformers have up to four
 
 

@@ -1,7 +1,7 @@
 """The processes that ``accelerate launch`` or ``torchrun`` starts for one command, and how they work together.
 
-What they say to each other goes over gloo on the CPU, whatever the device: objects of Python, a counter of steps, and
-the sentence of a process that fails.
+They exchange Python objects, a counter of steps and the sentence of a process that fails, over gloo on the CPU
+whatever the device.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Team:
         count: The number of processes.
 
     Attributes:
-        is_main: Whether this process is the one that prints, and writes what there is once.
+        is_main: Whether this process is the main one, which prints, and writes what is written once.
         is_apart: Whether the processes do different work by now, so that one may fail alone.
     """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from skipdit_cli import console
+from skipdit_cli.formats import GIB
 
 if TYPE_CHECKING:
     from skipdit_cli.planning.hardware.hardware_plan import HardwarePlan, Trained
     from skipdit_cli.planning.hardware.planned_time import Seconds
 
-GIB = 1 << 30
 PARTS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -22,7 +22,6 @@ PARTS = {
     "allowance": "CUDA context, fragmentation",
 }
 """The rows of the table of memory, by field of ``Placement``."""
-
 REMEMBERED = 4
 """Tensors that ``taylor2`` keeps for each stream: the boundary, the shallow output and two earlier residuals."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import typer
 
-from skipdit_cli import console, files
+from skipdit_cli import console, files, processes
 from skipdit_cli.commands.flags import check_ranges, settings_from
 from skipdit_cli.commands.foreign import FETCHED, is_fetched
 from skipdit_cli.commands.nested import run_command
@@ -97,9 +96,9 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
     preset = load_preset(sweep, flags_of_commands(ctx))
     swept = _swept_flags(preset)
     chosen = _chosen(points_of(preset), points)
-    if _processes() > 1 and len(chosen) > 1:  # accelerate ends the group of processes with the first training
+    if processes.count() > 1 and len(chosen) > 1:  # accelerate ends the group of processes with the first training
         raise UsageError(
-            f"Got {len(chosen)} points of a sweep in {_processes()} processes, which train one a launch; give "
+            f"Got {len(chosen)} points of a sweep in {processes.count()} processes, which train one a launch; give "
             f"--points {chosen[0].name}, then the next."
         )
     if settings.output is None and not dry_run:
@@ -113,7 +112,7 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
             advance(note=each.name)
     if settings.output is not None:
         _check(grid, output, preset_path(sweep), resume, settings.overwrite)
-    is_main, failed = os.environ.get("RANK", "0") == "0", []
+    is_main, failed = processes.rank() == 0, []
     if is_main:
         _show(grid, trained=False)
     if not dry_run:
@@ -182,12 +181,7 @@ def _point(ctx: typer.Context, preset: Preset, swept: set[str], output: Path) ->
     place = output / preset.name
     unchanged = {"output": place, "overwrite": False, "resume_from_checkpoint": "auto"}
     settings = settings_from(TrainingSettings, {**values, **unchanged})
-    return Point(preset, settings, place, cost_of(preset, settings, branches, _processes()), typed)
-
-
-def _processes() -> int:
-    """Return the number of processes that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return Point(preset, settings, place, cost_of(preset, settings, branches, processes.count()), typed)
 
 
 def _check(grid: list[Point], output: Path, preset: Path, resume: bool, overwrite: bool) -> None:
@@ -234,7 +228,7 @@ def _train(ctx: typer.Context, grid: list[Point], output: Path, resume: bool) ->
 @contextlib.contextmanager
 def _shared(output: Path, resume: bool) -> Iterator[bool]:
     """Yield whether this process is the main one of those that train, which alone writes the folder of the sweep."""
-    if os.environ.get("RANK", "0") != "0":
+    if processes.rank() > 0:
         yield False
         return
     with files.work_in(output, files.SWEEP, resume):
@@ -243,7 +237,7 @@ def _shared(output: Path, resume: bool) -> Iterator[bool]:
 
 def _wait_for_all() -> None:
     """Wait for the other processes that train, if there are any."""
-    if _processes() > 1:
+    if processes.count() > 1:
         import torch
         from accelerate import PartialState
 

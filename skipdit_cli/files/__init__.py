@@ -1,7 +1,7 @@
 """Write and replace files safely: a manifest lists what skipdit wrote, and only what it lists is ever deleted."""
 
 from skipdit_cli.files.apart import check_apart, check_outside
-from skipdit_cli.files.checked import read_checked, write_checked
+from skipdit_cli.files.checked import digest, read_checked, write_checked
 from skipdit_cli.files.lock import command_locks, hold, locked
 from skipdit_cli.files.marker import (
     FINISHED,
@@ -56,6 +56,7 @@ __all__ = [
     "check_writable",
     "checksum",
     "command_locks",
+    "digest",
     "fill_folder",
     "forget",
     "hold",

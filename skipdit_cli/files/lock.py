@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from skipdit_cli import processes
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files.marker import LOCK_INSIDE
 from skipdit_cli.files.writer import Writer, parse_writer, this_process
@@ -102,7 +103,7 @@ def locked(target: Path) -> Iterator[None]:
         OSError: The lock cannot be written.
     """
     place = Path(os.path.realpath(target))
-    if place in _held or not is_first_rank() or not _is_writable(lock_file(place)):
+    if place in _held or processes.rank() > 0 or not _is_writable(lock_file(place)):
         yield
         return
     _held[place] = lock = _acquire(target, place)
@@ -122,7 +123,7 @@ def check_unlocked(target: Path) -> None:
     """
     place = Path(os.path.realpath(target))
     path = lock_file(place)
-    if place in _held or not is_first_rank() or not os.path.lexists(path):
+    if place in _held or processes.rank() > 0 or not os.path.lexists(path):
         return
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -148,11 +149,6 @@ def _is_writable(path: Path) -> bool:
     """Return whether a file can be created at a path, its folders included."""
     parent = next(parent for parent in path.parents if parent.exists())
     return os.access(parent, os.W_OK | os.X_OK)
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is the only one of its launch, or that of rank 0."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _acquire(target: Path, place: Path) -> Lock:

@@ -13,6 +13,7 @@ from skipdit_cli import processes
 from skipdit_cli.console import count
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.pipeline_parts import transformers_of
+from skipdit_cli.formats import GIB
 from skipdit_cli.trunk import Interposed, interpose, restore
 
 DTYPES = {
@@ -23,10 +24,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-GIB = 1 << 30
-"""Bytes of a gibibyte."""
 
 
 def free_memory() -> int:

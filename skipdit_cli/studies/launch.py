@@ -99,11 +99,11 @@ def _end_with_parent() -> Callable[[], None]:
     Without it a killed study would leave trainings for which nobody waits, and whose folders the next run may not
     write. A process in the background may ignore SIGINT, so the signal is SIGTERM.
     """
-    call, mother = ctypes.CDLL(None).prctl, os.getpid()
+    call, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def prepare() -> None:
         call(PARENT_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != mother:  # it was killed before the call
+        if os.getppid() != parent:  # it was killed before the call
             os._exit(1)
 
     return prepare

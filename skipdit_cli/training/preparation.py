@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.models import load_vae
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.presets import load_preset
+from skipdit_cli.processes import LONGEST_WAIT
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.data.pixel_dataset import Pixels
 from skipdit_cli.training.data.samples import SampleSet
@@ -33,9 +33,6 @@ from skipdit_cli.training.run.training_data import (
     processes_of,
     store_of,
 )
-
-LONGEST = timedelta(days=30)
-"""How long a process waits for the others, whose shares may take hours more than its own."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def prepare_data(
     """
     source, start = settings.source, time.perf_counter()
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST)]
+        cpu=not torch.accelerator.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
     )
     observer = observer if accelerator.is_main_process else SILENT
     demand, load = _encoders(settings, model, preset)

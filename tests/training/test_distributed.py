@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+from skipdit_cli.training.distributed.parallelism import computing_in
 from skipdit_cli.training.distributed.sharded_checkpoint import INDEX
+from skipdit_cli.training.distributed.zero import ZeroPartitioned
 from skipdit_cli.training.run import state
 from tests.support.processes import Ended, free_port, run_together
 from tests.support.tiny_pipelines import write_pipeline
@@ -208,6 +212,12 @@ def test_a_launch_that_is_not_supported(env, says, runs, skipdit, tmp_path):
     run = ("finetune", "-m", runs.model, *SHARED, "-o", tmp_path / "run", "--max-train-steps", 1)
     outcome = skipdit(*run, env={name: str(value) for name, value in env.items()})
     assert outcome.code == 2 and says in outcome.stderr
+
+
+def test_zero_leaves_the_transformer_as_it_is_under_autocast():
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    ZeroPartitioned(accelerator, None).finish(computing_in("bf16", torch.device("cpu"), model), model)
+    assert model(torch.ones(1, 2)).dtype == torch.float32
 
 
 def test_torchrun(runs, alone):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from skipdit_cli.errors import UsageError, nearest
+from skipdit_cli.formats import GIB
 
-GIB = 1 << 30
 PER_MACHINE = 8
 """Devices that one machine holds, and whose links their data sheets give."""
 NETWORK = 50e9

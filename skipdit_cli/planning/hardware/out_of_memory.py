@@ -10,9 +10,10 @@ import torch
 from accelerate import DistributedType
 
 from skipdit_cli.errors import SkipditError, is_out_of_memory
+from skipdit_cli.formats import GIB
 from skipdit_cli.planning.hardware.device_memory import DDP, FSDP, ONE, ZERO, Placement, place
 from skipdit_cli.planning.hardware.footprint import Footprint, Workload, supports_checkpointing, training_footprint
-from skipdit_cli.sampling.device import GIB, free_memory, memory_figures
+from skipdit_cli.sampling.device import free_memory, memory_figures
 from skipdit_cli.sampling.latents import spatial_compression
 
 ADVICE = "give a smaller --train-batch-size with more --gradient-accumulation-steps, or --gradient-checkpointing"

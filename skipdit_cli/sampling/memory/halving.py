@@ -14,7 +14,8 @@ import torch
 
 from skipdit_cli.errors import SkipditError, is_out_of_memory
 from skipdit_cli.families.pipeline_parts import transformers_of
-from skipdit_cli.sampling.device import GIB, memory_figures
+from skipdit_cli.formats import GIB
+from skipdit_cli.sampling.device import memory_figures
 
 logger = logging.getLogger(__name__)
 

@@ -83,6 +83,9 @@ class ZeroPartitioned(Replicated):
         finally:
             gradient_state._set_sync_gradients(True)
 
+    def finish(self, model, transformer):
+        """Do nothing: the transformer is still the module that it was, with all weights in every process."""
+
     def save(self, checkpoints, state, optimizer, trained):
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -114,5 +117,5 @@ class ZeroPartitioned(Replicated):
 
 
 def _inner(optimizer) -> torch.optim.Optimizer:
-    """The optimizer of torch inside those of accelerate and DeepSpeed."""
+    """Return the optimizer of torch inside those of accelerate and DeepSpeed."""
     return optimizer.optimizer.optimizer

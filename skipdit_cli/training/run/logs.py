@@ -18,7 +18,7 @@ from skipdit_cli.cache import CachePolicy
 from skipdit_cli.errors import SkipditError, first_line
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.files import names_in, note, replacing
-from skipdit_cli.formats import to_json
+from skipdit_cli.formats import is_number, to_json
 from skipdit_cli.planning.plan import Plan
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
@@ -65,11 +65,13 @@ class Metrics:
 
 
 def _step_of(line: str) -> float:
+    """Return the step of a line; infinity for the unfinished last one of a killed run, or a damaged one."""
     try:
         row = json.loads(line)
-        return float(row["step"]) + 0 * row.get("loss", 0)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return float("inf")  # the unfinished last line of a killed run, or a damaged one
+    except (ValueError, RecursionError):
+        return float("inf")
+    is_whole = isinstance(row, dict) and is_number(row.get("step")) and is_number(row.get("loss", 0))
+    return float(row["step"]) if is_whole else float("inf")
 
 
 class RunLog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import random
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from skipdit_cli import files
 from skipdit_cli.errors import SkipditError, UsageError, reading
-from skipdit_cli.files import checksum
+from skipdit_cli.files import checksum, digest
 from skipdit_cli.formats import to_json
 from skipdit_cli.models.weights import load_torch
 from skipdit_cli.training.distributed.sharded_checkpoint import is_sharded
@@ -166,8 +165,7 @@ class Checkpoints:
                 torch.save(state.rest, part / REST)
                 sums = {**sums, REST: checksum(part / REST)}
                 record = {"step": state.step, "settings": state.settings, "files": sums}
-                record = json.loads(to_json(record))
-                (part / RECORD).write_text(to_json({**record, "sha256": _digest(record)}, indent=2))
+                files.write_checked(part / RECORD, record, indent=2)
         except (SkipditError, RuntimeError) as cause:  # RuntimeError: torch.save on a full disk
             last = self.latest()
             kept = f"{last.name} is whole, resume from it" if last else "there is no earlier one"
@@ -230,7 +228,7 @@ def check_whole(folder: Path) -> None:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         expected = record.pop("sha256", None)
         sums = dict(record.get("files", {}))
-        damaged = [RECORD] if expected != (_digest(record) if sums else None) else []
+        damaged = [RECORD] if expected != (digest(record) if sums else None) else []
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         sums, damaged = {}, [RECORD]
     for name in sorted(sums) if not damaged else ():
@@ -243,10 +241,6 @@ def check_whole(folder: Path) -> None:
         )
 
 
-def _digest(record: dict) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingState:
     """Read a checkpoint; of one in shards, all but the tensors.
 
@@ -257,7 +251,7 @@ def load_state(folder: Path, settings: dict, force: bool = False) -> TrainingSta
         UsageError: It is damaged, or was made under other settings.
     """
     with reading(f"Checkpoint {folder}", "resume from an earlier one"):
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         step, then = int(record["step"]), dict(record["settings"])
         weights = {} if is_sharded(folder) else load_file(folder / WEIGHTS)
         average = load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
