@@ -106,7 +106,7 @@ def _sentence(cause: Exception, output: object) -> str:
     """Return the sentence for an exception; ``output`` is where the command writes, for a full disk."""
     if isinstance(cause, SkipditError):
         return str(cause)
-    if (failure := disk_failure(cause, output)) is not None:
+    if (failure := processes.lost_peer(cause) or disk_failure(cause, output)) is not None:
         return failure
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"{cause.strerror}: {cause.filename}."

@@ -19,6 +19,9 @@ LONGEST_WAIT = timedelta(days=30)
 FAILED, STEPS = "skipdit/failed", "skipdit/steps"
 """Keys of the store: the sentence of a process that failed, and the steps of all processes."""
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
+"""What torch's errors say, among much else, where another process has ended or does not answer."""
+
 
 def count() -> int:
     """Return the number of processes that a launcher has started for this command; 1 without a launcher."""
@@ -149,7 +152,7 @@ class Team:
             return function()
         except RuntimeError as cause:
             raise SkipditError(
-                f"The main process of this run has ended ({first_line(cause)}); run the command again."
+                f"The main process of this run has ended ({_reason(cause)}); run the command again."
             ) from cause
 
     def _wait(self, function: Callable[[], object]) -> None:
@@ -163,7 +166,7 @@ class Team:
         except RuntimeError as cause:
             sentence = self._ask(self._failure)
             raise ProcessError(
-                sentence or f"Another process of this run has ended ({first_line(cause)}); run the command again."
+                sentence or f"Another process of this run has ended ({_reason(cause)}); run the command again."
             ) from cause
 
 
@@ -232,6 +235,21 @@ def check_device(device: str) -> None:
         )
 
 
+def lost_peer(cause: BaseException) -> str | None:
+    """Return the sentence for an error of torch that another process has ended; None for any other error."""
+    if count() == 1 or not isinstance(cause, RuntimeError) or not any(words in str(cause) for words in LOST):
+        return None
+    return (
+        f"Another process of this run has ended or does not answer ({_reason(cause)}); its message says why. Run the "
+        "command again, a training with --resume-from-checkpoint auto."
+    )
+
+
+def _reason(cause: BaseException) -> str:
+    """Return what of an error of torch says why, without its file of C++ and its address."""
+    return next((words for words in LOST if words in str(cause)), first_line(cause))
+
+
 def end(cause: BaseException, sentence: str) -> bool:
     """Tell the other processes that this one fails, and return whether it prints its sentence.
 
@@ -243,6 +261,6 @@ def end(cause: BaseException, sentence: str) -> bool:
     is_told = isinstance(cause, (ProcessError, KeyboardInterrupt))
     is_bad_input = getattr(cause, "exit_code", 1) == UsageError.exit_code
     fails_alone = not is_told and (_current.is_apart or not is_bad_input or local_rank() == 0)
-    if fails_alone:
+    if fails_alone or isinstance(cause, KeyboardInterrupt):  # Ctrl-C may have reached this process alone
         _current.report(sentence)
     return fails_alone or rank() == 0

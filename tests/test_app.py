@@ -284,3 +284,14 @@ def test_the_version_has_a_short_flag_and_names_of_presets_are_completed(skipdit
     from skipdit_cli.commands.options import _complete_preset
 
     assert _complete_preset("digits-") == ["digits-sizes", "digits-video"]
+
+
+def test_the_end_of_another_process_is_one_sentence_without_addresses(own, monkeypatch):
+    """What gloo raises in a training whose other process is killed."""
+    gloo = "[/p/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:29575. GLHF!"
+    monkeypatch.setitem(FAILURES, "peer", (RuntimeError(gloo), 1, ""))
+    monkeypatch.setattr("skipdit_cli.app.TOGETHER", ("run",))
+    assert "RuntimeError: [/p/gloo" in own("--kind", "peer").stderr
+    ran = own("--kind", "peer", env={"WORLD_SIZE": "2"})
+    assert ran.exit_code == 1 and ran.stderr.startswith("Error: Another process of this run has ended")
+    assert "(Connection closed by peer); its message says why" in ran.stderr and "gloo" not in ran.stderr

@@ -18,8 +18,7 @@ WIDE = {"num_attention_heads": 4, "attention_head_dim": 16}
 
 
 def planned(model, workload: Workload) -> int:
-    half = workload.mixed_precision != "no"
-    return place(ONE, training_footprint(model, workload), 1, half=half).peak
+    return place(ONE, training_footprint(model, workload), 1).peak
 
 
 def branched(model, only_branches: bool = False):
@@ -85,6 +84,16 @@ def test_what_is_sharded_shrinks_with_the_devices(tiny_dit):
     assert on_gpu.allowance > 1 << 30 and on_gpu.peak >= one.peak + on_gpu.allowance
     assert place(ONE, footprint, 1, ema=False).average == 0
     assert place(ONE, footprint, 1, accumulates=True).peak == one.peak + footprint.trained
+
+
+def test_sharded_weights_are_float32_under_mixed_precision(tiny_dit):
+    """Training gathers them in float32 and computes with copies that autocast makes, as in one process."""
+    model = branched(tiny_dit(num_layers=2))
+    footprint = training_footprint(model, Workload(2, mixed_precision="bf16"), share=1 / 8)
+    one, fsdp, zero = (place(name, footprint, 1 if name == ONE else 8) for name in (ONE, FSDP, ZERO))
+    assert fsdp.activations == zero.activations == one.activations
+    assert zero.weights == one.weights and zero.gradients == one.gradients // 8
+    assert fsdp.communication == 2 * footprint.largest_block + footprint.outside_blocks + footprint.largest_block
 
 
 def test_devices_by_name_and_by_figures():

@@ -106,6 +106,19 @@ def test_a_failing_process_ends_the_others_and_what_was_made_is_kept(skipdit, ti
     assert skipdit(*command).code == 0
 
 
+def test_an_interrupt_of_one_process_ends_the_other_after_its_step(tiny_pipeline, tmp_path):
+    command = ("sample", "-m", tiny_pipeline(num_layers=2), "--num-images", 400, "--steps", 4, "--batch-size", 1)
+    started = start_together(2, *command, "-o", tmp_path / "out", folder=tmp_path / "logs")
+    while not (tmp_path / "out" / "0003.png").exists() and started[0].is_alive():
+        time.sleep(0.005)
+    os.kill(started[1].pid, signal.SIGINT)
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [1, 130]
+    assert (tmp_path / "logs" / "0.err").read_text().startswith("Error: Process 1 of 2 failed: interrupted.")
+    assert len(list((tmp_path / "out").glob("0???.png"))) < 200, "the main process went on to the end of its share"
+
+
 def test_bad_input_is_refused_once(tiny_pipeline, tmp_path, run):
     model, out = tiny_pipeline(), tmp_path / "out"
     command = ("sample", "-m", model, *QUICK, "-o", out)

@@ -55,36 +55,35 @@ def place(
     footprint: Footprint,
     devices: int,
     *,
-    half: bool = False,
     ema: bool = True,
     accumulates: bool = False,
     gpu_memory: int | None = None,
 ) -> Placement:
     """Return the memory of one device.
 
+    Weights, gradients and what is sent are float32 under mixed precision, too: autocast makes the copies that products
+    are computed with, and they are among the activations.
+
     Args:
         name: One of ``ONE``, ``DDP``, ``FSDP`` and ``ZERO``.
         footprint: The footprint of the model; its ``sharded_peak`` is for ``1 / devices``.
         devices: Processes that share the model; 1 for ``ONE``.
-        half: Whether the forward pass is in bfloat16 or float16.
         ema: Whether a moving average is kept.
         accumulates: Whether gradients of earlier micro-batches are there when a backward pass begins.
         gpu_memory: Bytes of the device for the allowance; None on a CPU.
     """
-    precision, shards = (0.5 if half else 1.0), (devices if name in (FSDP, ZERO) else 1)
+    shards = devices if name in (FSDP, ZERO) else 1
     weights, trained = float(footprint.weights), footprint.trained
     gradients, optimizer, average = trained / shards, MOMENTS * trained / shards, float(trained * ema)
-    activations = footprint.activations - (footprint.weight_copies if shards > 1 else 0)
     working = float(footprint.sharded_peak if shards > 1 else footprint.peak) + gradients * accumulates
     communication = float(trained) if name == DDP else 0.0
     if name == FSDP:
         weights, average = weights / shards, average / shards
         gathered = 2 * footprint.largest_block + footprint.outside_blocks
-        communication = float(precision * gathered) + min(trained, footprint.largest_block)
+        communication = float(gathered + min(trained, footprint.largest_block))
     elif name == ZERO:
-        weights, gradients = weights * precision, precision * trained / shards
         optimizer = (MOMENTS + 1) * trained / shards  # with a float32 copy of its share of the weights
-        communication = min(BUCKET, trained // 4) * 4 * precision
+        communication = min(BUCKET, trained // 4) * 4.0
     kept = weights + optimizer + average + communication + footprint.inputs
     temporary = trained / shards if ema or gpu_memory is not None else 0.0
     backward, step = kept + working, kept + gradients + temporary
@@ -96,7 +95,7 @@ def place(
         gradients=int(gradients),
         optimizer=int(optimizer),
         average=int(average),
-        activations=activations,
+        activations=footprint.activations,
         inputs=footprint.inputs,
         communication=int(communication),
         allowance=allowance,

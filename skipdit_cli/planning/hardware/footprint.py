@@ -60,9 +60,8 @@ class Footprint:
         outside_blocks: Of the weights that are in no block.
         inputs: Of latents, noise and conditions.
         activations: What the forward pass leaves for the backward pass, copies of weights in half precision included.
-        weight_copies: The copies of weights in half precision among them.
         peak: The most that was alive at once beside weights and inputs, gradients included.
-        sharded_peak: The same where the process keeps a share of the gradients, and no copies of weights.
+        sharded_peak: The same where the process keeps a share of the gradients.
         flops: Of the forward and the backward pass.
     """
 
@@ -72,7 +71,6 @@ class Footprint:
     outside_blocks: int
     inputs: int
     activations: int
-    weight_copies: int
     peak: int
     sharded_peak: int
     flops: int
@@ -115,13 +113,13 @@ def training_footprint(transformer, workload: Workload, share: float = 1.0) -> F
         inputs = example_inputs(model, workload.batch, size=workload.size)
         trained = [p for p in model.parameters() if p.requires_grad]
         known = [*model.parameters(), *model.buffers(), *_tensors(inputs)]
-        counter = LiveBytes(known, model.parameters(), share)
+        counter = LiveBytes(known, share)
         counter.follow_gradients(trained)
         dtype = HALF.get(workload.mixed_precision)
         with counter:
             with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
                 outputs = _tensors(model(**inputs, return_dict=False))
-            activations, copies = counter.live, counter.casts
+            activations = counter.live
             loss = sum(
                 (each.float() - torch.zeros_like(each, dtype=torch.float32)).square().mean() for each in outputs
             )
@@ -137,7 +135,6 @@ def training_footprint(transformer, workload: Workload, share: float = 1.0) -> F
         outside_blocks=max(weights - sum(blocks), 0),
         inputs=_bytes(_tensors(inputs)) + (LATENT_COPIES - 1) * _bytes(_tensors(latents)),
         activations=activations,
-        weight_copies=copies,
         peak=counter.peak,
         sharded_peak=int(counter.sharded_peak),
         flops=counter.flops,

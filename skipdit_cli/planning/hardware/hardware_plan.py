@@ -167,7 +167,7 @@ def _train(
     def placed(some: Footprint) -> Placement:
         memory = None if hardware.device.name == "CPU" else hardware.device.memory
         ema, accumulates = settings.use_ema, micro > 1
-        return place(name, some, devices, half=half, ema=ema, accumulates=accumulates, gpu_memory=memory)
+        return place(name, some, devices, ema=ema, accumulates=accumulates, gpu_memory=memory)
 
     placement, step = placed(footprint), step_seconds(name, footprint, hardware, half, micro)
     hours = step and step.times(settings.max_train_steps / 3600)

@@ -34,24 +34,21 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         known: Tensors that are there before, such as weights and inputs, which are not counted.
-        weights: Tensors of ``known`` whose conversions to another dtype are counted apart (the copies that autocast
-            makes of weights).
         share: The share of the gradients that a process keeps, for ``sharded_peak``.
 
     Attributes:
-        live, gradients, casts: Bytes of all tensors, and of those that are gradients of weights and copies of weights.
+        live, gradients: Bytes of all tensors, and of those that are gradients of weights.
         peak: The most bytes of all tensors.
-        sharded_peak: The most bytes where gradients count with their ``share``, and copies of weights not at all.
+        sharded_peak: The most bytes where gradients count with their ``share``.
         flops: FLOPs of all products of matrices, convolutions and attentions.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor], weights: Iterable[torch.Tensor] = (), share: float = 1.0):
+    def __init__(self, known: Iterable[torch.Tensor], share: float = 1.0):
         super().__init__()
         self.known = {_key(tensor) for tensor in known}
-        self.weights, self.share = {_key(tensor) for tensor in weights}, share
+        self.share = share
         self.sizes: dict[int, int] = {}
-        self.cast_keys: set[int] = set()
-        self.live = self.gradients = self.casts = self.peak = self.flops = 0
+        self.live = self.gradients = self.peak = self.flops = 0
         self.sharded_peak = 0.0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -59,10 +56,9 @@ class LiveBytes(TorchDispatchMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         self.flops += _flops(function, args, kwargs, result)
-        is_cast = str(function) == "aten._to_copy.default" and _key(args[0]) in self.weights
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._count(tensor, is_cast)
+                self._count(tensor)
         return result
 
     def follow_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -73,7 +69,7 @@ class LiveBytes(TorchDispatchMode):
     def _note_gradient(self, parameter: torch.Tensor) -> None:
         self.gradients += parameter.nbytes
 
-    def _count(self, tensor: torch.Tensor, is_cast: bool) -> None:
+    def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self.sizes or key in self.known:
@@ -81,19 +77,12 @@ class LiveBytes(TorchDispatchMode):
         self.sizes[key] = size
         weakref.finalize(storage, self._free, key).atexit = False
         self.live += size
-        if is_cast:
-            self.cast_keys.add(key)
-            self.casts += size
         self.peak = max(self.peak, self.live)
-        sharded = self.live - (1 - self.share) * self.gradients - self.casts
+        sharded = self.live - (1 - self.share) * self.gradients
         self.sharded_peak = max(self.sharded_peak, sharded)
 
     def _free(self, key: int) -> None:
-        size = self.sizes.pop(key)
-        self.live -= size
-        if key in self.cast_keys:
-            self.cast_keys.remove(key)
-            self.casts -= size
+        self.live -= self.sizes.pop(key)
 
 
 def _key(tensor: Any) -> int | None:

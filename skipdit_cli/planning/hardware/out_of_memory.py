@@ -100,8 +100,7 @@ def explain(
     gpu = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
 
     def placed(some: Footprint) -> Placement:
-        half = workload.mixed_precision != "no"
-        return place(name, some, processes, half=half, ema=ema, gpu_memory=gpu)
+        return place(name, some, processes, ema=ema, gpu_memory=gpu)
 
     now = placed(footprint)
     parts = {

@@ -49,7 +49,7 @@ def step_seconds(
         return None
     shards = 1 if name in (ONE, DDP) else devices
     optimizer = OPTIMIZER_PASSES * footprint.trained / shards / device.bandwidth if device.bandwidth else 0.0
-    exchange = _exchanged(name, footprint, devices, half) / hardware.link if hardware.link else 0.0
+    exchange = _exchanged(name, footprint, devices) / hardware.link if hardware.link else 0.0
     fast, slow = (micro_batches * footprint.flops / peak / share for share in reversed(UTILISATION))
     return Seconds(max(fast, exchange) + optimizer, slow + exchange + optimizer)
 
@@ -67,13 +67,11 @@ def sampling_seconds(flops: int, steps: int, hardware: Hardware) -> Seconds | No
     return Seconds(fast, slow)
 
 
-def _exchanged(name: str, footprint: Footprint, devices: int, half: bool) -> float:
+def _exchanged(name: str, footprint: Footprint, devices: int) -> float:
     """Return the bytes that one device sends in a step: all-reduce of the gradients, or what the shards need."""
     if name == ONE or devices == 1:
         return 0.0
-    precision, share = (0.5 if half else 1.0), (devices - 1) / devices
-    if name == DDP:
-        return 2 * share * footprint.trained
+    share = (devices - 1) / devices
     if name == FSDP:  # weights before the forward and the backward pass, gradients after it
-        return share * (2 * precision * footprint.weights + footprint.trained)
-    return 2 * share * precision * footprint.trained
+        return share * (2 * footprint.weights + footprint.trained)
+    return 2 * share * footprint.trained
