@@ -3,6 +3,7 @@
 import pytest
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.studies.compute.efficiency_findings import find
 from skipdit_cli.studies.compute.training_pair import Pair, training_ratio
 from skipdit_cli.studies.efficiency import EfficiencySettings, commands
 
@@ -60,7 +61,17 @@ def test_equal_clock_and_flops_take_the_cost_of_a_step_into_account():
     pair = Pair("toy", cost, {"vanilla": [rows], "skip": [rows]})
     assert pair.at_equal("loss", "steps") == {"vanilla": [8], "skip": [8]}
     assert pair.at_equal("loss", "seconds") == {"vanilla": [8], "skip": [pytest.approx(9)]}
-    assert pair.ratios("loss", "seconds") == [0.5]
+    assert pair.ratios("loss", "seconds") == [0.5] and pair.is_told("loss")
+
+
+def test_a_quality_that_no_training_improves_says_nothing():
+    cost = {name: {"vanilla": 1.0, "skip": 1.0} for name in ("steps", "seconds", "macs")}
+    falling = [{"step": step, "loss": 10.0 - at, "fid": 9.0} for at, step in enumerate((100, 200, 400))]
+    rising = [{"step": step, "loss": 9.0 - at, "fid": 8.0 + at} for at, step in enumerate((100, 200, 400))]
+    pair = Pair("toy", cost, {"vanilla": [falling], "skip": [rising]})
+    findings = find([pair])
+    assert "the vanilla model needs" in findings.lead and "the FID says nothing" in findings.details[0]
+    assert findings.tables[0].rows[1][1:4] == ["-", "-", "-"]
 
 
 def test_lists_of_other_lengths_are_refused():

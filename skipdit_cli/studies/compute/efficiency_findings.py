@@ -54,12 +54,17 @@ def find(pairs: Sequence[Pair]) -> Findings:
         for metric in metrics[pair.name]
         for measure in ("steps", "seconds")
     ]
-    tables = [_ratio_table(ratios), _equal_table(equal)]
+    tables = [_ratio_table(pairs, ratios), _equal_table(equal)]
     return Findings(sentences[0], details, numbers, plots=plots, tables=tables, notes=[NOTE, RULE])
 
 
 def _ratio_words(pair: Pair, metric: str, ratios: dict[str, list[float]]) -> str:
     """Return how much training the vanilla model needs, and whether the difference is beyond the spread."""
+    if not pair.is_told(metric):
+        return (
+            f"On {pair.name}, the {METRICS[metric]} says nothing of the training that a quality needs: in some seed "
+            "both models have the quality that they are compared at from their first checkpoint on."
+        )
     steps = ratios["steps"]
     mean, sign = fmean(steps), sign_beyond_spread([ratio - 1 for ratio in steps])
     if len(steps) == 1:
@@ -110,7 +115,7 @@ def _plot(pair: Pair, metric: str, measure: str) -> Plot:
     )
 
 
-def _ratio_table(ratios: dict) -> Table:
+def _ratio_table(pairs: Sequence[Pair], ratios: dict) -> Table:
     columns = [
         Column("model", "its preset, and what its quality is measured by", numeric=False),
         *(
@@ -119,11 +124,11 @@ def _ratio_table(ratios: dict) -> Table:
         ),
         Column("paper", "r of the paper, for DiT-XL/2 by steps"),
     ]
-    rows = [
-        [f"{name}, {METRICS[metric]}", *(spread(values[measure], 2) for measure in MEASURES), f"{PAPER}"]
-        for name, metrics in ratios.items()
-        for metric, values in metrics.items()
-    ]
+    rows = []
+    for pair in pairs:
+        for metric, values in ratios[pair.name].items():
+            cells = [spread(values[measure], 2) if pair.is_told(metric) else "-" for measure in MEASURES]
+            rows.append([f"{pair.name}, {METRICS[metric]}", *cells, f"{PAPER}"])
     return Table("How many times the training of Skip-DiT does DiT need?", columns, rows)
 
 

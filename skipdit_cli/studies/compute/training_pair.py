@@ -40,6 +40,14 @@ class Pair:
             for curves in zip(self.curves[VANILLA], self.curves[SKIP])
         ]
 
+    def is_told(self, metric: str) -> bool:
+        """Return whether a metric can tell the trainings apart: in every seed, one of the models does not have at its
+        first checkpoint the quality that ``ratios`` compares them at."""
+        return all(
+            max(curve[0][metric] for curve in curves) > max(min(row[metric] for row in curve) for curve in curves)
+            for curves in zip(self.curves[VANILLA], self.curves[SKIP])
+        )
+
     def at_equal(self, metric: str, measure: str) -> dict[str, list[float]] | None:
         """Return the quality of both variants, per seed, at the largest cost that both trainings reach; None if one of
         them has no checkpoint at or before that cost."""
