@@ -7,6 +7,7 @@ that of an undisturbed run, bit for bit.
 import json
 
 import numpy as np
+import yaml
 from diffusers import DDIMScheduler, DiTPipeline
 from PIL import Image
 
@@ -18,6 +19,8 @@ from tests.support.folders import tree
 from tests.support.kills import survive
 from tests.support.pipeline_parts import tiny_vae
 
+CALIBRATE = ("--scheduler", "dpm++", "--scheduler-spacing", "lu", "--num-samples", 2, "--num-held-out", 2)
+CALIBRATE += ("--time-limit", 0, "--cost", 2)
 TRAIN = ("--train", "all", "--train-batch-size", 2, "--max-train-steps", 6, "--checkpointing-steps", 2)
 TRAIN += ("--checkpoints-total-limit", 2, "--resume-from-checkpoint", "auto")
 SAMPLE = ("--class-labels", "0,1,2", "--num-images", 12, "--batch-size", 2, "--steps", 4)
@@ -30,6 +33,13 @@ def of_training(output) -> dict:
     }
     rows = [json.loads(line) for line in held.pop(METRICS).splitlines()]
     return held | {METRICS: [(row["step"], row["loss"], row["grad_norm"]) for row in rows]}
+
+
+def of_calibration(plan) -> dict:
+    """The plan without its date."""
+    held = yaml.safe_load(plan.read_text())
+    held["made_for"].pop("date")
+    return held
 
 
 def of_preparation(folder) -> dict:
@@ -55,6 +65,12 @@ def test_a_killed_training_loses_nothing(converted, tmp_path, chaos):
         picture.save(tmp_path / "data" / str(number % 3) / f"{number}.png")
     words = ("finetune", "-m", converted(), "--data", tmp_path / "data", *TRAIN, "-o", output)
     print(survive(words, output, chaos or 2, 0, of_training, checkpoints_are_whole))
+
+
+def test_a_killed_calibration_finds_the_same_plan(converted, tmp_path, chaos):
+    output = tmp_path / "place" / "plan.yaml"
+    words = ("calibrate", "-m", converted(), *CALIBRATE, "-o", output)
+    print(survive(words, output, chaos or 1, 0, of_calibration))
 
 
 def test_killed_samples_are_neither_lost_nor_made_twice(converted, tmp_path, chaos):
