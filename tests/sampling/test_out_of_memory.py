@@ -73,12 +73,17 @@ def test_a_failed_attempt_leaves_no_tensor(tiny_pipeline, room_for):
     from skipdit_cli.cache import CachePolicy
     from skipdit_cli.sampling.generate import generate_batches
 
+    def batches_of_four() -> list[torch.Tensor]:
+        tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+        return [each for each in tensors if each.ndim == 4 and len(each) == 4]
+
     pipe, alive = load_pipeline(tiny_pipeline()), []
     room_for(2)
+    former = batches_of_four()  # of other tests
+    known = {id(each) for each in former}
 
     def note(halving) -> None:
-        tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
-        alive.append([each.shape for each in tensors if each.ndim == 4 and len(each) == 4])
+        alive.append([each.shape for each in batches_of_four() if id(each) not in known])
 
     made = generate_batches(pipe, [0, 1, 2, 3], policy=CachePolicy(1), num_inference_steps=2, guidance_scale=1.0,
                             decode=False, on_halved=note)  # fmt: skip
