@@ -124,7 +124,7 @@ class SampleFolder(files.PartialFolder):
         self.is_begun = False
         self.checksums = SampleChecksums(self.place / CHECKSUMS, count)
         self.keeps_samples = resume and self.array.is_whole() and self.checksums.is_whole()
-        self.made = {index for index in range(count) if self._is_made(index)} if self.keeps_samples else set()
+        self.made = team.on_main(self._made_before)  # reads and hashes all files that are there
         self.kept = len(self.made)
         if resume and not self.keeps_samples:
             logger.warning("%s or %s is missing or damaged, so all samples are made again.", ARRAY, CHECKSUMS)
@@ -135,6 +135,10 @@ class SampleFolder(files.PartialFolder):
         Without the whole array of their samples they are made again.
         """
         return self.made.issuperset(range(batch.start, batch.stop))
+
+    def _made_before(self) -> set[int]:
+        """Return the samples that an interrupted run made, whose files and parts of the array are undamaged."""
+        return {index for index in range(len(self.names)) if self._is_made(index)} if self.keeps_samples else set()
 
     def _is_made(self, index: int) -> bool:
         """Return whether an interrupted run made a sample, and its files and its part of the array are undamaged."""

@@ -1,6 +1,5 @@
 """``skipdit sample`` in several processes: the files of one, shared out by whole batches."""
 
-import hashlib
 import json
 import os
 import signal
@@ -9,17 +8,10 @@ import time
 import numpy as np
 import pytest
 
+from tests.support.folders import tree
 from tests.support.processes import run_together, start_together
 
 QUICK = ("--steps", 2, "--guidance-scale", 1.5, "--batch-size", 2)
-
-
-def contents(folder) -> dict:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -43,7 +35,7 @@ def test_the_files_are_those_of_one_process_whatever_the_number(skipdit, tiny_pi
         out = tmp_path / str(number) / "out"
         ended = run(number, *command, "--steps", 6, "-o", out, "--npz", out / "all.npz", "--json")
         assert [each.code for each in ended] == [0] * number, ended
-        assert contents(out) == contents(whole)
+        assert tree(out) == tree(whole)
         assert [each.stdout for each in ended[1:]] == [""] * (number - 1)
         report = json.loads(ended[0].stdout)
         assert report["processes"] == number and report["cache"] == ran.json["cache"]
@@ -83,7 +75,7 @@ def test_a_run_of_which_a_process_is_killed_is_resumed_by_another_number(
 
     ended = run(3, *command, "--json") if killed else [skipdit(*command, "--json")]
     assert [each.code for each in ended] == [0] * len(ended), ended
-    assert contents(out) == contents(whole)
+    assert tree(out) == tree(whole)
     remade = [name for name, written in pictures.items() if (out / name).stat().st_mtime_ns != written]
     assert len(remade) <= 1, "a picture of which there was a checksum was made twice"
     assert not list(out.glob("*.tmp-*"))

@@ -1,6 +1,5 @@
 """``skipdit sample`` into a folder: each picture is there when it is made, and an interrupted run is resumed."""
 
-import hashlib
 import signal
 import subprocess
 import sys
@@ -11,16 +10,9 @@ import pytest
 
 from skipdit_cli import media
 from skipdit_cli.media import read_metadata
+from tests.support.folders import tree
 
 QUICK = ("--steps", 2, "--guidance-scale", 1.5, "--batch-size", 2)
-
-
-def contents(folder) -> dict:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp
     model, whole, out = tiny_pipeline(), tmp_path / "a" / "out", tmp_path / "b" / "out"
     command = ("sample", "-m", model, "--class-labels", "1,2", "--num-images", 7, *QUICK)
     assert skipdit(*command, "-o", whole, "--npz", whole / "all.npz").code == 0
-    assert len(contents(whole)) == 10 and np.load(whole / "all.npz")["arr_0"].shape == (7, 8, 8, 3)
+    assert len(tree(whole)) == 10 and np.load(whole / "all.npz")["arr_0"].shape == (7, 8, 8, 3)
 
     command = (*command, "-o", out, "--npz", out / "all.npz")
     interrupted_at(4)
@@ -64,7 +56,7 @@ def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp
     assert ran.code == 0, ran.stderr
     assert ran.json["kept"] == 3 and len(ran.json["files"]) == 9
     assert made == ["0003.png", "0004.png", "0005.png", "0006.png", "grid.png"], "a picture was made twice"
-    assert contents(out) == contents(whole)
+    assert tree(out) == tree(whole)
     assert skipdit(*command).code == 2, "a finished folder is not resumed"
 
 
@@ -121,7 +113,7 @@ def test_a_run_whose_array_is_lost_or_damaged_makes_its_samples_anew(
     interrupted_at(None)
     ran = skipdit(*command, "--json")
     assert ran.code == 0 and ran.json["kept"] == 0, ran.stderr
-    assert contents(out) == contents(whole)
+    assert tree(out) == tree(whole)
     assert damage != "link" or others.read_bytes() == samples, "a file outside of the folder was written"
 
 
@@ -151,7 +143,7 @@ def test_a_killed_run_is_resumed(skipdit, tiny_pipeline, tmp_path):
     ran = skipdit(*command, "-o", out, "--json")
     assert ran.code == 0 and ran.json["kept"] >= 1, ran.stderr
     assert skipdit(*command, "-o", whole).code == 0
-    assert contents(out) == contents(whole)
+    assert tree(out) == tree(whole)
 
 
 def test_an_interrupted_run_of_videos_is_resumed(skipdit, latte_pipeline, tmp_path, interrupted_at):
@@ -162,7 +154,7 @@ def test_an_interrupted_run_of_videos_is_resumed(skipdit, latte_pipeline, tmp_pa
     assert skipdit(*command, "-o", out).code == 130
     made = interrupted_at(None)
     assert skipdit(*command, "-o", out).code == 0 and made == ["0001.png", "grid.png"]
-    assert contents(out) == contents(whole)
+    assert tree(out) == tree(whole)
 
 
 def test_the_array_of_a_folder_is_the_file_that_numpy_writes(tmp_path):

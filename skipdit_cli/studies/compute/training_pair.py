@@ -43,10 +43,8 @@ class Pair:
     def is_told(self, metric: str) -> bool:
         """Return whether a metric can tell the trainings apart: in every seed, one of the models does not have at its
         first checkpoint the quality that ``ratios`` compares them at."""
-        return all(
-            max(curve[0][metric] for curve in curves) > max(min(row[metric] for row in curve) for curve in curves)
-            for curves in zip(self.curves[VANILLA], self.curves[SKIP])
-        )
+        vanilla, skip = ([_lists(curve, metric)[1] for curve in self.curves[name]] for name in (VANILLA, SKIP))
+        return all(max(one[0], other[0]) > compared_quality(one, other) for one, other in zip(vanilla, skip))
 
     def at_equal(self, metric: str, measure: str) -> dict[str, list[float]] | None:
         """Return the quality of both variants, per seed, at the largest cost that both trainings reach; None if one of
@@ -63,6 +61,11 @@ def _lists(curve: Sequence[dict[str, float]], metric: str) -> tuple[list[float],
     return [row["step"] for row in curve], [row[metric] for row in curve]
 
 
+def compared_quality(vanilla: Sequence[float], skip: Sequence[float]) -> float:
+    """Return the quality that two trainings are compared at: the best of the worse one, lower being better."""
+    return max(min(vanilla), min(skip))
+
+
 def training_ratio(
     vanilla: tuple[Sequence[float], Sequence[float]], skip: tuple[Sequence[float], Sequence[float]]
 ) -> float:
@@ -72,7 +75,7 @@ def training_ratio(
         vanilla, skip: Steps, ascending, and the quality at each, lower being better. The best so far counts.
     """
     best = [np.minimum.accumulate(np.asarray(values, float)) for _, values in (vanilla, skip)]
-    quality = max(best[0][-1], best[1][-1])
+    quality = compared_quality(vanilla[1], skip[1])
     needed = [_steps_for(steps, values, quality) for (steps, _), values in zip((vanilla, skip), best)]
     return needed[0] / needed[1]
 
