@@ -69,7 +69,7 @@ class SkipCache:
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
+        self.ownership, self.modules, self.no_call = Ownership(), list(self.transformer.modules()), Call()
         self.slots: dict[Key, Slot] = {}
         self.reset()
 
@@ -133,7 +133,7 @@ class SkipCache:
         """Release every remembered tensor; the counts stay."""
         self.slots = {}
         self.called_slots: set[Key] = set()  # in this step
-        self.timestep, self.ran, self.call = None, False, Call()  # of this step
+        self.timestep, self.ran, self.call = None, False, self.no_call  # of this step
         self.trigger = make_trigger(self.policy, self.transformer)
 
     # Called by the blocks (the protocol ``Cache`` of trunk.py)
@@ -190,7 +190,7 @@ class SkipCache:
         if not finished:
             self._begin_steps(self.steps.scheduler)
             return
-        call, self.call, self.ran = self.call, Call(), True
+        call, self.call, self.ran = self.call, self.no_call, True
         call.check_crossed(type(self.transformer).__name__, self.ends.back)
         self.record.add(call.is_reused, self.steps.next, call.decision)
         if call.slot is not None and call.boundary is not None:

@@ -35,25 +35,28 @@ class InterposedBlock(Interposed):
         self.is_bare = self.listing.bare
         parameters = list(parameters_of(trunk.units[index][position]))
         self.places = [(name, parameters.index(name)) for name in self.listing.names]
+        places = dict(self.places)
+        self.returned = [(name, places[name]) if name in places else None for name in self.listing.streams]
 
     def __call__(self, *args, **kwargs):
-        if not self.serving:
+        if (self.is_below or not self.active) and not self.serving:
             return self.inner(*args, **kwargs)
         state = self.trunk.forwards.current
-        if state is not None and self.index < state.due and not torch.is_grad_enabled():
-            if state.leaves_out:
-                return self._unchanged(self._inputs(args, kwargs))
-            return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
+        if state is not None and self.index < state.due:
+            if state.leaves_out:  # which only a forward without gradients does
+                return self._unchanged(args, kwargs)
+            if not torch.is_grad_enabled():
+                return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
         call = self._prepare(args, kwargs)
         if call is None:
-            return self._leave(self.trunk.cache, self._unchanged(self._inputs(args, kwargs)))
+            return self._leave(self.trunk.cache, self._unchanged(args, kwargs))
         args, kwargs, finish = call
         result = self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
-        return finish(result)
+        return result if finish is None else finish(result)
 
-    def _prepare(self, args: tuple, kwargs: dict) -> tuple[tuple, dict, Callable] | None:
-        """Return the arguments that the block runs with, and what turns its result into its output; None if the cache
-        leaves it out. Streams are kept, joined, taken or given here."""
+    def _prepare(self, args: tuple, kwargs: dict) -> tuple[tuple, dict, Callable | None] | None:
+        """Return the arguments that the block runs with, and what turns its result into its output, if anything does;
+        None if the cache leaves it out. Streams are kept, joined, taken or given here."""
         trunk, merge = self.trunk, self.trunk.merge if self.opens_unit else None
         cache = None if torch.is_grad_enabled() else trunk.cache
         inputs = self._inputs(args, kwargs)
@@ -72,6 +75,8 @@ class InterposedBlock(Interposed):
                 streams = merge.join(state, self.index, streams)
         if streams is not inputs:
             args, kwargs = self._with(streams, args, kwargs)
+        if first_pass is None and not self.ends_trunk:
+            return args, kwargs, None
         return args, kwargs, partial(self._finish, cache, first_pass, inputs)
 
     def _finish(self, cache: Cache | None, first_pass: FirstPass | None, inputs: list, result):
@@ -137,9 +142,9 @@ class InterposedBlock(Interposed):
                 positional[place] = stream
         return tuple(positional), named
 
-    def _unchanged(self, streams: list):
+    def _unchanged(self, args: tuple, kwargs: dict):
         """What the block would return if it changed nothing."""
         if self.is_bare:
-            return streams[0]
-        named = dict(zip(self.listing.names, streams))
-        return tuple(named.get(name) for name in self.listing.streams)
+            name, place = self.places[0]
+            return kwargs[name] if name in kwargs else args[place]
+        return tuple(at and (kwargs[at[0]] if at[0] in kwargs else args[at[1]]) for at in self.returned)
