@@ -69,7 +69,7 @@ class SkipCache:
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules, self.no_call = Ownership(), list(self.transformer.modules()), Call()
+        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
         self.slots: dict[Key, Slot] = {}
         self.reset()
 
@@ -107,7 +107,7 @@ class SkipCache:
 
     @property
     def trace(self) -> list[str]:
-        """The kind of each forward since the scheduler's last ``set_timesteps``: "full" or "reused"."""
+        """The kind of each forward, "full" or "reused": of the generation; of the latest ones without a scheduler."""
         return self.record.trace
 
     @property
@@ -133,7 +133,7 @@ class SkipCache:
         """Release every remembered tensor; the counts stay."""
         self.slots = {}
         self.called_slots: set[Key] = set()  # in this step
-        self.timestep, self.ran, self.call = None, False, self.no_call  # of this step
+        self.timestep, self.ran, self.call = None, False, Call()  # of this step
         self.trigger = make_trigger(self.policy, self.transformer)
 
     # Called by the blocks (the protocol ``Cache`` of trunk.py)
@@ -178,6 +178,7 @@ class SkipCache:
         if self.scheduler is None and key in self.called_slots:
             self.steps.next += 1
             self.called_slots.clear()
+            self.record.shorten(self.num_blocks, self.ends.left_out)
         self.called_slots.add(key)
         if self.trigger is not None:
             self.call = self.trigger.begin_call(slot, is_reused, opens_step=len(self.called_slots) == 1)
@@ -188,9 +189,8 @@ class SkipCache:
     def end(self, finished: bool) -> None:
         """Remember the boundary of a full step that has finished; after an exception, forget the generation."""
         if not finished:
-            self._begin_steps(self.steps.scheduler)
-            return
-        call, self.call, self.ran = self.call, self.no_call, True
+            return self._begin_steps(self.steps.scheduler)
+        call, self.call, self.ran = self.call, Call(), True
         call.check_crossed(type(self.transformer).__name__, self.ends.back)
         self.record.add(call.is_reused, self.steps.next, call.decision)
         if call.slot is not None and call.boundary is not None:

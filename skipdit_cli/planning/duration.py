@@ -12,6 +12,7 @@ from skipdit_cli.planning.fit_branch import branch_samples
 from skipdit_cli.planning.fit_sampler import PATH_STEPS
 from skipdit_cli.planning.searching.effort import EFFORTS, Effort
 from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.schedulers import full_run_sampler
 
 SHARE_OF_TRY = 0.7
 """The forwards of a try, of those of all its samples: some share their beginning, some end at the first look."""
@@ -76,11 +77,11 @@ def within(
 
 def _time(pipe, conditions: Sequence, settings: dict[str, Any]) -> float:
     """Return the seconds of a forward of one sample, after a run that warms up."""
-    seconds = SLOW
+    seconds, sampler = SLOW, full_run_sampler(pipe, None)
     for count in (1, 1, min(SAMPLES, len(conditions))):
         if count > 1 and seconds > SLOW:
             break
         began = time.perf_counter()
-        generate(pipe, conditions[:count], num_inference_steps=STEPS, decode=False, **settings)
+        generate(pipe, conditions[:count], num_inference_steps=STEPS, scheduler=sampler, decode=False, **settings)
         seconds = (time.perf_counter() - began) / STEPS / count
     return seconds

@@ -35,11 +35,9 @@ class InterposedBlock(Interposed):
         self.is_bare = self.listing.bare
         parameters = list(parameters_of(trunk.units[index][position]))
         self.places = [(name, parameters.index(name)) for name in self.listing.names]
-        places = dict(self.places)
-        self.returned = [(name, places[name]) if name in places else None for name in self.listing.streams]
 
     def __call__(self, *args, **kwargs):
-        if (self.is_below or not self.active) and not self.serving:
+        if not self.serving:
             return self.inner(*args, **kwargs)
         state = self.trunk.forwards.current
         if state is not None and self.index < state.due:
@@ -147,4 +145,5 @@ class InterposedBlock(Interposed):
         if self.is_bare:
             name, place = self.places[0]
             return kwargs[name] if name in kwargs else args[place]
-        return tuple(at and (kwargs[at[0]] if at[0] in kwargs else args[at[1]]) for at in self.returned)
+        streams = dict(zip(self.listing.names, self._inputs(args, kwargs)))
+        return tuple(streams.get(name) for name in self.listing.streams)
