@@ -189,7 +189,8 @@ class SkipCache:
     def end(self, finished: bool) -> None:
         """Remember the boundary of a full step that has finished; after an exception, forget the generation."""
         if not finished:
-            return self._begin_steps(self.steps.scheduler)
+            self._begin_steps(self.steps.scheduler)
+            return
         call, self.call, self.ran = self.call, Call(), True
         call.check_crossed(type(self.transformer).__name__, self.ends.back)
         self.record.add(call.is_reused, self.steps.next, call.decision)
@@ -269,8 +270,7 @@ class SkipCache:
         signature, condition = signature_and_condition(arguments, self.parameters[0])
         key, slot = self._find_slot(condition, timestep)
         if slot is None or slot.signature != signature:
-            counted = slot.steps if slot else CountedSteps(self.policy)
-            steps = counted if self.scheduler is None else self.steps
+            steps = self.steps if self.scheduler is not None else slot.steps if slot else CountedSteps(self.policy)
             self.slots.pop(key, None)
             slot = self.slots[key] = Slot(self.policy, condition, signature, steps)
             if self.scheduler is None and len(self.slots) > MAX_CALLS_PER_STEP:  # nothing says which are out of use

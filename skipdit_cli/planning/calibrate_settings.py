@@ -27,7 +27,10 @@ class CalibrateSettings:
         metavar="FILE",
     )
     cost: str | None = setting(
-        None, "Budget in full forwards of the model, such as 9, or several: 6,9,12. Give one of --cost, --speedup, --min-psnr.", BUDGET, metavar="LIST"
+        None,
+        "Budget in full forwards of the model, such as 9, or several: 6,9,12. Give one of --cost, --speedup, --min-psnr.",
+        BUDGET,
+        metavar="LIST",
     )
     speedup: str | None = setting(
         None, "Budget as a speedup over the full run: --num-inference-steps over the cost.", BUDGET, metavar="LIST"

@@ -75,8 +75,8 @@ class Record:
         self.begin_generation()
 
     def shorten(self, num_blocks: int, left_out: int) -> None:
-        """Begin an empty trace where it has ``MOST_TRACED`` forwards, for without a scheduler nothing else ends it. The
-        counts go on. The arguments are those of ``begin_trace``."""
+        """Begin an empty trace where it has ``MOST_TRACED`` forwards, for nothing else ends it without a scheduler.
+        The counts go on. The arguments are those of ``begin_trace``."""
         if len(self.trace) < MOST_TRACED:
             return
         is_read, self.is_read = self.is_read, False
