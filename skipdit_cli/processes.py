@@ -7,17 +7,25 @@ whatever the device.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from skipdit_cli.errors import ProcessError, SkipditError, UsageError, first_line
+from skipdit_cli.writer import Writer, this_process
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=30)
 """How long one process waits for another. One that ends is noticed at once, for its connections close."""
-FAILED, STEPS = "skipdit/failed", "skipdit/steps"
-"""Keys of the store: the sentence of a process that failed, and the steps of all processes."""
+PATIENCE, PAUSE = 2.0, 0.05
+"""Seconds that processes which fail wait for each other, so that one prints what all would say, and between looks."""
+BETWEEN_LOOKS = 1.0
+"""Seconds after which a process looks again whether the others still run."""
+FAILED, MAIN, HEARD, STEPS = "skipdit/failed", "skipdit/main", "skipdit/heard", "skipdit/steps"
+"""Keys of the store: the sentence of the first process that failed, the one that the main process prints, the
+processes that have read it, and the steps of all processes."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
 """What torch's errors say, among much else, where another process has ended or does not answer."""
@@ -71,6 +79,8 @@ class Team:
         self.is_apart = False
         self.group: Any = None
         self.store: Any = None
+        self.others: dict[int, Writer] = {}
+        self.looked = 0.0
 
     def broadcast(self, value: T | None = None) -> T:
         """Return an object of the main process in all of them."""
@@ -119,6 +129,10 @@ class Team:
         """Return the items of this process: every ``count``-th, so that equal loads are shared evenly."""
         return items[self.rank :: self.count]
 
+    def wait_for_all(self) -> None:
+        """Wait until all processes have come here."""
+        self.broadcast(self.gather(None))
+
     def add_steps(self, number: int) -> int:
         """Count steps of this process, and return those of all.
 
@@ -128,19 +142,68 @@ class Team:
         steps, sentence = self._ask(lambda: (self.store.add(STEPS, number), self._failure()))
         if sentence is not None:
             raise ProcessError(sentence)
+        self._look()
         return steps
 
-    def report(self, sentence: str) -> None:
-        """Tell the other processes why this one ends, unless another one has failed before."""
-        if self.count > 1:
-            try:
-                if not self.store.check([FAILED]):
-                    self.store.set(FAILED, f"Process {self.rank} of {self.count} failed: {sentence}")
-            except RuntimeError:  # the process that holds the store has ended
-                pass
+    def report(self, sentence: str, is_common: bool = False) -> None:
+        """Tell the other processes why this one ends, unless another one has failed before.
+
+        Args:
+            is_common: Whether all of them fail alike by themselves. Else the main process waits a moment, until the
+                others have read what it prints.
+        """
+        if self.count == 1:
+            return
+        with suppress(RuntimeError):  # the process that holds the store has ended
+            if not self.store.check([FAILED]):
+                self.store.set(FAILED, f"Process {self.rank} of {self.count} failed: {sentence}")
+            if self.is_main:
+                self.store.set(MAIN, sentence)
+            if self.is_main and not is_common:
+                self._has([f"{HEARD}/{rank}" for rank in range(1, self.count)])
+
+    def is_said(self, sentence: str) -> bool:
+        """Return whether the main process prints the same sentence, for which another one waits a moment."""
+        if self.count == 1:
+            return False
+        with suppress(RuntimeError):  # the main process has ended
+            if self._has([MAIN]):
+                said = self.store.get(MAIN).decode()
+                self.store.set(f"{HEARD}/{self.rank}", "")
+                return said == sentence
+        return False
+
+    def _has(self, keys: list[str]) -> bool:
+        """Return whether the store has these keys, for which it has a moment."""
+        last = time.monotonic() + PATIENCE
+        while not (found := self.store.check(keys)) and time.monotonic() < last:
+            time.sleep(PAUSE)
+        return found
+
+    def failure(self) -> str | None:
+        """Return the sentence of the first process that failed, None if none did or nobody can say."""
+        with suppress(RuntimeError):
+            return None if self.count == 1 else self._failure()
+        return None
 
     def _failure(self) -> str | None:
         return self.store.get(FAILED).decode() if self.store.check([FAILED]) else None
+
+    def _look(self) -> None:
+        """Look now and then whether the processes of this machine still run: what is killed closes no counter.
+
+        Raises:
+            ProcessError: One does not.
+        """
+        if time.monotonic() - self.looked < BETWEEN_LOOKS:
+            return
+        self.looked = time.monotonic()
+        for rank, other in self.others.items():
+            if other.is_visible() and not other.is_running():
+                raise ProcessError(
+                    f"Process {rank} of {self.count} ({other}) has ended without a message, as if it were killed; run "
+                    "the command again."
+                )
 
     def _ask(self, function: Callable[[], T]) -> T:
         """Return what a function reads from the store, which the main process or its launcher holds.
@@ -176,6 +239,8 @@ _current = Team()
 def join(device: str = "auto") -> Team:
     """Return the team of this command, after meeting its other processes, if there are any.
 
+    Processes that an ``Accelerator`` has brought together already are met there.
+
     Args:
         device: The value of ``--device``.
 
@@ -195,8 +260,11 @@ def join(device: str = "auto") -> Team:
         PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
         team.group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
         team.store = torch.distributed.distributed_c10d._get_default_store()
+        all_of_them: list[Any] = [None] * team.count
+        torch.distributed.all_gather_object(all_of_them, this_process(), group=team.group)
     except RuntimeError as cause:
         raise SkipditError(f"The {team.count} processes of this run cannot meet: {first_line(cause)}.") from cause
+    team.others = {index: other for index, other in enumerate(all_of_them) if index != team.rank}
     _current = team
     return team
 
@@ -208,7 +276,8 @@ def leave() -> None:
         import torch
 
         _current = Team()
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():  # accelerate may have ended the group with a training
+            torch.distributed.destroy_process_group()
 
 
 def check_device(device: str) -> None:
@@ -239,7 +308,7 @@ def lost_peer(cause: BaseException) -> str | None:
     """Return the sentence for an error of torch that another process has ended; None for any other error."""
     if count() == 1 or not isinstance(cause, RuntimeError) or not any(words in str(cause) for words in LOST):
         return None
-    return (
+    return _current.failure() or (
         f"Another process of this run has ended or does not answer ({_reason(cause)}); its message says why. Run the "
         "command again, a training with --resume-from-checkpoint auto."
     )
@@ -258,9 +327,9 @@ def end(cause: BaseException, sentence: str) -> bool:
     """
     if count() == 1:
         return True
-    is_told = isinstance(cause, (ProcessError, KeyboardInterrupt))
-    is_bad_input = getattr(cause, "exit_code", 1) == UsageError.exit_code
-    fails_alone = not is_told and (_current.is_apart or not is_bad_input or local_rank() == 0)
-    if fails_alone or isinstance(cause, KeyboardInterrupt):  # Ctrl-C may have reached this process alone
-        _current.report(sentence)
-    return fails_alone or rank() == 0
+    is_told = isinstance(cause, (ProcessError, KeyboardInterrupt)) or sentence == _current.failure()
+    is_common = getattr(cause, "exit_code", 1) == UsageError.exit_code and not _current.is_apart
+    fails_alone = not is_told and (not is_common or local_rank() == 0)
+    if rank() == 0 or fails_alone or isinstance(cause, KeyboardInterrupt):  # Ctrl-C may have reached this one alone
+        _current.report(sentence, is_common)
+    return rank() == 0 or (fails_alone and not _current.is_said(sentence))

@@ -17,7 +17,19 @@ PACKAGE = Path(skipdit_cli.__file__).parent
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FLOORS = [
-    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "processes", "settings", "version"}
+    {
+        "errors",
+        "console",
+        "files",
+        "formats",
+        "quiet",
+        "finite",
+        "presets",
+        "processes",
+        "settings",
+        "version",
+        "writer",
+    }
     | {"media", "columns"},
     {"families", "trunk", "skip", "cache"},
     {
