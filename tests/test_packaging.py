@@ -17,19 +17,7 @@ PACKAGE = Path(skipdit_cli.__file__).parent
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FLOORS = [
-    {
-        "errors",
-        "console",
-        "files",
-        "formats",
-        "quiet",
-        "finite",
-        "presets",
-        "processes",
-        "settings",
-        "version",
-        "writer",
-    }
+    {"errors", "console", "files", "formats", "quiet", "finite", "presets", "processes", "settings", "version"}
     | {"media", "columns"},
     {"families", "trunk", "skip", "cache"},
     {

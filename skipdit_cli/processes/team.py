@@ -1,4 +1,4 @@
-"""The processes that ``accelerate launch`` or ``torchrun`` starts for one command, and how they work together.
+"""The processes of one command: what they exchange, and how each learns that another one failed or ended.
 
 They exchange Python objects, a counter of steps and the sentence of a process that fails, over gloo on the CPU
 whatever the device.
@@ -6,19 +6,15 @@ whatever the device.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, TypeVar
 
-from skipdit_cli.errors import ProcessError, SkipditError, UsageError, first_line
-from skipdit_cli.writer import Writer, this_process
+from skipdit_cli.errors import ProcessError, SkipditError, first_line
+from skipdit_cli.processes.writer import Writer
 
 T = TypeVar("T")
-LONGEST_WAIT = timedelta(days=30)
-"""How long one process waits for another. One that ends is noticed at once, for its connections close."""
 PATIENCE, PAUSE = 2.0, 0.05
 """Seconds that processes which fail wait for each other, so that one prints what all would say, and between looks."""
 BETWEEN_LOOKS = 1.0
@@ -29,37 +25,6 @@ processes that have read it, and the steps of all processes."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
 """What torch's errors say, among much else, where another process has ended or does not answer."""
-
-
-def count() -> int:
-    """Return the number of processes that a launcher has started for this command; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def rank() -> int:
-    """Return the index of this process among all; the main process has 0."""
-    return int(os.environ.get("RANK") or 0) if count() > 1 else 0
-
-
-def local_rank() -> int:
-    """Return the index of this process on its machine, which is that of its device."""
-    return int(os.environ.get("LOCAL_RANK") or 0) if count() > 1 else 0
-
-
-def check_alone(command: str) -> None:
-    """Refuse several processes for a command that runs in one.
-
-    Args:
-        command: Its name.
-
-    Raises:
-        UsageError: A launcher has started several.
-    """
-    if count() > 1:
-        raise UsageError(
-            f"Got {count()} processes, but 'skipdit {command}' runs in one; run it without accelerate launch or "
-            "torchrun."
-        )
 
 
 class Team:
@@ -125,7 +90,7 @@ class Team:
         self.broadcast((None, result))
         return result
 
-    def share(self, items: list[T]) -> list[T]:
+    def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return the items of this process: every ``count``-th, so that equal loads are shared evenly."""
         return items[self.rank :: self.count]
 
@@ -215,7 +180,7 @@ class Team:
             return function()
         except RuntimeError as cause:
             raise SkipditError(
-                f"The main process of this run has ended ({_reason(cause)}); run the command again."
+                f"The main process of this run has ended ({reason(cause)}); run the command again."
             ) from cause
 
     def _wait(self, function: Callable[[], object]) -> None:
@@ -229,107 +194,10 @@ class Team:
         except RuntimeError as cause:
             sentence = self._ask(self._failure)
             raise ProcessError(
-                sentence or f"Another process of this run has ended ({_reason(cause)}); run the command again."
+                sentence or f"Another process of this run has ended ({reason(cause)}); run the command again."
             ) from cause
 
 
-_current = Team()
-
-
-def join(device: str = "auto") -> Team:
-    """Return the team of this command, after meeting its other processes, if there are any.
-
-    Processes that an ``Accelerator`` has brought together already are met there.
-
-    Args:
-        device: The value of ``--device``.
-
-    Raises:
-        UsageError: ``device`` names one of several devices, or this machine has fewer of them than processes.
-        SkipditError: The processes cannot meet.
-    """
-    global _current
-    if count() == 1:
-        return Team()
-    check_device(device)
-    import torch
-    from accelerate import PartialState
-
-    team = Team(rank(), count())
-    try:
-        PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
-        team.group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        team.store = torch.distributed.distributed_c10d._get_default_store()
-        all_of_them: list[Any] = [None] * team.count
-        torch.distributed.all_gather_object(all_of_them, this_process(), group=team.group)
-    except RuntimeError as cause:
-        raise SkipditError(f"The {team.count} processes of this run cannot meet: {first_line(cause)}.") from cause
-    team.others = {index: other for index, other in enumerate(all_of_them) if index != team.rank}
-    _current = team
-    return team
-
-
-def leave() -> None:
-    """Leave the team, if this process has joined one."""
-    global _current
-    if _current.count > 1:
-        import torch
-
-        _current = Team()
-        if torch.distributed.is_initialized():  # accelerate may have ended the group with a training
-            torch.distributed.destroy_process_group()
-
-
-def check_device(device: str) -> None:
-    """Refuse one device for several processes, and fewer devices than processes.
-
-    Args:
-        device: The value of ``--device``.
-
-    Raises:
-        UsageError: They do not fit.
-    """
-    if ":" in device:
-        raise UsageError(
-            f"Got --device {device} with {count()} processes, each of which takes a device of its own; leave --device "
-            "out."
-        )
-    import torch
-
-    local, devices = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
-    if device != "cpu" and 0 < devices < local:
-        raise UsageError(
-            f"Got {local} processes on a machine with {devices} CUDA device{'s' * (devices > 1)}; start one for each "
-            f"of them (--nproc_per_node {devices})."
-        )
-
-
-def lost_peer(cause: BaseException) -> str | None:
-    """Return the sentence for an error of torch that another process has ended; None for any other error."""
-    if count() == 1 or not isinstance(cause, RuntimeError) or not any(words in str(cause) for words in LOST):
-        return None
-    return _current.failure() or (
-        f"Another process of this run has ended or does not answer ({_reason(cause)}); its message says why. Run the "
-        "command again, a training with --resume-from-checkpoint auto."
-    )
-
-
-def _reason(cause: BaseException) -> str:
+def reason(cause: BaseException) -> str:
     """Return what of an error of torch says why, without its file of C++ and its address."""
     return next((words for words in LOST if words in str(cause)), first_line(cause))
-
-
-def end(cause: BaseException, sentence: str) -> bool:
-    """Tell the other processes that this one fails, and return whether it prints its sentence.
-
-    The main process always does. Another one does not where the main one says the same: of bad input that both read,
-    and of the failure of a third.
-    """
-    if count() == 1:
-        return True
-    is_told = isinstance(cause, (ProcessError, KeyboardInterrupt)) or sentence == _current.failure()
-    is_common = getattr(cause, "exit_code", 1) == UsageError.exit_code and not _current.is_apart
-    fails_alone = not is_told and (not is_common or local_rank() == 0)
-    if rank() == 0 or fails_alone or isinstance(cause, KeyboardInterrupt):  # Ctrl-C may have reached this one alone
-        _current.report(sentence, is_common)
-    return rank() == 0 or (fails_alone and not _current.is_said(sentence))
