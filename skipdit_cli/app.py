@@ -5,6 +5,7 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -266,6 +267,8 @@ def root(
 def main() -> None:
     """Run the command line."""
     console.be_silent(processes.rank() > 0)
+    if processes.count() > 1:  # a process that lost another prints pages of C++ frames before our sentence
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     finally:
