@@ -95,6 +95,9 @@ def _refusal(cause) -> str:
     if ctx and typed and type(cause).__name__ == "NoSuchOption":
         meant = flag_meant(typed, (name for parameter in ctx.command.params for name in parameter.opts))
         advice = advice_for(typed) if meant is None else None
+        nearest = getattr(cause, "possibilities", None) or ()
+        if advice is None and meant is None and len(nearest) == 1:
+            meant = nearest[0]
         if advice is not None:
             return f"No such option: {typed}. {advice}"
         if meant is not None:
@@ -177,6 +180,8 @@ class Command(PanelCommand):
             names = [[opt for opt in p.opts if opt.startswith("--")] for p in self.params]
             spellings = [spelling for spelling in names if len(spelling) > 1]
             message = with_typed_names(str(cause), spellings, ctx.meta.get("arguments", ()))
+            if (model := ctx.params.get("model_argument")) is not None:
+                message = message.replace(f"--model {model}", f"MODEL {model}")
             if message == str(cause):
                 raise
             raise UsageError(message) from cause
