@@ -51,6 +51,7 @@ def describe_run(settings: SampleSettings, name, conditions: list, outline) -> d
     weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
     versions = {package: version(package) for package in ("torch", "diffusers")}
     facts = {"weights of the model": weights, "versions": {**versions, "skipdit": __version__}}
+    facts["num_images"] = len(conditions)
     return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
 
 

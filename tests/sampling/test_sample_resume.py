@@ -49,6 +49,7 @@ def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp
 
     ran = skipdit(*command, "--seed", 3)
     assert ran.code == 2 and "of an interrupted run with other settings (--seed)" in ran.stderr
+    assert "--num-images" in skipdit(*command, "--num-images", 5).stderr
     assert not (out / "0003.png").exists()
 
     made = interrupted_at(None)
