@@ -49,6 +49,7 @@ def describe_run(settings: SampleSettings, name, conditions: list, outline) -> d
     record, npz = make_record(settings, name, conditions), settings.npz
     weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
     facts = {"weights of the model": weights, "versions": versions_of_results()}
+    facts["num_images"] = len(conditions)
     return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
 
 

@@ -52,6 +52,7 @@ def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp
     with monkeypatch.context() as other_release:
         other_release.setattr("skipdit_cli.version.__version__", "0.1.0")
         assert "of an interrupted run with other settings (versions)" in skipdit(*command).stderr
+    assert "--num-images" in skipdit(*command, "--num-images", 5).stderr
     assert not (out / "0003.png").exists()
 
     made = interrupted_at(None)
