@@ -28,7 +28,7 @@ class CalibrateSettings:
     )
     cost: str | None = setting(
         None,
-        "Budget in full forwards of the model, such as 9, or several: 6,9,12. Give one of --cost, --speedup, --min-psnr.",
+        "Budget in full forwards of the model, such as 9, or several: 6,9,12. Or give --speedup or --min-psnr.",
         BUDGET,
         metavar="LIST",
     )

@@ -71,7 +71,7 @@ class InterposedBlock(Interposed):
                 first_pass.check_inputs(self.listing, inputs)
             if merge is not None and (cache is None or not cache.leaves_out(self.last_unit - self.index)):
                 streams = merge.join(state, self.index, streams)
-        if streams is not inputs:
+        if any(new is not old for new, old in zip(streams, inputs)):  # torch.compile compares lists by value
             args, kwargs = self._with(streams, args, kwargs)
         if first_pass is None and not self.ends_trunk:
             return args, kwargs, None
