@@ -44,8 +44,8 @@ def check_fsdp() -> None:
             raise UsageError(f"Launched with {flag} true, which is not supported; {advice}.")
     if not torch.accelerator.is_available() and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
         raise UsageError(  # torch 2.8 sums the gradients of gloo's processes in place of their mean
-            f"Launched with FSDP on a CPU with torch {torch.__version__}, but expected 2.13 or newer, as gradients are "
-            "wrong there in older ones; install that, or leave out --use_fsdp."
+            f"Launched with FSDP on a CPU with torch {torch.__version__}, but expected 2.13 or newer: older "
+            "ones have wrong gradients there; install that, or leave out --use_fsdp."
         )
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
