@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipdit_cli.cards.card_parts import is_marked, marked, marked_text, replace_marked, without_home
+from skipdit_cli.cards.card_parts import front_matter, is_marked, marked, marked_text, replace_marked, without_home
 from skipdit_cli.cards.kind import Kind, kind_of
 from skipdit_cli.cards.snippet import loading_snippet, plain_snippet
 from skipdit_cli.console import amount
@@ -24,6 +24,8 @@ from skipdit_cli.skip.time_embedding import RECORD
 from skipdit_cli.version import __version__, list_versions
 
 CARD = "README.md"
+LONGEST_CARD = 1 << 22
+"""Characters that are read of another card."""
 BENCH, COMMANDS = "bench", "commands"
 """Names of the marked parts of a card."""
 INHERITED = ("license", "license_name", "license_link", "base_model", "datasets", "language", "tags")
@@ -141,21 +143,18 @@ def _read(folder: Path | None) -> str:
     path = (folder or Path()) / CARD
     if folder is None or not path.is_file():
         return ""
-    return path.read_text(encoding="utf-8-sig", errors="replace")
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(LONGEST_CARD)
 
 
 def _front_matter(folder: Path | None, text: str) -> tuple[dict, str]:
     """Return what is taken over from a README.md's front matter, and a note of it if the user wrote the file."""
-    from huggingface_hub import metadata_load
-    from yaml import YAMLError
-
     if not text:
         return {}, ""
     try:
-        metadata = metadata_load(folder / CARD) or {}
-    except (YAMLError, ValueError, OSError) as cause:
-        why = first_line(cause)
-        return {}, f"Card: the front matter of {folder / CARD} cannot be read ({why}), so nothing was taken from it."
+        metadata = front_matter(text, f"The front matter of {folder / CARD}")
+    except UsageError as cause:
+        return {}, f"Card: {str(cause).rstrip('.')}; nothing was taken from it."
     inherited = {key: metadata[key] for key in INHERITED if metadata.get(key)}
     note = f"Card: took {', '.join(inherited) or 'nothing'} from {folder / CARD}, and not its text."
     return inherited, "" if is_marked(text, COMMANDS) else note

@@ -6,6 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from skipdit_cli.errors import UsageError
+from skipdit_cli.formats import parse_yaml
+
+LONGEST_FRONT_MATTER = 1 << 18
+"""Characters."""
+
 
 def marked(name: str, text: str) -> str:
     """Put a text between two comments, which markdown does not show and by which it is found again."""
@@ -39,3 +45,26 @@ def without_home(text: str) -> str:
     if len(home.parts) < 2:
         return text
     return re.sub(rf"(?<![\w.~-]){re.escape(str(home))}(?![\w.-])", "~", text)
+
+
+def front_matter(text: str, name: str) -> dict[str, str | list[str]]:
+    """Return the values in a card's front matter that are texts, or lists of texts; the card may be a stranger's.
+
+    Args:
+        name: File name for messages.
+    Raises:
+        UsageError: It is no readable YAML, or no mapping.
+    """
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", text, flags=re.DOTALL)
+    if match is None:
+        return {}
+    if len(match[1]) > LONGEST_FRONT_MATTER:
+        raise UsageError(f"{name} is longer than the {LONGEST_FRONT_MATTER:,} characters that are read.")
+    values = parse_yaml(match[1], name)
+    if not isinstance(values, (dict, type(None))):
+        raise UsageError(f"{name} is a {type(values).__name__}, but expected a mapping.")
+    return {key: value for key, value in (values or {}).items() if isinstance(key, str) and _is_texts(value)}
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.files.checked import CHECKSUM, digest, write_checked
 from skipdit_cli.files.marker import BEGUN, FINISHED, RESUMABLE, forget, note, read_marker, remove_listed
-from skipdit_cli.files.one import replacing
 from skipdit_cli.files.output import work_in
 from skipdit_cli.files.target import check_folder, check_resumed
-from skipdit_cli.formats import parse_json, read_text, to_json
+from skipdit_cli.formats import parse_json, read_text
 
 PARTIAL = "partial.json"
 """The file with the settings of an unfinished run, deleted when it is finished."""
@@ -107,8 +107,7 @@ class PartialFolder:
         self.stack.enter_context(work_in(self.target, self.kind, self.resume))
         self.is_open = True
         note(self.place, *names, PARTIAL)
-        with replacing(self.place / PARTIAL) as part:
-            part.write_text(to_json(dict(self.settings)), encoding="utf-8")
+        write_checked(self.place / PARTIAL, self.settings)
 
     def keep(self) -> None:
         """Say that the folder holds something to resume from, so that a failure does not remove it."""
@@ -145,6 +144,8 @@ class PartialFolder:
 def _read_partial(target: Path) -> dict[str, Any]:
     """Return the settings of the interrupted run in a folder.
 
+    The file of a run that version 0.1.0 began has no checksum, and is taken as it is.
+
     Raises:
         UsageError: The file that holds them is damaged.
     """
@@ -153,6 +154,6 @@ def _read_partial(target: Path) -> dict[str, Any]:
         settings: Any = parse_json(read_text(file, MOST_BYTES), file)
     except UsageError:
         settings = None
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or settings.pop(CHECKSUM, None) not in (None, digest(settings)):
         raise UsageError(f"Got {file}, which is damaged; give another --output, or --overwrite to start anew.")
     return settings

@@ -194,10 +194,15 @@ def test_of_a_readme_the_terms_are_taken_over_and_not_the_text(converted, tmp_pa
     assert len(chain) == 2 and "--train skip" in chain[0] and "--train all" in chain[1]
 
 
-def test_front_matter_that_cannot_be_read_is_said(tiny_pipeline, tmp_path, skipdit):
-    (tiny_pipeline() / "README.md").write_text("---\nlicense: [\n---\n")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("license: [", "is not readable YAML"), ("- mit", "is a list"), ("tags: &a [x]\nlicense: *a", "has the alias *a")],
+)
+def test_front_matter_that_cannot_be_read_is_said(text, said, tiny_pipeline, tmp_path, skipdit):
+    (tiny_pipeline() / "README.md").write_text(f"---\n{text}\n---\n")
     made = skipdit("convert", tmp_path / "tiny", "-o", tmp_path / "out", "--no-verify")
-    assert made.code == 0 and "cannot be read" in made.stdout and card(tmp_path / "out").data.license is None
+    assert made.code == 0 and f"README.md {said}" in made.stdout and "nothing was taken" in made.stdout
+    assert card(tmp_path / "out").data.license is None
 
 
 def test_configs_forget_where_they_were_and_keep_the_hub_id(tmp_path):

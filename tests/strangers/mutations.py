@@ -636,3 +636,35 @@ def mp4_files(content: bytes):
         return bytes(changed)
 
     return lies() | spoiled(content)
+
+
+def card_files(content: bytes):
+    """Draw a model card: its front matter is YAML between two lines of dashes."""
+    front, text = content.removeprefix(b"---\n").split(b"\n---\n")
+    return yaml_files(front).map(lambda changed: b"---\n" + changed + b"\n---\n" + text) | spoiled(content)
+
+
+def parquet_files(content: bytes):
+    """Draw a Parquet file: its footer and the headers of its pages hold numbers of variable length, which are spoiled
+    where they lie; the schema of Arrow and of `datasets` is in the footer, too."""
+    footer = len(content) - 8 - struct.unpack("<I", content[-8:-4])[0]
+    numbers = (b"\0", b"\x7f", b"\xff\xff\xff\xff\x0f", b"\x80\x80\x80\x80\x08", b"\xfe" + b"\xff" * 8 + b"\x01")
+
+    @st.composite
+    def lies(draw):
+        changed = bytearray(content)
+        for _ in range(draw(st.sampled_from((1, 1, 2, 4)))):
+            at = draw(st.integers(footer if draw(st.booleans()) else 4, len(content) - 9))
+            number = draw(st.sampled_from(numbers))
+            changed[at : at + len(number)] = number
+        return bytes(changed)
+
+    def with_facts(facts) -> bytes:
+        """Spoil the facts of `datasets` in place: the footer keeps its length."""
+        start = content.index(b'{"info"', footer)
+        end = content.index(b"}}}}", start) + 4
+        return content[:start] + as_json(facts)[: end - start].ljust(end - start) + content[end:]
+
+    start = content.index(b'{"info"', footer)
+    facts = json.loads(content[start : content.index(b"}}}}", start) + 4])
+    return lies() | lies() | documents(facts).map(with_facts) | spoiled(content)

@@ -19,6 +19,7 @@ from PIL import Image
 from skipdit_cli import files, media
 from skipdit_cli.commands.sample_checksums import SampleChecksums
 from tests.strangers import mutations
+from tests.strangers.sandbox import SCRATCH
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RECORD = {
@@ -75,6 +76,28 @@ def make_plain(folder: Path) -> None:
     """A pipeline of a tiny DiT without branches, which can be converted."""
     make_dit(folder)
     shutil.rmtree(folder / "skip")
+
+
+CARD = """---
+license: mit
+base_model: [a/b]
+tags: [diffusers, cats]
+language: en
+---
+# A model
+
+<!-- skipdit commands -->
+```
+skipdit convert a -o b
+```
+<!-- /skipdit commands -->
+"""
+
+
+def make_card(folder: Path) -> None:
+    """A pipeline with a model card."""
+    make_dit(folder)
+    (folder / "README.md").write_text(CARD)
 
 
 def make_text(folder: Path) -> None:
@@ -225,10 +248,19 @@ def make_shards(folder: Path) -> None:
 
 def make_dataset(folder: Path) -> None:
     import datasets
+    from pyarrow import parquet
 
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["circle", "square"]))
     rows = {"image": [Image.fromarray(pixels(8, 8, 3))] * 2, "label": [0, 1]}
-    datasets.Dataset.from_dict(rows, features).save_to_disk(folder / "saved")
+    data = datasets.Dataset.from_dict(rows, features)
+    data.save_to_disk(folder / "saved")
+    datasets.DatasetDict(train=data, test=data).save_to_disk(folder / "splits")
+    data.save_to_disk(folder / "stranger-secret")
+    for compression in ("zstd", "none"):
+        (folder / f"parquet-{compression}").mkdir()
+        parquet.write_table(
+            data.data.table, folder / f"parquet-{compression}" / "train.parquet", compression=compression
+        )
 
 
 SHARD = f"latents-{'0' * 32}.safetensors"
@@ -296,7 +328,7 @@ def make_output(folder: Path) -> None:
         (folder / name / "part" / "a.txt").write_text("ours")
         marker = {"schema": 1, "kind": kind, "version": "0", "state": state, "files": ["part/a.txt"]}
         (folder / name / files.MARKER).write_text(json.dumps(marker))
-    (folder / "begun" / "partial.json").write_text(json.dumps(PLAIN))
+    files.write_checked(folder / "begun" / "partial.json", PLAIN)
     media.arrays.ArrayFile(folder / "begun" / "partial.npy", 3).write(0, pixels(3, 8, 8, 3))
     checksums = SampleChecksums(folder / "begun" / "partial.sha256", 3)
     checksums.create()
@@ -359,6 +391,16 @@ def read_model(folder: Path) -> object:
 
     read_outline(folder)
     return load_pipeline(folder)
+
+
+def read_card(folder: Path) -> object:
+    from skipdit_cli.cards.card import find_origin, write_card
+
+    new = Path.cwd().parent / SCRATCH / "model"
+    if not new.is_dir():
+        shutil.copytree(folder, new)
+    origin = find_origin(new, None, "skipdit convert", folder, folder)
+    return write_card(new, origin, {})
 
 
 def read_weights(folder: Path) -> object:
@@ -475,6 +517,19 @@ def read_data(name: str, **demand) -> Callable[[Path], object]:
     return read
 
 
+def read_parquet(name: str) -> Callable[[Path], object]:
+    read_rows = read_data(f"hf:{{}}/{name}", num_classes=2)
+
+    def read(folder: Path) -> object:
+        import datasets
+
+        datasets.config.HF_DATASETS_CACHE = Path.cwd().parent / SCRATCH / "cache"
+        datasets.disable_progress_bars()
+        return read_rows(folder)
+
+    return read
+
+
 def read_checkpoint(folder: Path) -> object:
     from skipdit_cli.errors import UsageError
     from skipdit_cli.training.run.state import check_whole, load_state
@@ -582,6 +637,7 @@ READERS = [
     Reader("scheduler config", make_dit, "scheduler/scheduler_config.json", JSON, read_model, 0.5),
     Reader("transformer weights", make_dit, f"transformer/{WEIGHTS}", TENSORS, read_weights, 0.5),
     Reader("skip weights", make_dit, f"skip/{WEIGHTS}", TENSORS, read_weights, 0.5),
+    Reader("model card", make_card, "README.md", mutations.card_files, read_card, 0.5),
     Reader("converted config", make_plain, TRANSFORMER, JSON, read_source_model, 0.5),
     Reader("converted index", make_plain, "model_index.json", JSON, read_source_model, 0.5),
     Reader("converted weights", make_plain, f"transformer/{WEIGHTS}", TENSORS, read_source_model, 0.5),
@@ -629,6 +685,10 @@ READERS = [
     Reader("state of a data set", make_dataset, "saved/state.json", JSON, read_data("hf:{}/saved", num_classes=2)),
     Reader("facts of a data set", make_dataset, "saved/dataset_info.json", JSON,
            read_data("hf:{}/saved", num_classes=2)),
+    Reader("splits of a data set", make_dataset, "splits/dataset_dict.json", JSON,
+           read_data("hf:{}/splits", num_classes=2)),
+    *(Reader(f"rows in Parquet, {kind}", make_dataset, f"parquet-{kind}/train.parquet", mutations.parquet_files,
+             read_parquet(f"parquet-{kind}")) for kind in ("zstd", "none")),
     Reader("shard of latents", make_store, SHARD, TENSORS, read_shard),
     Reader("manifest of latents", make_store, "manifest.json", JSON, read_store),
     Reader("checkpoint record", make_checkpoint, "checkpoint-1/state.json", JSON, read_checkpoint),
@@ -638,7 +698,7 @@ READERS = [
     Reader("shards of a checkpoint", make_sharded, "sharded/__0_0.distcp", mutations.spoiled, read_sharded),
     Reader("losses", make_checkpoint, "metrics.jsonl", mutations.json_lines, read_metrics),
     Reader("marker", make_output, f"out/{files.MARKER}", JSON, read_marker),
-    Reader("interrupted sampling", make_output, "begun/partial.json", JSON, read_partial),
+    Reader("interrupted sampling", make_output, "begun/partial.json", mutations.checked_files, read_partial),
     Reader("array of an interrupted sampling", make_output, "begun/partial.npy", mutations.spoiled, read_begun_array),
     Reader("checksums of an interrupted sampling", make_output, "begun/partial.sha256", mutations.spoiled,
            read_begun_checksums),

@@ -20,8 +20,9 @@ MEMORY = 2 << 30
 """Bytes that a reader may take."""
 CPU_SECONDS, WALL_SECONDS = 20, 180
 """What a reader may take, of the processor and on a loaded machine."""
-CANARY, SECRET = "stranger-canary", "stranger-secret"
-"""The file that code of a stranger would make, and the name of files outside of the data folder."""
+CANARY, SECRET, SCRATCH = "stranger-canary", "stranger-secret", "stranger-scratch"
+"""The file that code of a stranger would make, the name of files outside of the data folder, and the folder, beside the
+working one, that a reader may write to if reading is to write elsewhere: into a cache, or a new folder."""
 WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "webbrowser.open", "urllib.Request")
 OF_THIS_MACHINE = ("socket.gethostname", "socket.__new__", "socket.sethostname")
@@ -195,19 +196,30 @@ def _watch(events: list[str]) -> Callable[[str, tuple], None]:
             path, _, flags = arguments
             name = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            if writes and name not in ("/proc/self/clear_refs", os.devnull):
+            if writes and name not in ("/proc/self/clear_refs", os.devnull) and SCRATCH not in name:
                 events.append(f"opened {name} to write")
             elif SECRET in name or name.startswith(("/etc/passwd", "/etc/hostname")):
                 events.append(f"read {name}")
         elif event == "subprocess.Popen":
             if arguments[0] != ffmpeg:
                 events.append(f"started {arguments[0]}")
+        elif event in WRITES and _is_in_scratch(arguments):
+            pass
         elif event in WRITES + CODE or (event.startswith("socket.") and event not in OF_THIS_MACHINE):
             events.append(f"{event} {str(arguments)[:200]}")
         elif event == "import" and arguments[0] == "stranger_module":
             events.append("imported a module of a stranger")
 
     return hook
+
+
+def _is_in_scratch(arguments: tuple) -> bool:
+    """Return whether all paths of an event lie in the folder for writes, perhaps relative to an open folder."""
+    paths = [os.fsdecode(each) for each in arguments if isinstance(each, (str, bytes))]
+    for number in (each for each in arguments if isinstance(each, int)):
+        with contextlib.suppress(OSError):  # the number is a mode, and no open folder
+            paths = [f"{os.readlink(f'/proc/self/fd/{number}')}/{path}" for path in paths]
+    return all(f"/{SCRATCH}/" in f"{path}/" for path in paths)
 
 
 def _state_of(*folders: Path) -> dict[Path, tuple[int, int]]:

@@ -22,6 +22,7 @@ from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.data_source import DataSource
 from skipdit_cli.training.observer import SILENT, Observer
 from skipdit_cli.training.sources.packed_pictures import Columns, sample_set
+from skipdit_cli.training.sources.parquet_files import load_parquet
 
 LABEL_KEYS = ("label", "labels")
 KINDS_OF_FILES = re.compile(
@@ -157,16 +158,20 @@ def _from_folder(folder: Path, source: DataSource) -> Any:
                 f"Got --data hf:{folder}, in which there is neither a data set of save_to_disk nor a Parquet file; a "
                 f"folder of images is --data {folder}."
             )
-        files = splits[_split(source, list(splits))]
-        return datasets.load_dataset("parquet", data_files=files, split="train")
+        return load_parquet(splits[_split(source, list(splits))])
 
 
 def _check_inside(folder: Path) -> None:
-    """Refuse a folder of ``save_to_disk`` whose states name files outside of it.
+    """Refuse a folder of ``save_to_disk`` whose splits or states name folders or files outside of it.
 
     Raises:
-        UsageError: A state does, or is no JSON object.
+        UsageError: One does, or is not what ``save_to_disk`` writes.
     """
+    if (index := folder / "dataset_dict.json").is_file():
+        content = parse_json(read_text(index, LARGEST_STATE), index)
+        for name in content.get("splits") or [] if isinstance(content, dict) else []:
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+                raise UsageError(f"Got --data hf:{folder}, whose {index.name} names {name!r}, which is no split.")
     for state in (*folder.glob("state.json"), *folder.glob("*/state.json")):
         content = parse_json(read_text(state, LARGEST_STATE), state)
         files = content.get("_data_files") if isinstance(content, dict) else None
