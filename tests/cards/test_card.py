@@ -196,7 +196,11 @@ def test_of_a_readme_the_terms_are_taken_over_and_not_the_text(converted, tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("license: [", "is not readable YAML"), ("- mit", "is a list"), ("tags: &a [x]\nlicense: *a", "has the alias *a")],
+    [
+        ("license: [", "is not readable YAML"),
+        ("- mit", "is a list"),
+        ("tags: &a [x]\nlicense: *a", "has the alias *a"),
+    ],
 )
 def test_front_matter_that_cannot_be_read_is_said(text, said, tiny_pipeline, tmp_path, skipdit):
     (tiny_pipeline() / "README.md").write_text(f"---\n{text}\n---\n")

@@ -21,8 +21,8 @@ MEMORY = 2 << 30
 CPU_SECONDS, WALL_SECONDS = 20, 180
 """What a reader may take, of the processor and on a loaded machine."""
 CANARY, SECRET, SCRATCH = "stranger-canary", "stranger-secret", "stranger-scratch"
-"""The file that code of a stranger would make, the name of files outside of the data folder, and the folder, beside the
-working one, that a reader may write to if reading is to write elsewhere: into a cache, or a new folder."""
+"""The file that code of a stranger would make; the name of files outside of the data folder; and the folder beside the
+working one that a reader may write to, if it is to write elsewhere: into a cache, or a new folder."""
 WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "webbrowser.open", "urllib.Request")
 OF_THIS_MACHINE = ("socket.gethostname", "socket.__new__", "socket.sethostname")

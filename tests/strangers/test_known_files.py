@@ -8,9 +8,10 @@ import zipfile
 import zlib
 from functools import reduce
 
+import numpy as np
 import pytest
 
-from tests.strangers.mutations import chunk
+from tests.strangers.mutations import LAUGHS, chunk
 from tests.strangers.readers import READERS
 
 BILLION = 10**9
@@ -113,6 +114,30 @@ def with_integers(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def parquet(rows: int = 1, size: int = 0, compression: str = "none"):
+    """Return a function that makes a Parquet file of the same picture in each row, followed by so many zeros."""
+
+    def make(content: bytes) -> bytes:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        picture = pa.array([b"\x89PNG" + b"\0" * size])
+        images = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), picture).cast(pa.binary())
+        cells = pa.StructArray.from_arrays([images, pa.nulls(rows, pa.string())], ["bytes", "path"])
+        table = pa.table({"image": cells, "label": np.zeros(rows, np.int64)})
+        parquet.write_table(
+            table, buffer := io.BytesIO(), compression=compression, use_dictionary=size == 0, write_statistics=False
+        )
+        return buffer.getvalue()
+
+    return make
+
+
+def footer(old: bytes, new: bytes):
+    """Return a function that replaces the last occurrence of a text of the same length: that in a file's footer."""
+    return lambda content: content[: content.rindex(old)] + new + content[content.rindex(old) + len(old) :]
+
+
 BOMBS = [
     ("picture.png", lambda content: png(100_000, 100_000)),
     ("picture.png", lambda content: png(8193, 8192)),
@@ -140,9 +165,17 @@ BOMBS = [
     ("preset", lambda content: b"\n".join(b"k%d: 1" % number for number in range(10**6))),
     ("record beside a clip", lambda content: b"[" * 10**6),
     ("shard with labels", lambda content: content[:124] + b"77777777777\0" + content[136:]),
+    ("rows in Parquet, none", parquet(rows=10**5)),
+    ("rows in Parquet, zstd", parquet(size=70 << 20, compression="zstd")),
+    ("rows in Parquet, none", footer(b"PAR1", b"PARE")),  # an encrypted footer
+    ("rows in Parquet, none", lambda content: content[:-8] + b"\xff\xff\xff\x7fPAR1"),
+    ("rows in Parquet, none", lambda content: content[:200] + b"\xff" * 200 + content[400:]),
+    ("splits of a data set", changed(splits=["../stranger-secret"])),
+    ("splits of a data set", changed(splits=["train", "/etc"])),
 ]  # fmt: skip
 
 HARMLESS = [
+    ("model card", lambda content: b"---\n" + LAUGHS.encode() + b"\ntags: *h\n---\n"),
     ("video clip.mp4", box(b"avc1", 24, SIDE << 16 | SIDE)),
     ("video clip.mp4", box(b"stts", 4, 1, BILLION, 1)),
     ("picture.png", lambda content: content[:33] + b"\x7f\xff\xff\xff" + content[37:]),

@@ -9,8 +9,8 @@ from typing import Any
 from skipdit_cli.errors import UsageError, reading
 
 ROWS_IN_MEMORY = 64
-"""Rows that are unpacked at once, however many a file puts into one group: a dictionary repeats a large cell for free."""
-MOST_EXPANSION, LARGEST_GROUP = 100, 1 << 28
+"""Rows that are unpacked at once, whatever the size of a group: a dictionary repeats a large cell for free."""
+MOST_EXPANSION, LARGEST_GROUP = 100, 1 << 26
 """How often encoded pictures and texts can be compressed, and the bytes below which a group of rows may be so more."""
 
 
