@@ -465,7 +465,7 @@ def npz_files(content: bytes):
                 case 4:
                     text = json.dumps(draw(documents({"checksum": "a", "image_size": 8})))
                     members[name] = as_npy(np.array(text))
-                case 5:
+                case 5 if array.dtype.kind in "fiub":
                     with np.errstate(all="ignore"):
                         numbers = array.astype(float) * draw(st.sampled_from((float("nan"), 1e308, -1, 0)))
                     members[name] = as_npy(numbers.astype(draw(st.sampled_from((float, "f4", complex)))))
@@ -668,3 +668,28 @@ def parquet_files(content: bytes):
     start = content.index(b'{"info"', footer)
     facts = json.loads(content[start : content.index(b"}}}}", start) + 4])
     return lies() | lies() | documents(facts).map(with_facts) | spoiled(content)
+
+
+def index_files(content: bytes):
+    """Draw the index of a checkpoint in shards: other places, lengths, shapes, chunks and dtypes of its tensors."""
+
+    @st.composite
+    def lies(draw):
+        index = pickle.loads(content)
+        objects = [index, *index.storage_data.values(), *index.storage_data]
+        for entry in index.state_dict_metadata.values():
+            objects += [entry, entry.properties, *entry.chunks]
+        for _ in range(draw(st.sampled_from((1, 1, 2, 3)))):
+            one = draw(st.sampled_from(objects))
+            name = draw(
+                st.sampled_from(sorted(vars(one).keys() - {"memory_format"}))
+            )  # which has to be valid to be written
+            number = st.sampled_from((0, 1, -1, 3, 10**9, 2**62, 2**63))
+            shape = st.lists(number, max_size=3).map(torch.Size)
+            others = st.sampled_from((torch.float64, torch.int8, None, Code(), {}, {"a": index}, index.storage_data))
+            object.__setattr__(one, name, draw(number | shape | st.sampled_from(PATHS) | others | values()))
+        return pickle.dumps(index)
+
+    import torch
+
+    return lies() | lies() | spoiled(content) | st.sampled_from(PICKLES)

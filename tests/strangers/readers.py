@@ -694,7 +694,7 @@ READERS = [
     Reader("checkpoint record", make_checkpoint, "checkpoint-1/state.json", JSON, read_checkpoint),
     Reader("checkpoint weights", make_checkpoint, "checkpoint-1/weights.safetensors", TENSORS, read_checkpoint),
     Reader("checkpoint optimizer", make_checkpoint, "checkpoint-1/optimizer.pt", TORCH, read_checkpoint),
-    Reader("index of shards", make_sharded, "sharded/.metadata", mutations.spoiled, read_sharded),
+    Reader("index of shards", make_sharded, "sharded/.metadata", mutations.index_files, read_sharded),
     Reader("shards of a checkpoint", make_sharded, "sharded/__0_0.distcp", mutations.spoiled, read_sharded),
     Reader("losses", make_checkpoint, "metrics.jsonl", mutations.json_lines, read_metrics),
     Reader("marker", make_output, f"out/{files.MARKER}", JSON, read_marker),

@@ -175,7 +175,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """Return whether an exception says that the limit of memory was reached, and so that memory was asked for."""
+    """Return whether an exception says that the limit of memory was reached, and so that memory was asked for.
+
+    The process of ffmpeg says so of a block above its ``-max_alloc``, which it does not take; what it takes is measured.
+    """
+    if "(ffmpeg: " in str(error):
+        return False
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "Cannot allocate" in str(error)
 
 

@@ -151,6 +151,7 @@ BOMBS = [
     ("video clip.gif", gif),
     ("video clip.mp4", box(b"stsz", 4, 0, BILLION)),
     ("video clip.mp4", box(b"stsz", 4, 1, BILLION)),
+    ("video clip.mp4", box(b"stsz", 12, BILLION)),  # the size of one packet
     ("statistics", lambda content: stored(mu=npy((BILLION,), "<f8"), sigma=npy((1, 1), "<f8"))),
     ("statistics", lambda content: packed("mu.npy", 3 << 30)),
     ("images in an array", lambda content: stored(arr_0=npy((2, 10**5, 10**5, 3), "|u1"))),
@@ -190,6 +191,7 @@ FOUND = [
     ("labels in a table", lambda content: b"a," * 200_000),  # its columns were counted for each column
     ("official .pt", lambda content: b"\x80\x02X\xff\xff\xff\x7f"),  # a text of 2 GiB, in the format of torch 1.5
     ("checkpoint optimizer", lambda content: b"\x80\x02X\xff\xff\xff\x7f"),
+    ("index of shards", lambda content: b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f"),  # a byte array of 2^60 bytes
     ("official video .pt", with_integers),
     ("checkpoint record", lambda content: b"[" * 100_000),
     ("facts of a data set", changed(features__label__names=[["circle"], ["square"]])),

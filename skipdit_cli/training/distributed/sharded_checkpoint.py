@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -112,8 +113,13 @@ class _Reader(dcp.FileSystemReader):
         return metadata
 
 
-class _Unpickler(pickle.Unpickler):
-    """Accepts the classes of torch.distributed.checkpoint's index alone."""
+class _Unpickler(pickle._Unpickler):
+    """Accepts the classes of torch.distributed.checkpoint's index alone.
+
+    It is Python's own in place of the one in C, which allocates as many bytes as a byte array claims before it reads.
+    """
+
+    dispatch: ClassVar = {key: load for key, load in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
