@@ -130,7 +130,21 @@ def parse_yaml(text: str, name, loader=None) -> object:
 
     with reading(name, failed="is not readable YAML"):
         _check_events(yaml.parse(text, yaml.SafeLoader), name)
-        return yaml.load(text, loader or yaml.SafeLoader)
+        data = yaml.load(text, loader or yaml.SafeLoader)
+    _check_integers(data, name)
+    return data
+
+
+def _check_integers(data: object, name) -> None:
+    """Refuse integers that are no float, which hexadecimal ones may be: Python does not write those of 4,300 digits."""
+    level = [data]
+    while level:
+        if any(isinstance(item, int) and item.bit_length() > sys.float_info.max_exp for item in level):
+            raise UsageError(
+                f"{name} has an integer of more than {sys.float_info.max_exp} bits; no value is so large."
+            )
+        keys = [key for container in level if isinstance(container, dict) for key in container]
+        level = [*keys, *(item for container in level for item in _items(container))]
 
 
 def _check_events(events, name) -> None:

@@ -177,7 +177,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_memory(error: BaseException) -> bool:
     """Return whether an exception says that the limit of memory was reached, and so that memory was asked for.
 
-    The process of ffmpeg says so of a block above its ``-max_alloc``, which it does not take; what it takes is measured.
+    ffmpeg says so of a block above its ``-max_alloc``, which it does not take; what its process takes is measured.
     """
     if "(ffmpeg: " in str(error):
         return False

@@ -192,6 +192,11 @@ FOUND = [
     ("official .pt", lambda content: b"\x80\x02X\xff\xff\xff\x7f"),  # a text of 2 GiB, in the format of torch 1.5
     ("checkpoint optimizer", lambda content: b"\x80\x02X\xff\xff\xff\x7f"),
     ("index of shards", lambda content: b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f"),  # a byte array of 2^60 bytes
+    *(
+        (name, lambda content, text=text: content + text % (b"f" * 4000))
+        for name in ("preset", "plan")
+        for text in (b"k: 0x%s\n", b"train: {a: [0x%s]}\n", b"? 0x%s\n: 1\n")
+    ),
     ("official video .pt", with_integers),
     ("checkpoint record", lambda content: b"[" * 100_000),
     ("facts of a data set", changed(features__label__names=[["circle"], ["square"]])),
