@@ -5,6 +5,7 @@ Command modules import torch inside their functions, so that ``--help`` stays fa
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,9 @@ def _refusal(cause) -> str:
     if ctx and typed and type(cause).__name__ == "NoSuchOption":
         meant = flag_meant(typed, (name for parameter in ctx.command.params for name in parameter.opts))
         advice = advice_for(typed) if meant is None else None
+        nearest = getattr(cause, "possibilities", None) or ()
+        if advice is None and meant is None and len(nearest) == 1:
+            meant = nearest[0]
         if advice is not None:
             return f"No such option: {typed}. {advice}"
         if meant is not None:
@@ -176,6 +180,8 @@ class Command(PanelCommand):
             names = [[opt for opt in p.opts if opt.startswith("--")] for p in self.params]
             spellings = [spelling for spelling in names if len(spelling) > 1]
             message = with_typed_names(str(cause), spellings, ctx.meta.get("arguments", ()))
+            if (model := ctx.params.get("model_argument")) is not None:
+                message = message.replace(f"--model {model}", f"MODEL {model}")
             if message == str(cause):
                 raise
             raise UsageError(message) from cause
@@ -266,6 +272,8 @@ def root(
 def main() -> None:
     """Run the command line."""
     console.be_silent(processes.rank() > 0)
+    if processes.count() > 1:  # a process that lost another prints pages of C++ frames before our sentence
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     finally:

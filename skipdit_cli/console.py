@@ -228,12 +228,16 @@ def _duration(seconds: float) -> str:
 
 
 class Advance:
-    """Advance the progress of ``progress``: call it once per unit of work, with an optional note to display."""
+    """Advance the progress of ``progress``: call it once per unit of work, with an optional note to display.
+
+    The rate counts from the first call on: what came before it is the setting up, or what a resumed run had done.
+    """
 
     def __init__(self, description: str, total: int, bar=None):
         self.description, self.total, self.bar = printable(description), total, bar
         self.done = self.printed = 0
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.begun: tuple[float, int] | None = None  # when, and how much was done by then
         self.task = bar.add_task(self.description, total=total, note="") if bar else None
 
     def __call__(self, count: int = 1, note: str = "") -> None:
@@ -242,12 +246,19 @@ class Advance:
             self.bar.update(self.task, advance=count, note=printable(note))
             return
         now = time.monotonic()
+        self.begun = self.begun or (now, self.done)
         is_tenth = 10 * self.done // max(self.total, 1) > 10 * self.printed // max(self.total, 1)
         if now - self.last >= PLAIN_INTERVAL or (is_tenth and now - self.last >= 1):
-            rate = self.done / max(now - self.start, 1e-9)
-            left = _duration(max(self.total - self.done, 0) / max(rate, 1e-9))
-            say(f"{self.description} {self.done}/{self.total} {_rate(rate)}, {left} left {note}".rstrip())
+            said = (f"{self.description} {self.done}/{self.total}", self._pace(now, *self.begun), note)
+            screen(stderr=True).print(Text(printable(" ".join(filter(None, said)))))
             self.last, self.printed = now, self.done
+
+    def _pace(self, now: float, since: float, before: int) -> str:
+        """Return the rate and the time left; an empty text while nothing was done since the first call."""
+        if self.done == before:
+            return ""
+        rate = (self.done - before) / max(now - since, 1e-9)
+        return f"{_rate(rate)}, {_duration(max(self.total - self.done, 0) / max(rate, 1e-9))} left"
 
     def extend(self, count: int) -> None:
         """Expect so many units of work more."""
@@ -258,8 +269,8 @@ class Advance:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Display progress over ``total`` units, with the rate and the time left: a bar, or lines without a terminal."""
-    console = screen()
+    """Display progress over ``total`` units on stderr, with the rate and the time left: a bar, or lines in a log."""
+    console = screen(stderr=True)
     if not console.is_terminal:
         yield Advance(description, total)
         return
@@ -273,5 +284,6 @@ def progress(description: str, total: int) -> Iterator[Advance]:
 
     label, note = (TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[note]}"))
     columns = (label, BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn(), note)
-    with Progress(*columns, console=console, transient=True) as bar:
+    goes_along = sys.stdout.isatty()  # what is said meanwhile is printed above the bar, but is not kept from a file
+    with Progress(*columns, console=console, transient=True, redirect_stdout=goes_along) as bar:
         yield Advance(description, total, bar)

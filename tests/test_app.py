@@ -161,6 +161,10 @@ def test_help_of_every_command_fits_80_columns(skipdit):
         ended = skipdit(name, "--help")
         assert ended.code == 0, name
         assert max(map(len, ended.stdout.splitlines())) <= 80, name
+        assert not re.search(r"--\w[\w-]*-$", ended.stdout, re.MULTILINE), "a flag is broken at a hyphen"
+        for example in re.findall(r"^  (skipdit .*?)\n\n", ended.stdout, re.MULTILINE | re.DOTALL):
+            assert all(line.endswith(" \\") for line in example.splitlines()[:-1]), "a shell joins the lines"
+    assert "..." not in skipdit("--help").stdout.partition("Commands:")[2], "summaries are whole"
 
 
 FIRST = {
@@ -272,6 +276,9 @@ def test_no_help_tells_the_environment_flag_by_flag(skipdit):
         (("sample", "--plan", "a", "--plan=b"), "Got --plan twice, a and b"),
         (("sample", "some/model", "-m", "other"), "Got a model twice, some/model and --model other"),
         (("calibrate", "no/model", "--cost", 3, "-o", "p.yaml"), "no/model"),
+        (("info", "nowhere"), "Got MODEL nowhere, which does not exist"),
+        (("info", "-m", "nowhere"), "Got --model nowhere, which does not exist"),
+        (("sample", "--num_inference_step", 4), "Did you mean '--num-inference-steps'?"),
     ],
 )
 def test_a_flag_of_other_tools_leads_to_ours_and_errors_say_what_was_typed(skipdit, arguments, says):

@@ -59,13 +59,22 @@ def test_progress_away_from_a_terminal_is_a_line_per_tenth_or_half_minute(capsys
     with console.progress("Sampling", 4) as advance:
         for _ in range(4):
             advance(note="full")
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
-    assert lines[0] == "Sampling 1/4 40.0 s/it, 0:02:00 left full"
+    assert lines[:2] == ["Sampling 1/4 full", "Sampling 2/4 40.0 s/it, 0:01:20 left full"]
+
+
+def test_neither_the_setting_up_nor_what_a_resumed_run_had_done_counts_in_the_rate(capsys, monkeypatch):
+    clock = iter((0.0, 200.0, 240.0))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("train", 1000) as advance:
+        advance(500)
+        advance(10)
+    assert capsys.readouterr().err.splitlines()[-1] == "train 510/1000 4.0 s/it, 0:32:40 left"
 
 
 def test_a_quick_loop_prints_nothing(capsys):
     with console.progress("Sampling", 100) as advance:
         for _ in range(100):
             advance()
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""

@@ -71,6 +71,7 @@ def make_report(
         model: The name of the model.
         settings: What the run is recorded with: guidance scale, seed and others.
     """
+    from skipdit_cli.bench.results.html_report import name_machine
     from skipdit_cli.bench.results.tables import environment
     from skipdit_cli.reports import Column, Command, Report, Table
 
@@ -91,7 +92,7 @@ def make_report(
         schedules=_schedules(found),
         commands=[*use, again],
         facts={
-            "Machine": f"{facts['device_name']} ({facts['device']}), {facts['threads']} threads, {facts['dtype']}",
+            "Machine": name_machine(facts),
             "Date": facts["date"],
             "Versions": list_versions(facts["versions"]),
             "Settings": ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),

@@ -117,7 +117,7 @@ def train_sweep(ctx: typer.Context, sweep: str, settings: TrainingSettings, poin
         _show(grid, trained=False)
     if not dry_run:
         files.hold(output)
-        _wait_for_all()  # all have checked the output before the main process writes it
+        processes.join().wait_for_all()  # all have checked the output before the main process writes it
         with contextlib.redirect_stdout(sys.stderr) if ctx.params["json"] else contextlib.nullcontext():
             failed = _train(ctx, grid, output, resume)
     if not is_main:
@@ -215,7 +215,7 @@ def _train(ctx: typer.Context, grid: list[Point], output: Path, resume: bool) ->
             files.note(output, point.file.name, f"{point.name}/", state=files.RESUMABLE)
             with files.replacing(point.file) as part:
                 part.write_text(point.preset_text(), encoding="utf-8")
-        _wait_for_all()
+        processes.join().wait_for_all()
         for number, point in enumerate(left, 1):
             console.say(f"\n[{number} of {len(left)}] $ skipdit {shlex.join(point.words())}")
             code = run_command(ctx, point.words())
@@ -233,15 +233,6 @@ def _shared(output: Path, resume: bool) -> Iterator[bool]:
         return
     with files.work_in(output, files.SWEEP, resume):
         yield True
-
-
-def _wait_for_all() -> None:
-    """Wait for the other processes that train, if there are any."""
-    if processes.count() > 1:
-        import torch
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
 
 
 def _record(point: Point) -> dict[str, Any]:

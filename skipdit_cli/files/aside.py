@@ -24,7 +24,7 @@ from skipdit_cli.files.marker import (
     sweep_files,
     write_marker,
 )
-from skipdit_cli.files.writer import is_alive
+from skipdit_cli.processes.writer import is_alive
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from skipdit_cli import processes
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files.marker import LOCK_INSIDE
-from skipdit_cli.files.writer import Writer, parse_writer, this_process
+from skipdit_cli.processes.writer import Writer, parse_writer, this_process
 
 try:
     import fcntl

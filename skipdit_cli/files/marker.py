@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from skipdit_cli.files.one import replacing, sync
-from skipdit_cli.files.writer import Writer, is_alive, parse_writer, this_process
+from skipdit_cli.processes.writer import Writer, is_alive, parse_writer, this_process
 from skipdit_cli.version import __version__
 
 MARKER = ".skipdit.json"

@@ -48,7 +48,7 @@ def grid(
 
     Args:
         images: uint8 (N, H, W, 3).
-        columns: Images per row; the square root of N, rounded up, if not given.
+        columns: Images per row; if not given the square root of N, rounded up, or one more where that leaves no gaps.
         scale: Factor by which each image is enlarged.
         smooth: Enlarge with bicubic interpolation instead of repeating pixels.
         gap: Pixels between two images; a 64th of their height if not given.
@@ -57,7 +57,8 @@ def grid(
     from PIL import Image
 
     count, height, width, _ = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    root = math.ceil(math.sqrt(count))
+    columns = columns or next((each for each in (root, root + 1) if count % each == 0), root)
     rows = math.ceil(count / columns)
     gap = 0 if count == 1 else gap or max(1, height * scale // 64)
     height, width = height * scale, width * scale

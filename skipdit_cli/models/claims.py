@@ -223,8 +223,11 @@ def _check_shapes(model: torch.nn.Module | None, config: dict, shapes: dict | No
     if model is None or shapes is None or config.get("quantization_config"):
         return
     names_of: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)  # tied parameters lie in a file once
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    ties = getattr(model, "all_tied_weights_keys", None) or {}  # transformers 5.0 does not tie them on the meta device
+    for name, parameter in parameters.items():
+        tied = id(parameters.get(ties.get(name, name), parameter))
+        names_of.setdefault(tied, []).append(name)  # tied parameters lie in a file once
         if shapes.get(name, parameter.shape) != tuple(parameter.shape):
             raise UsageError(
                 f"{where} does not fit its weight files: by its config.json {name} is of shape "

@@ -42,7 +42,7 @@ COSTS = (5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40)
 MIN_VALUES = 4096
 """The fewest values of latents, of all samples together, that a sampler is fitted to."""
 MARGIN_DB = 0.3
-"""How much more than the accuracy asked for a plan has on the samples that it was searched with."""
+"""The least by which a plan exceeds the accuracy asked for on the samples that it was searched with."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,17 @@ class Calibrator:
             for cost in (float(cost) for cost in COSTS if cost < self.steps):
                 best[cost] = search.best_at(cost)
                 accuracy[cost] = search.evaluator.accuracy(best[cost]["plan"])
-                if accuracy[cost] >= accuracy_db + MARGIN_DB:
+                if accuracy[cost] >= accuracy_db + self.margin_db(search.evaluator.each(best[cost]["plan"])):
                     break
             cost = max(accuracy, key=lambda each: accuracy[each])
             return {cost: best[cost]}
 
         return self._calibrate(find, effort)
+
+    def margin_db(self, searched: Sequence[float]) -> float:
+        """Return by how much an accuracy on the samples of the search is to exceed the one asked for, so that the
+        held-out samples mostly have it: the standard error of the difference of the two means."""
+        return max(MARGIN_DB, stdev(searched) * math.sqrt(1 / len(searched) + 1 / len(self.held_out)))
 
     def _calibrate(self, find: Callable[[Search], dict[float, dict[str, Candidate]]], effort: Effort) -> Calibration:
         """Return what ``find`` finds by a search, measured on the held-out samples as well."""

@@ -6,15 +6,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-
 from skipdit_cli.errors import UsageError
 from skipdit_cli.models import load_vae
 from skipdit_cli.models.weights import read_json
 from skipdit_cli.presets import load_preset
-from skipdit_cli.processes import LONGEST_WAIT
+from skipdit_cli.processes import join
+from skipdit_cli.sampling.device import select_device
 from skipdit_cli.training.data.demand import EXPERTS, Demand, demand_of
 from skipdit_cli.training.data.pixel_dataset import Pixels
 from skipdit_cli.training.data.samples import SampleSet
@@ -30,7 +27,6 @@ from skipdit_cli.training.run.training_data import (
     image_loader,
     image_shape,
     latents_of,
-    processes_of,
     store_of,
 )
 
@@ -64,30 +60,28 @@ def prepare_data(
         SkipditError: A shard cannot be written.
     """
     source, start = settings.source, time.perf_counter()
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
-    )
-    observer = observer if accelerator.is_main_process else SILENT
+    team, device = join(), select_device()[0]
+    observer = observer if team.is_main else SILENT
     demand, load = _encoders(settings, model, preset)
     samples, num_frames = read_data(source, demand, observer)
-    pipe, store, processes = load(), store_of(source, samples, observer), processes_of(accelerator)
+    pipe, store = load(), store_of(source, samples, observer)
     size, channels = image_shape(pipe, source.height, source.width)
     pixels = Pixels(samples, size, channels, num_frames, source.frame_stride)
     if pipe.vae is None:
         raise UsageError("Got a model that works on pixels, so nothing is encoded; train it without --cache-latents.")
-    pipe.vae.requires_grad_(False).eval().to(accelerator.device)
-    latents = latents_of(source, pipe.vae, pixels, store, accelerator)
+    pipe.vae.requires_grad_(False).eval().to(device)
+    latents = latents_of(source, pipe.vae, pixels, store, device, team)
     works = [latents.plan(thorough=True)]
-    conditioning = conditioning_of(pipe, accelerator.device, store, observer) if demand.captions else None
+    conditioning = conditioning_of(pipe, device, store, observer) if demand.captions else None
     if isinstance(conditioning, CaptionConditioning):
-        works.append(conditioning.plan(captions_of(source, samples), processes))
-    check_room(store, *works)
+        works.append(conditioning.plan(captions_of(source, samples), team))
+    team.on_main(lambda: check_room(store, *works))
     if not settings.dry_run:
         latents.encode(works[0], image_loader(source, pixels))
         pipe.vae.to("cpu")
         if isinstance(conditioning, CaptionConditioning):
-            conditioning.prepare(works[1], processes)
-    main, shards, free = accelerator.is_main_process, len(store.shards()[0]), store.free_bytes()
+            conditioning.prepare(works[1], team)
+    main, shards, free = team.is_main, len(store.shards()[0]), store.free_bytes()
     return Prepared(main, samples, works, shards, free, time.perf_counter() - start)
 
 

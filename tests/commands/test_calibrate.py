@@ -116,6 +116,14 @@ def test_bad_budgets(skipdit, tmp_path, monkeypatch, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_accuracy_out_of_reach_is_code_3_and_the_best_plan_is_saved(skipdit, tiny_pipeline, tmp_path):
+    flags = ("--scheduler", "dpm++", "--num-samples", 2, "--num-held-out", 2, "--time-limit", 0, "--min-psnr", 190)
+    ran = skipdit("calibrate", "-m", tiny_pipeline(num_layers=3), "--steps", 6, *flags, "-o", tmp_path / "plan.yaml")
+    measured = yaml.safe_load((tmp_path / "plan.yaml").read_text())["made_for"]["measured"]
+    assert ran.code == 3 and f"has {measured['psnr_exact']:.1f} dB on held-out samples" in ran.stderr, ran.stderr
+    assert "it was saved" in ran.stderr and not list(tmp_path.glob("*.partial*"))
+
+
 def test_a_dry_run_says_how_long_and_writes_nothing(skipdit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = skipdit("calibrate", "--preset", "digits", "--cost", 9, "--dry-run", "--json")

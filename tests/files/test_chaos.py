@@ -15,12 +15,10 @@ from skipdit_cli.files import MARKER
 from skipdit_cli.models import save_pipeline
 from skipdit_cli.training.encoded.tensor_shard import open_shard
 from skipdit_cli.training.run.state import METRICS, RECORD, Checkpoints, check_whole
-from tests.support.folders import tree
+from tests.support.folders import CALIBRATE, tree
 from tests.support.kills import survive
 from tests.support.pipeline_parts import tiny_vae
 
-CALIBRATE = ("--scheduler", "dpm++", "--scheduler-spacing", "lu", "--num-samples", 2, "--num-held-out", 2)
-CALIBRATE += ("--time-limit", 0, "--cost", 2)
 TRAIN = ("--train", "all", "--train-batch-size", 2, "--max-train-steps", 6, "--checkpointing-steps", 2)
 TRAIN += ("--checkpoints-total-limit", 2, "--resume-from-checkpoint", "auto")
 SAMPLE = ("--class-labels", "0,1,2", "--num-images", 12, "--batch-size", 2, "--steps", 4)
@@ -69,7 +67,7 @@ def test_a_killed_training_loses_nothing(converted, tmp_path, chaos):
 
 def test_a_killed_calibration_finds_the_same_plan(converted, tmp_path, chaos):
     output = tmp_path / "place" / "plan.yaml"
-    words = ("calibrate", "-m", converted(), *CALIBRATE, "-o", output)
+    words = ("calibrate", "-m", converted(), *CALIBRATE, "--cost", 2, "-o", output)
     print(survive(words, output, chaos or 1, 0, of_calibration))
 
 

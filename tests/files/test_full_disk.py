@@ -17,7 +17,7 @@ from skipdit_cli.app import _sentence
 from skipdit_cli.files import MARKER
 from skipdit_cli.training.run.state import RECORD
 from tests.support.faults import FullDisk, file_limit
-from tests.support.folders import SHORT, TRAIN, tree
+from tests.support.folders import CALIBRATE, SHORT, TRAIN, tree
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -31,6 +31,7 @@ def commands(converted, tiny_pipeline):
         "train": ("finetune", "-m", model, *TRAIN, "--max-train-steps", 3, "--checkpointing-steps", 2),
         "sample": ("sample", "-m", model, "--class-labels", "0,1", *SHORT),
         "bench": ("bench", "-m", model, *SHORT, "--rounds", 1, "--warmup", 0, "--cache-interval", 2, "--no-exact"),
+        "calibrate": ("calibrate", "-m", model, *CALIBRATE, "--cost", "2,3"),
     }
 
 
@@ -52,11 +53,16 @@ def shares(number: int, most: int) -> list[int]:
     return sorted({at * number // most for at in range(most)}) if number > most else list(range(number))
 
 
-PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 1}
+PLACES = {"convert": 3, "train": 5, "sample": 6, "bench": 1, "calibrate": 0}
 """How many of the places where each command opens a file are tried in the short form."""
 
 
-@pytest.mark.parametrize("kind", PLACES)
+def pytest_generate_tests(metafunc):
+    if "kind" in metafunc.fixturenames:
+        is_long = metafunc.config.getoption("--chaos") > 0
+        metafunc.parametrize("kind", [kind for kind, places in PLACES.items() if is_long or places])
+
+
 def test_a_full_disk_ends_a_run_in_a_sentence_and_costs_nothing(kind, commands, skipdit, tmp_path, chaos):
     disk = tmp_path / "disk"
     output, words = disk / "out", commands[kind]

@@ -13,7 +13,7 @@ from skipdit_cli import files
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files import lock
 from skipdit_cli.files.lock import lock_file
-from skipdit_cli.files.writer import this_process
+from skipdit_cli.processes.writer import this_process
 from tests.support.folders import SHORT, TRAIN, tree
 from tests.support.other_process import add_together, holding
 

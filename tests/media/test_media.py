@@ -45,8 +45,8 @@ def test_pictures_that_are_none(tmp_path):
 def test_videos_side_by_side_stay_even_and_keep_every_pixel():
     videos = np.random.default_rng(0).integers(0, 255, (3, 4, 6, 10, 3), dtype=np.uint8)
     together = media.video_grid(videos, scale=2)
-    assert together.shape == (4, 2 * 12 + 2, 2 * 20 + 2, 3)
-    assert (together[:, 14::2, 0:20:2] == videos[2]).all()
+    assert together.shape == (4, 12, 3 * 20 + 4, 3)
+    assert (together[:, ::2, 44::2] == videos[2]).all()
     sheet = np.asarray(media.contact_sheet(videos))
     assert (sheet[7:13, 11:21] == videos[1, 1]).all()
 
@@ -83,3 +83,8 @@ def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(SkipditError, match="could not be encoded"):
         media.save_video(odd[:, :, :8], tmp_path / "a.mp4", 8, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count, columns", [(2, 2), (3, 3), (5, 3), (8, 4), (10, 5), (16, 4)])
+def test_a_grid_has_no_gaps_where_one_more_column_fills_it(count, columns):
+    assert media.grid(np.zeros((count, 2, 2, 3), np.uint8), gap=1).size[0] == 3 * columns - 1

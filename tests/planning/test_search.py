@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from skipdit_cli import CachePolicy, load_pipeline
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.models import open_model
-from skipdit_cli.planning.calibrate import Calibrator
+from skipdit_cli.planning.calibrate import MARGIN_DB, Calibrator
 from skipdit_cli.planning.flops import StepFlops
 from skipdit_cli.planning.searching.candidate import Candidate, full_steps_within, moved, spread_steps
 from skipdit_cli.planning.searching.effort import Effort
@@ -164,6 +164,12 @@ def test_a_plan_beats_plain_steps_at_its_cost_on_samples_it_was_not_searched_wit
     assert all(each.cost <= 6 + 1e-9 for each in best.values())
     assert best["plan"].mean_db > best["sampler"].mean_db + 3
     assert best["plan"].searched_db >= best["timesteps"].searched_db >= best["sampler"].searched_db
+
+
+def test_an_accuracy_is_exceeded_on_the_samples_of_the_search_by_more_where_they_spread_more(calibration):
+    calibrator = calibration[0]
+    near, far = (calibrator.margin_db([40 - spread, 40, 40, 40 + spread]) for spread in (0.1, 6.0))
+    assert near == MARGIN_DB and far == pytest.approx(24**0.5 * 0.5**0.5)
 
 
 def test_an_interrupted_search_goes_on_to_the_same_plan(digits, calibration):

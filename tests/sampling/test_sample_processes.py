@@ -68,7 +68,7 @@ def test_a_run_of_which_a_process_is_killed_is_resumed_by_another_number(
     codes = [process.exitcode for process in started]
     assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1
     errors = (tmp_path / "killed" / "0.err").read_text(), (tmp_path / "killed" / "1.err").read_text()
-    sentence = "Another process of this run has ended" if killed else "The main process of this run has ended"
+    sentence = " has ended " if killed else "The main process of this run has ended"
     assert sentence in errors[1 - killed], errors
     pictures = {path.name: path.stat().st_mtime_ns for path in out.glob("0???.png")}
     assert 1 < len(pictures) < 40
@@ -98,16 +98,20 @@ def test_a_failing_process_ends_the_others_and_what_was_made_is_kept(skipdit, ti
     assert skipdit(*command).code == 0
 
 
-def test_an_interrupt_of_one_process_ends_the_other_after_its_step(tiny_pipeline, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_the_end_of_one_process_ends_the_other_after_its_step(end, tiny_pipeline, tmp_path):
     command = ("sample", "-m", tiny_pipeline(num_layers=2), "--num-images", 400, "--steps", 4, "--batch-size", 1)
     started = start_together(2, *command, "-o", tmp_path / "out", folder=tmp_path / "logs")
     while not (tmp_path / "out" / "0003.png").exists() and started[0].is_alive():
         time.sleep(0.005)
-    os.kill(started[1].pid, signal.SIGINT)
+    os.kill(started[1].pid, end)
     for process in started:
         process.join(60)
-    assert [process.exitcode for process in started] == [1, 130]
-    assert (tmp_path / "logs" / "0.err").read_text().startswith("Error: Process 1 of 2 failed: interrupted.")
+    assert [process.exitcode for process in started] == [1, 130 if end == signal.SIGINT else -end]
+    said = (
+        "Process 1 of 2 failed: interrupted." if end == signal.SIGINT else f"Process 1 of 2 (process {started[1].pid}"
+    )
+    assert (tmp_path / "logs" / "0.err").read_text().startswith(f"Error: {said}")
     assert len(list((tmp_path / "out").glob("0???.png"))) < 200, "the main process went on to the end of its share"
 
 

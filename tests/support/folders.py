@@ -5,6 +5,8 @@ from pathlib import Path
 
 TRAIN = ("--data", "digits", "--train-batch-size", 2, "--max-train-steps", 1, "--train", "skip")
 SHORT = ("--steps", 2, "--batch-size", 1)
+CALIBRATE = ("--scheduler", "dpm++", "--scheduler-spacing", "lu", "--num-samples", 2, "--num-held-out", 2)
+CALIBRATE += ("--time-limit", 0)
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:

@@ -4,8 +4,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from skipdit_cli.training.distributed.parallelism import computing_in
 from skipdit_cli.training.distributed.sharded_checkpoint import INDEX
 from skipdit_cli.training.distributed.zero import ZeroPartitioned
 from skipdit_cli.training.run import state
-from tests.support.processes import Ended, free_port, run_together
+from tests.support.processes import Ended, free_port, run_together, start_together
 from tests.support.tiny_pipelines import write_pipeline
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -212,6 +214,54 @@ def test_a_launch_that_is_not_supported(env, says, runs, skipdit, tmp_path):
     run = ("finetune", "-m", runs.model, *SHARED, "-o", tmp_path / "run", "--max-train-steps", 1)
     outcome = skipdit(*run, env={name: str(value) for name, value in env.items()})
     assert outcome.code == 2 and says in outcome.stderr
+
+
+def test_what_all_processes_would_say_is_said_once(runs):
+    """A loss that diverges, a run that is resumed with other settings, and a disk without a folder of data."""
+    for name, flags, sentence in (
+        ("diverged", ("--learning-rate", 1e30, "--max-train-steps", 4), "The loss became"),
+        ("away", ("--data", runs.folder / "away", "--max-train-steps", 4), "away"),
+    ):
+        main, other = runs.run(name, 2, "--train", "all", "--train-batch-size", 4, *flags)
+        assert main.code == other.code != 0, main
+        assert sentence in main.stderr and main.stderr.count("Error: ") == 1, main.stderr
+        assert other.stderr == "", other.stderr
+
+
+def test_what_one_process_alone_meets_ends_the_others_with_its_sentence(runs, tmp_path):
+    """In each step, one of the processes reads the file that goes."""
+    data = tmp_path / "data" / "0"
+    data.mkdir(parents=True)
+    for number in range(8):
+        Image.effect_noise((16, 16), 50).save(data / f"{number}.png")
+    flags = ("--train", "all", "--train-batch-size", 4, "--max-train-steps", 4000, "--data", data.parent)
+    command = ("finetune", "-m", runs.model, *flags, "-o", tmp_path / "out")
+    started = start_together(2, *command, folder=tmp_path / "logs")
+    while not (tmp_path / "out" / "metrics.jsonl").exists() and started[0].is_alive():
+        time.sleep(0.01)
+    (data / "5.png").unlink()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [1, 1]
+    main, other = ((tmp_path / "logs" / f"{rank}.err").read_text() for rank in (0, 1))
+    assert main.count("Error: ") == 1 and "5.png" in main, main
+    assert other == "" or main.startswith(f"Error: Process 1 of 2 failed: {other.removeprefix('Error: ')}"), (
+        main,
+        other,
+    )
+
+
+def test_a_killed_process_ends_the_others(runs, tmp_path):
+    flags = ("--train", "all", "--train-batch-size", 4, "--max-train-steps", 4000, "--data", "digits")
+    command = ("finetune", "-m", runs.model, *flags, "-o", tmp_path / "out")
+    started = start_together(2, *command, folder=tmp_path / "logs")
+    while not (tmp_path / "out" / "metrics.jsonl").exists() and started[0].is_alive():
+        time.sleep(0.01)
+    os.kill(started[1].pid, signal.SIGKILL)
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [1, -signal.SIGKILL]
+    assert "Another process of this run has ended" in (tmp_path / "logs" / "0.err").read_text()
 
 
 def test_zero_leaves_the_transformer_as_it_is_under_autocast():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from skipdit_cli.errors import SkipditError
 from skipdit_cli.models import save_pipeline
+from skipdit_cli.processes import Team
 from skipdit_cli.skip import add_skip_branches
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.latent_dataset import moments
@@ -68,11 +69,9 @@ def flip(path, keep_time: bool = False) -> None:
 
 
 def latents(tmp_path, kept, **flags):
-    from accelerate import Accelerator
-
     settings = TrainingSettings(data=str(tmp_path / "data"), cache_latents=kept, random_flip=True, **flags)
     pixels = Pixels(read_samples(settings.data, Demand(num_classes=10)), 16, 3)
-    return latents_of(settings, tiny_vae(), pixels, Store(kept), Accelerator(cpu=True))
+    return latents_of(settings, tiny_vae(), pixels, Store(kept), torch.device("cpu"), Team())
 
 
 def test_what_is_prepared_trains_as_what_the_training_encodes(prepare, skipdit, model, tmp_path):

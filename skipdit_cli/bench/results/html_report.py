@@ -11,6 +11,7 @@ from skipdit_cli.bench.results.plot import COLOURS, NO_LINE, PLAIN, line_name
 from skipdit_cli.bench.results.tables import HELP, table
 from skipdit_cli.bench.results.verdict import best_cached, make_headline
 from skipdit_cli.bench.similarity import Similarity, measure_similarity
+from skipdit_cli.console import count
 from skipdit_cli.reports import (
     Axis,
     Column,
@@ -266,13 +267,18 @@ def _schedules(rows: Sequence[dict], generated: Sequence[Generated]) -> list[Sch
     ]
 
 
+def name_machine(facts: Mapping[str, Any]) -> str:
+    """Return in words what a report ran on."""
+    return f"{facts['device_name']} ({facts['device']}), {count(facts['threads'], 'thread')}, {facts['dtype']}"
+
+
 def _facts(report: dict) -> dict[str, str]:
     """Return the machine, the versions and the settings of a bench."""
     names = ("batch_size", "guidance_scale", "seed", "rounds", "height", "width", "num_frames")
     settings = {name.replace("_", " "): report.get(name) for name in names}
     return {
         "Model": report["model"],
-        "Machine": f"{report['device_name']} ({report['device']}), {report['threads']} threads, {report['dtype']}",
+        "Machine": name_machine(report),
         "Date": report["date"],
         "Versions": list_versions(report["versions"]),
         "Scheduler": f"{report['num_inference_steps']} steps of {report['scheduler']}",

@@ -12,7 +12,7 @@ import torch
 
 from skipdit_cli.bench.peers.pareto import save_pareto
 from skipdit_cli.bench.results.plot import save_plot
-from skipdit_cli.console import SCHEMA
+from skipdit_cli.console import SCHEMA, count
 from skipdit_cli.formats import markdown_table, to_json
 from skipdit_cli.sampling.device import computes_wide
 from skipdit_cli.sampling.pipelines.call_arguments import is_text_conditional
@@ -108,9 +108,9 @@ def results(report: dict) -> str:
     versions = list_versions(report["versions"])
     return "\n".join(
         [
-            f"{report['device_name']}, {report['threads']} threads, {report['dtype']}, {versions}. "
+            f"{report['device_name']}, {count(report['threads'], 'thread')}, {report['dtype']}, {versions}. "
             f"{report['num_inference_steps']} steps of {report['scheduler']}, {_guidance(report)}{_size(report)}"
-            f"batch {report['batch_size']}, seed {report['seed']}, {report['rounds']} interleaved rounds, "
+            f"batch {report['batch_size']}, seed {report['seed']}, {count(report['rounds'], 'interleaved round')}, "
             f"{report['date']}.",
             "",
             markdown_table(columns, lines),

@@ -60,7 +60,9 @@ class ClassToImagePipeline(DiffusionPipeline):
         names = [label] if isinstance(label, str) else label
         for name in names:
             if name not in labels:
-                raise ValueError(f"Got the class name '{name}' but expected one of {', '.join(labels)}.")
+                some = ", ".join([*list(labels)[:10], *["..."] * (len(labels) > 10)])
+                allowed = f"one of {some}" if labels else "numbers, as this model has no names of classes"
+                raise ValueError(f"Got the class name '{name}' but expected {allowed}.")
         return [labels[name] for name in names]
 
     @torch.no_grad()

@@ -14,12 +14,13 @@ from torch.utils.data import Dataset
 from skipdit_cli.errors import NotFiniteError, SkipditError
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media.intake import RULES
+from skipdit_cli.processes import Team
 from skipdit_cli.sampling.latents import scale as scaled  # noqa: F401  its name of 0.1.0, which others import
 from skipdit_cli.training.data.metadata import Condition
 from skipdit_cli.training.data.order import Choice
 from skipdit_cli.training.data.pixel_dataset import Pixels
 from skipdit_cli.training.data.samples import SampleSet
-from skipdit_cli.training.encoded.section import ALONE, Processes, Section, Work
+from skipdit_cli.training.encoded.section import Section, Work
 from skipdit_cli.training.encoded.tensor_shard import ADVICE, Tensors
 from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.fingerprints import fingerprint
@@ -70,13 +71,11 @@ class Latents(Dataset):
     Args:
         device: The device of the VAE.
         mirrored: Whether to keep the latents of mirrored samples, too.
-        processes: The processes that read and encode the samples together.
+        team: The processes that read and encode the samples together.
     """
 
-    def __init__(
-        self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool, processes: Processes = ALONE
-    ):
-        self.pixels, self.vae, self.device, self.processes = pixels, vae, device, processes
+    def __init__(self, pixels: Pixels, vae, store: Store, device: torch.device, mirrored: bool, team: Team = Team()):
+        self.pixels, self.vae, self.device, self.team = pixels, vae, device, team
         self.samples = pixels.samples
         settings = {
             "vae": fingerprint(vae, vae.config),
@@ -88,7 +87,7 @@ class Latents(Dataset):
             "reader": RULES,
         }
         self.section = Section(store, "latents", settings)
-        self.digests = _digests(pixels.samples, processes)
+        self.digests = _digests(pixels.samples, team)
         self.variants = (False, True) if mirrored else (False,)
 
     def plan(self, thorough: bool = False) -> Work:
@@ -100,7 +99,7 @@ class Latents(Dataset):
         self.choices = {
             self.name(choice): choice for i in range(len(self)) for choice in map(partial(Choice, i), self.variants)
         }
-        return self.section.plan(self.choices, lambda: 4 * self.shape.numel(), self.processes, thorough)
+        return self.section.plan(self.choices, lambda: 4 * self.shape.numel(), self.team, thorough)
 
     def encode(self, work: Work | None = None, load: Loader | None = None) -> None:
         """Encode the latents that the store does not hold, each process its share.
@@ -110,7 +109,7 @@ class Latents(Dataset):
             load: Yields the items of ``pixels`` for a list of choices; None reads them in this process.
         """
         work = self.plan() if work is None else work
-        self.section.fill(work, partial(self._entries, load or self._load), self.processes)
+        self.section.fill(work, partial(self._entries, load or self._load), self.team)
         self.choices = {}  # which the processes of a data loader need not have
 
     @cached_property
@@ -187,9 +186,9 @@ Loader = Callable[[list[Choice]], Iterator[tuple]]
 """A function that yields the items of ``Pixels`` for a list of choices."""
 
 
-def _digests(samples: SampleSet, processes: Processes) -> list[str]:
+def _digests(samples: SampleSet, team: Team) -> list[str]:
     """Return the hash of each sample's content; each process reads its share of the files."""
     with ThreadPoolExecutor() as pool:
-        share = list(pool.map(samples.digest, range(processes.rank, len(samples), processes.world)))
-    shares = processes.gather(share)
-    return [shares[i % processes.world][i // processes.world] for i in range(len(samples))]
+        share = list(pool.map(samples.digest, team.share(range(len(samples)))))
+    shares = team.broadcast(team.gather(share))
+    return [shares[i % team.count][i // team.count] for i in range(len(samples))]

@@ -8,31 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from skipdit_cli.errors import SkipditError, UsageError
+from skipdit_cli.processes import Team
 from skipdit_cli.training.encoded.tensor_shard import Shard, Tensors, bytes_of, names_of, write_shard
 from skipdit_cli.training.encoded.tensor_store import MANIFEST, Store, intact_shard, size_text
 
 MOST_ENTRIES, MOST_BYTES = 512, 1 << 27
 """The number of entries, and their bytes (128 MiB), at which a shard is written: what a killed run can lose."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that fill a store together; by default one alone.
-
-    Args:
-        rank, world: The number of this process, and the number of processes.
-        gather: Returns the objects that all processes pass to it, in the order of their ranks; it waits for them.
-    """
-
-    rank: int = 0
-    world: int = 1
-    gather: Callable[[Any], list] = lambda value: [value]
-
-
-ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -111,7 +94,7 @@ class Section:
         self,
         names: Iterable[str],
         entry_bytes: Callable[[], int],
-        processes: Processes = ALONE,
+        team: Team = Team(),
         thorough: bool = False,
     ) -> Work:
         """Return what is to be encoded, the same in every process.
@@ -122,15 +105,15 @@ class Section:
             thorough: As for ``Store.shards``.
         """
         needed, missing = list(dict.fromkeys(names)), None
-        if processes.rank == 0:
+        if team.is_main:
             shards, damaged = self._update(thorough)
             self.damaged = [path for path in damaged if path.name.startswith(self.kind)]
             for path in self.damaged:
                 self.store.observer.warn(f"{path} is damaged; the samples in it are encoded again.")
             missing = [name for name in needed if name not in self.places]
             self._say(shards, len(needed), len(missing))
-        missing = processes.gather(missing)[0]
-        if processes.rank > 0:
+        missing = team.broadcast(missing)
+        if not team.is_main:
             self._update()
         return Work(self.kind, len(needed), missing, len(missing) * entry_bytes() if missing else 0)
 
@@ -138,7 +121,7 @@ class Section:
         self,
         work: Work,
         compute: Callable[[list[str]], Iterator[tuple[str, Tensors]]],
-        processes: Processes = ALONE,
+        team: Team = Team(),
     ) -> None:
         """Encode what is missing, each process its share, and update the manifest.
 
@@ -147,16 +130,14 @@ class Section:
         Raises:
             SkipditError: A shard cannot be written, or those of other processes are not in the folder.
         """
-        size = max(1, min(MOST_ENTRIES, math.ceil(len(work.missing) / processes.world)))
+        size = max(1, min(MOST_ENTRIES, math.ceil(len(work.missing) / team.count)))
         blocks = [work.missing[first : first + size] for first in range(0, len(work.missing), size)]
-        share = [name for block in blocks[processes.rank :: processes.world] for name in block]
+        share = [name for block in team.share(blocks) for name in block]
         with self.store.observer.progress(self.kind, len(share)) if share else nullcontext() as advance:
             self._write(compute(share) if share else iter(()), size, advance)
-        processes.gather(None)  # all shards are written
-        if processes.rank == 0:
-            self._finish(work)
-        processes.gather(None)  # the manifest is written
-        if processes.rank > 0 and work.missing:
+        team.wait_for_all()  # all shards are written
+        team.on_main(lambda: self._finish(work))
+        if not team.is_main and work.missing:
             self._update()
         if any(name not in self.places for name in work.missing):
             raise SkipditError(

@@ -15,8 +15,9 @@ from skipdit_cli.families import TextConditioning
 from skipdit_cli.families.labels import null_label
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.finite import is_finite
+from skipdit_cli.processes import Team
 from skipdit_cli.training.data.demand import check_encoders
-from skipdit_cli.training.encoded.section import ALONE, Processes, Section, Work
+from skipdit_cli.training.encoded.section import Section, Work
 from skipdit_cli.training.encoded.tensor_shard import Tensors, bytes_of
 from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.fingerprints import fingerprint_of_encoder, fingerprint_of_tokenizer
@@ -112,7 +113,7 @@ class CaptionConditioning:
             self.encode(caption)
         return True
 
-    def plan(self, captions: Iterable[str], processes: Processes = ALONE, thorough: bool = False) -> Work:
+    def plan(self, captions: Iterable[str], team: Team = Team(), thorough: bool = False) -> Work:
         """Return which captions are to be encoded, the same in every process.
 
         Args:
@@ -121,11 +122,11 @@ class CaptionConditioning:
         """
         self.captions = {caption_name(caption): caption for caption in sorted(set(captions))}
         longest = max(self.captions.values(), key=len)
-        return self.section.plan(self.captions, lambda: bytes_of(self._encode(longest)), processes, thorough)
+        return self.section.plan(self.captions, lambda: bytes_of(self._encode(longest)), team, thorough)
 
-    def prepare(self, work: Work, processes: Processes = ALONE) -> None:
+    def prepare(self, work: Work, team: Team = Team()) -> None:
         """Encode the captions that the store does not hold, each process its share."""
-        self.section.fill(work, self._entries, processes)
+        self.section.fill(work, self._entries, team)
 
     def _entries(self, names: list[str]) -> Iterator[tuple[str, Tensors]]:
         for name in names:

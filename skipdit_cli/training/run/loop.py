@@ -125,6 +125,7 @@ class Trainer:
             SkipditError: The loss is not finite, or a checkpoint could not be written.
         """
         settings, observer = self.settings, self.session.observer
+        self.session.team.is_apart = True
         batches, saved, stopped = iter(self.loader()), self.step, False
         log = RunLog(settings, self.accelerator, self.step)
         row = log.last

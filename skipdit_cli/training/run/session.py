@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from skipdit_cli.cards.card import Origin, find_origin
 from skipdit_cli.errors import UsageError
+from skipdit_cli.processes import Team, join
 from skipdit_cli.settings import flag_name
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.data.samples import SampleSet
@@ -30,6 +31,7 @@ class Session:
         checkpoint: The checkpoint to resume from, if any.
         observer: Receives the messages of the run; a silent one in all processes but the main one.
         expert: Which of two transformers is trained; None if there is one.
+        team: The processes of the run.
     """
 
     settings: TrainingSettings
@@ -39,6 +41,7 @@ class Session:
     accelerator: Accelerator
     observer: Observer = SILENT
     expert: str | None = None
+    team: Team = Team()
 
 
 def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILENT) -> Session:
@@ -52,7 +55,8 @@ def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILEN
     """
     settings.check()
     accelerator = make_accelerator(settings)
-    observer = observer if accelerator.is_main_process else SILENT
+    team = join("cpu" if accelerator.device.type == "cpu" else "auto")
+    observer = observer if team.is_main else SILENT
     if not demand.has_null:
         settings = without_dropout(settings, observer)
     checkpoint = Checkpoints(settings.output, observer).find(settings.resume_from_checkpoint)
@@ -60,7 +64,7 @@ def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILEN
         check_run(settings.output)
     samples, num_frames = read_data(settings, demand, observer)
     settings = settings.with_steps(len(samples), accelerator.num_processes)
-    return Session(settings, samples, num_frames, checkpoint, accelerator, observer, demand.expert)
+    return Session(settings, samples, num_frames, checkpoint, accelerator, observer, demand.expert, team)
 
 
 def read_data(settings: DataSettings, demand: Demand, observer: Observer = SILENT) -> tuple[SampleSet, int | None]:

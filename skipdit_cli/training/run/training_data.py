@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from skipdit_cli.errors import FROM_A_LOADER, SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import transformer_of
+from skipdit_cli.processes import Team
 from skipdit_cli.sampling.latents import spatial_compression
 from skipdit_cli.sampling.pipelines.call_arguments import call_parameters
 from skipdit_cli.training.data.latent_dataset import Latents
@@ -18,7 +18,7 @@ from skipdit_cli.training.data.order import Choice, Order
 from skipdit_cli.training.data.pixel_dataset import Pixels, collate
 from skipdit_cli.training.data.samples import SampleSet
 from skipdit_cli.training.data_settings import DataSettings
-from skipdit_cli.training.encoded.section import Processes, check_room
+from skipdit_cli.training.encoded.section import check_room
 from skipdit_cli.training.encoded.tensor_store import Store
 from skipdit_cli.training.objective.conditioning import CaptionConditioning
 from skipdit_cli.training.objective.objective import Objective
@@ -50,9 +50,9 @@ def set_up_data(session: Session, pipe) -> tuple[tuple[int, int], Dataset, Objec
     )
     dataset: Dataset = pixels
     if store is not None:
-        dataset = latents = latents_of(settings, pipe.vae, pixels, store, session.accelerator)
+        dataset = latents = latents_of(settings, pipe.vae, pixels, store, device, session.team)
         work = latents.plan()
-        check_room(store, work)
+        session.team.on_main(lambda: check_room(store, work))
         latents.encode(work, image_loader(settings, pixels))
     if isinstance(objective.condition, CaptionConditioning):
         encode_captions(session, objective.condition, store)
@@ -101,12 +101,7 @@ def store_of(settings: DataSettings, samples: SampleSet, observer: Observer) -> 
     )
 
 
-def processes_of(accelerator) -> Processes:
-    """Return the processes of an accelerator."""
-    return Processes(accelerator.process_index, accelerator.num_processes, lambda value: gather_object([value]))
-
-
-def latents_of(settings: DataSettings, vae, pixels: Pixels, store: Store, accelerator) -> Latents:
+def latents_of(settings: DataSettings, vae, pixels: Pixels, store: Store, device: torch.device, team: Team) -> Latents:
     """Return the latents of the samples, which may still have to be encoded.
 
     Raises:
@@ -114,7 +109,7 @@ def latents_of(settings: DataSettings, vae, pixels: Pixels, store: Store, accele
     """
     if vae is None:
         raise UsageError("Got --cache-latents, but this model works on pixels; leave the flag out.")
-    return Latents(pixels, vae, store, accelerator.device, settings.random_flip, processes_of(accelerator))
+    return Latents(pixels, vae, store, device, settings.random_flip, team)
 
 
 def image_loader(settings: DataSettings, pixels: Pixels):
@@ -149,10 +144,9 @@ def encode_captions(session: Session, conditioning: CaptionConditioning, store: 
         if not conditioning.remember(captions):
             return
     else:
-        processes = processes_of(session.accelerator)
-        work = conditioning.plan(captions, processes)
-        check_room(store, work)
-        conditioning.prepare(work, processes)
+        work = conditioning.plan(captions, session.team)
+        session.team.on_main(lambda: check_room(store, work))
+        conditioning.prepare(work, session.team)
     conditioning.release()
 
 
