@@ -45,7 +45,7 @@ class CachedForward(Interposed):
         cache.ownership.begin_call(cache.in_generation)
         try:
             if cache.trunk is None:
-                refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
+                refuse_other_cache(cache.transformer, cache.transformer.modules(), ONE_CACHE)
                 self._find_trunk(args, kwargs)
             cache.begin(args, kwargs)
             try:
@@ -158,7 +158,7 @@ def enable_skip_cache(
     """
     trunk = check_policy(transformer, policy)
     cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step), policy_for=policy_for)
-    refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
+    refuse_other_cache(cache.transformer, cache.transformer.modules(), ONE_CACHE)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
         check_depth(policy.layers, len(trunk), trunk.needs_sources)

@@ -69,7 +69,7 @@ class SkipCache:
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
+        self.ownership = Ownership()
         self.slots: dict[Key, Slot] = {}
         self.pending_scheduler = None
         self.reset()
@@ -163,7 +163,7 @@ class SkipCache:
         if self.scheduler is not None:
             self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
-            refuse_other_cache(self.transformer, self.modules, ONE_CACHE)
+            refuse_other_cache(self.transformer, self.transformer.modules(), ONE_CACHE)
             return
         key, slot = self._slot_of(arguments, timestep)
         if isinstance(slot.steps, ScheduledSteps):
@@ -173,7 +173,7 @@ class SkipCache:
         is_reused = bool(slot.times) and not slot.steps.next_is_full
         # Looking into the blocks takes microseconds for each: the first step of a generation does.
         is_later = is_reused or (self.scheduler is not None and bool(slot.times))
-        refuse_other_cache(self.transformer, self.trunk.blocks if is_later else self.modules, ONE_CACHE)
+        refuse_other_cache(self.transformer, self.trunk.blocks if is_later else self.transformer.modules(), ONE_CACHE)
         if not self.called_slots:
             self.timestep = timestep
         if self.scheduler is None and key in self.called_slots:

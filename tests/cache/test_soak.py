@@ -132,6 +132,16 @@ def test_a_policy_that_is_refused_leaves_a_plan_and_the_caches_of_all_transforme
         call(pipe, "sd3", steps=5)
 
 
+def test_a_lora_that_is_unloaded_is_freed_while_the_cache_is_on():
+    pipe = build("sd3")
+    pipe.load_lora_weights(soak.lora(pipe.transformer, "a"), adapter_name="a")
+    enable_skip_cache(pipe, CachePolicy(1))
+    gone = [weakref.ref(weight) for name, weight in pipe.transformer.named_parameters() if "lora_" in name]
+    pipe.unload_lora_weights()
+    gc.collect()
+    assert gone and [ref() for ref in gone] == [None] * len(gone)
+
+
 # Threads
 
 
