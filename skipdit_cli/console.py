@@ -153,6 +153,12 @@ def amount(number: float) -> str:
     return f"{number / scale:.2f}{prefix}" if prefix else f"{number:.0f}"
 
 
+def size_text(number: float) -> str:
+    """Format a number of bytes: "812 B", "3.5 kB", "1.2 MB", "35.2 GB"."""
+    scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if number >= s), (1, "B"))
+    return f"{number / scale:,.1f} {unit}" if scale > 1 else f"{number:.0f} {unit}"
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: "1 image", "2 images", "1,000 classes".
 

@@ -54,8 +54,8 @@ class KeptRounds:
         if kept.get("settings") != self.settings:
             if not overwrite:
                 raise UsageError(
-                    f"Got {self.path}, of an interrupted bench with other settings; give the same ones to go on, "
-                    "--overwrite to begin anew, or delete it."
+                    f"Got {self.path}, of an interrupted bench with other settings, weights or versions; give the "
+                    "same ones to go on, --overwrite to begin anew, or delete it."
                 )
             return
         if not self._samples.is_file() or files.checksum(self._samples) != kept.get("samples"):

@@ -13,7 +13,7 @@ MORE_TIMES = (
     "audio_sigma",
 )  # fmt: skip
 MORE_INPUTS = ("audio_hidden_states", "vision_tokens", "sound_tokens", "action_tokens", "decoder_input_tokens")
-CHANGING = (*TIMES, *MORE_TIMES, *MORE_INPUTS)
+CHANGING = frozenset((*TIMES, *MORE_TIMES, *MORE_INPUTS))
 """Arguments that change from step to step, besides the first, the latents themselves."""
 CONDITIONS = ("input_ids", "encodings_and_masks")
 """First arguments that are a condition, such as a text, and not the latents (Cosmos 3, T5-FiLM)."""
@@ -24,7 +24,10 @@ CONTROL = "controlnet"
 
 def timestep_of(arguments: dict):
     """Return the timestep of a call, or None if it has none."""
-    return next((arguments[name] for name in TIMES if name in arguments), None)
+    for name in TIMES:
+        if name in arguments:
+            return arguments[name]
+    return None
 
 
 def signature_and_condition(arguments: dict, first: str) -> tuple[list[tuple], list[torch.Tensor]]:
@@ -61,7 +64,10 @@ def fills_other_cache(arguments: dict) -> bool:
 
     Calls that only read are ``kv_cache_mode="cached"`` (Flux.2, Wan-Animate-2) and ``is_cache_step`` False (AnyFlow).
     """
-    if not any(name.startswith("kv_cache") and value is not None for name, value in arguments.items()):
+    for name, value in arguments.items():
+        if value is not None and name.startswith("kv_cache"):
+            break
+    else:
         return False
     flag = arguments.get("kv_cache_flag")
     only_reads = isinstance(flag, dict) and not flag.get("is_cache_step", True)

@@ -108,7 +108,7 @@ class SkipCache:
 
     @property
     def trace(self) -> list[str]:
-        """The kind of each forward since the scheduler's last ``set_timesteps``: "full" or "reused"."""
+        """The kind of each forward, "full" or "reused": of the generation; of the latest ones without a scheduler."""
         return self.record.trace
 
     @property
@@ -179,6 +179,7 @@ class SkipCache:
         if self.scheduler is None and key in self.called_slots:
             self.steps.next += 1
             self.called_slots.clear()
+            self.record.shorten(self.num_blocks, self.ends.left_out)
         self.called_slots.add(key)
         if self.trigger is not None:
             self.call = self.trigger.begin_call(slot, is_reused, opens_step=len(self.called_slots) == 1)
@@ -264,8 +265,7 @@ class SkipCache:
         signature, condition = signature_and_condition(arguments, self.parameters[0])
         key, slot = self._find_slot(condition, timestep)
         if slot is None or slot.signature != signature:
-            counted = slot.steps if slot else CountedSteps(self.policy)
-            steps = counted if self.scheduler is None else self.steps
+            steps = self.steps if self.scheduler is not None else slot.steps if slot else CountedSteps(self.policy)
             self.slots.pop(key, None)
             slot = self.slots[key] = Slot(self.policy, condition, signature, steps)
             if self.scheduler is None and len(self.slots) > MAX_CALLS_PER_STEP:  # nothing says which are out of use

@@ -16,6 +16,7 @@ from skipdit_cli.formats import markdown_table
 from skipdit_cli.planning.calibrate_settings import CalibrateSettings
 from skipdit_cli.presets import preset_path
 from skipdit_cli.settings import run_arguments
+from skipdit_cli.version import versions_of_results
 
 
 @with_settings(CalibrateSettings)
@@ -68,6 +69,7 @@ def calibrate(
         return
     weights = {"weights": weights_fingerprint(pipe), "dtype": str(dtype), "lora": settings.pipeline.lora}
     basis = {"model": str(named_model(model, preset)), **weights, "samples": samples, **_plain(run)}
+    basis["versions"] = versions_of_results()
     journal = Journal(settings.output, basis)
     with TemporaryDirectory() as folder:
         try:

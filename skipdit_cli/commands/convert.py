@@ -41,7 +41,7 @@ def convert(
         console.say(line)
     output, source = settings.output, plan.source
     if settings.dry_run:
-        console.say(f"Dry run: nothing written; {output} would take {plan.needed_bytes() / 1e6:,.1f} MB.")
+        console.say(f"Dry run: nothing written; {output} would take {console.size_text(plan.needed_bytes())}.")
     else:
         files.hold(output)
         folder = source.pipeline or source.transformer

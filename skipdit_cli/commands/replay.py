@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from skipdit_cli import console, media
@@ -12,7 +11,7 @@ from skipdit_cli.formats import is_number
 from skipdit_cli.presets import embedded_folder, embedded_names, load_preset, preset_names
 from skipdit_cli.sampling.sample_settings import SampleSettings
 from skipdit_cli.settings import plain_type, setting_fields, values_of
-from skipdit_cli.version import __version__
+from skipdit_cli.version import versions_of_results
 
 _JSON_TYPES = {
     field.name: str if plain_type(kind) is Path else plain_type(kind)
@@ -49,8 +48,8 @@ def describe_run(settings: SampleSettings, name, conditions: list, outline) -> d
     """Return all that the files of a run depend on, as plain data: what a resumed run has to share."""
     record, npz = make_record(settings, name, conditions), settings.npz
     weights = max((path.stat().st_mtime_ns for path in outline.folder.glob("*/*.safetensors")), default=0)
-    versions = {package: version(package) for package in ("torch", "diffusers")}
-    facts = {"weights of the model": weights, "versions": {**versions, "skipdit": __version__}}
+    facts = {"weights of the model": weights, "versions": versions_of_results()}
+    facts["num_images"] = len(conditions)
     return {**record, "npz": npz and str(npz), "format": settings.format, **facts}
 
 

@@ -22,6 +22,7 @@ from skipdit_cli.errors import INTERRUPTED, UsageError
 from skipdit_cli.presets import load_preset, preset_path
 from skipdit_cli.settings import OUTPUT, setting
 from skipdit_cli.studies import STUDIES
+from skipdit_cli.version import versions_of_results
 
 SIZES = ("small", "full")
 Name = Annotated[
@@ -125,7 +126,7 @@ def _run(ctx, what: tuple, output: Path, settings: StudySettings, preset: str) -
     from skipdit_cli.studies.study_run import StudyRun, as_json
 
     chosen, own, seeds = what
-    values = as_json({"study": chosen.name, "seeds": seeds, **asdict(own)})
+    values = as_json({"study": chosen.name, "seeds": seeds, **asdict(own), "versions": versions_of_results()})
     resume = files.is_resumed(output, files.STUDY, values, settings.overwrite)
     device, dtype = select_device()
     in_process = settings.jobs == settings.num_processes == 1

@@ -14,11 +14,11 @@ from skipdit_cli.conversion.process import DIT, SIT
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families import FAMILIES, family_of
 from skipdit_cli.families.pipeline_parts import SECOND
-from skipdit_cli.models.build import build_transformer, has_own_time
+from skipdit_cli.models.build import assign_weights, build_transformer, has_own_time
 from skipdit_cli.models.hub import find_folder
 from skipdit_cli.models.index import check_index, has_part, is_part, transformer_config
 from skipdit_cli.models.packages import check_plain
-from skipdit_cli.models.weights import assign_weights, check_variant, read_weights, variant_of
+from skipdit_cli.models.weights import check_variant, read_weights, variant_of
 from skipdit_cli.settings import flag_name
 from skipdit_cli.skip import SKIP, SkipBranches
 from skipdit_cli.skip.time_embedding import RECORD

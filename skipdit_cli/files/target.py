@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from skipdit_cli.console import size_text
 from skipdit_cli.errors import UsageError
 from skipdit_cli.files.aside import is_empty, recover
 from skipdit_cli.files.lock import check_unlocked
@@ -79,8 +80,8 @@ def check_room(target: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise UsageError(
-            f"Output {target} needs {needed_bytes / 1e9:.2f} GB but {parent} has {free / 1e9:.2f} GB free; "
-            "give another --output."
+            f"Output {target} needs {size_text(needed_bytes)} but {parent} has {size_text(free)} free; give another "
+            "--output."
         )
 
 

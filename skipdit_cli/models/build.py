@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 from skipdit_cli.errors import UsageError, nearest, reading
 from skipdit_cli.families import FAMILIES, class_name, class_named, family_of
 from skipdit_cli.families.dit import FAMILY as DIT
@@ -149,3 +151,26 @@ def pipeline_around(transformer, scheduler, vae=None):
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     required = [each.name for each in parameters if each.name in given or each.default is each.empty]
     return kind(**{name: given.get(name) for name in required})
+
+
+def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source, extra: bool = False) -> None:
+    """Put a state dict into a model on the meta device, without a copy.
+
+    Args:
+        source: Where the tensors come from, for the error message.
+        extra: Ignore tensors that the model has no place for, as diffusers does.
+    Raises:
+        UsageError: A tensor is missing, of another shape, or (without ``extra``) left over.
+    """
+    own = model.state_dict()
+    if extra:
+        state = {name: tensor for name, tensor in state.items() if name in own}
+    missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    both = [name for name in own if name in state]
+    wrong = [name for name in both if own[name].shape != state[name].shape]
+    whole = [name for name in both if own[name].is_floating_point() and not state[name].is_floating_point()]
+    if missing or left or wrong or whole:
+        parts = {"missing": missing, "not expected": left, "of another shape": wrong, "of no floats": whole}
+        mismatch = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
+        raise UsageError(f"{source} does not fit a {type(model).__name__} ({mismatch}).")
+    model.load_state_dict(state, assign=True)

@@ -16,6 +16,7 @@ from skipdit_cli.families.pipeline_parts import TRANSFORMERS
 from skipdit_cli.families.protocols import Pipeline
 from skipdit_cli.models.bounds import in_memory, stored_shapes
 from skipdit_cli.models.build import (
+    assign_weights,
     build_transformer,
     default_scheduler,
     has_own_keys,
@@ -33,7 +34,7 @@ from skipdit_cli.models.index import (
 )
 from skipdit_cli.models.packages import check_packages
 from skipdit_cli.models.vae import check_vae
-from skipdit_cli.models.weights import assign_weights, read_json, read_weights, variant_of
+from skipdit_cli.models.weights import read_json, read_weights, variant_of
 from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.quiet import quiet
 from skipdit_cli.sampling.diagnosis import broken_weight

@@ -267,29 +267,6 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
     return {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file).items()}
 
 
-def assign_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], source, extra: bool = False) -> None:
-    """Put a state dict into a model on the meta device, without a copy.
-
-    Args:
-        source: Where the tensors come from, for the error message.
-        extra: Ignore tensors that the model has no place for, as diffusers does.
-    Raises:
-        UsageError: A tensor is missing, of another shape, or (without ``extra``) left over.
-    """
-    own = model.state_dict()
-    if extra:
-        state = {name: tensor for name, tensor in state.items() if name in own}
-    missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    both = [name for name in own if name in state]
-    wrong = [name for name in both if own[name].shape != state[name].shape]
-    whole = [name for name in both if own[name].is_floating_point() and not state[name].is_floating_point()]
-    if missing or left or wrong or whole:
-        parts = {"missing": missing, "not expected": left, "of another shape": wrong, "of no floats": whole}
-        mismatch = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in parts.items() if names)
-        raise UsageError(f"{source} does not fit a {type(model).__name__} ({mismatch}).")
-    model.load_state_dict(state, assign=True)
-
-
 def write_tensors(state: dict[str, torch.Tensor], path, dtype: torch.dtype | None = None) -> None:
     """Write a safetensors file straight from (memory-mapped) tensors.
 

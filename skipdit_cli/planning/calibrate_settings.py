@@ -27,14 +27,17 @@ class CalibrateSettings:
         metavar="FILE",
     )
     cost: str | None = setting(
-        None, "Budget in full forwards of the model, such as 9, or several: 6,9,12.", BUDGET, metavar="LIST"
+        None,
+        "Budget in full forwards of the model, such as 9, or several: 6,9,12. Or give --speedup or --min-psnr.",
+        BUDGET,
+        metavar="LIST",
     )
     speedup: str | None = setting(
         None, "Budget as a speedup over the full run: --num-inference-steps over the cost.", BUDGET, metavar="LIST"
     )
     min_psnr: float | None = setting(
         None,
-        "The smallest budget that comes so close to the exact solution, in dB. Exits with code 3 if none does.",
+        "PSNR to the exact solution, in dB: find the smallest budget that reaches it. Exits with code 3 if none does.",
         BUDGET,
         minimum=0,
         maximum=200,

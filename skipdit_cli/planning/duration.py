@@ -12,6 +12,7 @@ from skipdit_cli.planning.fit_branch import branch_samples
 from skipdit_cli.planning.fit_sampler import PATH_STEPS
 from skipdit_cli.planning.searching.effort import EFFORTS, Effort
 from skipdit_cli.sampling.generate import generate
+from skipdit_cli.sampling.schedulers import full_run_sampler
 
 SHARE_OF_TRY = 0.7
 """The forwards of a try, of those of all its samples: some share their beginning, some end at the first look."""
@@ -87,6 +88,7 @@ def _time(pipe, conditions: Sequence, settings: dict[str, Any]) -> float:
 
 def _time_once(pipe, conditions: Sequence, settings: dict[str, Any]) -> float:
     """Return the seconds of a forward of one sample in a short run."""
+    sampler = full_run_sampler(pipe, None)
     began = time.perf_counter()
-    generate(pipe, conditions, num_inference_steps=STEPS, decode=False, **settings)
+    generate(pipe, conditions, num_inference_steps=STEPS, scheduler=sampler, decode=False, **settings)
     return (time.perf_counter() - began) / STEPS / len(conditions)

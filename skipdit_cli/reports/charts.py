@@ -160,7 +160,7 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
     across: Callable[[float], float] = math.log if plot.log_x else float
     upwards: Callable[[float], float] = math.log if plot.log_y else float
     low, high = _widened(upwards(min(ys)), upwards(max(ys)), 0.12)
-    y_values = _log_ticks(low, high, height, 0) if plot.log_y else _ticks(min(ys), max(ys), 6)
+    y_values = _log_ticks(low, high, height, 0) if plot.log_y else _ticks(ys, 6)
     y_texts = _texts(y_values)
     left = CHARACTER_WIDTH * font * max(map(len, y_texts)) + 14
     area = Box(left, 8.0, width - 12.0, height - 2.4 * font)
@@ -172,7 +172,7 @@ def draw(plot: Plot, size: tuple[int, int, int]) -> Chart:
     def at_y(y: float) -> float:
         return round(area.bottom - (upwards(y) - low) / (high - low) * (area.bottom - area.top), 1)
 
-    x_values = _log_ticks(x_low, x_high, width, font) if plot.log_x else _ticks(min(xs), max(xs), width // 90)
+    x_values = _log_ticks(x_low, x_high, width, font) if plot.log_x else _ticks(xs, width // 90)
     front = plot.front() if plot.has_front else []
     first = [*front, *(point for point in points if point not in front)]
     labelled = [(at_x(point.x), at_y(point.y), point.label) for point in first if point.label]
@@ -233,12 +233,15 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Return about ``count`` round numbers from a range."""
+def _ticks(values: Sequence[float], count: int) -> list[float]:
+    """Return about ``count`` round numbers from the range of values; whole numbers if all of these are."""
+    low, high = min(values), max(values)
     span = (high - low) or max(abs(high), 1.0)
     raw = span / max(count, 2)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= raw * 0.999)
+    if high > low and all(float(value).is_integer() for value in values):
+        step = max(step, 1.0)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(at * step, 10) for at in range(first, last + 1)] or [low]
 
@@ -254,7 +257,7 @@ def _log_ticks(low: float, high: float, length: int, font: int) -> list[float]:
     powers = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
     values = [value for power in powers for d in digits if low <= math.log(value := d * 10.0**power) <= high]
     if len(values) < FEWEST_TICKS:
-        values = [value for value in _ticks(math.exp(low), math.exp(high), 6) if value > 0]
+        values = [value for value in _ticks([math.exp(low), math.exp(high)], 6) if value > 0]
     chosen: list[float] = []
     for value in values:
         texts = [CHARACTER_WIDTH * font * len(text) for text in _texts([value, *chosen[-1:]])]

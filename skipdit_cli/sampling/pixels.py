@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from skipdit_cli.console import count as counted
+from skipdit_cli.console import size_text
 from skipdit_cli.errors import NotFiniteError, UsageError
 from skipdit_cli.finite import is_finite
 from skipdit_cli.media import to_uint8
@@ -120,6 +121,6 @@ def check_memory(
         samples = f"{counted(count, 'sample')} of at least {wide}x{tall} pixels"
         samples += f" and {frames:,} frames" if frames > 1 else ""
         raise UsageError(
-            f"Got {samples} to make, which take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
+            f"Got {samples} to make, which take {size_text(needed)} of memory, and {size_text(free)} are free; "
             "give a smaller --num-images, --batch-size, --height, --width or --num-frames."
         )

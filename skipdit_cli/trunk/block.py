@@ -40,20 +40,21 @@ class InterposedBlock(Interposed):
         if not self.serving:
             return self.inner(*args, **kwargs)
         state = self.trunk.forwards.current
-        if state is not None and self.index < state.due and not torch.is_grad_enabled():
-            if state.leaves_out:
-                return self._unchanged(self._inputs(args, kwargs))
-            return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
+        if state is not None and self.index < state.due:
+            if state.leaves_out:  # which only a forward without gradients does
+                return self._unchanged(args, kwargs)
+            if not torch.is_grad_enabled():
+                return self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
         call = self._prepare(args, kwargs)
         if call is None:
-            return self._leave(self.trunk.cache, self._unchanged(self._inputs(args, kwargs)))
+            return self._leave(self.trunk.cache, self._unchanged(args, kwargs))
         args, kwargs, finish = call
         result = self.inner(*args, **kwargs) if self.below is None else self.call_inner(*args, **kwargs)
-        return finish(result)
+        return result if finish is None else finish(result)
 
-    def _prepare(self, args: tuple, kwargs: dict) -> tuple[tuple, dict, Callable] | None:
-        """Return the arguments that the block runs with, and what turns its result into its output; None if the cache
-        leaves it out. Streams are kept, joined, taken or given here."""
+    def _prepare(self, args: tuple, kwargs: dict) -> tuple[tuple, dict, Callable | None] | None:
+        """Return the arguments that the block runs with, and what turns its result into its output, if anything does;
+        None if the cache leaves it out. Streams are kept, joined, taken or given here."""
         trunk, merge = self.trunk, self.trunk.merge if self.opens_unit else None
         cache = None if torch.is_grad_enabled() else trunk.cache
         inputs = self._inputs(args, kwargs)
@@ -70,8 +71,10 @@ class InterposedBlock(Interposed):
                 first_pass.check_inputs(self.listing, inputs)
             if merge is not None and (cache is None or not cache.leaves_out(self.last_unit - self.index)):
                 streams = merge.join(state, self.index, streams)
-        if streams is not inputs:
+        if any(new is not old for new, old in zip(streams, inputs)):  # torch.compile compares lists by value
             args, kwargs = self._with(streams, args, kwargs)
+        if first_pass is None and not self.ends_trunk:
+            return args, kwargs, None
         return args, kwargs, partial(self._finish, cache, first_pass, inputs)
 
     def _finish(self, cache: Cache | None, first_pass: FirstPass | None, inputs: list, result):
@@ -137,9 +140,10 @@ class InterposedBlock(Interposed):
                 positional[place] = stream
         return tuple(positional), named
 
-    def _unchanged(self, streams: list):
+    def _unchanged(self, args: tuple, kwargs: dict):
         """What the block would return if it changed nothing."""
         if self.is_bare:
-            return streams[0]
-        named = dict(zip(self.listing.names, streams))
-        return tuple(named.get(name) for name in self.listing.streams)
+            name, place = self.places[0]
+            return kwargs[name] if name in kwargs else args[place]
+        streams = dict(zip(self.listing.names, self._inputs(args, kwargs)))
+        return tuple(streams.get(name) for name in self.listing.streams)

@@ -141,22 +141,30 @@ class WrapperCheck:
         return WrapperCheck, (self.trunk,)
 
     def __call__(self, transformer, args) -> None:
-        if torch.compiler.is_compiling() or self._methods(transformer) == self.methods:
+        if torch.compiler.is_compiling() or self._is_as_before(transformer):
             return
         trunk, units = self.trunk, self.trunk.current_units(transformer)
         if units != trunk.units:
             for block in trunk.blocks:
                 restore(block, "forward", InterposedBlock)
                 restore(block, COMPILED, InterposedBlock)
-            trunk.units = units
+            trunk.set_units(units)
         if not all(_is_wrapped(block) for block in trunk.blocks):
             wrap_blocks(trunk)
-        self.methods = self._methods(transformer)
-
-    def _methods(self, transformer) -> list[tuple]:
-        """The blocks that the model has now, each with its methods that a call may end up in."""
         blocks = self.trunk.current_blocks(transformer)
-        return [(block, block.__dict__.get("forward"), block.__dict__.get(COMPILED)) for block in blocks]
+        self.methods = [(block, block.__dict__.get("forward"), block.__dict__.get(COMPILED)) for block in blocks]
+
+    def _is_as_before(self, transformer) -> bool:
+        """Whether the model has the same blocks, and each the same methods that a call may end up in. It is asked in
+        each forward."""
+        blocks = self.trunk.current_blocks(transformer)
+        if len(blocks) != len(self.methods):
+            return False
+        for block, (former, forward, compiled) in zip(blocks, self.methods):
+            own = block.__dict__
+            if block is not former or own.get("forward") is not forward or own.get(COMPILED) is not compiled:
+                return False
+        return True
 
 
 def _called_method(block) -> str:

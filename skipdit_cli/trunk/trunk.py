@@ -81,6 +81,7 @@ class Trunk:
 
     Attributes:
         units: The blocks of each unit, a tuple per unit.
+        blocks: All blocks of all units.
         listings: The ``BlockList`` of each of these blocks.
         width: D, the width of the stream that skip branches join.
         merge: The skip branches that are attached, or None.
@@ -96,8 +97,9 @@ class Trunk:
     def __init__(self, transformer, backbone: Backbone, declared: bool = True, verified: bool = True):
         self.model_class, self.backbone = class_of(transformer), backbone
         self.declared, self.verified = declared, verified
-        self.units, self.listings = _units(transformer, backbone)
-        self._check_parameters(self.units)
+        units, self.listings = _units(transformer, backbone)
+        self.set_units(units)
+        self._check_parameters(units)
         width = backbone.width
         self.width = width if isinstance(width, int) else math.prod(transformer.config[key] for key in width)
         firsts, joined = [unit[0] for unit in self.listings], backbone.joined
@@ -128,10 +130,9 @@ class Trunk:
         """Whether the blocks are to be wrapped."""
         return self.merge is not None or self.cache is not None or self.always_wrapped
 
-    @property
-    def blocks(self) -> list:
-        """All blocks of all units."""
-        return [block for unit in self.units for block in unit]
+    def set_units(self, units: list[tuple]) -> None:
+        """Take the blocks of each unit."""
+        self.units, self.blocks = units, [block for unit in units for block in unit]
 
     def new_first_pass(self) -> FirstPass | None:
         """Return the check for one forward, or None if an earlier forward has passed it."""

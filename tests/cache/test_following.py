@@ -332,6 +332,17 @@ def test_without_a_scheduler_each_branch_of_guidance_is_counted_alone(model, int
     assert (cache.report().steps, cache.report().reused_steps) == (8, expected.count("r"))
 
 
+def test_without_a_scheduler_the_trace_is_bounded_and_the_counts_go_on(model, monkeypatch):
+    monkeypatch.setattr("skipdit_cli.cache.generation.report.MOST_TRACED", 6)
+    cache = enable_skip_cache(model, CachePolicy(1, interval=2), None)
+    texts = torch.randn(2, 1, 5, 6)
+    for step in range(1, 21):
+        for text in texts:
+            noise(model, torch.randn(1, 2, 1, 8, 8), torch.tensor([step]), text)
+        assert len(cache.trace) <= 6 + len(texts)
+        assert (cache.report().steps, cache.report().reused_steps) == (step, step // 2)
+
+
 def test_without_a_scheduler_a_list_of_full_steps_and_a_window_are_of_each_branch(model):
     times = (980, 890, 700, 640, 330, 90, 15, 5)
     for policy, expected in (

@@ -87,6 +87,9 @@ def test_an_interrupted_calibration_goes_on_and_refuses_other_settings(skipdit, 
     for changed in (("--guidance-scale", 2), ("--dtype", "bf16"), ("--seed", 1)):
         other = skipdit(*arguments, *changed, "-o", cut)
         assert other.code == 2 and "other settings" in other.stderr
+    with monkeypatch.context() as other_release:
+        other_release.setattr("skipdit_cli.version.__version__", "0.1.0")
+        assert "weights or versions" in skipdit(*arguments, "-o", cut).stderr
     assert skipdit(*arguments, "-o", cut).code == 0 and cut.exists() and not journal.exists()
 
 

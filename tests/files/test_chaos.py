@@ -68,7 +68,7 @@ def test_a_killed_training_loses_nothing(converted, tmp_path, chaos):
 def test_a_killed_calibration_finds_the_same_plan(converted, tmp_path, chaos):
     output = tmp_path / "place" / "plan.yaml"
     words = ("calibrate", "-m", converted(), *CALIBRATE, "--cost", 2, "-o", output)
-    print(survive(words, output, chaos or 1, 0, of_calibration))
+    print(survive(words, output, chaos or 1, 0, of_calibration, saves=2))
 
 
 def test_killed_samples_are_neither_lost_nor_made_twice(converted, tmp_path, chaos):

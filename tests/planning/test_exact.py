@@ -13,7 +13,7 @@ from skipdit_cli.planning.accuracy import accuracy_db
 from skipdit_cli.planning.exact import solve_exactly
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import make_scheduler
-from skipdit_cli.sampling.schedulers.explicit_timesteps import noise_levels
+from skipdit_cli.sampling.schedulers.explicit_timesteps import noise_to_signal
 
 MEAN, DEVIATION = 0.1, 0.25
 
@@ -25,7 +25,7 @@ def gaussian(tiny_pipeline):
     table = make_scheduler("dpm++", pipe).alphas_cumprod
 
     def predict_noise(hidden_states, timestep, class_labels, return_dict):
-        level = torch.tensor(noise_levels(table, [float(timestep[0])])[0])
+        level = torch.tensor(noise_to_signal(table, [float(timestep[0])])[0])
         alpha, sigma = 1 / (1 + level**2).sqrt(), level / (1 + level**2).sqrt()
         noise = sigma * (hidden_states - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
         return (noise.float(),)

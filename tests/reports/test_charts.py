@@ -58,6 +58,11 @@ def test_a_plot_of_one_point_has_axes():
     assert chart.x_ticks and chart.y_ticks and chart.labels[0].text == "one"
 
 
+def test_the_axis_of_a_count_has_whole_numbers_alone():
+    plot = Plot("", "", "", "", [Series("one", [Point(2, 1.5), Point(3, 2.5)])])
+    assert [text for _, text in draw(plot, WIDE).x_ticks] == ["2", "3"]
+
+
 def test_the_spread_of_a_point_is_a_bar_and_every_tick_of_a_logarithmic_axis_lies_in_the_chart():
     points = [Point(1e3, 2.0, spread=1.0), Point(1e9, 50.0, spread=60.0), Point(1e6, 7.0)]
     chart = draw(Plot("", "", "", "", [Series("a", points)], log_x=True, log_y=True), NARROW)

@@ -35,7 +35,7 @@ def interrupted_at(monkeypatch):
     return at
 
 
-def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp_path, interrupted_at):
+def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp_path, monkeypatch, interrupted_at):
     model, whole, out = tiny_pipeline(), tmp_path / "a" / "out", tmp_path / "b" / "out"
     command = ("sample", "-m", model, "--class-labels", "1,2", "--num-images", 7, *QUICK)
     assert skipdit(*command, "-o", whole, "--npz", whole / "all.npz").code == 0
@@ -49,6 +49,10 @@ def test_an_interrupted_run_is_resumed_byte_for_byte(skipdit, tiny_pipeline, tmp
 
     ran = skipdit(*command, "--seed", 3)
     assert ran.code == 2 and "of an interrupted run with other settings (--seed)" in ran.stderr
+    with monkeypatch.context() as other_release:
+        other_release.setattr("skipdit_cli.version.__version__", "0.1.0")
+        assert "of an interrupted run with other settings (versions)" in skipdit(*command).stderr
+    assert "--num-images" in skipdit(*command, "--num-images", 5).stderr
     assert not (out / "0003.png").exists()
 
     made = interrupted_at(None)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skipdit_cli import files, media
+from skipdit_cli.commands.sample_checksums import SampleChecksums
 from tests.strangers import mutations
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -278,6 +279,15 @@ def make_checkpoint(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+def make_sharded(folder: Path) -> None:
+    """The tensors of a checkpoint of several processes."""
+    from torch import arange
+
+    from skipdit_cli.training.distributed.sharded_checkpoint import write_shards
+
+    write_shards({"weight.a": arange(4.0).view(2, 2), "exp_avg.a": arange(4.0).view(2, 2)}, folder / "sharded", 0)
+
+
 def make_output(folder: Path) -> None:
     """The folder of an interrupted run of ``sample``, and a finished one of ``convert``."""
     (folder / "own.txt").write_text("of the user")
@@ -287,6 +297,10 @@ def make_output(folder: Path) -> None:
         marker = {"schema": 1, "kind": kind, "version": "0", "state": state, "files": ["part/a.txt"]}
         (folder / name / files.MARKER).write_text(json.dumps(marker))
     (folder / "begun" / "partial.json").write_text(json.dumps(PLAIN))
+    media.arrays.ArrayFile(folder / "begun" / "partial.npy", 3).write(0, pixels(3, 8, 8, 3))
+    checksums = SampleChecksums(folder / "begun" / "partial.sha256", 3)
+    checksums.create()
+    checksums.write(1, bytes(range(32)))
 
 
 def make_kept(folder: Path) -> None:
@@ -470,6 +484,17 @@ def read_checkpoint(folder: Path) -> object:
     return load_state(folder / "checkpoint-1", recorded(), force=True)
 
 
+def read_sharded(folder: Path) -> object:
+    from torch import zeros
+
+    from skipdit_cli.training.distributed.sharded_checkpoint import is_sharded, read_shards, shapes_in
+
+    tensors = {"weight.a": zeros(2, 2), "exp_avg.a": zeros(2, 2)}
+    if is_sharded(folder / "sharded"):
+        shapes_in(folder / "sharded")
+    return read_shards(folder / "sharded", tensors)
+
+
 def read_metrics(folder: Path) -> object:
     from skipdit_cli.reports.loss_curves import make_loss_plot
     from skipdit_cli.training.sweep import final_loss
@@ -485,6 +510,16 @@ def read_marker(folder: Path) -> object:
 
 def read_partial(folder: Path) -> object:
     return files.is_resumed(folder / "begun", files.SAMPLE, PLAIN, False)
+
+
+def read_begun_array(folder: Path) -> object:
+    array = media.arrays.ArrayFile(folder / "begun" / "partial.npy", 3)
+    return array.is_whole() and (array.read(), array.read_one(1), array.shape)
+
+
+def read_begun_checksums(folder: Path) -> object:
+    checksums = SampleChecksums(folder / "begun" / "partial.sha256", 3)
+    return checksums.is_whole() and [checksums.read(index) for index in range(3)]
 
 
 def read_journal(folder: Path) -> object:
@@ -599,9 +634,14 @@ READERS = [
     Reader("checkpoint record", make_checkpoint, "checkpoint-1/state.json", JSON, read_checkpoint),
     Reader("checkpoint weights", make_checkpoint, "checkpoint-1/weights.safetensors", TENSORS, read_checkpoint),
     Reader("checkpoint optimizer", make_checkpoint, "checkpoint-1/optimizer.pt", TORCH, read_checkpoint),
+    Reader("index of shards", make_sharded, "sharded/.metadata", mutations.spoiled, read_sharded),
+    Reader("shards of a checkpoint", make_sharded, "sharded/__0_0.distcp", mutations.spoiled, read_sharded),
     Reader("losses", make_checkpoint, "metrics.jsonl", mutations.json_lines, read_metrics),
     Reader("marker", make_output, f"out/{files.MARKER}", JSON, read_marker),
     Reader("interrupted sampling", make_output, "begun/partial.json", JSON, read_partial),
+    Reader("array of an interrupted sampling", make_output, "begun/partial.npy", mutations.spoiled, read_begun_array),
+    Reader("checksums of an interrupted sampling", make_output, "begun/partial.sha256", mutations.spoiled,
+           read_begun_checksums),
     Reader("interrupted calibration", make_kept, "plan.yaml.partial.json", mutations.checked_files, read_journal),
     Reader("interrupted bench", make_kept, "bench.partial.json", mutations.checked_files, read_rounds),
     Reader("samples of a bench", make_kept, "bench.partial.safetensors", TENSORS, read_rounds),

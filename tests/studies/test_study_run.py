@@ -62,6 +62,10 @@ def test_an_interrupted_study_goes_on_where_it_was_moved_to_and_ends_the_same(sk
     trained = (tmp_path / "run" / "vanilla-0" / "model_index.json").stat().st_mtime_ns
     other = skipdit(*toy[:4], "--seeds", 3, *toy[6:])
     assert other.code == 2 and "other settings (seeds)" in other.stderr
+    with monkeypatch.context() as other_release:
+        other_release.setattr("skipdit_cli.version.__version__", "0.1.0")
+        other = skipdit(*toy)
+    assert other.code == 2 and "other settings (versions)" in other.stderr
     (tmp_path / "run" / "results" / "skip-0.json").write_text("{")
     (tmp_path / "run" / "measured" / "vanilla-0.json").write_text("[]")
     moved = tmp_path / "moved to"

@@ -23,6 +23,7 @@ def survive(
     seed: int,
     contents: Callable[[Path], object],
     check: Callable[[Path], None] = lambda output: None,
+    saves: int = 8,
 ) -> dict[str, int]:
     """Run a command undisturbed, then again under random kills until there were so many, and compare the results.
 
@@ -36,6 +37,7 @@ def survive(
         seed: Of the moments.
         contents: Returns what a finished run leaves, to be compared.
         check: Checks what a killed run leaves.
+        saves: About how many temporary names a run makes.
 
     Returns:
         The counts: processes "started", "killed", of those "saving", and runs "finished".
@@ -62,7 +64,7 @@ def survive(
         if counts["killed"] < kills:
             is_saving = rng.random() < 0.5
             if is_saving:
-                wait_for_saving(process, output, rng.randint(1, 8), rng.uniform(0, 0.003))
+                wait_for_saving(process, output, rng.randint(1, saves), rng.uniform(0, 0.003))
             else:
                 process.join(rng.uniform(0, seconds))
             if process.is_alive():

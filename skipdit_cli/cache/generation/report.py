@@ -10,6 +10,9 @@ import torch
 
 from skipdit_cli.cache.generation.call import Decision
 
+MOST_TRACED = 10_000
+"""Forwards that a trace without a scheduler has at most, or a step more."""
+
 
 @dataclass(frozen=True)
 class CacheReport:
@@ -70,6 +73,15 @@ class Record:
         self.trace, self.steps, self.is_read = [], [], False
         self.changes, self.triggered_steps = [], 0
         self.begin_generation()
+
+    def shorten(self, num_blocks: int, left_out: int) -> None:
+        """Begin an empty trace where it has ``MOST_TRACED`` forwards, for nothing else ends it without a scheduler.
+        The counts go on. The arguments are those of ``begin_trace``."""
+        if len(self.trace) < MOST_TRACED:
+            return
+        is_read, self.is_read = self.is_read, False
+        self.begin_trace(num_blocks, left_out)
+        self.is_read = is_read
 
     def add(self, is_reused: bool, step: int, decision: Decision | None = None) -> None:
         """Add one forward, made in this step of the generation, and what a trigger decided in it."""

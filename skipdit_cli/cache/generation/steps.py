@@ -219,12 +219,10 @@ def index_of_view(scheduler, timestep) -> int | None:
     if not (isinstance(timestep, torch.Tensor) and isinstance(timesteps, torch.Tensor)) or not timestep.numel():
         return None
     is_single = timestep.numel() == 1 or not any(timestep.stride())
-    if not is_single or timestep.is_meta or (timestep.dtype, timestep.device) != (timesteps.dtype, timesteps.device):
+    if not is_single or timestep.dtype != timesteps.dtype or timestep.device != timesteps.device or timestep.is_meta:
         return None
-    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
-        return None
-    index = int(timestep.storage_offset() - timesteps.storage_offset())
-    return index if 0 <= index < len(timesteps) else None
+    index, rest = divmod(timestep.data_ptr() - timesteps.data_ptr(), timesteps.element_size())
+    return index if not rest and 0 <= index < len(timesteps) else None
 
 
 def differ_in_time(timestep, other) -> bool:

@@ -20,7 +20,8 @@ from skipdit_cli.errors import UsageError
 from skipdit_cli.families import FAMILIES, Family
 from skipdit_cli.families.dit import FAMILY as DIT_FAMILY
 from skipdit_cli.families.latte import FAMILY as LATTE
-from skipdit_cli.models.weights import assign_weights, read_tensors
+from skipdit_cli.models.build import assign_weights
+from skipdit_cli.models.weights import read_tensors
 from skipdit_cli.skip import SkipBranches
 
 

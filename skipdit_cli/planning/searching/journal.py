@@ -41,8 +41,8 @@ class Journal:
             return {}
         if kept.get("settings") != self.settings:
             raise UsageError(
-                f"Got {self.path}, of an interrupted calibration with other settings; give the same ones to go on, or "
-                "delete it."
+                f"Got {self.path}, of an interrupted calibration with other settings, weights or versions; give the "
+                "same ones to go on, or delete it."
             )
         results: Any = kept.get("results")
         lists = results.values() if isinstance(results, dict) else [None]

@@ -77,8 +77,8 @@ def check_deterministic(scheduler, arguments: Mapping[str, object] | None = None
             "Got --pipeline-arg eta above 0, which adds noise at each step; expected a deterministic run."
         )
     raise UsageError(
-        f"A {type(scheduler).__name__} adds noise at each step, but expected a deterministic scheduler; "
-        f"give --scheduler {', '.join(ORDERS)} or euler."
+        f"A {type(scheduler).__name__} adds noise at each step, or is not known to add none; expected a deterministic "
+        f"scheduler: give --scheduler {', '.join(ORDERS)} or euler."
     )
 
 

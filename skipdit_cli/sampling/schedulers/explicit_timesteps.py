@@ -66,7 +66,7 @@ def set_usual_timesteps(scheduler: Any, steps: int) -> None:
     scheduler.set_timesteps(steps, **shifted)
 
 
-def noise_levels(alphas_cumprod: torch.Tensor, timesteps: Sequence[float]) -> np.ndarray:
+def noise_to_signal(alphas_cumprod: torch.Tensor, timesteps: Sequence[float]) -> np.ndarray:
     """Return sigma / alpha of timesteps; that of a fraction is interpolated in its logarithm, as lu spacing does."""
     table = np.array(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
     below = np.floor(timesteps).astype(np.int64)
@@ -80,7 +80,7 @@ def log_snr_timesteps(alphas_cumprod: torch.Tensor, count: int) -> list[float]:
 
     They are those of lu spacing (arXiv 2206.00927, section 3.3), which diffusers rounds.
     """
-    log_levels = np.log(noise_levels(alphas_cumprod, range(len(alphas_cumprod))))
+    log_levels = np.log(noise_to_signal(alphas_cumprod, range(len(alphas_cumprod))))
     spaced = np.linspace(log_levels[-1], log_levels[0], count)
     timesteps = np.interp(spaced, log_levels, np.arange(len(log_levels)))
     return [float(t) for t in timesteps]
@@ -112,7 +112,7 @@ class _ExplicitSigmas(_Explicit):
             if not isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
                 levels = levels.clip(max=ALMOST_NOISE)
         else:
-            levels = noise_levels(scheduler.alphas_cumprod, self.timesteps)
+            levels = noise_to_signal(scheduler.alphas_cumprod, self.timesteps)
         whole = not flow and all(t == int(t) for t in self.timesteps)
         timesteps = torch.tensor(self.timesteps, dtype=scheduler.timesteps.dtype if whole else torch.float32)
         sigmas = torch.from_numpy(levels.astype(np.float32))

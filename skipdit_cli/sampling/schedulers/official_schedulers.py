@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from skipdit_cli.sampling.schedulers.explicit_timesteps import noise_levels
+from skipdit_cli.sampling.schedulers.explicit_timesteps import noise_to_signal
 
 
 class RespacedDDIMScheduler(DDIMScheduler):
@@ -43,7 +43,7 @@ class RespacedDDIMScheduler(DDIMScheduler):
     def _alpha_at(self, timestep: float) -> torch.Tensor:
         if timestep == int(timestep):
             return self.alphas_cumprod[int(timestep)]
-        return torch.tensor(1 / (1 + noise_levels(self.alphas_cumprod, [timestep])[0] ** 2), dtype=torch.float32)
+        return torch.tensor(1 / (1 + noise_to_signal(self.alphas_cumprod, [timestep])[0] ** 2), dtype=torch.float32)
 
     def step(self, model_output, timestep, sample, return_dict: bool = True):  # type: ignore[override]  # eta is 0
         """Return the sample at the next timestep, and the predicted data, as diffusers' DDIM does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from skipdit_cli.console import count
+from skipdit_cli.console import count, size_text
 from skipdit_cli.errors import UsageError
 from skipdit_cli.studies.released_weights.released_models import (
     COMPANIONS,
@@ -104,10 +104,10 @@ def describe(settings, seeds: tuple[int, ...]) -> list[str]:
         space = model.weight_bytes + len(cases) * samples * model.sample_bytes * 2
         lines.append(
             f"{name}: {count(samples, 'sample')} in each of {count(len(cases), 'way')} ({', '.join(cases)}), "
-            f"{model_hours:,.1f} hours, up to {space / 1e9:,.1f} GB."
+            f"{model_hours:,.1f} hours, up to {size_text(space)}."
         )
         disk, hours = disk + space, hours + model_hours
-    lines.append(f"Disk space: up to {disk / 1e9:,.1f} GB, for converted weights, samples and arrays of them.")
+    lines.append(f"Disk space: up to {size_text(disk)}, for converted weights, samples and arrays of them.")
     source = "the preset's tflops" if settings.tflops else "measured here, in a product of matrices"
     lines.append(
         f"Time: {hours:,.1f} hours of this device, from the FLOPs of the official models at "

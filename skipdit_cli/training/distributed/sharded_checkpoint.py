@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 import torch
@@ -12,8 +13,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from skipdit_cli.errors import SkipditError, UsageError, first_line
+from skipdit_cli.errors import SkipditError, first_line, reading
 from skipdit_cli.files import checksum
+from skipdit_cli.formats import UntrustedFile
 
 INDEX = ".metadata"
 """The file of torch.distributed.checkpoint that says which part of which tensor lies in which file."""
@@ -70,12 +72,9 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         UsageError: The checkpoint is damaged.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=_Reader(str(folder)))
-    except (CheckpointException, pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError) as cause:
-        raise UsageError(f"Checkpoint {folder} cannot be read ({first_line(cause)}); {ADVICE}.") from cause
+    with reading(f"Checkpoint {folder}", ADVICE), warnings.catch_warnings(), _first_failure():
+        warnings.simplefilter("ignore")
+        dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=_Reader(str(folder)))
 
 
 def shapes_in(folder: Path) -> dict[str, torch.Size]:
@@ -84,19 +83,26 @@ def shapes_in(folder: Path) -> dict[str, torch.Size]:
     Raises:
         UsageError: The checkpoint is damaged.
     """
-    try:
+    with reading(f"Checkpoint {folder}", ADVICE):
         metadata = _Reader(str(folder)).read_metadata()
-    except (pickle.UnpicklingError, OSError, EOFError, ValueError, AttributeError, TypeError) as cause:
-        raise UsageError(f"Checkpoint {folder} cannot be read ({first_line(cause)}); {ADVICE}.") from cause
     entries = metadata.state_dict_metadata.items()
     return {name: entry.size for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """Raise what the first process met, in place of torch's collection of tracebacks."""
+    try:
+        yield
+    except CheckpointException as cause:
+        raise next(iter(cause.failures.values()))[0] from cause
 
 
 class _Reader(dcp.FileSystemReader):
     """Reads the shards of a folder, and nothing but tensors: its index is a pickle, which could run code."""
 
     def read_metadata(self, *args, **kwargs) -> Metadata:
-        with (Path(self.path) / INDEX).open("rb") as file:
+        with UntrustedFile(Path(self.path) / INDEX) as file:
             metadata = _Unpickler(file).load()
         entries, places = metadata.state_dict_metadata, metadata.storage_data or {}
         if not all(isinstance(entry, TensorStorageMetadata) for entry in entries.values()):

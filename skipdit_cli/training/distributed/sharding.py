@@ -42,6 +42,11 @@ def check_fsdp() -> None:
     ):
         if parse_flag_from_env(name):
             raise UsageError(f"Launched with {flag} true, which is not supported; {advice}.")
+    if not torch.accelerator.is_available() and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+        raise UsageError(  # under torch 2.8, gradients of two processes were measured twice as large
+            f"Launched with FSDP on a CPU with torch {torch.__version__}, but expected 2.13 or newer: older "
+            "ones have wrong gradients there; install that, or leave out --use_fsdp."
+        )
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 

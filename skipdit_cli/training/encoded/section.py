@@ -9,10 +9,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skipdit_cli.console import size_text
 from skipdit_cli.errors import SkipditError, UsageError
 from skipdit_cli.processes import Team
 from skipdit_cli.training.encoded.tensor_shard import Shard, Tensors, bytes_of, names_of, write_shard
-from skipdit_cli.training.encoded.tensor_store import MANIFEST, Store, intact_shard, size_text
+from skipdit_cli.training.encoded.tensor_store import MANIFEST, Store, intact_shard
 
 MOST_ENTRIES, MOST_BYTES = 512, 1 << 27
 """The number of entries, and their bytes (128 MiB), at which a shard is written: what a killed run can lose."""

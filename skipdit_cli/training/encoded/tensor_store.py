@@ -145,8 +145,3 @@ def intact_shard(listed: dict, path: Path) -> Shard | None:
         return shard if stamp == _stamp(path) or _named_checksum(path) == checksum(path)[:32] else None
     except (OSError, UsageError):
         return None
-
-
-def size_text(number: int) -> str:
-    """Write a number of bytes: "1.2 MB", "35.2 GB"."""
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
