@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.cache.generation.following import claim, follow, take, unfollow
+from skipdit_cli.cache.generation.following import claim, follow, succeed, unfollow
 from skipdit_cli.cache.live_ends import check_policy
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import ONE_CACHE, SkipCache
@@ -162,10 +162,7 @@ def enable_skip_cache(
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
         check_depth(policy.layers, len(trunk), trunk.needs_sources)
-    former = _cache_of(transformer)
-    if former is not None:
-        take(former)  # a thread in the midst of a generation is refused from now on
-        cache.ownership = former.ownership
+    succeed(cache, _cache_of(transformer))
     disable_skip_cache(transformer)
     if trunk is not None:
         cache.set_trunk(trunk)

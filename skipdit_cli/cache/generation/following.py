@@ -88,6 +88,18 @@ def take(cache) -> None:
     cache.ownership.begin_generation(cache.in_generation or cache.pending_scheduler is not None)
 
 
+def succeed(cache, former) -> None:
+    """Let a cache take the place of a former one of its transformer, or of None: a thread in the midst of a generation
+    of that is refused from then on.
+
+    Raises:
+        UsageError: A call of another thread is under way.
+    """
+    if former is not None:
+        take(former)
+        cache.ownership = former.ownership
+
+
 def unfollow(scheduler, cache) -> None:
     """Undo ``follow``."""
     for event in EVENTS:
