@@ -27,11 +27,13 @@ from tests.support.tiny_transformers import perturbed, tiny_text_transformer
 
 
 def pytest_addoption(parser):
-    """Add ``--chaos`` and ``--fuzz``, for the long forms of the tests of killed runs and of strangers' files."""
+    """Add ``--chaos``, ``--fuzz`` and ``--soak``, for the long forms of the tests of killed runs, of strangers' files
+    and of many generations in one process."""
     parser.addoption(
         "--chaos", type=int, default=0, help="Kills of each kind of run, and every write of each on a full disk."
     )
     parser.addoption("--fuzz", type=int, metavar="N", help="Files to draw in tests/strangers, other ones each time.")
+    parser.addoption("--soak", type=int, default=0, help="Generations in one process, each compared with a new one.")
 
 
 @pytest.fixture

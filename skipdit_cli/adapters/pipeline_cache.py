@@ -13,6 +13,7 @@ import torch
 
 from skipdit_cli import cache
 from skipdit_cli.cache import CachePolicy, SkipCache
+from skipdit_cli.cache.live_ends import check_policy
 from skipdit_cli.cache.policy import LEVELS
 from skipdit_cli.errors import UsageError, nearest
 from skipdit_cli.families.pipeline_parts import transformers_of
@@ -81,11 +82,16 @@ def enable_skip_cache(
         if pipe is None or scheduler is not None:
             raise UsageError("Got a plan, which brings a scheduler; give the whole pipeline, and no scheduler.")
         return use_plan(pipe, plan)
-    level = _checked(policy)
-    if plan_in_use(pipe) is not None:
-        disable_skip_cache(pipe)
-    scheduler = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
+    level, in_use = _checked(policy), getattr(pipe, "__dict__", {}).get(PLAN_IN_USE)
+    if scheduler is None:
+        scheduler = getattr(pipe, "scheduler", None)
+        if in_use is not None and scheduler is in_use.scheduler:  # which leaves with the plan
+            scheduler = in_use.former
     choose, first = _choice(level, scheduler)
+    for each in transformers:  # before anything is changed
+        check_policy(each, first)
+    if in_use is not None:
+        disable_skip_cache(pipe)
     caches = [
         cache.enable_skip_cache(each, first, scheduler, example_inputs, policy_for=choose) for each in transformers
     ]

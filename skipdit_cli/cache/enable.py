@@ -8,20 +8,18 @@ from typing import Any
 
 import torch
 
-from skipdit_cli.cache.generation.following import claim, follow, unfollow
+from skipdit_cli.cache.generation.following import claim, follow, succeed, unfollow
+from skipdit_cli.cache.live_ends import check_policy
 from skipdit_cli.cache.policy import CachePolicy, check_depth
 from skipdit_cli.cache.skip_cache import ONE_CACHE, SkipCache
-from skipdit_cli.cache.trigger import check_not_compiled
 from skipdit_cli.errors import UsageError
 from skipdit_cli.families.protocols import Scheduler, Transformer
 from skipdit_cli.trunk import (
     Interposed,
     Trial,
     attached_trunk,
-    check_class,
     find,
     interpose,
-    known_trunk,
     refuse_other_cache,
     restore,
     update_wrappers,
@@ -47,7 +45,7 @@ class CachedForward(Interposed):
         cache.ownership.begin_call(cache.in_generation)
         try:
             if cache.trunk is None:
-                refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
+                refuse_other_cache(cache.transformer, cache.transformer.modules(), ONE_CACHE)
                 self._find_trunk(args, kwargs)
             cache.begin(args, kwargs)
             try:
@@ -158,17 +156,13 @@ def enable_skip_cache(
         UsageError: The model has too few blocks for the policy, the policy needs a scheduler, the model has no
             transformer trunk, a cache of diffusers is enabled, or a model that is compiled is given a threshold.
     """
-    if policy.threshold is not None:
-        check_not_compiled(transformer)
-    trunk = known_trunk(transformer)
+    trunk = check_policy(transformer, policy)
     cache = SkipCache(transformer, policy, scheduler, callbacks=(_begin_generation, _end_step), policy_for=policy_for)
-    refuse_other_cache(cache.transformer, cache.modules, ONE_CACHE)
+    refuse_other_cache(cache.transformer, cache.transformer.modules(), ONE_CACHE)
     if example_inputs is not None:
         trunk = Trial(transformer, example_inputs).accept(exact=trunk is None or trunk.branches is None)
-    if trunk is None:
-        check_class(cache.transformer)
-    else:
         check_depth(policy.layers, len(trunk), trunk.needs_sources)
+    succeed(cache, _cache_of(transformer))
     disable_skip_cache(transformer)
     if trunk is not None:
         cache.set_trunk(trunk)
@@ -180,8 +174,11 @@ def enable_skip_cache(
 
 
 def disable_skip_cache(transformer: Transformer) -> None:
-    """Disable the cache of a transformer; every step is full again. Without a cache it does nothing."""
+    """Disable the cache of a transformer; every step is full again. Without a cache it does nothing.
+    In the middle of a call of the transformer it is refused."""
     cache, trunk = _cache_of(transformer), attached_trunk(transformer)
+    if cache is not None:
+        cache.ownership.check_idle()
     if trunk is not None:
         trunk.cache = None
         update_wrappers(transformer, trunk)
@@ -223,7 +220,6 @@ def _interpose(cache: SkipCache) -> None:
 def _begin_generation(cache: SkipCache, scheduler, ran: bool, timestep) -> None:
     """Begin a generation, after ``set_timesteps``. Offload hooks that a pipeline removed after the last generation may
     have taken our interpositions along, which are put back here."""
-    cache.ownership.begin_generation(cache.in_generation)
     _interpose(cache)
     cache.begin_generation(scheduler)
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 from skipdit_cli.cache.generation.call import Call
 from skipdit_cli.cache.generation.slot import map_streams
 from skipdit_cli.cache.policy import CachePolicy, both_ends, check_depth
+from skipdit_cli.cache.trigger import check_not_compiled
 from skipdit_cli.errors import UsageError
-from skipdit_cli.trunk import Trunk
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
+from skipdit_cli.families.protocols import Transformer
+from skipdit_cli.trunk import Trunk, check_class, known_trunk
 
 
 class LiveEnds:
@@ -81,3 +84,15 @@ class LiveEnds:
                 raise
         self.has_residual = False
         return None
+
+
+def check_policy(transformer: Transformer, policy: CachePolicy) -> Trunk | None:
+    """Refuse a policy that does not fit a transformer, and return its trunk if that is known."""
+    if policy.threshold is not None:
+        check_not_compiled(transformer)
+    trunk = known_trunk(transformer)
+    if trunk is None:
+        check_class(unwrap_compiled(transformer))
+    else:
+        check_depth(policy.layers, len(trunk), trunk.needs_sources)
+    return trunk

@@ -15,7 +15,7 @@ import torch
 
 from skipdit_cli.cache.forward_arguments import fills_other_cache, signature_and_condition, timestep_of
 from skipdit_cli.cache.generation.call import Call
-from skipdit_cli.cache.generation.following import claim, exchange, scheduler_in_use
+from skipdit_cli.cache.generation.following import claim, follow_running_pipeline, take
 from skipdit_cli.cache.generation.ownership import Ownership
 from skipdit_cli.cache.generation.report import CacheReport, Record
 from skipdit_cli.cache.generation.slot import Key, Slot, find_slot
@@ -69,8 +69,9 @@ class SkipCache:
                 f"A {policy.placement} schedule needs the number of steps: pass the pipeline's scheduler."
             )
         self.parameters = list(inspect.signature(self.transformer.forward).parameters)
-        self.ownership, self.modules = Ownership(), list(self.transformer.modules())
+        self.ownership = Ownership()
         self.slots: dict[Key, Slot] = {}
+        self.pending_scheduler = None
         self.reset()
 
     def __setstate__(self, state: dict) -> None:
@@ -95,7 +96,7 @@ class SkipCache:
         Raises:
             UsageError: Another thread is in a call of the transformer.
         """
-        self.ownership.begin_generation(self.in_generation)
+        take(self)
         self.record, self.peak_bytes = Record(), 0
         self.pending_scheduler = None
         self._begin_steps(self.scheduler)
@@ -162,7 +163,7 @@ class SkipCache:
         if self.scheduler is not None:
             self._begin_generation_if_due(timestep)
         if torch.is_grad_enabled() or self.transformer.training or fills_other_cache(arguments):
-            refuse_other_cache(self.transformer, self.modules, ONE_CACHE)
+            refuse_other_cache(self.transformer, self.transformer.modules(), ONE_CACHE)
             return
         key, slot = self._slot_of(arguments, timestep)
         if isinstance(slot.steps, ScheduledSteps):
@@ -172,7 +173,7 @@ class SkipCache:
         is_reused = bool(slot.times) and not slot.steps.next_is_full
         # Looking into the blocks takes microseconds for each: the first step of a generation does.
         is_later = is_reused or (self.scheduler is not None and bool(slot.times))
-        refuse_other_cache(self.transformer, self.trunk.blocks if is_later else self.modules, ONE_CACHE)
+        refuse_other_cache(self.transformer, self.trunk.blocks if is_later else self.transformer.modules(), ONE_CACHE)
         if not self.called_slots:
             self.timestep = timestep
         if self.scheduler is None and key in self.called_slots:
@@ -247,23 +248,17 @@ class SkipCache:
 
     def _begin_generation_if_due(self, timestep) -> None:
         """Begin the generation that the next forward is the first of, if it is."""
-        is_pending = self.pending_scheduler is not None
-        if not is_pending and (self.plan is None or self.steps.begin_again(timestep, not self.called_slots)):
-            is_pending = self._follow_running_pipeline()
-            if not is_pending and self.plan is not None:
-                self.finish()
-                self._begin_steps(self.steps.scheduler)
+        is_pending, opens_step = self.pending_scheduler is not None, not self.called_slots
+        begins = not is_pending and (self.plan is None or self.steps.begin_again(timestep, opens_step))
+        # After a generation that was left, nothing else tells the first step of one with another scheduler.
+        if begins or (not is_pending and opens_step and not self.steps.are_views):
+            is_pending = follow_running_pipeline(self)
+        if begins and not is_pending and self.plan is not None:
+            self.finish()
+            self._begin_steps(self.steps.scheduler)
         if is_pending:
             self.record.begin_trace(self.num_blocks, self.ends.left_out)
             self.pending_scheduler = None
-
-    def _follow_running_pipeline(self) -> bool:
-        """Follow the scheduler of the pipeline that is running, if it is not followed yet; returns whether it was."""
-        scheduler = scheduler_in_use(self)
-        if scheduler is not None:
-            exchange(self, scheduler)
-            self.begin_generation(scheduler)
-        return scheduler is not None
 
     def _slot_of(self, arguments: dict, timestep) -> tuple[Key, Slot]:
         """The memory of the branch of guidance that a call belongs to, new if there is none that is valid for it."""
@@ -285,7 +280,7 @@ class SkipCache:
         if slot is not None:
             return key, slot
         if len(called) >= MAX_CALLS_PER_STEP or (repeated and differ_in_time(self.timestep, timestep)):
-            if not self._follow_running_pipeline():
+            if not follow_running_pipeline(self):
                 raise UsageError(
                     f"{type(self.transformer).__name__} was called {len(called) + 1} times within one step of its "
                     f"{type(self.scheduler).__name__}; was the scheduler replaced after enable_skip_cache? "

@@ -78,9 +78,11 @@ def end(cause: BaseException, sentence: str) -> bool:
     """
     if count() == 1:
         return True
-    is_told = isinstance(cause, (ProcessError, KeyboardInterrupt)) or sentence == _current.failure()
     is_common = getattr(cause, "exit_code", 1) == UsageError.exit_code and not _current.is_apart
-    fails_alone = not is_told and (not is_common or local_rank() == 0)
+    if is_common and local_rank() > 0:  # asks nobody, for the main process may have ended
+        return False
+    is_told = isinstance(cause, (ProcessError, KeyboardInterrupt)) or sentence == _current.failure()
+    fails_alone = not is_told
     if rank() == 0 or fails_alone or isinstance(cause, KeyboardInterrupt):  # Ctrl-C may have reached this one alone
         _current.report(sentence, is_common)
     return rank() == 0 or (fails_alone and not _current.is_said(sentence))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from skipdit_cli.cache import CachePolicy, CacheReport, disable_skip_cache, enable_skip_cache
+from skipdit_cli.cache.generation.ownership import taken
 from skipdit_cli.errors import NotFiniteError
 from skipdit_cli.families.pipeline_parts import transformer_of, transformers_of
 from skipdit_cli.families.protocols import Pipeline
@@ -90,7 +91,7 @@ def generate(
     Raises:
         TypeError: A setting is not a field of ``RunSettings``.
         UsageError: The model does not support a condition, a setting, the scheduler or the policy; or the latents of
-            its VAE are scaled in an unknown way.
+            its VAE are scaled in an unknown way; or another thread is sampling with its transformer.
         NotFiniteError: The samples are NaN or infinite; the error holds them, without images.
     """
     began, parts = time.perf_counter(), []
@@ -141,7 +142,8 @@ def generate_batches(
     sampler = _make_sampler(pipe, scheduler, run, pipe_decodes, steps)
 
     policy = policy and policy_for(policy, scheduler, run.arguments)
-    with output_branch(transformer_of(pipe), scheduler), _caches(pipe, policy, scheduler) as caches:
+    branch = output_branch(transformer_of(pipe), scheduler)
+    with taken(transformers_of(pipe).values()), branch, _caches(pipe, policy, scheduler) as caches:
         waiting = Batches(batches(pipe, conditions, run.batch_size, alone=run.image is not None))
         for batch in waiting:
             if skip(batch):

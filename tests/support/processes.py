@@ -49,6 +49,7 @@ def run_together(processes: int, *arguments, folder: Path, env: dict | None = No
 
 def start_together(processes: int, *arguments, folder: Path, env: dict | None = None) -> list:
     """Start ``skipdit ARGUMENTS`` in so many processes and return them, for tests that kill or interrupt them."""
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command sets it, before the server imports torch
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,21 @@
-"""The thread that owns a cache: it serves one call at a time, and one thread throughout a generation."""
+"""The thread that owns a cache, which serves one call at a time and one thread throughout a generation, and the thread
+that owns a transformer in ``generate``."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
 
 from skipdit_cli.errors import UsageError
+from skipdit_cli.families.pipeline_parts import unwrap_compiled
 
 _lock = threading.Lock()
+_samplers: WeakKeyDictionary[torch.nn.Module, threading.Thread] = WeakKeyDictionary()
+"""Transformer to the thread that runs ``generate`` on it."""
 
 
 class Ownership:
@@ -18,13 +27,13 @@ class Ownership:
     Attributes:
         caller: The thread that is in a call of the transformer.
         owner: The thread whose generation it is.
-        superseded: A thread whose generation another thread has ended; its next call is refused.
+        superseded: Threads whose generation another thread has ended; their next call, or step, is refused.
     """
 
     def __init__(self):
         self.caller: threading.Thread | None = None
         self.owner: threading.Thread | None = None
-        self.superseded: threading.Thread | None = None
+        self.superseded: WeakSet[threading.Thread] = WeakSet()
         self._local = threading.local()
 
     def __reduce__(self):
@@ -50,7 +59,7 @@ class Ownership:
         """
         thread = threading.current_thread()
         with _lock:
-            if self.caller is not None or thread is self.superseded or (in_generation and self._is_other(thread)):
+            if self.caller is not None or thread in self.superseded or (in_generation and self._is_other(thread)):
                 raise _refusal()
             self.caller = self.owner = thread
 
@@ -71,14 +80,58 @@ class Ownership:
         with _lock:
             if self.caller not in (None, thread):
                 raise _refusal()
-            if in_generation and self._is_other(thread):
-                self.superseded = self.owner
-            elif thread is self.superseded:
-                self.superseded = None
+            if self.owner is not None and in_generation and self._is_other(thread):
+                self.superseded.add(self.owner)
+            self.superseded.discard(thread)
+            self.owner = thread
+
+    def check_step(self) -> None:
+        """Check that a scheduler may step, before it does: a step within another thread's generation would move that.
+
+        Raises:
+            UsageError: Another thread has ended this one's generation.
+        """
+        if threading.current_thread() in self.superseded:
+            raise _refusal()
+
+    def check_idle(self) -> None:
+        """Check that no call of the transformer is under way, whose blocks would run by two caches.
+
+        Raises:
+            UsageError: One is.
+        """
+        if self.caller is not None:
+            raise UsageError(
+                "Got a change of Skip-Cache in the middle of a call of its transformer; enable or disable it between "
+                "two calls."
+            )
 
     def _is_other(self, thread: threading.Thread) -> bool:
         """Whether another thread, which still runs, owns the cache."""
         return self.owner not in (None, thread) and self.owner.is_alive()
+
+
+@contextmanager
+def taken(transformers: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Keep ``generate`` of other threads off transformers: it puts a cache on them, and a scheduler on their pipeline.
+
+    Raises:
+        UsageError: Another thread runs it on one of them.
+    """
+    held, thread = [unwrap_compiled(each) for each in transformers], threading.current_thread()
+    with _lock:
+        if any(_samplers.get(each, thread) is not thread for each in held):
+            raise UsageError(
+                "Got a second generate() on a transformer that another thread is sampling with; wait for the first, "
+                "or give each thread a pipeline of its own (copy.deepcopy)."
+            )
+        _samplers.update(dict.fromkeys(held, thread))
+    try:
+        yield
+    finally:
+        with _lock:
+            for each in held:
+                _samplers.pop(each, None)
 
 
 def _refusal() -> UsageError:
