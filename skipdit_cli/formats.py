@@ -137,14 +137,13 @@ def parse_yaml(text: str, name, loader=None) -> object:
 
 def _check_integers(data: object, name) -> None:
     """Refuse integers that are no float, which hexadecimal ones may be: Python does not write those of 4,300 digits."""
-    level = [data]
+    level, bits = [data], sys.float_info.max_exp
     while level:
-        if any(isinstance(item, int) and item.bit_length() > sys.float_info.max_exp for item in level):
-            raise UsageError(
-                f"{name} has an integer of more than {sys.float_info.max_exp} bits; no value is so large."
-            )
-        keys = [key for container in level if isinstance(container, dict) for key in container]
-        level = [*keys, *(item for container in level for item in _items(container))]
+        if any(isinstance(item, int) and item.bit_length() > bits for item in level):
+            raise UsageError(f"{name} has an integer of more than {bits} bits; no value is so large.")
+        inner = [list(item) for item in level if isinstance(item, (list, tuple, set, dict))]
+        inner += [list(item.values()) for item in level if isinstance(item, dict)]
+        level = [item for items in inner for item in items]
 
 
 def _check_events(events, name) -> None:

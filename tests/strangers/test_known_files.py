@@ -195,7 +195,13 @@ FOUND = [
     *(
         (name, lambda content, text=text: content + text % (b"f" * 4000))
         for name in ("preset", "plan")
-        for text in (b"k: 0x%s\n", b"train: {a: [0x%s]}\n", b"? 0x%s\n: 1\n")
+        for text in (
+            b"k: 0x%s\n",
+            b"train: {a: [0x%s]}\n",
+            b"? 0x%s\n: 1\n",
+            b"k: !!set {0x%s}\n",
+            b"k: !!omap [a: 0x%s]\n",
+        )
     ),
     ("official video .pt", with_integers),
     ("checkpoint record", lambda content: b"[" * 100_000),
