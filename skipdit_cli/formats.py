@@ -136,7 +136,7 @@ def parse_yaml(text: str, name, loader=None) -> object:
 
 
 def _check_integers(data: object, name) -> None:
-    """Refuse integers that are no float, which hexadecimal ones may be: Python does not write those of 4,300 digits."""
+    """Refuse integers beyond any float, as hexadecimal ones may be: Python does not write those of 4,300 digits."""
     level, bits = [data], sys.float_info.max_exp
     while level:
         if any(isinstance(item, int) and item.bit_length() > bits for item in level):
