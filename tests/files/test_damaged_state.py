@@ -1,5 +1,6 @@
 """What an interrupted run kept, damaged: it is recognised by its checksums and made again, said aloud."""
 
+import json
 import shutil
 
 import pytest
@@ -61,6 +62,18 @@ def test_damaged_samples_are_made_again(skipdit, interrupted, tmp_path):
         ended = skipdit(*words, "-o", output)
         assert ended.code == 2 and ended.stderr.count("\n") == 1 and "--overwrite" in ended.stderr, ended.stderr
     assert skipdit(*words, "-o", output, "--overwrite").code == 0 and tree(output) == whole
+
+
+def test_settings_of_an_interrupted_sampling_are_trusted_by_their_checksum(skipdit, interrupted):
+    words, output, whole = interrupted
+    settings = json.loads((output / "partial.json").read_text())
+    settings["seed"] = 7  # as damage may read: images of another seed would be added to those that are there
+    (output / "partial.json").write_text(json.dumps(settings))
+    ended = skipdit(*words, "--seed", "7", "-o", output)
+    assert ended.code == 2 and "partial.json, which is damaged" in ended.stderr
+    del settings["sha256"], settings["seed"]  # as a run of 0.1.0 left it, with the seed of the words
+    (output / "partial.json").write_text(json.dumps({**settings, "seed": 0}))
+    assert skipdit(*words, "-o", output).code == 0 and tree(output) == whole
 
 
 @pytest.fixture
