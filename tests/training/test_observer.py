@@ -4,7 +4,9 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from skipdit_cli.processes import Team
 from skipdit_cli.training import TrainingSettings
 from skipdit_cli.training.data.demand import Demand
 from skipdit_cli.training.observer import Observer
@@ -54,8 +56,9 @@ def test_a_run_tells_its_observer_and_prints_nothing(tiny_dit, tmp_path, capfd):
 
 def test_only_the_main_process_reports(tmp_path, monkeypatch):
     for main in (True, False):
-        accelerator = SimpleNamespace(is_main_process=main, num_processes=1)
+        accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
         monkeypatch.setattr(session, "make_accelerator", lambda _, accelerator=accelerator: accelerator)
+        monkeypatch.setattr(session, "join", lambda _, team=Team(rank=int(not main)): team)
         observer = Recorder()
         begun = session.begin(settings(tmp_path), Demand(num_classes=10), observer)
         assert bool(observer.said) == main and (begun.observer is observer) == main
