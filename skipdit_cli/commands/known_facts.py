@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from skipdit_cli.files import cache_folder, read_checked, write_checked
 from skipdit_cli.presets import load_preset, preset_path
-from skipdit_cli.version import __version__
+from skipdit_cli.version import versions_of_results
 
 LARGEST_CONFIG = 1 << 20
 """Bytes of a file whose content is compared; of a larger one, its size and its date are."""
@@ -36,7 +35,7 @@ class KnownFacts:
         with suppress(OSError):
             sources = list(_sources(model, preset))
             if sources and len(sources) <= MOST_FILES:
-                versions = [__version__, version("torch"), version("diffusers")]
+                versions = versions_of_results()
                 digest = hashlib.sha256(json.dumps([model, preset, steps, conditioning, versions, sources]).encode())
                 self.path = cache_folder("info") / f"{digest.hexdigest()}.json"
 

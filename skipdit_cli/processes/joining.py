@@ -19,7 +19,7 @@ _current = Team()
 def join(device: str = "auto") -> Team:
     """Return the team of this command, after meeting its other processes, if there are any.
 
-    Processes that an ``Accelerator`` has brought together already are met there.
+    Processes that an ``Accelerator`` has brought together are met there; those that have met stay the team.
 
     Args:
         device: The value of ``--device``.
@@ -35,6 +35,8 @@ def join(device: str = "auto") -> Team:
     import torch
     from accelerate import PartialState
 
+    if _current.count > 1 and torch.distributed.is_initialized():
+        return _current
     team = Team(rank(), count())
     try:
         PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
@@ -81,8 +83,7 @@ def end(cause: BaseException, sentence: str) -> bool:
     is_common = getattr(cause, "exit_code", 1) == UsageError.exit_code and not _current.is_apart
     if is_common and local_rank() > 0:  # asks nobody, for the main process may have ended
         return False
-    is_told = isinstance(cause, (ProcessError, KeyboardInterrupt)) or sentence == _current.failure()
-    fails_alone = not is_told
+    fails_alone = not isinstance(cause, (ProcessError, KeyboardInterrupt)) and sentence != _current.failure()
     if rank() == 0 or fails_alone or isinstance(cause, KeyboardInterrupt):  # Ctrl-C may have reached this one alone
         _current.report(sentence, is_common)
     return rank() == 0 or (fails_alone and not _current.is_said(sentence))

@@ -124,8 +124,8 @@ class Team:
                 self.store.set(FAILED, f"Process {self.rank} of {self.count} failed: {sentence}")
             if self.is_main:
                 self.store.set(MAIN, sentence)
-            if self.is_main and not is_common:
-                self._has([f"{HEARD}/{rank}" for rank in range(1, self.count)])
+                if not is_common:
+                    self._has([f"{HEARD}/{rank}" for rank in range(1, self.count)])
 
     def is_said(self, sentence: str) -> bool:
         """Return whether the main process prints the same sentence, for which another one waits a moment."""

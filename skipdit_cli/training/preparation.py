@@ -75,7 +75,7 @@ def prepare_data(
     conditioning = conditioning_of(pipe, device, store, observer) if demand.captions else None
     if isinstance(conditioning, CaptionConditioning):
         works.append(conditioning.plan(captions_of(source, samples), team))
-    team.on_main(lambda: check_room(store, *works))
+    check_room(store, team, *works)
     if not settings.dry_run:
         latents.encode(works[0], image_loader(source, pixels))
         pipe.vae.to("cpu")

@@ -44,23 +44,26 @@ class Work:
         return f"{len(self.missing):,} {self.kind} to encode take {size_text(self.bytes)}"
 
 
-def check_room(store: Store, *works: Work) -> None:
-    """Say what is to be written, and check that the disk has room for it.
+def check_room(store: Store, team: Team, *works: Work) -> None:
+    """Say what is to be written, and check in the main process that the disk has room for it.
 
     Raises:
         UsageError: It has not.
     """
     works = tuple(work for work in works if work.missing)
-    if not works:
-        return
-    store.check_writable()
-    needed, free, what = sum(work.bytes for work in works), store.free_bytes(), " and ".join(map(str, works))
-    if free < needed:
-        raise UsageError(
-            f"Cannot keep all in {store.folder}: {what}, but {size_text(free)} is free there; give another "
-            "--cache-latents."
-        )
-    store.observer.say(f"{what}; {size_text(free)} is free in {store.folder}.")
+
+    def check() -> None:
+        store.check_writable()
+        needed, free, what = sum(work.bytes for work in works), store.free_bytes(), " and ".join(map(str, works))
+        if free < needed:
+            raise UsageError(
+                f"Cannot keep all in {store.folder}: {what}, but {size_text(free)} is free there; give another "
+                "--cache-latents."
+            )
+        store.observer.say(f"{what}; {size_text(free)} is free in {store.folder}.")
+
+    if works:
+        team.on_main(check)
 
 
 class Section:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -41,7 +41,7 @@ class Session:
     accelerator: Accelerator
     observer: Observer = SILENT
     expert: str | None = None
-    team: Team = Team()
+    team: Team = field(default_factory=Team)
 
 
 def begin(settings: TrainingSettings, demand: Demand, observer: Observer = SILENT) -> Session:

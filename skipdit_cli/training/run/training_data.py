@@ -52,7 +52,7 @@ def set_up_data(session: Session, pipe) -> tuple[tuple[int, int], Dataset, Objec
     if store is not None:
         dataset = latents = latents_of(settings, pipe.vae, pixels, store, device, session.team)
         work = latents.plan()
-        session.team.on_main(lambda: check_room(store, work))
+        check_room(store, session.team, work)
         latents.encode(work, image_loader(settings, pixels))
     if isinstance(objective.condition, CaptionConditioning):
         encode_captions(session, objective.condition, store)
@@ -145,7 +145,7 @@ def encode_captions(session: Session, conditioning: CaptionConditioning, store: 
             return
     else:
         work = conditioning.plan(captions, session.team)
-        session.team.on_main(lambda: check_room(store, work))
+        check_room(store, session.team, work)
         conditioning.prepare(work, session.team)
     conditioning.release()
 
