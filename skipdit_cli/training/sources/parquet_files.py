@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -37,6 +38,7 @@ def load_parquet(files: Sequence[str]) -> Any:
                 for position, table in enumerate(_tables(Path(file))):
                     yield (number, position), self._cast_table(table)
 
+    _check_cache()
     for file in files:
         with reading(f"Got {file}, which", failed="is no readable Parquet file"):
             _check_claims(Path(file))
@@ -49,6 +51,23 @@ def load_parquet(files: Sequence[str]) -> Any:
     if failure is not None:  # raised here, as an error in its own chain of causes would end no search through them
         raise failure
     return builder.as_dataset(split="train")
+
+
+def _check_cache() -> None:
+    """Check that the cache of `datasets`, into which Parquet files are converted, can be written.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from datasets import config
+
+    cache = Path(config.HF_DATASETS_CACHE)
+    place = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"Cannot convert Parquet files: {cache}, the cache of `datasets`, is not a writable folder; name another "
+            "one in the variable HF_DATASETS_CACHE."
+        )
 
 
 def _tables(file: Path) -> Iterator[Any]:
