@@ -41,6 +41,9 @@ from skipdit_cli.version import __version__
 
 TOGETHER = ("finetune", "train", "sample", "calibrate", "evaluate", "prepare")
 """The commands that several processes of a launcher run together; the others refuse them."""
+SPINS = "1000"
+"""How often an idle thread of torch looks for work before it sleeps (Linux). libgomp takes this number itself where it
+has more threads than cores; its usual 300,000 keep a core busy that, beside other programs, a working thread needs."""
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
 
@@ -275,6 +278,8 @@ def main() -> None:
     if processes.count() > 1:  # a process that lost another prints pages of C++ frames before our sentence
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         processes.claim_stdout()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read as torch is imported, which is later
     try:
         app()
     finally:

@@ -207,6 +207,22 @@ def test_help_and_presets_leave_the_heavy_libraries_alone():
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
+@pytest.mark.parametrize(
+    "chosen", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}], ids=["unset", "policy", "count"]
+)
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, capsys, chosen):
+    from skipdit_cli import app
+
+    settings = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    environment = {**{name: value for name, value in os.environ.items() if name not in settings}, **chosen}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(sys, "argv", ["skipdit", "--version"])
+    with pytest.raises(SystemExit):
+        app.main()
+    left = {name: environment[name] for name in settings if name in environment}
+    assert left == (chosen or {"GOMP_SPINCOUNT": app.SPINS}) and "skipdit" in capsys.readouterr().out
+
+
 def test_ctrl_c_is_130_and_a_short_line():
     code = (
         "import sys, time\nfrom skipdit_cli.app import app, App, Group\n"
