@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from skipdit_cli.errors import FROM_A_LOADER, SkipditError, UsageError, first_line
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.processes import Team
 from skipdit_cli.sampling.latents import spatial_compression
@@ -196,10 +196,10 @@ def translated_loader_errors() -> Iterator[None]:
     try:
         yield
     except SkipditError as cause:
-        if not str(cause).startswith(FROM_A_LOADER):
+        if "in DataLoader worker process" not in cause.given:
             raise
         # A process of the loader sends its whole traceback as the message, whose last line is the error.
-        raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
+        raise SkipditError(cause.given.strip().splitlines()[-1].split(": ", 1)[-1]) from cause
     except RuntimeError as cause:
         if "DataLoader worker" not in str(cause):
             raise
