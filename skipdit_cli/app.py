@@ -274,6 +274,7 @@ def main() -> None:
     console.be_silent(processes.rank() > 0)
     if processes.count() > 1:  # a process that lost another prints pages of C++ frames before our sentence
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        processes.claim_stdout()
     try:
         app()
     finally:

@@ -101,7 +101,7 @@ def disk_failure(cause: BaseException, output: object = None) -> str | None:
 def first_line(cause: BaseException) -> str:
     """Return the first line of an exception's message, truncated, without a full stop and without addresses of
     objects: Pillow names the buffer that it cannot identify."""
-    message = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(cause))
+    message = re.sub(r" ?<[\w.]+ (object at 0x\w+|name=[^<>]*)>", "", str(cause))
     return (message.strip().splitlines() or [type(cause).__name__])[0][:MAX_LENGTH].rstrip(".")
 
 

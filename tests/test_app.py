@@ -265,6 +265,7 @@ def test_no_help_tells_the_environment_flag_by_flag(skipdit):
     [
         (("train", "--lr", 1), "No such option: --lr. Did you mean '--learning-rate'?"),
         (("train", "--output_dir", "x"), "Did you mean '--output'?"),
+        (("prepare", "-o", "x"), "No such option: -o. Did you mean '--cache-latents'?"),
         (("finetune", "--train_data_dir", "x"), "Did you mean '--data'?"),
         (("finetune", "--report_to", "wandb"), "Did you mean '--report-to'?"),
         (("finetune", "--pretrained_model_name_or_path", "x"), "Did you mean '--model'?"),

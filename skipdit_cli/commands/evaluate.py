@@ -77,7 +77,7 @@ def _claim_output(settings: EvaluateSettings, samples: str) -> None:
         reads = {"SAMPLES": samples, "--reference": settings.reference, "--features": settings.features}
         files.check_apart(settings.save_statistics, reads)
         files.check_file(settings.save_statistics, settings.overwrite)
-        files.hold(settings.save_statistics)
+        files.hold(settings.save_statistics, "--save-statistics")
 
 
 def _open_reference(settings: EvaluateSettings, network: FeatureNetwork) -> ImageSet | Statistics | None:

@@ -30,7 +30,7 @@ def prepare(
     """
     settings.check(model, preset)
     if not settings.dry_run:
-        files.hold(settings.source.cache_latents)
+        files.hold(settings.source.cache_latents, "--cache-latents")
 
     from skipdit_cli.training.preparation import prepare_data
 

@@ -31,7 +31,7 @@ def claim_target(
     reads |= {"--lora": settings.pipeline.lora, "--vae": settings.vae}
     target = choose_target(settings.output, settings.npz, settings.overwrite, reads, settings.format)
     for path in outputs(target, settings.npz):
-        files.hold(path)
+        files.hold(path, "--npz" if path == settings.npz else "--output")
     return target
 
 

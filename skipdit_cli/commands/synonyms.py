@@ -42,7 +42,9 @@ SYNONYMS = {
     "num-sampling-steps": "num-inference-steps",
     "num-steps": "num-inference-steps",
     "num-workers": "dataloader-num-workers",
+    "o": "output",
     "out": "output",
+    "output": "cache-latents",
     "outdir": "output",
     "output-dir": "output",
     "output-path": "output",
@@ -61,7 +63,7 @@ SYNONYMS = {
     "weight-dtype": "dtype",
 }
 """Our flag for each name that scripts of diffusers, DiT, Latte, accelerate, sd-scripts or litgpt give to the same
-thing; hyphens stand for underscores."""
+thing; hyphens stand for underscores. What is no flag of a command is looked up again: 'prepare' has no --output."""
 
 ELSEWHERE = {
     "token": "The hub's token is read from HF_TOKEN, or from 'hf auth login'.",
@@ -85,10 +87,10 @@ def flag_meant(typed: str, flags: Iterable[str]) -> str | None:
         flags: The long flags of the command.
     """
     flags, name = set(flags), typed.lstrip("-").lower().replace("_", "-")
-    for candidate in (name, name.removeprefix("no-"), SYNONYMS.get(name, name)):
-        if f"--{candidate}" in flags:
-            return f"--{candidate}"
-    return None
+    candidates = [name, name.removeprefix("no-")]
+    while (name := SYNONYMS.get(name, "")) != "":
+        candidates.append(name)
+    return next((f"--{candidate}" for candidate in candidates if f"--{candidate}" in flags), None)
 
 
 def with_typed_names(message: str, spellings: Iterable[Sequence[str]], arguments: Sequence[str]) -> str:

@@ -79,25 +79,29 @@ def command_locks() -> Iterator[None]:
             _command.reset(token)
 
 
-def hold(target: Path) -> None:
+def hold(target: Path, flag: str = "--output") -> None:
     """Lock an output until the running command ends.
 
+    Args:
+        flag: The flag that names it.
     Raises:
         UsageError: Another process writes it, or may write it.
     """
     stack = _command.get()
     if stack is None:
         raise RuntimeError("hold() is for commands; use locked().")
-    stack.enter_context(locked(target))
+    stack.enter_context(locked(target, flag))
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path, flag: str = "--output") -> Iterator[None]:
     """Lock an output for a block; in a block that has locked it, do nothing.
 
     Of several processes of one launch, the one of rank 0 holds the lock for all. Where nothing can be written, nothing
     is locked.
 
+    Args:
+        flag: The flag that names it.
     Raises:
         UsageError: Another process writes it, or may write it.
         OSError: The lock cannot be written.
@@ -106,7 +110,7 @@ def locked(target: Path) -> Iterator[None]:
     if place in _held or processes.rank() > 0 or not _is_writable(lock_file(place)):
         yield
         return
-    _held[place] = lock = _acquire(target, place)
+    _held[place] = lock = _acquire(target, place, flag)
     try:
         yield
     finally:
@@ -151,7 +155,7 @@ def _is_writable(path: Path) -> bool:
     return os.access(parent, os.W_OK | os.X_OK)
 
 
-def _acquire(target: Path, place: Path) -> Lock:
+def _acquire(target: Path, place: Path, flag: str) -> Lock:
     """Return a new lock of an output.
 
     Raises:
@@ -162,11 +166,11 @@ def _acquire(target: Path, place: Path) -> Lock:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         for attempt in range(ATTEMPTS):
-            descriptor = _open_locked(target, path, is_last=attempt == ATTEMPTS - 1)
+            descriptor = _open_locked(target, path, flag, is_last=attempt == ATTEMPTS - 1)
             if descriptor is not None:
                 return Lock(path, descriptor, created)
             time.sleep(PAUSE)
-        raise UsageError(f"Output {target} is being written by another process; give another --output.")
+        raise UsageError(f"Output {target} is being written by another process; give another {flag}.")
     except BaseException:
         with suppress(OSError):
             for folder in created:
@@ -174,7 +178,7 @@ def _acquire(target: Path, place: Path) -> Lock:
         raise
 
 
-def _open_locked(target: Path, path: Path, is_last: bool) -> int | None:
+def _open_locked(target: Path, path: Path, flag: str, is_last: bool) -> int | None:
     """Return the open file of a lock that names this process now, or None where another one is in the way just now.
 
     Args:
@@ -198,7 +202,7 @@ def _open_locked(target: Path, path: Path, is_last: bool) -> int | None:
             os.close(descriptor)
             return None
         if not is_new:
-            _check_free(target, path, descriptor, state)
+            _check_free(target, path, descriptor, state, flag)
             if state is None:  # the process that creates the file anew holds the lock
                 is_named = _read(descriptor) is not None  # or else it was just created, and is being written
                 if (is_named or is_last) and _is_file(descriptor, path):
@@ -235,7 +239,7 @@ def _lock(descriptor: int, shared: bool = False) -> bool | None:
     return True
 
 
-def _check_free(target: Path, path: Path, descriptor: int, state: bool | None) -> None:
+def _check_free(target: Path, path: Path, descriptor: int, state: bool | None, flag: str = "--output") -> None:
     """Check that the process that a lock names is not there any more.
 
     Args:
@@ -246,12 +250,12 @@ def _check_free(target: Path, path: Path, descriptor: int, state: bool | None) -
     writer = _read(descriptor)
     if state is False or (state is None and writer is not None and writer.is_visible() and writer.is_running()):
         details = f": {writer}; wait until it ends, or" if writer else ";"
-        raise UsageError(f"Output {target} is being written by another process{details} give another --output.")
+        raise UsageError(f"Output {target} is being written by another process{details} give another {flag}.")
     if writer is None or writer.is_visible() or (state and writer.is_of_this_machine()):
         return
     raise UsageError(
         f"Output {target} is locked by {writer}, which cannot be looked up from here; if it does not run any more, "
-        f"delete {path}, or give another --output."
+        f"delete {path}, or give another {flag}."
     )
 
 

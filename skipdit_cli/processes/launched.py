@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from skipdit_cli.errors import UsageError
 
@@ -20,6 +21,15 @@ def rank() -> int:
 def local_rank() -> int:
     """Return the index of this process on its machine, which is that of its device."""
     return int(os.environ.get("LOCAL_RANK") or 0) if count() > 1 else 0
+
+
+def claim_stdout() -> None:
+    """Keep stdout for what Python prints: what libraries in C++ write there, as Gloo before torch 2.13 does when
+    processes meet, goes to stderr and cannot break the output of ``--json``."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def check_alone(command: str) -> None:

@@ -83,7 +83,8 @@ def official_state(depth, width, frames, side, channels, classes=None, skip=Fals
     if classes:
         state["y_embedder.embedding_table.weight"] = torch.randn(classes + 1, width, generator=generator)
     state["pos_embed"] = get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt").float()[None]
-    state["temp_embed"] = get_1d_sincos_pos_embed_from_grid(width, torch.arange(frames)).float()[None]
+    times = get_1d_sincos_pos_embed_from_grid(width, torch.arange(frames), output_type="pt")
+    state["temp_embed"] = times.float()[None]
     for i in range(depth):
         linear(f"blocks.{i}.attn.qkv", 3 * width, width)
         linear(f"blocks.{i}.attn.proj", width, width)

@@ -58,7 +58,8 @@ def test_what_another_process_writes_is_refused_by_every_command(commands, skipd
             place = f"process {other.pid} on {socket.gethostname()}, started 20"
             assert refused.code == 2 and refused.stderr.count("\n") == 1, (name, refused.stderr)
             assert f"is being written by another process: {place}" in refused.stderr, (name, refused.stderr)
-            assert refused.stderr.endswith("wait until it ends, or give another --output.\n"), (name, refused.stderr)
+            flag = "--output" if words[-1] == "-o" else words[-1]
+            assert refused.stderr.endswith(f"wait until it ends, or give another {flag}.\n"), (name, refused.stderr)
         assert tree(tmp_path) == before
 
 

@@ -74,7 +74,7 @@ def test_what_is_scaled_is_unscaled(name):
 
 
 def test_every_vae_of_diffusers_is_known_or_refused():
-    assert set(EVERY) == set(CONVENTIONS) | UNKNOWN
+    assert set(EVERY) <= set(CONVENTIONS) | UNKNOWN
 
 
 def _plain(vae, z):  # SD, DiT, PixArt, Sana, CogVideoX, HunyuanVideo, ...
@@ -206,7 +206,7 @@ def test_a_vae_of_wan_fits_by_its_channels():
     with pytest.raises(UsageError, match="16 latent channels, but the model has 4"):
         check_vae(stand_in("AutoencoderKLWan"), 4, "wan")
     with pytest.raises(UsageError, match="does not say how many"):
-        check_vae(stand_in("MMAudioVocoder"), 4)
+        check_vae(stand_in("AutoencoderKL", latent_channels=None), 4)
 
 
 def test_how_far_a_vae_shrinks_pictures():

@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 import pytest
 
+from skipdit_cli.training.sources.parquet_pages import unfolded
 from tests.strangers.mutations import LAUGHS, chunk
 from tests.strangers.readers import READERS
 from tests.strangers.sandbox import spoiling
@@ -115,23 +116,39 @@ def with_integers(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def parquet(rows: int = 1, size: int = 0, compression: str = "none"):
-    """Return a function that makes a Parquet file of the same picture in each row, followed by so many zeros."""
+def parquet(rows: int = 1, size: int = 0, compression: str = "none", folded: bool = True, claimed: int | None = None):
+    """Return a function that makes a Parquet file of the same picture in each row, followed by so many zeros.
+
+    Args:
+        folded: Write the picture once, in a dictionary.
+        claimed: The size in bytes that the footer says of it in place of its own.
+    """
 
     def make(content: bytes) -> bytes:
         import pyarrow as pa
         from pyarrow import parquet
 
         picture = pa.array([b"\x89PNG" + b"\0" * size])
-        images = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), picture).cast(pa.binary())
+        images = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), picture)
         cells = pa.StructArray.from_arrays([images, pa.nulls(rows, pa.string())], ["bytes", "path"])
         table = pa.table({"image": cells, "label": np.zeros(rows, np.int64)})
-        parquet.write_table(
-            table, buffer := io.BytesIO(), compression=compression, use_dictionary=size == 0, write_statistics=False
-        )
-        return buffer.getvalue()
+        options = dict(compression=compression, use_dictionary=folded, dictionary_pagesize_limit=size + 100)
+        parquet.write_table(table, buffer := io.BytesIO(), write_statistics=False, store_schema=False, **options)
+        content = buffer.getvalue()
+        if claimed is not None:
+            group = parquet.read_metadata(io.BytesIO(content)).row_group(0)
+            for true in (group.total_byte_size, group.column(0).total_uncompressed_size):
+                content = footer(varint(true), varint(claimed, len(varint(true))))(content)
+        return content
 
     return make
+
+
+def varint(number: int, length: int = 0) -> bytes:
+    """Return a signed number as Parquet's footer has it, perhaps in more bytes than it needs."""
+    parts = [(2 * number >> shift) & 127 for shift in range(0, 70, 7)]
+    length = length or max(at for at, part in enumerate(parts) if part) + 1
+    return bytes([*(part | 128 for part in parts[: length - 1]), parts[length - 1]])
 
 
 def footer(old: bytes, new: bytes):
@@ -168,7 +185,8 @@ BOMBS = [
     ("record beside a clip", lambda content: b"[" * 10**6),
     ("shard with labels", lambda content: content[:124] + b"77777777777\0" + content[136:]),
     ("rows in Parquet, none", parquet(rows=10**5)),
-    ("rows in Parquet, zstd", parquet(size=70 << 20, compression="zstd")),
+    ("rows in Parquet, none", parquet(rows=2000, size=1 << 20)),  # 2 GiB
+    ("rows in Parquet, zstd", parquet(size=70 << 20, compression="zstd", folded=False)),
     ("rows in Parquet, none", footer(b"PAR1", b"PARE")),  # an encrypted footer
     ("rows in Parquet, none", lambda content: content[:-8] + b"\xff\xff\xff\x7fPAR1"),
     ("rows in Parquet, none", lambda content: content[:200] + b"\xff" * 200 + content[400:]),
@@ -230,3 +248,12 @@ def test_a_bomb_is_refused(name, make, sandbox, worlds):
         verdict = sandbox.read(name, folder)
     assert not verdict.faults
     assert verdict.refusal or (name, make) in HARMLESS
+
+
+def test_what_a_parquet_file_unfolds_to_is_said_by_its_pages_and_not_by_its_footer():
+    from pyarrow.parquet import read_metadata
+
+    file = io.BytesIO(parquet(size=10**6, compression="zstd", claimed=1000)(b""))
+    group = read_metadata(file).row_group(0)
+    assert group.total_byte_size == group.column(0).total_uncompressed_size == 1000
+    assert unfolded(file, group.column(0)).bytes > 10**6

@@ -22,12 +22,13 @@ from skipdit_cli.training.distributed.parallelism import computing_in
 from skipdit_cli.training.distributed.sharded_checkpoint import INDEX
 from skipdit_cli.training.distributed.zero import ZeroPartitioned
 from skipdit_cli.training.run import state
-from tests.support.processes import Ended, free_port, run_together, start_together
+from tests.support.processes import Ended, free_port, printed, run_together, start_together
 from tests.support.tiny_pipelines import write_pipeline
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": 2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 """What ``accelerate launch --use_fsdp --fsdp_version 2`` sets."""
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SHARED = ("--data", "digits", "--learning-rate", 1e-3, "--random-flip")
 """Flags of all runs, whose optimizer steps have 8 samples."""
 DATA = {1: ("--train-batch-size", 8), 4: ("--train-batch-size", 2)}
@@ -45,6 +46,8 @@ class Runs:
 
     def run(self, name: str, processes: int, *flags, env: dict | None = None) -> list[Ended]:
         """Run ``finetune`` into the folder of that name."""
+        if env is FSDP and TORCH < (2, 13):
+            pytest.skip("FSDP on a CPU is refused before torch 2.13, whose gradients are wrong there")
         command = ("finetune", "-m", self.model, *SHARED, "-o", self.folder / name, *flags)
         return run_together(processes, *command, folder=self.folder / "logs", env=env)
 
@@ -243,7 +246,7 @@ def test_what_one_process_alone_meets_ends_the_others_with_its_sentence(runs, tm
     for process in started:
         process.join(60)
     assert [process.exitcode for process in started] == [1, 1]
-    main, other = ((tmp_path / "logs" / f"{rank}.err").read_text() for rank in (0, 1))
+    main, other = (printed(tmp_path / "logs" / f"{rank}.err") for rank in (0, 1))
     assert main.count("Error: ") == 1 and "5.png" in main, main
     assert other == "" or f"Error: Process 1 of 2 failed: {other.removeprefix('Error: ')}" in main, (main, other)
 

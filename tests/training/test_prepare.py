@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -160,6 +161,29 @@ def test_a_damaged_shard_names_itself_and_is_made_again_alone(prepare, skipdit, 
     ran = skipdit(*run, "-o", tmp_path / "again")
     assert ran.code == 0 and f"{damaged} is damaged" in ran.stderr and "8 of 12 latents are kept" in ran.stdout
     assert {path: path.read_bytes() for path in shards(tmp_path / "kept")} == whole
+
+
+def test_what_another_run_makes_anew_is_read_by_one_that_has_the_damaged_shard_open(tmp_path):
+    entries = {name: {"moments": torch.full((2, 2), float(name))} for name in "123"}
+    path = write_shard(tmp_path, "latents", {}, {}, entries)
+    latents, whole = section.Section(Store(tmp_path), "latents", {}), path.read_bytes()
+    assert not latents.plan(list(entries), lambda: 16).missing
+    flip(path, keep_time=True)  # damaged, as the run that has begun does not know
+    name = next(name for name in entries if not readable(latents, name))
+    (tmp_path / "new").write_bytes(whole)
+    (tmp_path / "new").rename(path)
+    assert latents.read(name)["moments"].equal(entries[name]["moments"])
+    flip(path, keep_time=True)
+    assert not readable(latents, name)
+    moved = write_shard(tmp_path, "latents", {}, {}, {**entries, "4": entries["1"]})
+    path.unlink()
+    assert moved != path and latents.read(name)["moments"].equal(entries[name]["moments"])
+
+
+def readable(latents: section.Section, name: str) -> bool:
+    with suppress(SkipditError):
+        return latents.read(name) is not None
+    return False
 
 
 def test_the_folder_of_a_stranger(prepare, tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ def test_columns_are_found_by_type_or_named(tmp_path):
     assert "outside of the folder" in refused(source, image_column="a", label_column="one")
 
 
-def test_parquet_files_are_read_as_the_hub_stores_them(tmp_path):
+def test_parquet_files_are_read_as_the_hub_stores_them(tmp_path, monkeypatch):
     cells = [{"bytes": png(picture), "path": None} for picture in PICTURES[:2]]
     table = datasets.Dataset.from_dict({"image": cells, "label": [4, 5]})
     (tmp_path / "data").mkdir()
@@ -114,6 +114,9 @@ def test_parquet_files_are_read_as_the_hub_stores_them(tmp_path):
     assert read(f"hf:{tmp_path}").conditions == [4, 5]
     assert read(f"hf:{tmp_path}:validation").conditions == [4]
     assert "Did you mean 'validation'?" in refused(f"hf:{tmp_path}:validatoin")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    assert "the cache of `datasets`, is not a writable folder; name another" in refused(f"hf:{tmp_path}")
 
 
 def test_pictures_that_are_named_and_not_held_are_read_from_the_folder_alone(tmp_path):

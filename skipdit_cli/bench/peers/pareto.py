@@ -83,8 +83,7 @@ def _draw(axes, line: list[tuple], sign: int, style: str, **marks: Any) -> None:
     axes.plot(*zip(*best), style, markersize=6.5, **marks)
     rest = [(x, y) for x, y, _ in line if (x, y) not in best]
     if rest:
-        marks = {**marks, "label": None, "linewidth": 0}
-        axes.plot(*zip(*rest), style, markersize=5, alpha=0.5, **marks)
+        axes.plot(*zip(*rest), markersize=5, alpha=0.5, **{**marks, "label": None, "linestyle": ""})
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,11 +80,17 @@ class Section:
         self.damaged: list[Path] = []
 
     def read(self, name: str) -> Tensors:
-        """Return an entry.
+        """Return an entry; one that is damaged or gone is looked for again, as another run may have made it anew.
 
         Raises:
             SkipditError: It is not there, or damaged.
         """
+        with suppress(SkipditError):
+            return self._read(name)
+        self._update()
+        return self._read(name)
+
+    def _read(self, name: str) -> Tensors:
         if name not in self.places:
             raise SkipditError(f"An entry of the {self.kind} in {self.store.folder} is gone; run again to make it.")
         shard, position = self.places[name]
