@@ -23,7 +23,6 @@ NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", -1), errno.EFBIG)
 MAX_LENGTH = 300  # characters of a library's message that are shown
 MAX_SENTENCE = 480  # characters of an error's sentence, which may quote a value of any length from a file
 HEAD = 330  # of those, the characters in front of what is left out
-FROM_A_LOADER = "Caught "  # how torch's error of a data loading process begins; its traceback follows, line by line
 
 
 class SkipditError(Exception):
@@ -33,16 +32,16 @@ class SkipditError(Exception):
         message: The sentence. Line breaks in it become spaces; of more than ``MAX_SENTENCE`` characters, the middle is
             left out.
         whole: Keep the middle, for a list that is of the package's own making.
+
+    Attributes:
+        given: The message as it was given, with line breaks and middle.
     """
 
     exit_code = 1
 
     def __init__(self, message: object = "", whole: bool = False):
-        text = str(message)
-        if text.startswith(FROM_A_LOADER):
-            whole = True
-        else:
-            text = " ".join(text.split())
+        self.given = str(message)
+        text = " ".join(self.given.split())
         if len(text) > MAX_SENTENCE and not whole:
             text = f"{text[:HEAD]} [...] {text[HEAD + 7 - MAX_SENTENCE :]}"
         super().__init__(text)

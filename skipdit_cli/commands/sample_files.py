@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from skipdit_cli.commands.sample_share import Costs
 from skipdit_cli.commands.sample_target import MOST_IN_GRID, companions_of, contact_sheet_of, enlargement
 from skipdit_cli.errors import SkipditError, first_line
 from skipdit_cli.processes import Team
-from skipdit_cli.version import __version__
+from skipdit_cli.version import versions_of_results
 
 if TYPE_CHECKING:
     from skipdit_cli.sampling.generate import Generated
@@ -277,8 +276,7 @@ def _return_free_memory() -> None:
 
 def _save_together(images, path: Path, record: dict, scale: int, sounds: Sequence[media.Sound] = ()) -> list[Path]:
     """Write samples side by side to one image, or to one video with its history and its frames beside it."""
-    versions = {"version": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
-    history = {**versions, "settings": record}
+    history = {"versions": versions_of_results(), "settings": record}
     if images.ndim == 4:
         media.save_picture(media.grid(images, scale=scale), path, history)
         return [path]

@@ -35,14 +35,27 @@ def read_checked(path: Path, most_bytes: int, consequence: str) -> dict[str, Any
     """
     if not path.is_file():
         return None
+    content = undamaged(path, most_bytes)
+    if content is None:
+        logger.warning("%s is damaged, so %s.", path, consequence)
+    return content
+
+
+def undamaged(path: Path, most_bytes: int, may_lack_checksum: bool = False) -> dict[str, Any] | None:
+    """Return what ``write_checked`` wrote, or None where the file is damaged.
+
+    Args:
+        most_bytes: The size that no such file exceeds.
+        may_lack_checksum: Take an object without a checksum as it is.
+    """
     try:
-        content = parse_json(read_text(path, most_bytes), path)
+        content: Any = parse_json(read_text(path, most_bytes), path)
     except UsageError:
-        content = None
-    if isinstance(content, dict) and content.pop(CHECKSUM, None) == digest(content):
-        return content
-    logger.warning("%s is damaged, so %s.", path, consequence)
-    return None
+        return None
+    if not isinstance(content, dict):
+        return None
+    found = content.pop(CHECKSUM, None)
+    return content if found == digest(content) or (found is None and may_lack_checksum) else None
 
 
 def digest(content: object) -> str:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from skipdit_cli.files.one import replacing, sync
+from skipdit_cli.files.one import replacing
 from skipdit_cli.processes.writer import Writer, is_alive, parse_writer, this_process
 from skipdit_cli.version import __version__
 
@@ -67,7 +67,6 @@ def write_marker(
         marker["writer"] = asdict(this_process())
     with replacing(folder / MARKER) as part:
         part.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    sync(folder)
 
 
 def note(folder: Path, *names: str, state: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skipdit_cli.errors import UsageError
+
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems answer that cannot flush a file or a folder: some of networks, and some in user space."""
 
 
 def check_file(path: Path, overwrite: bool = False) -> None:
@@ -46,23 +50,43 @@ def checksum(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix to write to; it replaces ``path`` unless the block raises."""
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path of the same suffix to write to; it replaces ``path`` unless the block raises.
+
+    The content is flushed to disk before the rename, so that after a power loss the file is the former or the new one,
+    each whole.
+
+    Args:
+        durable: Flush the rename, too, so that no power loss undoes it. The files of samples do without: a resumed run
+            makes those anew that it does not find, and the end of the run flushes their folder once for all. For each
+            of them it would take half as long again as writing it (7 ms on 15, pictures of 32x32, ext4).
+    """
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}{path.suffix}")
     try:
         yield part
         sync(part)
         os.replace(part, path)
+        if durable:
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    if os.name == "nt" and path.is_dir():
+    """Flush a file, or the entries of a folder, to disk, on file systems that can."""
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
         return  # Windows cannot flush a folder
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    except PermissionError:
+        if is_folder:
+            return  # one that may be written and not listed
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as cause:
+        if cause.errno not in CANNOT_FLUSH:
+            raise
     finally:
         os.close(descriptor)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from skipdit_cli.errors import NO_ROOM, SPACE, SkipditError, UsageError, first_line
 from skipdit_cli.files.aside import asides_of, discard, free_name, put_back, release, set_aside
@@ -156,6 +156,7 @@ def _work_in(
         marker = read_marker(place) or {"files": (), "state": BEGUN}
         resumed = resume and marker["state"] != BEGUN
         write_marker(place, kind, marker["files"] if resume else (), RESUMABLE if resumed else BEGUN, True)
+        sync(place.parent)
     except OSError as cause:
         if former is not None:
             put_back(former, place)
@@ -217,6 +218,7 @@ def install(folder: Path, last: str = "") -> Iterator[Path]:
         note(folder, *names)
         if last:
             (folder / last).unlink(missing_ok=True)
+            sync(folder)
         tops = {name.split("/")[0] for name in names if "/" in name}
         stale = [name for name in listed if name.split("/")[0] in tops and name not in names and name[-1] != "/"]
         for name in stale:
@@ -224,11 +226,20 @@ def install(folder: Path, last: str = "") -> Iterator[Path]:
             with suppress(OSError):  # not empty
                 (folder / name).parent.rmdir()
         for name in sorted(names, key=lambda name: name == last):
+            if name == last:
+                _sync_above(folder, names)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(part / name, folder / name)
+        _sync_above(folder, names)
         forget(folder, *stale)
-        sync(folder)
     except OSError as cause:
         raise SkipditError(f"Writing {folder} failed: {cause.strerror or first_line(cause)}.") from cause
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync_above(folder: Path, names: Iterable[str]) -> None:
+    """Flush the entries of a folder, and of the folders in it that hold some files."""
+    for above in sorted({each for name in names for each in PurePosixPath(name).parents}, reverse=True):
+        if (folder / above).is_dir():
+            sync(folder / above)

@@ -7,14 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from skipdit_cli.errors import SkipditError, UsageError, first_line
-from skipdit_cli.files.checked import CHECKSUM, digest, write_checked
+from skipdit_cli.files.checked import undamaged, write_checked
 from skipdit_cli.files.marker import BEGUN, FINISHED, RESUMABLE, forget, note, read_marker, remove_listed
 from skipdit_cli.files.output import work_in
 from skipdit_cli.files.target import check_folder, check_resumed
-from skipdit_cli.formats import parse_json, read_text
 
 PARTIAL = "partial.json"
 """The file with the settings of an unfinished run, deleted when it is finished."""
@@ -58,17 +56,16 @@ def is_resumed(
     """
     if not is_partial(target, kind):
         return False
-    try:
-        partial, damage = _read_partial(target), None
-    except UsageError as cause:
-        partial, damage = {}, cause
+    partial = undamaged(target / PARTIAL, MOST_BYTES, may_lack_checksum=True)  # a run of 0.1.0 wrote none
     if partial == settings:
         return True
     if overwrite:
         check_folder(target, kind, overwrite)
         return False
-    if damage is not None:
-        raise damage
+    if partial is None:
+        raise UsageError(
+            f"Got {target / PARTIAL}, which is damaged; give another --output, or --overwrite to start anew."
+        )
     names = [name for name in {**partial, **settings} if partial.get(name) != settings.get(name)]
     raise UsageError(
         f"Output {target} is of an interrupted run with other settings ({', '.join(map(spelled, names))}); give the "
@@ -139,21 +136,3 @@ class PartialFolder:
             kept = "nothing was kept" if state != RESUMABLE else "what was made is kept, and the same command goes on"
             reason = cause.strerror or first_line(cause)
             raise SkipditError(f"Writing {self.target} failed: {reason}; {kept}.") from cause
-
-
-def _read_partial(target: Path) -> dict[str, Any]:
-    """Return the settings of the interrupted run in a folder.
-
-    The file of a run that version 0.1.0 began has no checksum, and is taken as it is.
-
-    Raises:
-        UsageError: The file that holds them is damaged.
-    """
-    file = target / PARTIAL
-    try:
-        settings: Any = parse_json(read_text(file, MOST_BYTES), file)
-    except UsageError:
-        settings = None
-    if not isinstance(settings, dict) or settings.pop(CHECKSUM, None) not in (None, digest(settings)):
-        raise UsageError(f"Got {file}, which is damaged; give another --output, or --overwrite to start anew.")
-    return settings

@@ -21,7 +21,7 @@ def history_file(video: Path) -> Path:
 
 def save_history(video: Path, metadata: dict) -> None:
     """Write metadata to the JSON file beside a video, under the key that images use for it."""
-    with replacing(history_file(video)) as part:
+    with replacing(history_file(video), durable=False) as part:
         part.write_text(to_json({METADATA_KEY: metadata}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -89,7 +89,7 @@ def save_picture(image: Image.Image, path: Path, metadata: dict) -> None:
         exif.get_ifd(EXIF_IFD)[EXIF_COMMENT] = comment
     else:
         logger.warning("How %s was made is too long to be kept in it, so --from cannot read it; a PNG keeps it.", path)
-    with replacing(path) as part:
+    with replacing(path, durable=False) as part:
         image.save(part, format=LOSSY[path.suffix.lower()], quality=QUALITY, exif=exif)
 
 
@@ -106,5 +106,5 @@ def save_png(image: Image.Image, path: Path, metadata: dict) -> None:
 
     info = PngInfo()
     info.add_itxt(METADATA_KEY, to_json(metadata))
-    with replacing(path) as part:
+    with replacing(path, durable=False) as part:
         image.save(part, format="PNG", pnginfo=info)

@@ -44,7 +44,7 @@ def save_video(frames: np.ndarray, path: Path, fps: float, metadata: dict, sound
         SkipditError: The encoder failed.
     """
     check_video_size(path, frames.shape[2], frames.shape[1])
-    with replacing(path) as part:
+    with replacing(path, durable=False) as part:
         try:
             if path.suffix.lower() == ".mp4":
                 _write_mp4(part, frames, fps, sound)

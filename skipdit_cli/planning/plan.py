@@ -21,7 +21,7 @@ from skipdit_cli.presets import Preset, load_preset
 from skipdit_cli.sampling.schedulers import Sampler
 from skipdit_cli.skip.output_branch import load_output_branch
 from skipdit_cli.trunk import known_trunk
-from skipdit_cli.version import __version__
+from skipdit_cli.version import versions_of_results
 
 NO_BRANCHES = "none"
 
@@ -124,9 +124,6 @@ def make_made_for(
         cost: In full forwards.
         measured: Plain data on its accuracy and on what it was compared with.
     """
-    import diffusers
-    import torch
-
     trunk = known_trunk(transformer_of(pipe))
     facts = {
         "class": class_name(transformer_of(pipe)),
@@ -140,7 +137,7 @@ def make_made_for(
         "cost": round(cost, 3),
         "measured": measured,
         "date": datetime.date.today().isoformat(),
-        "versions": {"skipdit": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        "versions": versions_of_results(),
     }
     made_for = json.loads(to_json(facts))  # plain data, without the scalars of NumPy
     return {**made_for, "checksum": _checksum(candidate, made_for)}

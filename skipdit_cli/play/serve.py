@@ -15,6 +15,8 @@ from skipdit_cli.errors import UsageError
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS = 7860, 100
 """The port that Gradio users expect, and how many are tried from it on."""
+KEPT_SESSIONS = 20
+"""Browser sessions of which Gradio keeps the values, pictures among them; the page reads none of them again."""
 
 
 def choose_port(port: int | None) -> int:
@@ -69,6 +71,7 @@ def start(page: Any, port: int, opens_browser: bool = False) -> str:
         inbrowser=opens_browser,
         prevent_thread_lock=True,
         quiet=True,
+        state_session_capacity=KEPT_SESSIONS,
         **page.launch_arguments,
     )
     return f"http://{HOST}:{page.server_port}"

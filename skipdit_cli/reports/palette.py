@@ -1,4 +1,4 @@
-"""The colours of a report, in light and in dark mode, and their contrast by WCAG 2.2."""
+"""The colours of a report, in light and in dark mode."""
 
 from __future__ import annotations
 
@@ -30,21 +30,3 @@ COLOURS: dict[str, tuple[str, str]] = {
 }
 """Name to the colour in light and in dark mode. The levels of a heat map grow in contrast to the page."""
 NUM_SERIES = sum(name.startswith("series-") for name in COLOURS)
-TEXT_PAIRS = [(text, ground) for text in ("text", "muted", "accent", "warning") for ground in ("page", "panel")]
-TEXT_PAIRS += [("on-accent", "accent")]
-"""Pairs of a text and its ground, which need a contrast of 4.5."""
-GRAPHIC_PAIRS = [(f"series-{at}", "page") for at in range(NUM_SERIES)] + [("edge", "page"), ("edge", "panel")]
-"""Pairs of a mark or the edge of a control and its ground, which need a contrast of 3."""
-
-
-def contrast(colour: str, other: str) -> float:
-    """Return the contrast of two colours "#rrggbb", from 1 to 21 (WCAG 2.2, "contrast ratio")."""
-    bright, dark = sorted((_luminance(colour), _luminance(other)), reverse=True)
-    return (bright + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    """Return the relative luminance of a colour "#rrggbb"."""
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

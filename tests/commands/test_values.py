@@ -9,6 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from skipdit_cli.media import read_metadata, save_png
 from skipdit_cli.presets import load_preset, preset_names
+from skipdit_cli.version import versions_of_results
 from tests.support.tiny_pipelines import write_pipeline
 
 THREE_SEVEN = ("--preset", "digits", "--class-labels", "3,7", "--steps", 3)
@@ -283,6 +284,7 @@ def test_records_of_older_versions_are_made_again(skipdit, record, tmp_path):
     ended = skipdit("sample", "--from", record(weights=None, preset="digits"), "-o", tmp_path / "a.png")
     assert ended.code == 0 and settings_of(tmp_path / "a.png")["weights"] == "digits", ended.stderr
     assert settings_of(tmp_path / "a.png")["num_inference_steps"] == 2  # and not the preset's
+    assert read_metadata(tmp_path / "a.png")["versions"] == versions_of_results()
     ended = skipdit("sample", "--from", record(weights=None, preset="own.yaml"), "-o", tmp_path / "b.png")
     assert ended.code == 2 and "give the --preset it was made with, or -m" in ended.stderr
     again = skipdit("sample", "--preset", "digits", "--from", record(weights=None, preset="own.yaml"), "-o",

@@ -147,9 +147,9 @@ def test_of_several_at_once_one_gets_the_lock(tmp_path):
 
 
 def test_the_processes_of_one_launch_are_one_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    with holding(tmp_path / "out"):  # as rank 0
+    with holding(tmp_path / "out"):  # as rank 0: it has the environment of now
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "1")
         files.check_folder(tmp_path / "out", files.RUN)
         with files.locked(tmp_path / "out"):
             pass

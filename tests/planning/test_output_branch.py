@@ -20,6 +20,7 @@ from skipdit_cli.planning.searching.effort import Effort
 from skipdit_cli.sampling.generate import generate
 from skipdit_cli.sampling.schedulers import Sampler, make_scheduler
 from skipdit_cli.skip.output_branch import disable_output_branch, enable_output_branch, load_output_branch
+from tests.support.tiny_pipelines import write_pipeline
 
 SETTINGS = {"guidance_scale": 1.5, "decode": False}
 NODES = [0, 20, 45]
@@ -226,9 +227,10 @@ def test_guidance_of_some_channels_is_no_weighted_sum(tiny_pipeline, tmp_path):
         fit(pipe, tmp_path, [0, 1] * 4, guidance_scale=3.0, cfg_channels="3")
 
 
-@pytest.fixture
-def calibrated(pipe):
+@pytest.fixture(scope="module")
+def calibrated(tiny_dit, tmp_path_factory):
     """A calibrator, and the plan that it found: a fitted sampler of 3 steps."""
+    pipe = load_pipeline(write_pipeline(tmp_path_factory.mktemp("tiny"), tiny_dit(in_channels=4, out_channels=8)))
     calibrator = Calibrator(pipe, [0, 1, 2, 3], [4, 5, 6], steps=8, guidance_scale=1.5)
     calibrator.samplers = [Sampler("dpm++", "lu")]
     return calibrator, calibrator.for_costs([3], Effort(samplers=0, starts=0, passes=0, fits=6))

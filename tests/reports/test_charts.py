@@ -7,9 +7,28 @@ import pytest
 
 from skipdit_cli.reports import make_loss_plot
 from skipdit_cli.reports.charts import NARROW, WIDE, Plot, Point, Series, draw
-from skipdit_cli.reports.palette import COLOURS, GRAPHIC_PAIRS, TEXT_PAIRS, contrast
+from skipdit_cli.reports.palette import COLOURS, NUM_SERIES
 from skipdit_cli.reports.placement import MARK, Box, place_labels
 from tests.support.small_report import small_report
+
+TEXT_PAIRS = [(text, ground) for text in ("text", "muted", "accent", "warning") for ground in ("page", "panel")]
+TEXT_PAIRS += [("on-accent", "accent")]
+"""Pairs of a text and its ground, which need a contrast of 4.5."""
+GRAPHIC_PAIRS = [(f"series-{at}", "page") for at in range(NUM_SERIES)] + [("edge", "page"), ("edge", "panel")]
+"""Pairs of a mark or the edge of a control and its ground, which need a contrast of 3."""
+
+
+def contrast(colour: str, other: str) -> float:
+    """Return the contrast of two colours "#rrggbb", from 1 to 21 (WCAG 2.2, "contrast ratio")."""
+    bright, dark = sorted((_luminance(colour), _luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    """Return the relative luminance of a colour "#rrggbb"."""
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_contrast_is_that_of_wcag():

@@ -44,6 +44,24 @@ def make_canary(folder: Path) -> None:
     (folder / "stranger_module.py").write_text(code)
 
 
+@contextlib.contextmanager
+def spoiling(file: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that gives a file another content, and put its own one back at the end.
+
+    The file is deleted and written anew: a process that has mapped it, this one or the other, dies of what is cut off.
+    """
+    valid = file.read_bytes()
+
+    def spoil(content: bytes) -> None:
+        file.unlink(missing_ok=True)
+        file.write_bytes(content)
+
+    try:
+        yield spoil
+    finally:
+        spoil(valid)
+
+
 class Sandbox:
     """The process; ``sandbox.read(name, folder)`` is a ``Verdict``.
 

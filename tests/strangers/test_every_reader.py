@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.strangers.readers import READERS
+from tests.strangers.sandbox import spoiling
 
 SHORT = 600
 """Files of the short form."""
@@ -40,13 +41,13 @@ def test_a_reader_returns_a_value_or_refuses_in_a_sentence(reader, sandbox, worl
     )
     @given(reader.spoil(valid).map(Content))
     def check(content):
-        file.write_bytes(content)
+        spoil(content)
         verdict = sandbox.read(reader.name, folder)
         ends["fault" if verdict.faults else "read" if verdict.refusal is None else "refused"] += 1
         assert not verdict.faults
 
     try:
-        check()
+        with spoiling(file) as spoil:
+            check()
     finally:
-        file.write_bytes(valid)
         print(f"{reader.name}: {sum(ends.values())} files, {ends['refused']} refused, {ends['read']} read")

@@ -14,6 +14,7 @@ import pytest
 from skipdit_cli.training.sources.parquet_pages import unfolded
 from tests.strangers.mutations import LAUGHS, chunk
 from tests.strangers.readers import READERS
+from tests.strangers.sandbox import spoiling
 
 BILLION = 10**9
 SIDE = 60_000
@@ -242,12 +243,9 @@ def test_a_bomb_is_refused(name, make, sandbox, worlds):
     reader = next(reader for reader in READERS if reader.name == name)
     folder = worlds(reader)
     file = folder / reader.file
-    valid = file.read_bytes()
-    try:
-        file.write_bytes(make(valid))
+    with spoiling(file) as spoil:
+        spoil(make(file.read_bytes()))
         verdict = sandbox.read(name, folder)
-    finally:
-        file.write_bytes(valid)
     assert not verdict.faults
     assert verdict.refusal or (name, make) in HARMLESS
 

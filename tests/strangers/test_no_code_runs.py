@@ -13,7 +13,7 @@ import pytest
 
 from tests.strangers.mutations import Code
 from tests.strangers.readers import READERS
-from tests.strangers.sandbox import CANARY, SCRATCH, Sandbox, make_canary
+from tests.strangers.sandbox import CANARY, SCRATCH, Sandbox, make_canary, spoiling
 
 OWN_CODE = {
     "auto_map": dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "stranger_module.Canary"),
@@ -75,12 +75,9 @@ FILES = [
 def test_no_file_runs_code(name, make, sandbox, worlds):
     reader = next(reader for reader in READERS if reader.name == name)
     file = worlds(reader) / reader.file
-    valid = file.read_bytes()
-    try:
-        file.write_bytes(make(valid))
+    with spoiling(file) as spoil:
+        spoil(make(file.read_bytes()))
         assert not sandbox.read(name, worlds(reader)).faults
-    finally:
-        file.write_bytes(valid)
 
 
 class Careless(NamedTuple):

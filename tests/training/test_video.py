@@ -1,6 +1,7 @@
 """Training on videos: clips, images beside them, latents that are kept, and the way through the commands."""
 
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -137,6 +138,7 @@ def test_a_file_that_breaks_during_the_run_is_named(skipdit, tiny_preset, tmp_pa
         *("--max-train-steps", 2, "--dataloader-num-workers", workers),
     )
     assert ran.code == 1 and ran.stderr.splitlines()[-1] == "Error: /data/a.mp4 was readable and now is not: gone."
+    assert not multiprocessing.active_children(), "Python waits for them at its end, and they ignore SIGTERM"
 
 
 def test_a_reading_process_that_dies_ends_the_run(skipdit, tiny_preset, tmp_path, monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from skipdit_cli.errors import FROM_A_LOADER, SkipditError, UsageError, first_line
+from skipdit_cli.errors import SkipditError, UsageError, first_line
 from skipdit_cli.families.pipeline_parts import transformer_of
 from skipdit_cli.processes import Team
 from skipdit_cli.sampling.latents import spatial_compression
@@ -188,21 +189,22 @@ def make_loader(session: Session, dataset: Dataset, order: Order) -> DataLoader:
 
 @contextmanager
 def translated_loader_errors() -> Iterator[None]:
-    """Translate the errors of a data loader's processes; torch raises that one has died wherever the run is by then.
+    """Translate the errors of a data loader's processes, and end those; torch raises one's death wherever the run
+    is by then.
 
     Raises:
         SkipditError: A file can no longer be read, or a process that reads files died.
     """
     try:
         yield
-    except SkipditError as cause:
-        if not str(cause).startswith(FROM_A_LOADER):
-            raise
-        # A process of the loader sends its whole traceback as the message, whose last line is the error.
-        raise SkipditError(str(cause).strip().splitlines()[-1].split(": ", 1)[-1]) from cause
-    except RuntimeError as cause:
-        if "DataLoader worker" not in str(cause):
-            raise
-        raise SkipditError(
-            f"A process that reads the data died ({first_line(cause)}); try a smaller --dataloader-num-workers."
-        ) from cause
+    except BaseException as cause:
+        # They hold the loader, whose processes ignore SIGTERM: Python would end them by it at its exit, and wait.
+        traceback.clear_frames(cause.__traceback__)
+        if isinstance(cause, SkipditError) and "in DataLoader worker process" in cause.given:
+            # A process of the loader sends its whole traceback as the message, whose last line is the error.
+            raise SkipditError(cause.given.strip().splitlines()[-1].split(": ", 1)[-1]) from cause
+        if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
+            raise SkipditError(
+                f"A process that reads the data died ({first_line(cause)}); try a smaller --dataloader-num-workers."
+            ) from cause
+        raise
