@@ -43,7 +43,7 @@ TOGETHER = ("finetune", "train", "sample", "calibrate", "evaluate", "prepare")
 """The commands that several processes of a launcher run together; the others refuse them."""
 SPINS = "10000"
 """How often an idle thread of torch looks for work before it sleeps (Linux). The usual 300,000 of libgomp keep a core
-busy that, beside other programs, a working thread needs; with 1,000 a small model takes twice as long on idle cores."""
+busy that, beside other programs, a working thread needs; with 1,000 a small model is twice as slow on idle cores."""
 ClickException = typer.BadParameter.__mro__[2]
 """Click's base exception, from Typer's own copy of Click or, before Typer 0.26, from Click itself."""
 

@@ -1,8 +1,6 @@
 """``skipdit sample`` into a folder: each picture is there when it is made, and an interrupted run is resumed."""
 
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from skipdit_cli import media
 from skipdit_cli.media import read_metadata
 from tests.support.folders import tree
+from tests.support.processes import start_together
 
 QUICK = ("--steps", 2, "--guidance-scale", 1.5, "--batch-size", 2)
 
@@ -136,14 +135,13 @@ def test_a_link_or_a_folder_in_place_of_a_picture_is_not_one(skipdit, tiny_pipel
 
 def test_a_killed_run_is_resumed(skipdit, tiny_pipeline, tmp_path):
     model, out, whole = tiny_pipeline(), tmp_path / "out", tmp_path / "whole" / "out"
-    command = ("sample", "-m", model, "--num-images", 60, "--steps", 4, "--batch-size", 1)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "skipdit_cli", *map(str, command), "-o", str(out)], stdout=subprocess.DEVNULL
-    )
-    while not (out / "0001.png").exists() and process.poll() is None:
+    command = ("sample", "-m", model, "--num-images", 40, "--steps", 4, "--batch-size", 1)
+    process = start_together(1, *command, "-o", out, folder=tmp_path / "logs")[0]
+    while not (out / "0001.png").exists() and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
     ran = skipdit(*command, "-o", out, "--json")
     assert ran.code == 0 and ran.json["kept"] >= 1, ran.stderr
     assert skipdit(*command, "-o", whole).code == 0

@@ -4,10 +4,7 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +17,7 @@ from skipdit_cli.training.objective.flow import loss_of
 from skipdit_cli.training.weighting import Weighting
 from tests.support.caption_training import command, differ, losses, prepare
 from tests.support.faults import file_limit
+from tests.support.processes import start_together
 from tests.support.tiny_training_pipelines import text_pipeline
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -144,19 +142,17 @@ def test_noise_levels_are_drawn_as_in_the_training_scripts_of_diffusers(scheme):
 
 def test_a_run_that_is_interrupted_goes_on_bit_for_bit(skipdit, tmp_path):
     model, data = prepare(tmp_path, "flux")
-    run = (*command("flux", model, data, tmp_path / "kept"), "--max-train-steps", 40)
+    run = (*command("flux", model, data, tmp_path / "kept"), "--max-train-steps", 24)
     assert skipdit(*run, "-o", tmp_path / "whole").code == 0
-    words = [sys.executable, "-m", "skipdit_cli", *map(str, run), "-o", str(tmp_path / "parts")]
-    root = str(Path(__file__).parents[2])
-    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.PIPE, text=True) as begun:
-        metrics = tmp_path / "parts" / "metrics.jsonl"
-        while begun.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
-            time.sleep(0.01)
-        begun.send_signal(signal.SIGINT)
-        said = begun.communicate()[1]
-    assert begun.returncode == 130 and "--resume-from-checkpoint latest" in said, said
-    reached = metrics.read_text().count("\n")
-    assert 2 < reached < 40
+    begun = start_together(1, *run, "-o", tmp_path / "parts", folder=tmp_path / "logs")[0]
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    while begun.is_alive() and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    os.kill(begun.pid, signal.SIGINT)
+    begun.join()
+    said = (tmp_path / "logs" / "0.err").read_text()
+    assert begun.exitcode == 130 and "--resume-from-checkpoint latest" in said, said
+    assert 2 < metrics.read_text().count("\n") < 24
     assert skipdit(*run, "-o", tmp_path / "parts", "--resume-from-checkpoint", "latest").code == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     assert differ(tmp_path / "whole", tmp_path / "parts") == set()
