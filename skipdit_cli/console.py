@@ -248,6 +248,8 @@ class Advance:
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         self.done += count
+        if self.done > self.total:  # some totals are estimates
+            self.extend(self.done - self.total)
         if self.bar:
             self.bar.update(self.task, advance=count, note=printable(note))
             return

@@ -73,6 +73,15 @@ def test_neither_the_setting_up_nor_what_a_resumed_run_had_done_counts_in_the_ra
     assert capsys.readouterr().err.splitlines()[-1] == "train 510/1000 4.0 s/it, 0:32:40 left"
 
 
+def test_a_total_that_was_too_low_an_estimate_grows(capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    with console.progress("exact solution", 2) as advance:
+        for _ in range(3):
+            advance()
+    assert [line.split()[2] for line in capsys.readouterr().err.splitlines()] == ["1/2", "2/2", "3/3"]
+
+
 def test_a_quick_loop_prints_nothing(capsys):
     with console.progress("Sampling", 100) as advance:
         for _ in range(100):
