@@ -225,6 +225,8 @@ FOUND = [
     ("official video .pt", with_integers),
     ("checkpoint record", lambda content: b"[" * 100_000),
     ("facts of a data set", changed(features__label__names=[["circle"], ["square"]])),
+    # an optional column becomes a required one, which its statistics contradict: pyarrow aborted the process
+    ("rows in Parquet, none", lambda content: content.replace(b"%\x02\x18\x05label", b"%\x00\x18\x05label")),
     ("CLIP preprocessor", lambda content: b"3"),
     ("CLIP tokenizer", lambda content: b"{}"),
     ("CLIP preprocessor", changed(image_mean=[0.5])),
@@ -256,4 +258,4 @@ def test_what_a_parquet_file_unfolds_to_is_said_by_its_pages_and_not_by_its_foot
     file = io.BytesIO(parquet(size=10**6, compression="zstd", claimed=1000)(b""))
     group = read_metadata(file).row_group(0)
     assert group.total_byte_size == group.column(0).total_uncompressed_size == 1000
-    assert unfolded(file, group.column(0)).bytes > 10**6
+    assert unfolded(file)[0][0].bytes > 10**6

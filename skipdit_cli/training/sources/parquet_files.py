@@ -80,15 +80,13 @@ def _tables(file: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with reading(f"Got {file}, which", failed="is no readable Parquet file"), pq.ParquetFile(file) as opened:
-        facts, largest = opened.metadata, 1
+        total, largest = 0, 1
         with open(file, "rb") as content:
-            for number in range(facts.num_row_groups):
-                group = facts.row_group(number)
-                parts = [unfolded(content, group.column(column)) for column in range(group.num_columns)]
-                size = sum(max(part.bytes, part.values * BYTES_OF_VALUE) for part in parts)
-                _check_expansion(file, size)
-                largest = max(largest, size)
-        total = 0
+            groups = unfolded(content)
+        for columns in groups:
+            size = sum(max(column.bytes, column.values * BYTES_OF_VALUE) for column in columns)
+            _check_expansion(file, size)
+            largest = max(largest, size)
         for batch in opened.iter_batches(min(ROWS_AT_ONCE, max(1, BYTES_AT_ONCE // largest))):
             total += batch.nbytes
             _check_expansion(file, total)

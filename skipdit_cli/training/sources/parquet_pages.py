@@ -1,21 +1,27 @@
-"""The pages of a Parquet file, by their own headers: what a reader allocates, whatever the footer says.
+"""The pages of a Parquet file, by their own headers: what a reader allocates, whatever the footer says of it.
 
-Headers are Thrift structures in its compact protocol:
+Footer and headers are Thrift structures in its compact protocol, read here as pyarrow ends the process where the
+statistics of a column are damaged:
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 BOOLEANS, BYTE, INTEGERS, DOUBLE, BINARY, LISTS, STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 """Types of the compact protocol; that of a boolean field is its value."""
+ROW_GROUPS, COLUMNS, COLUMN = 4, 1, 3
+"""Fields of the footer, of a group of rows and of a column that lead to what is said of the column."""
+COLUMN_SIZE, DATA, DICTIONARY = 7, 9, 11
+"""Fields of that: its size in the file, and where its pages of data and its dictionary begin."""
 UNPACKED_SIZE, PACKED_SIZE, CONTENTS = 2, 3, (5, 7, 8)
 """Fields of a page's header: its sizes in bytes, and what is said of a page of data, of a dictionary, and of data in
 version 2, of which the first field is the number of values."""
-DEEPEST, LONGEST = 8, 1 << 20
-"""The nesting of a header, and the number of elements and bytes of anything in it: arrow writes some hundred bytes."""
+DEEPEST, LONGEST = 16, 1 << 23
+"""The nesting of structures and lists, and the number of elements and bytes of anything in them."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +32,58 @@ class Unfolded:
     values: int
 
 
-def unfolded(file: BinaryIO, column: Any) -> Unfolded:
-    """Return what the pages of a column in a group of rows unfold to.
+def unfolded(file: BinaryIO) -> list[list[Unfolded]]:
+    """Return what the pages of each column unfold to, for each group of rows.
 
-    Args:
-        column: Its ``pyarrow.parquet.ColumnChunkMetaData``.
     Raises:
-        ValueError: A header is damaged.
+        ValueError: The footer or a header is damaged.
         EOFError: The file ends in one.
     """
-    position, total, values = column.data_page_offset, 0, 0
-    if column.has_dictionary_page and 0 < column.dictionary_page_offset < position:
-        position = column.dictionary_page_offset
-    end = position + column.total_compressed_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 8, 0))
+    length = int.from_bytes(file.read(4), "little")
+    if not 0 < length <= min(size - 8, LONGEST):
+        raise ValueError(f"a footer of {length:,} bytes")
+    file.seek(size - 8 - length)
+    groups = _Fields(file).struct().get(ROW_GROUPS)
+    return [
+        [
+            _pages(file, _as(dict, _as(dict, column).get(COLUMN)), size)
+            for column in _as(list, _as(dict, group).get(COLUMNS))
+        ]
+        for group in _as(list, groups)
+    ]
+
+
+def _pages(file: BinaryIO, column: dict[int, Any], size: int) -> Unfolded:
+    """Return what the pages of a column in a group of rows unfold to, in a file of a size."""
+    position, length, total, values = _as(int, column.get(DATA)), _as(int, column.get(COLUMN_SIZE)), 0, 0
+    if 0 < _as(int, column.get(DICTIONARY, 0)) < position:
+        position = column[DICTIONARY]
+    end = position + length
+    if not 0 <= position <= end <= size:
+        raise ValueError("a column that is not in the file")
     while position < end:
         file.seek(position)
         header = _Fields(file).struct()
-        packed, size = header.get(PACKED_SIZE, -1), header.get(UNPACKED_SIZE, -1)
-        if not isinstance(packed, int) or not isinstance(size, int) or min(packed, size) < 0:
+        packed, unpacked = _as(int, header.get(PACKED_SIZE)), _as(int, header.get(UNPACKED_SIZE))
+        if packed < 0 or unpacked < 0:
             raise ValueError("a page without a size")
         contents: dict[int, Any] = next((header[key] for key in CONTENTS if isinstance(header.get(key), dict)), {})
-        total, values = total + size, values + contents.get(1, 0)
+        total, values = total + unpacked, values + _as(int, contents.get(1, 0))
         position = file.tell() + packed
     return Unfolded(total, values)
+
+
+def _as(kind: type, value: Any) -> Any:
+    """Return a value that is of a type.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(value, kind):
+        raise ValueError("a footer or a header without a field that it needs")
+    return value
 
 
 @dataclass
@@ -59,32 +94,36 @@ class _Fields:
     depth: int = field(default=0)
 
     def struct(self) -> dict[int, Any]:
-        """Return the fields of a structure by their numbers; what is no number or structure is None."""
-        if self.depth >= DEEPEST:
-            raise ValueError("a header that is nested too deeply")
-        self.depth += 1
-        fields, number = {}, 0
+        """Return the fields of a structure by their numbers; what is no number, structure or list is None."""
+        fields: dict[int, Any] = {}
+        number = 0
         while (head := self.byte()) != 0:
             number = number + (head >> 4) if head >> 4 else self.integer()
             fields[number] = self.value(head & 15)
-        self.depth -= 1
         return fields
 
     def value(self, kind: int) -> Any:
         if kind in INTEGERS:
             return self.integer()
-        if kind == STRUCT:
-            return self.struct()
-        if kind in LISTS:
-            head = self.byte()
-            for _ in range(self.length() if head >> 4 == 15 else head >> 4):
-                self.value(BYTE if head & 15 in BOOLEANS else head & 15)
-        elif kind not in BOOLEANS:
+        if kind == STRUCT or kind in LISTS:
+            if self.depth >= DEEPEST:
+                raise ValueError("a header that is nested too deeply")
+            self.depth += 1
+            nested = self.struct() if kind == STRUCT else self.elements()
+            self.depth -= 1
+            return nested
+        if kind not in BOOLEANS:
             sizes = {BYTE: 1, DOUBLE: 8}
             if kind != BINARY and kind not in sizes:
                 raise ValueError(f"a field of the unknown type {kind}")
             self.skip(self.length() if kind == BINARY else sizes[kind])
         return None
+
+    def elements(self) -> list[Any]:
+        """Return the elements of a list."""
+        head = self.byte()
+        kind = BYTE if head & 15 in BOOLEANS else head & 15
+        return [self.value(kind) for _ in range(self.length() if head >> 4 == 15 else head >> 4)]
 
     def integer(self) -> int:
         """Return a signed number, whose lowest bit is its sign."""
