@@ -24,8 +24,8 @@ def local_rank() -> int:
 
 
 def claim_stdout() -> None:
-    """Keep stdout for what Python prints: what libraries in C++ write there, as Gloo before torch 2.13 does when
-    processes meet, goes to stderr and cannot break the output of ``--json``."""
+    """Keep stdout for what Python prints: what libraries in C++ write there, as Gloo of torch 2.8 does when processes
+    meet, goes to stderr and cannot break the output of ``--json``."""
     if sys.stdout is None or sys.stderr is None:  # closed
         return
     sys.stdout.flush()

@@ -44,7 +44,7 @@ def run_together(processes: int, *arguments, folder: Path, env: dict | None = No
             process.kill()
             process.join()
     texts = [[printed(folder / f"{rank}.{name}") for name in ("out", "err")] for rank in range(processes)]
-    return [Ended(process.exitcode, *printed) for process, printed in zip(started, texts)]
+    return [Ended(process.exitcode, *streams) for process, streams in zip(started, texts)]
 
 
 def printed(file: Path) -> str:

@@ -21,6 +21,12 @@ def fsdp_is_requested() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
+def shards_on_cpu() -> bool:
+    """Return whether this torch has right gradients of shards on a CPU: those of two processes were measured twice as
+    large under 2.8, and right under 2.13."""
+    return tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
+
 def check_fsdp() -> None:
     """Check the settings of FSDP that the launcher passes on in environment variables.
 
@@ -42,8 +48,8 @@ def check_fsdp() -> None:
     ):
         if parse_flag_from_env(name):
             raise UsageError(f"Launched with {flag} true, which is not supported; {advice}.")
-    if not torch.accelerator.is_available() and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
-        raise UsageError(  # under torch 2.8, gradients of two processes were measured twice as large
+    if not torch.accelerator.is_available() and not shards_on_cpu():
+        raise UsageError(
             f"Launched with FSDP on a CPU with torch {torch.__version__}, but expected 2.13 or newer: older "
             "ones have wrong gradients there; install that, or leave out --use_fsdp."
         )

@@ -8,7 +8,7 @@ https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thr
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 BOOLEANS, BYTE, INTEGERS, DOUBLE, BINARY, LISTS, STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
@@ -45,45 +45,40 @@ def unfolded(file: BinaryIO) -> list[list[Unfolded]]:
     if not 0 < length <= min(size - 8, LONGEST):
         raise ValueError(f"a footer of {length:,} bytes")
     file.seek(size - 8 - length)
-    groups = _Fields(file).struct().get(ROW_GROUPS)
-    return [
-        [
-            _pages(file, _as(dict, _as(dict, column).get(COLUMN)), size)
-            for column in _as(list, _as(dict, group).get(COLUMNS))
-        ]
-        for group in _as(list, groups)
-    ]
+    groups = _field(_Fields(file).struct(), ROW_GROUPS, list)
+    return [[_pages(file, _field(column, COLUMN, dict), size) for column in _field(group, COLUMNS, list)]
+            for group in groups]  # fmt: skip
 
 
 def _pages(file: BinaryIO, column: dict[int, Any], size: int) -> Unfolded:
     """Return what the pages of a column in a group of rows unfold to, in a file of a size."""
-    position, length, total, values = _as(int, column.get(DATA)), _as(int, column.get(COLUMN_SIZE)), 0, 0
-    if 0 < _as(int, column.get(DICTIONARY, 0)) < position:
+    position, total, values = _field(column, DATA, int), 0, 0
+    if DICTIONARY in column and 0 < _field(column, DICTIONARY, int) < position:
         position = column[DICTIONARY]
-    end = position + length
+    end = position + _field(column, COLUMN_SIZE, int)
     if not 0 <= position <= end <= size:
         raise ValueError("a column that is not in the file")
     while position < end:
         file.seek(position)
         header = _Fields(file).struct()
-        packed, unpacked = _as(int, header.get(PACKED_SIZE)), _as(int, header.get(UNPACKED_SIZE))
+        packed, unpacked = (_field(header, number, int) for number in (PACKED_SIZE, UNPACKED_SIZE))
         if packed < 0 or unpacked < 0:
             raise ValueError("a page without a size")
-        contents: dict[int, Any] = next((header[key] for key in CONTENTS if isinstance(header.get(key), dict)), {})
-        total, values = total + unpacked, values + _as(int, contents.get(1, 0))
+        contents: dict[int, Any] = next((header[key] for key in CONTENTS if isinstance(header.get(key), dict)), {1: 0})
+        total, values = total + unpacked, values + _field(contents, 1, int)
         position = file.tell() + packed
     return Unfolded(total, values)
 
 
-def _as(kind: type, value: Any) -> Any:
-    """Return a value that is of a type.
+def _field(fields: Any, number: int, kind: type) -> Any:
+    """Return a field of a structure, which has it and is one.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not, or the field is of another type.
     """
-    if not isinstance(value, kind):
+    if not isinstance(fields, dict) or not isinstance(fields.get(number), kind):
         raise ValueError("a footer or a header without a field that it needs")
-    return value
+    return fields[number]
 
 
 @dataclass
@@ -91,7 +86,7 @@ class _Fields:
     """The values at the position of a file."""
 
     file: BinaryIO
-    depth: int = field(default=0)
+    depth: int = 0
 
     def struct(self) -> dict[int, Any]:
         """Return the fields of a structure by their numbers; what is no number, structure or list is None."""
